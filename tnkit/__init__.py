@@ -1,0 +1,52 @@
+"""tnkit finds and explores transfer neurons of multilingual language models.
+
+    import tnkit as tn
+
+    model = tn.load_model("gemma-3-270m")
+    corpus = tn.load_corpus("everyday", ["en", "ja"])
+    found = tn.detect(model, corpus, language="ja", kind="type1", top=1000)
+    found.neurons.to_frame()
+
+Everything heavy (torch, transformers, nnsight, matplotlib) is imported on first use.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Activations": "activations",
+    "capture": "activations",
+    "stream": "activations",
+    "Centroids": "centroids",
+    "estimate_centroids": "centroids",
+    "Corpus": "corpora",
+    "load_corpus": "corpora",
+    "Detection": "detection",
+    "detect": "detection",
+    "detect_all": "detection",
+    "TnkitError": "errors",
+    "Model": "models",
+    "load_model": "models",
+    "NeuronSet": "neurons",
+    "NeuronScores": "scoring",
+    "score_neurons": "scoring",
+}
+_MODULES = ("geometry", "plots", "storage")
+
+__all__ = ["__version__", *_HOME, *_MODULES]
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        value = getattr(import_module(f"tnkit.{_HOME[name]}"), name)
+    elif name in _MODULES:
+        value = import_module(f"tnkit.{name}")
+    else:
+        raise AttributeError(f"module 'tnkit' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,193 @@
+"""Where a decoder block keeps its MLP neurons, found by name and proved by arithmetic.
+
+A block's MLP branch ends in one linear map. `Sites` says which submodule that is, where `mid` (the sum the branch is
+added to) can be read, and whether the branch passes through a norm of its own before it is added. There is no list of
+architectures: the few names that transformers' models use are tried in turn, and `tnkit.models.load_model` keeps the
+reading for which
+
+    mid + sum of contributions + bias = post
+
+holds on a real forward pass. That identity has one solution for `mid`, so a reading that passes is right.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tnkit.errors import TnkitError
+
+_LAST_MAPS = (
+    "mlp.down_proj",
+    "mlp.c_proj",
+    "mlp.dense_4h_to_h",
+    "mlp.fc2",
+    "mlp.fc_out",
+    "mlp.proj",
+    "ffn.down_proj",
+    "feed_forward.down_proj",
+    "feed_forward.w2",
+    "fc2",
+)
+_ATTENTIONS = ("self_attn", "self_attention", "attention", "attn")
+_READS_MID = (
+    "pre_feedforward_layernorm",
+    "post_attention_layernorm",
+    "ln_2",
+    "norm_2",
+    "final_layer_norm",
+    "mlp",
+)
+_BRANCH_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm")
+_PARALLEL_FLAGS = ("use_parallel_residual", "parallel_attn", "new_decoder_architecture")
+_EXPERTS = ("experts", "router", "block_sparse_moe", "shared_expert")
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Submodules of a block, by name relative to it.
+
+    Attributes:
+        last_map: the MLP's last linear map; its input coordinates are the neurons.
+        mid: the module whose input is `mid`, or None where attention and MLP run side by side (mid = pre + attention).
+        attention: the attention module, read only where `mid` is None.
+        norm: the norm that the MLP branch passes through before it is added, or None.
+        multiplier: the constant that the branch is multiplied by before it is added (Granite), else 1.
+    """
+
+    last_map: str
+    mid: str | None
+    attention: str | None = None
+    norm: str | None = None
+    multiplier: float = 1.0
+
+    def __str__(self) -> str:
+        mid = f"the input of {self.mid}" if self.mid else f"pre + {self.attention}"
+        return f"neurons at {self.last_map}, mid = {mid}" + (f", branch norm {self.norm}" if self.norm else "")
+
+
+def decoder_blocks(module: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The list of decoder blocks in a transformers model, and its dotted path.
+
+    Raises:
+        TnkitError: for an encoder-decoder or mixture-of-experts model, or where no such list is found.
+
+    >>> from tnkit.tests.tiny import tiny_module
+    >>> path, blocks = decoder_blocks(tiny_module("gpt2"))
+    >>> path, len(blocks)
+    ('transformer.h', 4)
+    """
+    name = type(module).__name__
+    config = module.config.get_text_config(decoder=True)
+    if module.config.is_encoder_decoder:
+        raise TnkitError(
+            f"{name} is an encoder-decoder model; transfer neurons are defined on the residual stream of a "
+            "decoder-only model, so load one of those"
+        )
+    depth = config.num_hidden_layers
+    found = [
+        (path, child)
+        for path, child in module.named_modules()
+        if isinstance(child, nn.ModuleList)
+        and len(child) == depth
+        and any(has(child[0], site) for site in _LAST_MAPS + _ATTENTIONS)
+    ]
+    for path, blocks in found:
+        for index, block in enumerate(blocks):
+            expert = next((part for part, _ in block.named_modules() if part.split(".")[-1] in _EXPERTS), None)
+            if expert:
+                raise TnkitError(
+                    f"{name} is a mixture-of-experts model ({path}.{index}.{expert}); a neuron there belongs to an "
+                    "expert that is not always run, which tnkit does not score: load a dense model"
+                )
+    if len(found) != 1:
+        raise TnkitError(
+            f"{name} is not an architecture that tnkit knows: expected one list of {depth} decoder blocks, "
+            f"found {[path for path, _ in found] or 'none'}"
+        )
+    return found[0]
+
+
+def readings(block: nn.Module, config) -> Iterator[Sites]:
+    """The ways to read a block, the likeliest first.
+
+    Raises:
+        TnkitError: where the block has no last linear map of a known name.
+    """
+    last_map = next((name for name in _LAST_MAPS if has(block, name)), None)
+    if last_map is None:
+        children = ", ".join(name for name, _ in block.named_children())
+        raise TnkitError(
+            f"{type(block).__name__} is not a block that tnkit knows: none of {', '.join(_LAST_MAPS)} is in it "
+            f"(it has {children})"
+        )
+    attention = next((name for name in _ATTENTIONS if has(block, name)), None)
+    mids: list[str | None] = [name for name in _READS_MID if has(block, name)]
+    if attention:
+        parallel_first = any(getattr(config, flag, False) for flag in _PARALLEL_FLAGS)
+        mids.insert(0 if parallel_first else len(mids), None)
+    norms = [*(name for name in _BRANCH_NORMS if has(block, name)), None]
+    multiplier = float(getattr(config, "residual_multiplier", None) or 1.0)
+    for norm in norms:
+        for mid in mids:
+            yield Sites(last_map, mid, attention if mid is None else None, norm, multiplier)
+
+
+def has(module: nn.Module, path: str) -> bool:
+    """Whether a submodule of that dotted path exists.
+
+    >>> has(torch.nn.Sequential(torch.nn.Linear(2, 2)), "0"), has(torch.nn.Linear(2, 2), "mlp.fc2")
+    (True, False)
+    """
+    for part in path.split("."):
+        module = getattr(module, part, None)
+        if not isinstance(module, nn.Module):
+            return False
+    return True
+
+
+def value_vectors(last_map: nn.Module, width: int) -> Float[Tensor, "neuron hidden"]:
+    """The columns of an MLP's last linear map, one a row, in the map's own dtype.
+
+    Args:
+        last_map: a `Linear` (weight hidden × neuron) or GPT-2's `Conv1D` (weight neuron × hidden).
+        width: the residual stream's width, `hidden`.
+
+    Raises:
+        TnkitError: where the weight is not a plain matrix of that width (a quantised layer, for one).
+
+    >>> value_vectors(torch.nn.Linear(3, 2), 2).shape
+    torch.Size([3, 2])
+    """
+    weight = last_map.weight.detach()
+    if weight.ndim != 2 or not weight.dtype.is_floating_point:
+        raise TnkitError(
+            f"the weight of {type(last_map).__name__} is {tuple(weight.shape)} of {weight.dtype}, not a plain matrix; "
+            "load the model without quantisation"
+        )
+    vectors = weight if type(last_map).__name__ == "Conv1D" else weight.T
+    if vectors.shape[1] != width:
+        raise TnkitError(f"value vectors of width {vectors.shape[1]} do not fit a residual stream of width {width}")
+    return vectors
+
+
+def output_gain(norm: nn.Module | None, multiplier: float, like: Tensor) -> Float[Tensor, "hidden"]:
+    """What the branch's output is multiplied by, coordinate by coordinate, before it is added to the residual stream.
+
+    For a root-mean-square norm this is its learned gain, read by passing a vector of ones through it, whose root mean
+    square is 1: no need to know whether the class multiplies by weight or by 1 + weight. The norm's denominator is not
+    in it: it differs by token, and `capture` keeps it as `scale`.
+
+    Args:
+        norm: the branch's output norm, or None.
+        multiplier: a constant factor.
+        like: a tensor of the residual stream's width, dtype and device.
+
+    >>> output_gain(None, 0.5, torch.zeros(2))
+    tensor([0.5000, 0.5000])
+    """
+    ones = torch.ones_like(like)
+    with torch.no_grad():
+        return (multiplier * (ones if norm is None else norm(ones))).float()

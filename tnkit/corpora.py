@@ -1,0 +1,298 @@
+"""Sentences aligned across languages, with fixed splits: `Corpus`, and `load_corpus` for every place they come from.
+
+corpus = tn.load_corpus("everyday", ["en", "ja"])           # packaged, CC0
+corpus = tn.load_corpus("pairs.tsv", ["en", "ja"])          # TSV, CSV, JSONL, Parquet, plain text, pickles
+corpus = tn.load_corpus("tatoeba", ["en", "ja"], limit=2000)  # from the Hugging Face Hub; "mkqa" too
+corpus["train"]["ja"]                                       # a sequence of str
+"""
+
+import hashlib
+import json
+import logging
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tnkit import readers, storage
+from tnkit.errors import TnkitError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_LANGUAGE = re.compile(r"(?!id$)[a-z]{2,3}([-_][A-Za-z0-9]{2,8})*")
+_log = logging.getLogger("tnkit")
+
+
+@dataclass(frozen=True)
+class Sentences(Sequence):
+    """The sentences of one language and split; a sequence of str that remembers where it is from.
+
+    >>> Sentences(("Hi!", "Bye!"), language="en")[1]
+    'Bye!'
+    """
+
+    texts: tuple[str, ...]
+    language: str = ""
+    corpus: str = ""
+    split: str = ""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, place):
+        """A sentence, or of a slice the sentences in it."""
+        if isinstance(place, slice):
+            return Sentences(self.texts[place], self.language, self.corpus, self.split)
+        return self.texts[place]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.texts)
+
+
+class Split(dict):
+    """Language → `Sentences`, aligned by place."""
+
+    def __missing__(self, language: str) -> Sentences:
+        raise TnkitError(f"the corpus has no sentences in {language!r}; it has {', '.join(self) or 'none'}")
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Aligned sentences by language, in a train and a test split that share no sentence.
+
+    Attributes:
+        name: where it comes from.
+        frame: a pandas frame with a column `split` ("train" or "test") and one a language.
+        dropped: how many rows were left out, by reason.
+
+    >>> corpus = load_corpus("everyday", ["en", "ja"])
+    >>> len(corpus["train"]["en"]), corpus.languages
+    (256, ('en', 'ja'))
+    """
+
+    name: str
+    frame: "pd.DataFrame" = field(repr=False)
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages, in the order of the columns."""
+        return tuple(column for column in self.frame.columns if column != "split")
+
+    @property
+    def hash(self) -> str:
+        """A fingerprint of all its sentences and splits."""
+        return storage.text_hash(self.frame.astype(str).agg("\t".join, axis=1))
+
+    def __getitem__(self, split: str) -> Split:
+        if split not in ("train", "test"):
+            raise TnkitError(f"a corpus has the splits 'train' and 'test', not {split!r}: corpus['train']['ja']")
+        rows = self.frame[self.frame["split"] == split]
+        return Split({name: Sentences(tuple(rows[name]), name, self.name, split) for name in self.languages})
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """The sentences, a row each, with their split."""
+        return self.frame.copy()
+
+    def save(self, path: str | Path) -> Path:
+        """Write a TSV file that `load_corpus` reads back, splits included."""
+        rows = [list(self.frame.columns), *self.frame.itertuples(index=False)]
+        return storage.write_text(
+            path, "".join("\t".join(re.sub(r"\s+", " ", cell) for cell in row) + "\n" for row in rows)
+        )
+
+    def _repr_html_(self) -> str:
+        sizes = self.frame["split"].value_counts().to_dict()
+        return storage.html_card("Corpus", {"name": self.name, "languages": self.languages, **sizes, **self.dropped})
+
+
+def load_corpus(
+    source: "str | Path | pd.DataFrame",
+    languages: Sequence[str] | None = None,
+    *,
+    test: float = 0.5,
+    limit: int | None = None,
+) -> Corpus:
+    """Load sentences, normalise them, and split them.
+
+    Text is put into Unicode NFC and stripped; rows with an empty sentence and exact duplicates are dropped and counted.
+    A column `split` is respected; otherwise rows are split by a hash of their text, so that the same sentences always
+    fall the same way, and rows that share a sentence stay together.
+
+    Args:
+        source: "everyday" (packaged), "tatoeba" or "mkqa" (Hugging Face Hub), "hf://datasets/OWNER/NAME/FILE", a pandas
+            frame, or a file: .tsv .csv .jsonl .parquet with one column a language, .txt with one sentence a line, or a
+            .pkl of the published code (a list of sentences, or of tuples of them).
+        languages: which languages, by column name; for files without column names, the name of each column in order.
+        test: the share of rows in the test split.
+        limit: keep at most so many rows, chosen by the same hash.
+
+    Raises:
+        TnkitError: for a file that is missing, empty, damaged or not what its ending says, and for missing languages.
+
+    >>> import pandas as pd
+    >>> corpus = load_corpus(pd.DataFrame({"en": ["Hi!", "Hi!", "Bye!"], "it": ["Ciao!", "Ciao!", "A dopo!"]}))
+    >>> dict(corpus.dropped), len(corpus)
+    ({'duplicates': 1}, 2)
+    """
+    import pandas as pd
+
+    if isinstance(languages, str):
+        languages = [languages]
+    if not 0 <= test <= 1:
+        raise TnkitError(f"test={test} must be a share between 0 and 1")
+    if isinstance(source, pd.DataFrame):
+        name, frame = "frame", source
+    else:
+        name = Path(source).name if Path(source).suffix else str(source)
+        frame = _read(str(source), languages)
+    frame, dropped = _clean(_columns(name, frame, languages))
+    if limit is not None and len(frame) > limit:
+        order = sorted(range(len(frame)), key=lambda row: _row_hash(frame.iloc[row]))
+        dropped["beyond the limit"] = len(frame) - limit
+        frame = frame.iloc[sorted(order[:limit])].reset_index(drop=True)
+    if frame.empty:
+        raise TnkitError(f"{name} has no sentences{f' left after dropping {dropped}' if dropped else ''}")
+    if "split" not in frame:
+        frame.insert(0, "split", _split(frame, test))
+    if dropped:
+        counts = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+        _log.warning("%s: kept %d rows, dropped %s", name, len(frame), counts)
+    return Corpus(name, frame, dropped)
+
+
+def _read(source: str, languages: Sequence[str] | None) -> "pd.DataFrame":
+    if source == "everyday":
+        return readers.read_table(Path(__file__).parent / "data" / "everyday.tsv", languages)
+    if source in RECIPES:
+        return RECIPES[source](languages)
+    if source.startswith("hf://"):
+        match = re.fullmatch(r"hf://datasets/([^/]+/[^/@]+)(?:@([^/]+))?/(.+)", source)
+        if not match:
+            raise TnkitError(f"{source} is not of the form hf://datasets/OWNER/NAME/FILE or …/NAME@REVISION/FILE")
+        repository, revision, file = match.groups()
+        return readers.read_table(hub_file(repository, file, revision), languages)
+    return readers.read_table(source, languages)
+
+
+def hub_file(repository: str, file: str, revision: str | None = None) -> Path:
+    """A file of a data set on the Hugging Face Hub, downloaded once.
+
+    Raises:
+        TnkitError: where the Hub does not give it.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, file, repo_type="dataset", revision=revision))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise TnkitError(f"the Hugging Face Hub did not give {file} of the data set {repository} ({reason})") from error
+
+
+def _tatoeba(languages: Sequence[str] | None) -> "pd.DataFrame":
+    """English sentences and their first translation into each language (Tatoeba, CC BY 2.0 FR)."""
+    import pandas as pd
+
+    wanted = [language for language in languages or () if language != "en"]
+    if not wanted:
+        raise TnkitError('name the languages: load_corpus("tatoeba", ["en", "ja"])')
+    frames = []
+    for language in wanted:
+        file = hub_file(
+            "sentence-transformers/parallel-sentences-tatoeba",
+            f"en-{language}/train/0000.parquet",
+            "refs/convert/parquet",
+        )
+        pairs = pd.read_parquet(file)[["english", "non_english"]]
+        frames.append(pairs.set_axis(["en", language], axis=1).drop_duplicates("en"))
+    merged = frames[0]
+    for frame in frames[1:]:
+        merged = merged.merge(frame, on="en")
+    return merged
+
+
+def _mkqa(languages: Sequence[str] | None) -> "pd.DataFrame":
+    """MKQA's questions (Longpre, Lu & Daiber, 2021; CC BY-SA 3.0), one column a language."""
+    import pandas as pd
+
+    rows = pd.read_parquet(
+        hub_file("apple/mkqa", "mkqa/train/0000.parquet", "refs/convert/parquet"), columns=["queries"]
+    )
+    frame = pd.DataFrame(rows["queries"].tolist())
+    return frame if languages is None else frame[[name for name in languages if name in frame]]
+
+
+RECIPES: dict[str, Callable[[Sequence[str] | None], "pd.DataFrame"]] = {"tatoeba": _tatoeba, "mkqa": _mkqa}
+
+
+def _columns(name: str, frame: "pd.DataFrame", languages: Sequence[str] | None) -> "pd.DataFrame":
+    """The wanted language columns, and the split."""
+    columns = [str(column) for column in frame.columns]
+    frame = frame.set_axis(columns, axis=1)
+    wanted = list(languages) if languages else [column for column in columns if _LANGUAGE.fullmatch(column)]
+    missing = [language for language in wanted if language not in columns]
+    if missing or not wanted:
+        raise TnkitError(
+            f"{name} has no column for {', '.join(missing) or 'any language'}; it has {', '.join(columns)}: name each "
+            "column by its language code, such as en or ja"
+        )
+    return frame[[*wanted, *(["split"] if "split" in columns else [])]]
+
+
+def _clean(frame: "pd.DataFrame") -> tuple["pd.DataFrame", dict[str, int]]:
+    """Normalise, and drop rows with an empty sentence and exact duplicates."""
+    languages = [column for column in frame.columns if column != "split"]
+    frame = frame.copy()
+    for language in languages:
+        frame[language] = [
+            unicodedata.normalize("NFC", cell).strip() if isinstance(cell, str) else "" for cell in frame[language]
+        ]
+    if "split" in frame:
+        unknown = sorted(set(map(str, frame["split"])) - {"train", "test"})
+        if unknown:
+            raise TnkitError(f"the column split holds {', '.join(unknown[:3])!r}; expected train and test")
+    whole = frame[(frame[languages] != "").all(axis=1)]
+    unique = whole.drop_duplicates(languages)
+    dropped = {"empty": len(frame) - len(whole), "duplicates": len(whole) - len(unique)}
+    return unique.reset_index(drop=True), {reason: count for reason, count in dropped.items() if count}
+
+
+def _split(frame: "pd.DataFrame", test: float) -> list[str]:
+    """Group rows that share a sentence, order the groups by hash, and fill the test split with the first."""
+    import numpy as np
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    rows, nodes, offset = np.arange(len(frame)), [], len(frame)
+    for language in frame.columns:
+        codes = frame[language].astype("category").cat.codes.to_numpy(dtype=np.int64)
+        nodes.append(codes + offset)
+        offset += int(codes.max()) + 1
+    links = coo_matrix(
+        (np.ones(len(rows) * len(nodes)), (np.tile(rows, len(nodes)), np.concatenate(nodes))),
+        shape=(offset, offset),
+    )
+    group = connected_components(links, directed=False)[1][: len(frame)]
+    members: dict[int, list[int]] = {}
+    for row in rows:
+        members.setdefault(int(group[row]), []).append(int(row))
+    keys = {number: min(_row_hash(frame.iloc[row]) for row in places) for number, places in members.items()}
+    split, wanted = ["train"] * len(frame), round(test * len(frame))
+    for number in sorted(members, key=keys.__getitem__):
+        places = members[number]
+        if len(places) <= wanted:
+            wanted -= len(places)
+            for row in places:
+                split[row] = "test"
+    return split
+
+
+def _row_hash(row: Any) -> str:
+    return hashlib.sha256(json.dumps([str(cell) for cell in row], ensure_ascii=False).encode()).hexdigest()

@@ -1,0 +1,360 @@
+"""A decoder-only language model whose MLP neurons can be read: `Model`, and `load_model`, which proves that they are.
+
+model = tn.load_model("gemma-3-270m")                       # the packaged demo model
+model = tn.load_model("meta-llama/Meta-Llama-3-8B", dtype="bfloat16", device_map="auto")
+model = tn.load_model("path/to/folder")
+model = tn.load_model(module, tokenizer=tokenizer)          # a transformers model you already have
+"""
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from jaxtyping import Float
+from nnsight.modeling.transformers import TransformersModel
+from torch import Tensor, nn
+
+from tnkit import architecture, packaged
+from tnkit.architecture import Sites
+from tnkit.errors import TnkitError
+from tnkit.trace import trace_blocks
+
+_FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "layer_norm", "norm_f")
+_PROBE = "Languages meet in the middle, 2 by 2; 言葉は中で出会う。"
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A decoder-only language model, its layer sites and its value vectors.
+
+    Made by `load_model`. Layers count from 0.
+
+    Attributes:
+        name: the Hub id, folder or packaged name it was loaded from.
+        revision: the commit of the Hub repository, where there is one.
+        lm: the nnsight-wrapped module, for traces of your own.
+        tokenizer: the transformers tokenizer.
+        sites: which submodules of a block are read.
+        blocks_path, final_norm_path: dotted paths of the decoder blocks and of the norm after the last one.
+        n_layers, n_neurons, hidden_size: numbers of layers, of neurons in a layer, of residual stream coordinates.
+
+    >>> from tnkit.tests.tiny import tiny_model
+    >>> model = tiny_model("llama")
+    >>> model.n_layers, model.n_neurons, model.hidden_size
+    (4, 48, 32)
+    >>> model.early_layers, model.late_layers
+    (range(0, 2), range(2, 4))
+    """
+
+    name: str
+    revision: str | None
+    lm: TransformersModel = field(repr=False)
+    tokenizer: transformers.PreTrainedTokenizerBase = field(repr=False)
+    sites: Sites
+    blocks_path: str
+    final_norm_path: str | None
+    n_layers: int
+    n_neurons: int
+    hidden_size: int
+
+    @property
+    def module(self) -> transformers.PreTrainedModel:
+        """The plain transformers module."""
+        return self.lm._module
+
+    @property
+    def boundary(self) -> int:
+        """The first late layer, ⌊20 L / 32⌋ (Tezuka & Inoue, 2025, use the first 20 of 32 layers for Type-1)."""
+        return 20 * self.n_layers // 32
+
+    @property
+    def early_layers(self) -> range:
+        """Where Type-1 neurons are looked for."""
+        return range(self.boundary)
+
+    @property
+    def late_layers(self) -> range:
+        """Where Type-2 neurons are looked for."""
+        return range(self.boundary, self.n_layers)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the value vectors."""
+        return self._last_map(0).weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids must be put."""
+        return self.module.get_input_embeddings().weight.device
+
+    @property
+    def context(self) -> int | None:
+        """The longest input in tokens, or None where the model states no limit."""
+        return getattr(self.module.config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+    def value_vectors(self, layer: int) -> Float[Tensor, "neuron hidden"]:
+        """The value vectors of a layer, one neuron a row: a view, in the model's dtype and on the layer's device.
+
+        Raises:
+            TnkitError: for a layer that the model does not have.
+
+        >>> from tnkit.tests.tiny import tiny_model
+        >>> tiny_model("gpt2").value_vectors(0).shape
+        torch.Size([48, 32])
+        """
+        check_layers(self, [layer])
+        return architecture.value_vectors(self._last_map(layer), self.hidden_size)
+
+    def output_gain(self, layer: int) -> Float[Tensor, "hidden"]:
+        """What the MLP branch is multiplied by, coordinate by coordinate, on its way to the residual stream (float32).
+
+        A neuron's contribution is scale · output gain ⊙ value vector · activation. It is 1 in pre-norm blocks, and the
+        learned gain of the branch's own norm in Gemma and OLMo 2.
+        """
+        check_layers(self, [layer])
+        return self.output_gains[layer]
+
+    @cached_property
+    def output_gains(self) -> list[Float[Tensor, "hidden"]]:
+        """`output_gain` of every layer."""
+        norm = attrgetter(self.sites.norm) if self.sites.norm else (lambda _: None)
+        return [
+            architecture.output_gain(
+                norm(block),
+                self.sites.multiplier,
+                architecture.value_vectors(self._last_map(layer), self.hidden_size)[0],
+            )
+            for layer, block in enumerate(self._blocks)
+        ]
+
+    def output_bias(self, layer: int) -> Float[Tensor, "hidden"]:
+        """The bias of the MLP's last linear map (zeros where it has none), float32."""
+        bias = getattr(self._last_map(layer), "bias", None)
+        return torch.zeros_like(self.output_gains[layer]) if bias is None else bias.detach().float()
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """A fingerprint of every parameter's name, shape, dtype and bits (16 hex digits).
+
+        Each tensor enters through the exact integer sum of its bits and through 64 evenly spaced values, so that a
+        change of one value is seen without hashing gigabytes.
+        """
+        digest = hashlib.sha256()
+        for name, tensor in self.module.state_dict(keep_vars=True).items():
+            flat = tensor.detach().reshape(-1)
+            whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()]
+            bits = flat.view(whole)
+            sample = bits[:: max(1, len(bits) // 64)][:64].tolist()
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {int(bits.sum())} {sample}\n".encode())
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """What results record of the model: name, revision, weights hash, dtype and shape."""
+        return {
+            "name": self.name,
+            "revision": self.revision,
+            "weights": self.weights_hash,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "layers": self.n_layers,
+            "neurons": self.n_neurons,
+            "hidden": self.hidden_size,
+        }
+
+    @property
+    def _blocks(self) -> nn.ModuleList:
+        return attrgetter(self.blocks_path)(self.module)
+
+    def _last_map(self, layer: int) -> nn.Module:
+        return attrgetter(self.sites.last_map)(self._blocks[layer])
+
+    def _repr_html_(self) -> str:
+        from tnkit.storage import html_card
+
+        return html_card(
+            "Model",
+            {
+                "name": self.name,
+                "layers": self.n_layers,
+                "neurons a layer": self.n_neurons,
+                "hidden": self.hidden_size,
+                "dtype, device": f"{self.dtype}, {self.device}",
+                "sites": self.sites,
+            },
+        )
+
+
+def load_model(
+    source: str | Path | nn.Module,
+    *,
+    tokenizer: transformers.PreTrainedTokenizerBase | None = None,
+    revision: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    device_map: str | dict | None = None,
+    trust_remote_code: bool = False,
+) -> Model:
+    """Load a decoder-only model and prove that its neurons are read rightly.
+
+    One tiny forward pass checks that mid + sum of contributions + bias = post in every layer.
+
+    Args:
+        source: the packaged model's name, a Hub id, a local folder, or a loaded transformers model.
+        tokenizer: needed with a loaded model.
+        revision: branch, tag or commit of the Hub repository.
+        dtype: "auto" (as stored), "float32", "bfloat16", …
+        device_map: as in transformers; "auto" spreads the model over the GPUs that are there.
+        trust_remote_code: run code that comes with the model; never on by default.
+
+    Raises:
+        TnkitError: for an unknown model, an encoder-decoder or mixture-of-experts model, or one that fails the check.
+
+    >>> from tnkit.tests.tiny import byte_tokenizer, tiny_module
+    >>> model = load_model(tiny_module("gemma3"), tokenizer=byte_tokenizer())
+    >>> print(model.sites)
+    neurons at mlp.down_proj, mid = the input of pre_feedforward_layernorm, branch norm post_feedforward_layernorm
+    """
+    if isinstance(source, nn.Module):
+        if tokenizer is None:
+            raise TnkitError("a loaded model needs its tokenizer: load_model(module, tokenizer=tokenizer)")
+        return _wrap(source, tokenizer, str(getattr(source, "name_or_path", "") or type(source).__name__), revision)
+    name, folder = str(source), source
+    if name in packaged.MODELS:
+        folder = packaged.converted_folder(name)
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, **options)
+        if config.is_encoder_decoder:
+            raise TnkitError(f"{name} is an encoder-decoder model ({config.model_type}); load a decoder-only model")
+        tokenizer = tokenizer or transformers.AutoTokenizer.from_pretrained(folder, **options)
+        with _quiet_loading():
+            module = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, device_map=device_map, **options
+            )
+    except TnkitError:
+        raise
+    except Exception as error:
+        raise TnkitError(_cannot_load(name, error)) from error
+    return _wrap(module, tokenizer, name, revision or getattr(module.config, "_commit_hash", None))
+
+
+def completeness_error(model: Model) -> Float[Tensor, "layer"]:
+    """How far mid + sum of contributions + bias is from post, layer by layer, on a short text.
+
+    Relative to the size of the MLP branch's output; a wrong reading gives about 1, rounding alone 1e-6 (float32) to
+    1e-2 (bfloat16).
+
+    >>> from tnkit.tests.tiny import tiny_model
+    >>> bool((completeness_error(tiny_model("bloom")) < 1e-5).all())
+    True
+    """
+    ids = model.tokenizer(_PROBE)["input_ids"][:8]
+    lengths = torch.arange(1, len(ids) + 1)
+    mask = (torch.arange(len(ids)) < lengths[:, None]).long()
+    batch = torch.tensor(ids) * mask
+    found = trace_blocks(
+        model,
+        batch.to(model.device),
+        mask.to(model.device),
+        layers=range(model.n_layers),
+        keep=("mid", "post", "activations", "scale"),
+    )
+    errors = []
+    for layer in range(model.n_layers):
+        mid, post, activations = (found[site][layer].float() for site in ("mid", "post", "activations"))
+        written = activations @ model.value_vectors(layer).float() + model.output_bias(layer)
+        branch = found["scale"][layer][:, None] * model.output_gains[layer] * written
+        rounding = 4 * torch.finfo(found["post"][layer].dtype).eps * post.norm(dim=1)
+        errors.append(((mid + branch - post).norm(dim=1) / (branch.norm(dim=1) + rounding)).max().cpu())
+    return torch.stack(errors)
+
+
+def check_layers(model: Model, layers) -> tuple[int, ...]:
+    """The layers as a tuple of ints, ascending.
+
+    Raises:
+        TnkitError: for none, or for a layer that the model does not have.
+    """
+    chosen = tuple(sorted({int(layer) for layer in layers}))
+    if not chosen or chosen[0] < 0 or chosen[-1] >= model.n_layers:
+        raise TnkitError(
+            f"layers {list(chosen) or 'none'} are not all in {model.name}, which has layers 0 to {model.n_layers - 1}"
+        )
+    return chosen
+
+
+def _wrap(module: nn.Module, tokenizer, name: str, revision: str | None) -> Model:
+    """Find the sites of a loaded module by trying the readings of its blocks, and keep the one that is complete."""
+    module.eval()
+    path, blocks = architecture.decoder_blocks(module)
+    config = module.config.get_text_config(decoder=True)
+    parent, _, _ = path.rpartition(".")
+    norm = next((norm for norm in _FINAL_NORMS if architecture.has(module.get_submodule(parent), norm)), None)
+    first, *others = architecture.readings(blocks[0], config)
+    widths = {
+        len(architecture.value_vectors(attrgetter(first.last_map)(block), config.hidden_size)) for block in blocks
+    }
+    if len(widths) > 1:
+        raise TnkitError(
+            f"{name} has layers of different widths ({sorted(widths)} neurons), which tnkit does not score"
+        )
+    padding_side = tokenizer.padding_side
+    model = Model(
+        name=name,
+        revision=revision,
+        lm=TransformersModel(module, tokenizer=tokenizer, task="text-generation"),
+        tokenizer=tokenizer,
+        sites=first,
+        blocks_path=path,
+        final_norm_path=norm and f"{parent}.{norm}",
+        n_layers=len(blocks),
+        n_neurons=widths.pop(),
+        hidden_size=config.hidden_size,
+    )
+    tokenizer.padding_side = padding_side  # wrapping switches the caller's tokenizer to the left
+    tolerance = 1e-3 if module.dtype == torch.float32 else 0.05
+    tried = []
+    for sites in (first, *others):
+        candidate = replace(model, sites=sites)
+        errors = completeness_error(candidate)
+        if bool((errors <= tolerance).all()):
+            return candidate
+        tried.append((float(errors.nan_to_num(torch.inf).max()), int(errors.nan_to_num(torch.inf).argmax()), sites))
+    error, layer, sites = min(tried, key=lambda one: one[0])
+    raise TnkitError(
+        f"{type(module).__name__} is not an architecture that tnkit reads rightly: in layer {layer}, mid + sum of "
+        f"contributions + bias misses post by {error:.2g} of the MLP branch's size (allowed {tolerance:g}) with "
+        f"{sites} in {path}.{layer}; its blocks need a reading in tnkit/architecture.py"
+    )
+
+
+class _quiet_loading:
+    """Silence transformers' loading bars for a moment."""
+
+    def __enter__(self) -> None:
+        self.was_on = transformers.utils.logging.is_progress_bar_enabled()
+        transformers.utils.logging.disable_progress_bar()
+
+    def __exit__(self, *_) -> None:
+        if self.was_on:
+            transformers.utils.logging.enable_progress_bar()
+
+
+def _cannot_load(name: str, error: Exception) -> str:
+    known = ", ".join(packaged.MODELS)
+    if Path(name).is_dir():
+        return f"{name} could not be loaded as a transformers model folder ({_first_line(error)})"
+    if Path(name).is_absolute() or name.startswith("."):
+        return f"there is no model folder {name}"
+    return (
+        f"unknown model {name!r}: it is not a packaged model ({known}), not a local folder, and the Hugging Face Hub "
+        f"did not give it ({_first_line(error)})"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"

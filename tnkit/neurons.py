@@ -1,0 +1,213 @@
+"""A set of neurons that knows where it came from: `NeuronSet`.
+
+type1 = scores.top(1000, layers=model.early_layers)
+type1.overlap(other), type1 & other, type1 - other
+type1.save("ja-type1.json"); tn.NeuronSet.load("ja-type1.json")
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tnkit import storage
+from tnkit.errors import TnkitError
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import pandas as pd
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class NeuronSet(Sequence):
+    """An ordered set of (layer, neuron) pairs.
+
+    Attributes:
+        pairs: the neurons, best first where they come from scores.
+        shape: the model's numbers of layers and of neurons in a layer.
+        scores: each neuron's score, or an empty tuple where they have none.
+        provenance: model, sentences, centroid, selection.
+
+    >>> a = NeuronSet(((0, 5), (1, 2)), shape=(4, 48))
+    >>> b = NeuronSet(((1, 2), (3, 0)), shape=(4, 48))
+    >>> (a & b).pairs, (a | b).pairs, (a - b).pairs, (1, 2) in a
+    (((1, 2),), ((0, 5), (1, 2), (3, 0)), ((0, 5),), True)
+    """
+
+    pairs: tuple[Pair, ...]
+    shape: tuple[int, int]
+    scores: tuple[float, ...] = ()
+    provenance: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        layers, width = self.shape
+        seen = set(self.pairs)
+        if len(seen) != len(self.pairs):
+            twice = next(pair for pair, count in Counter(self.pairs).items() if count > 1)
+            raise TnkitError(f"neuron {twice} is in the set twice; keep it once")
+        for pair in self.pairs:
+            if not (0 <= pair[0] < layers and 0 <= pair[1] < width):
+                raise TnkitError(f"neuron {pair} is outside a model of {layers} layers of {width} neurons")
+        if self.scores and len(self.scores) != len(self.pairs):
+            raise TnkitError(f"{len(self.scores)} scores do not go with {len(self.pairs)} neurons")
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __iter__(self) -> Iterator[Pair]:
+        return iter(self.pairs)
+
+    def __contains__(self, pair: object) -> bool:
+        return pair in self.pairs
+
+    def __getitem__(self, place):
+        """A pair, or of a slice the set of those neurons."""
+        if not isinstance(place, slice):
+            return self.pairs[place]
+        return NeuronSet(self.pairs[place], self.shape, self.scores[place], self.provenance)
+
+    def __repr__(self) -> str:
+        by_layer = self.by_layer()
+        where = f", layers {min(by_layer)} to {max(by_layer)}" if by_layer else ""
+        return f"NeuronSet({len(self)} neurons{where})"
+
+    def __and__(self, other: "NeuronSet") -> "NeuronSet":
+        return self._keep(set(self._beside(other)), "and", other)
+
+    def __sub__(self, other: "NeuronSet") -> "NeuronSet":
+        return self._keep(set(self) - set(self._beside(other)), "minus", other)
+
+    def __or__(self, other: "NeuronSet") -> "NeuronSet":
+        more = other - self
+        about = {"or": [self.provenance, other.provenance]}
+        return NeuronSet(self.pairs + more.pairs, self.shape, provenance=about)
+
+    def __xor__(self, other: "NeuronSet") -> "NeuronSet":
+        return (self - other) | (other - self)
+
+    def by_layer(self) -> dict[int, list[int]]:
+        """The neurons of each layer that has some, both ascending.
+
+        >>> NeuronSet(((3, 1), (0, 5), (0, 2)), shape=(4, 48)).by_layer()
+        {0: [2, 5], 3: [1]}
+        """
+        found: dict[int, list[int]] = {}
+        for layer, neuron in sorted(self.pairs):
+            found.setdefault(layer, []).append(neuron)
+        return found
+
+    def overlap(self, other: "NeuronSet") -> "pd.DataFrame":
+        """How much two sets share, by layer and in total ("all").
+
+        Returns:
+            A frame with the sizes of both, of their intersection, and their Jaccard index (NaN where both are empty).
+
+        Raises:
+            TnkitError: for sets of models of different shape.
+
+        >>> a = NeuronSet(((0, 5), (1, 2)), shape=(4, 48))
+        >>> a.overlap(NeuronSet(((1, 2), (3, 0)), shape=(4, 48))).loc["all"].tolist()
+        [2.0, 2.0, 1.0, 0.3333333333333333]
+        """
+        import pandas as pd
+
+        left, right = Counter(layer for layer, _ in self), Counter(layer for layer, _ in self._beside(other))
+        both = Counter(layer for layer, _ in set(self) & set(other))
+        layers = range(self.shape[0])
+        frame = pd.DataFrame(
+            {
+                "this": [left[n] for n in layers],
+                "other": [right[n] for n in layers],
+                "both": [both[n] for n in layers],
+            },
+            index=pd.Index([*layers], name="layer", dtype=object),
+        )
+        frame.loc["all"] = frame.sum()
+        frame["jaccard"] = frame["both"] / (frame["this"] + frame["other"] - frame["both"])
+        return frame
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row a neuron, in order, indexed (layer, neuron), with its rank and score."""
+        import pandas as pd
+
+        index = pd.MultiIndex.from_tuples(self.pairs, names=["layer", "neuron"])
+        return pd.DataFrame(
+            {"rank": range(1, len(self) + 1), **({"score": self.scores} if self.scores else {})}, index=index
+        )
+
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+        """Draw how many of the neurons sit in each layer."""
+        from tnkit import plots
+
+        return plots.neurons_by_layer({"neurons": self}, ax=ax)
+
+    def save(self, path: str | Path, *, format: str = "tnkit") -> Path:
+        """Write JSON, or with format="reference" the published code's pickle (a list of pairs)."""
+        if format == "reference":
+            return storage.write_pickle(path, list(self.pairs))
+        content = {
+            "shape": self.shape,
+            "pairs": self.pairs,
+            "scores": self.scores,
+            "provenance": self.provenance,
+        }
+        return storage.save_json(path, "neurons", content)
+
+    @classmethod
+    def load(cls, path: str | Path, *, shape: tuple[int, int] | None = None) -> "NeuronSet":
+        """Read what `save` wrote, in either format.
+
+        Args:
+            path: the file.
+            shape: the model's layers and neurons a layer, which the published code's pickles do not record.
+
+        Raises:
+            TnkitError: for a missing, damaged or foreign file.
+        """
+        reference = Path(path).suffix in (".pkl", ".pickle")
+        if reference and shape is None:
+            raise TnkitError(f"{path} does not say what model it is of: give shape=(model.n_layers, model.n_neurons)")
+        about = (
+            {"pairs": storage.read_pickle(path), "shape": shape} if reference else storage.load_json(path, "neurons")
+        )
+        try:
+            pairs = tuple((_whole(layer), _whole(neuron)) for layer, neuron in about["pairs"])
+            layers, width = (_whole(size) for size in about["shape"])
+            scores = tuple(float(score) for score in about.get("scores", ()))
+        except (KeyError, TypeError, ValueError) as error:
+            raise TnkitError(f"{path} does not hold a list of (layer, neuron) pairs of whole numbers") from error
+        try:
+            return cls(pairs, (layers, width), scores, about.get("provenance") or {"file": Path(path).name})
+        except TnkitError as error:
+            raise TnkitError(f"{path}: {error}") from error
+
+    def _keep(self, wanted: set[Pair], how: str, other: "NeuronSet") -> "NeuronSet":
+        places = [place for place, pair in enumerate(self.pairs) if pair in wanted]
+        scores = tuple(self.scores[place] for place in places) if self.scores else ()
+        about = {**self.provenance, how: other.provenance}
+        return NeuronSet(tuple(self.pairs[place] for place in places), self.shape, scores, about)
+
+    def _beside(self, other: "NeuronSet") -> "NeuronSet":
+        if self.shape != other.shape:
+            raise TnkitError(
+                f"sets of different models do not compare: {self.shape} and {other.shape} layers × neurons"
+            )
+        return other
+
+    def _repr_html_(self) -> str:
+        counts = [f"{layer}: {len(neurons)}" for layer, neurons in self.by_layer().items()]
+        about = {
+            "model": self.provenance.get("model", {}).get("name"),
+            "selection": self.provenance.get("selection"),
+        }
+        shown = {name: value for name, value in about.items() if value}
+        return storage.html_card("Neuron set", {"neurons": len(self), "by layer": counts, **shown})
+
+
+def _whole(number: Any) -> int:
+    if isinstance(number, bool) or int(number) != number:
+        raise ValueError(f"{number!r} is not a whole number")
+    return int(number)

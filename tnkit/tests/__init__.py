@@ -1,0 +1,1 @@
+"""Unit tests, shipped with the package so that `pytest --pyargs tnkit` works."""

@@ -1,0 +1,103 @@
+"""One traced forward pass: the only place where tnkit reads the inside of a model.
+
+The pass runs right-padded batches (causal attention leaves the last real token untouched), reads the sites of each
+wanted block in forward order, reduces them to one token inside the trace, and stops after the last wanted block, so
+that the output head never runs.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
+
+import nnsight
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+SITES = ("pre", "mid", "post", "activations", "scale")
+
+
+def trace_blocks(
+    model,
+    ids: Int[Tensor, "sentence token"],
+    mask: Int[Tensor, "sentence token"],
+    *,
+    layers: Sequence[int],
+    keep: Iterable[str],
+    weights: Float[Tensor, "sentence token"] | None = None,
+    normed_last: bool = False,
+) -> dict[str, list[Tensor]]:
+    """Run one batch and return the sites named in `keep`, as a list over `layers` each.
+
+    `scale` is the reciprocal of the denominator of the branch's own output norm, so that contribution =
+    scale · gain ⊙ value vector · activation; it is 1 where there is no such norm. Under a mean over tokens the
+    activations are weighted by `scale`, which keeps mid + sum of contributions + bias = post exact for the means too.
+
+    Args:
+        model: a `tnkit.models.Model`.
+        ids: token ids, padded on the right.
+        mask: 1 at real tokens, 0 at padding.
+        layers: blocks to read, ascending; nothing after the last one runs.
+        keep: any of `SITES`.
+        weights: of each token in the mean over a sentence; None takes the last real token.
+        normed_last: pass `post` of the model's last block through the final norm.
+
+    Returns:
+        Tensors (sentence, hidden | neuron), `scale` (sentence,), on the model's device, in its dtype or float32.
+    """
+    blocks = attrgetter(model.blocks_path)(model.lm)
+    final_norm = attrgetter(model.final_norm_path)(model.lm) if normed_last else None
+    sites, gains, keep = model.sites, model.output_gains, frozenset(keep)
+    reads_pre = "pre" in keep or ("mid" in keep and sites.mid is None)
+    shape, pool = (*ids.shape, -1), _pool(mask, weights)
+
+    with torch.inference_mode():
+        with model.lm.trace(input_ids=ids, attention_mask=mask, use_cache=False) as tracer:
+            found = nnsight.save({site: [] for site in keep})
+            for layer in layers:
+                block = blocks[layer]
+                if reads_pre:
+                    pre = pool(block.input)
+                    if "pre" in keep:
+                        found["pre"].append(pre)
+                if "mid" in keep and sites.mid is None:
+                    branch = pool(_first(attrgetter(sites.attention)(block).output))
+                    found["mid"].append(pre.float() + branch.float())
+                elif "mid" in keep:
+                    found["mid"].append(pool(attrgetter(sites.mid)(block).input.reshape(shape)))
+                if "activations" in keep or "scale" in keep:
+                    last_map = attrgetter(sites.last_map)(block)
+                    neurons = last_map.input.reshape(shape)
+                    scale = torch.ones(ids.shape, device=neurons.device)
+                    if sites.norm:
+                        before = last_map.output.float() * gains[layer]
+                        after = attrgetter(sites.norm)(block).output.float() * sites.multiplier
+                        scale = (after * before).sum(-1) / (before * before).sum(-1).clamp_min(1e-38)
+                        if weights is not None:
+                            neurons = neurons * (scale / pool(scale)[:, None])[..., None]
+                    if "activations" in keep:
+                        found["activations"].append(pool(neurons))
+                    if "scale" in keep:
+                        found["scale"].append(pool(scale))
+                if "post" in keep:
+                    post = _first(block.output)
+                    if final_norm is not None and layer == model.n_layers - 1:
+                        post = final_norm(post)
+                    found["post"].append(pool(post))
+            tracer.stop()
+    return found
+
+
+def _pool(mask: Tensor, weights: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """Reduce (sentence, token, …) to (sentence, …): the last real token, or a weighted mean."""
+    rows, last = torch.arange(len(mask), device=mask.device), mask.sum(dim=1) - 1
+
+    def pool(values: Tensor) -> Tensor:
+        if weights is None:
+            return values[rows, last]
+        return torch.einsum("st...,st->s...", values.float(), weights)
+
+    return pool
+
+
+def _first(output: Tensor | tuple) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
