@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import transformers
 from jaxtyping import Float
+from nnsight.intervention.interleaver import OutOfOrderError
 from nnsight.modeling.transformers import TransformersModel
 from torch import Tensor, nn
 
@@ -320,10 +321,13 @@ def _wrap(module: nn.Module, tokenizer, name: str, revision: str | None) -> Mode
     tried = []
     for sites in (first, *others):
         candidate = replace(model, sites=sites)
-        errors = completeness_error(candidate)
+        try:
+            errors = completeness_error(candidate).nan_to_num(torch.inf)
+        except OutOfOrderError:  # a site that runs after the neurons is not what the branch is added to
+            errors = torch.full((len(blocks),), torch.inf)
         if bool((errors <= tolerance).all()):
             return candidate
-        tried.append((float(errors.nan_to_num(torch.inf).max()), int(errors.nan_to_num(torch.inf).argmax()), sites))
+        tried.append((float(errors.max()), int(errors.argmax()), sites))
     error, layer, sites = min(tried, key=lambda one: one[0])
     raise TnkitError(
         f"{type(module).__name__} is not an architecture that tnkit reads rightly: in layer {layer}, mid + sum of "

@@ -280,7 +280,8 @@ def summed_scores(
 ) -> Float[Tensor, "neuron"]:
     """The sum over sentences of every neuron's score in one layer, float64.
 
-    Products run in the dtype of `mid`. Contributions are activations × vectors.
+    Products run in the dtype of `mid`. Contributions are activations × vectors. In float32 one may be up to 10^18 times
+    as long as the state it is added to; beyond that the sum is not finite, which `ScoreAccumulator.result` refuses.
 
     >>> mid, vectors, centroid = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), torch.tensor([0.0, 1.0])
     >>> summed_scores(mid, torch.tensor([[1.0]]), vectors, centroid, distance="cosine")

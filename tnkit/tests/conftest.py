@@ -2,6 +2,7 @@
 
 import os
 
+import beartype  # noqa: F401 - it cannot be imported once nnsight has been
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -1,0 +1,77 @@
+"""The definition written out: every m + c_i as a vector of its own, in float64, read with plain PyTorch hooks."""
+
+from operator import attrgetter
+
+import torch
+from torch import Tensor
+
+
+def hooked(module, blocks_path: str, sites, ids: Tensor) -> dict[str, list[Tensor]]:
+    """Pre, mid, post, activations and the branch's own norm, of one unpadded sentence, every token, by layer."""
+    found: dict[str, list[Tensor]] = {"pre": [], "mid": [], "post": [], "activations": [], "before": [], "after": []}
+    handles = []
+    first = lambda value: value[0] if isinstance(value, tuple) else value  # noqa: E731
+
+    def keep(name, read):
+        def hook(_, args, kwargs, output):
+            value = read(args or tuple(kwargs.values()), output)
+            found[name].append(value.detach().double().reshape(ids.shape[1], -1))
+
+        return hook
+
+    def add(part, name, read):
+        handles.append(part.register_forward_hook(keep(name, read), with_kwargs=True))
+
+    for block in attrgetter(blocks_path)(module):
+        add(block, "pre", lambda args, _: args[0])
+        add(block, "post", lambda _, output: first(output))
+        add(attrgetter(sites.last_map)(block), "activations", lambda args, _: args[0])
+        if sites.mid:
+            add(attrgetter(sites.mid)(block), "mid", lambda args, _: args[0])
+        else:
+            add(attrgetter(sites.attention)(block), "mid", lambda _, output: first(output))
+        if sites.norm:
+            add(attrgetter(sites.norm)(block), "before", lambda args, _: args[0])
+            add(attrgetter(sites.norm)(block), "after", lambda _, output: output)
+    with torch.inference_mode():
+        module(input_ids=ids)
+    for handle in handles:
+        handle.remove()
+    if not sites.mid:
+        found["mid"] = [pre + branch for pre, branch in zip(found["pre"], found["mid"], strict=True)]
+    return found
+
+
+def value_vectors(last_map) -> Tensor:
+    """Columns of the last linear map, (neuron, hidden), found by what the map does to unit vectors."""
+    weight = last_map.weight
+    width = weight.shape[0] if type(last_map).__name__ == "Conv1D" else weight.shape[1]
+    with torch.inference_mode():
+        return (last_map(torch.eye(width)) - last_map(torch.zeros(1, width))).double()
+
+
+def contributions(module, blocks_path: str, sites, ids: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """The last token's mid (hidden,) and every neuron's contribution (neuron, hidden), by layer, float64."""
+    found, mids, added = hooked(module, blocks_path, sites, ids), [], []
+    for layer, block in enumerate(attrgetter(blocks_path)(module)):
+        vectors = value_vectors(attrgetter(sites.last_map)(block))
+        written = found["activations"][layer][-1][:, None] * vectors
+        if sites.norm:
+            before, after = found["before"][layer][-1], found["after"][layer][-1]
+            written = written * (after / before)  # the frozen norm, coordinate by coordinate
+        mids.append(found["mid"][layer][-1])
+        added.append(written * sites.multiplier)
+    return mids, added
+
+
+def scores(mids: list[Tensor], added: list[Tensor], centroids: Tensor, distance: str) -> Tensor:
+    """Scores of one sentence (layer, neuron), float64, from the definition."""
+    rows = []
+    for mid, moves, centroid in zip(mids, added, centroids.double(), strict=True):
+        moved = mid + moves
+        if distance == "cosine":
+            near = lambda states: torch.nn.functional.cosine_similarity(states, centroid[None], dim=-1, eps=0)  # noqa: E731, B023
+            rows.append(near(moved).nan_to_num(0) - near(mid[None]).nan_to_num(0))
+        else:
+            rows.append((mid - centroid).norm() - (moved - centroid).norm(dim=-1))
+    return torch.stack(rows)

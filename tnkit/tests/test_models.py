@@ -1,0 +1,151 @@
+"""Loading: what is right is loaded, what is not is refused by name."""
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+import tnkit as tn
+from tnkit.architecture import Sites
+from tnkit.models import completeness_error
+from tnkit.tests.tiny import SENTENCES, byte_tokenizer, tiny_model, tiny_module
+
+SMALL = {
+    "vocab_size": 260,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 258,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+}
+
+
+def random_model(model_type, **options):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **(SMALL | options))).eval()
+
+
+@pytest.mark.parametrize("model_type", ["gptj", "codegen", "starcoder2", "olmo", "glm", "glm4", "nemotron", "smollm3"])
+def test_an_architecture_that_is_not_listed_is_complete_or_refused_by_name(model_type):
+    options = {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_inner": 48, "n_positions": 64}
+    module = random_model(model_type, **(options if model_type in ("gptj", "codegen") else {}))
+    try:
+        model = tn.load_model(module, tokenizer=byte_tokenizer())
+    except tn.TnkitError as error:
+        assert type(module).__name__ in str(error) or "Block" in str(error) or "Layer" in str(error)
+    else:
+        assert completeness_error(model).max() < 1e-4
+
+
+def test_a_block_that_normalises_after_the_sum_is_refused():
+    module = random_model("opt", ffn_dim=48, word_embed_proj_dim=32, do_layer_norm_before=False)
+    with pytest.raises(tn.TnkitError, match=r"OPTForCausalLM is not an architecture.*layer \d.*misses post by"):
+        tn.load_model(module, tokenizer=byte_tokenizer())
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe", "olmoe"])
+def test_a_mixture_of_experts_is_refused(model_type):
+    module = random_model(model_type, num_experts=4, num_local_experts=4, num_experts_per_tok=2)
+    with pytest.raises(tn.TnkitError, match="mixture-of-experts"):
+        tn.load_model(module, tokenizer=byte_tokenizer())
+
+
+def test_an_encoder_decoder_is_refused(tmp_path):
+    config = AutoConfig.for_model("t5", vocab_size=260, d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=2)
+    module = AutoModelForSeq2SeqLM.from_config(config)
+    with pytest.raises(tn.TnkitError, match="encoder-decoder"):
+        tn.load_model(module, tokenizer=byte_tokenizer())
+    module.save_pretrained(tmp_path)
+    with pytest.raises(tn.TnkitError, match="encoder-decoder"):
+        tn.load_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt-neox", "olmo2"])
+def test_a_wrong_reading_of_the_block_fails_the_check(name):
+    """The check must be able to fail: every other site that exists in the block is noticed."""
+    model = tiny_model(name)
+    wrong = Sites(model.sites.last_map, "input_layernorm" if name != "olmo2" else "self_attn", norm=model.sites.norm)
+    from dataclasses import replace
+
+    assert completeness_error(replace(model, sites=wrong)).max() > 0.05
+
+
+def test_ignoring_the_norm_of_the_branch_fails_the_check():
+    model = tiny_model("gemma3")
+    from dataclasses import replace
+
+    assert completeness_error(replace(model, sites=replace(model.sites, norm=None))).max() > 0.5
+
+
+def test_a_folder_loads_as_the_module_does(tmp_path):
+    tiny_module("llama").save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    model = tn.load_model(tmp_path)
+    assert model.weights_hash == tiny_model("llama").weights_hash
+    assert model.name == str(tmp_path)
+    half = tn.load_model(tmp_path, dtype="bfloat16")
+    assert half.dtype == torch.bfloat16
+    assert half.weights_hash != model.weights_hash
+    whole = tn.capture(model, SENTENCES, progress=False).post
+    rough = tn.capture(half, SENTENCES, progress=False).post
+    assert torch.nn.functional.cosine_similarity(whole, rough, dim=-1).min() > 0.99
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("no-such-model", "unknown model 'no-such-model'.*gemma-3-270m"),
+        ("owner/no-such-model", "unknown model 'owner/no-such-model'"),
+        ("/no/such/folder", "no model folder /no/such/folder"),
+        ("./no-such-folder", "no model folder"),
+    ],
+)
+def test_an_unknown_model_is_named(source, words):
+    with pytest.raises(tn.TnkitError, match=words):
+        tn.load_model(source)
+
+
+def test_a_folder_without_a_model_is_named(tmp_path):
+    with pytest.raises(tn.TnkitError, match="could not be loaded as a transformers model folder"):
+        tn.load_model(tmp_path)
+
+
+def test_a_loaded_module_needs_its_tokenizer():
+    with pytest.raises(tn.TnkitError, match="tokenizer=tokenizer"):
+        tn.load_model(tiny_module("llama"))
+
+
+def test_wrapping_leaves_the_callers_tokenizer_as_it_was():
+    tokenizer = copy.deepcopy(byte_tokenizer())
+    for side in ("left", "right"):
+        tokenizer.padding_side = side
+        tn.load_model(tiny_module("llama"), tokenizer=tokenizer)
+        assert tokenizer.padding_side == side
+
+
+def test_one_changed_weight_changes_the_hash():
+    module = copy.deepcopy(tiny_module("llama"))
+    before = tn.load_model(module, tokenizer=byte_tokenizer()).weights_hash
+    assert before == tiny_model("llama").weights_hash
+    with torch.no_grad():
+        module.model.layers[2].mlp.down_proj.weight[3, 17] += 1e-3
+    assert tn.load_model(module, tokenizer=byte_tokenizer()).weights_hash != before
+
+
+def test_layers_of_early_and_late_follow_the_paper():
+    model = tiny_model("llama")
+    from dataclasses import replace
+
+    for depth, boundary in ((32, 20), (18, 11), (30, 18), (1, 0), (80, 50)):
+        deep = replace(model, n_layers=depth)
+        assert (deep.early_layers, deep.late_layers) == (range(boundary), range(boundary, depth))
+
+
+def test_a_layer_that_is_not_there_is_named():
+    with pytest.raises(tn.TnkitError, match=r"layers \[4\] are not all in .*layers 0 to 3"):
+        tiny_model("llama").value_vectors(4)
