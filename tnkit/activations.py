@@ -4,6 +4,7 @@ ja = tn.capture(model, train["ja"])                      # mid, post and activat
 for batch in tn.stream(model, sentences): ...            # the same, a batch at a time, in flat memory
 """
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,13 +210,14 @@ def stream(
     _one_of("last_layer", last_layer, ("raw", "normed"))
     if last_layer == "normed" and model.final_norm_path is None:
         raise TnkitError(f"{model.name} has no final norm that tnkit knows; use last_layer='raw'")
-    tokens = _tokens(model, sentences)
+    tokens = tokenised(model, sentences)
     provenance = {
         "model": model.provenance,
         "sentences": describe(sentences),
         "position": position,
         "last_layer": last_layer,
         "versions": storage.versions(),
+        **({"ablations": list(model.ablations)} if model.ablations else {}),
     }
     return _batches(model, tokens, position, keep, layers, last_layer == "normed", batch_tokens, progress, provenance)
 
@@ -223,34 +225,49 @@ def stream(
 def _batches(
     model: Model, tokens, position, keep, layers, normed_last, batch_tokens, progress, provenance
 ) -> Iterator[Activations]:
-    padding = model.tokenizer.pad_token_id or 0
-    special = set(model.tokenizer.all_special_ids) - {model.tokenizer.unk_token_id}
     with tqdm(total=len(tokens), unit=" sentences", desc="capture", disable=not progress, leave=False) as bar:
-        for index in _by_length([len(ids) for ids in tokens], batch_tokens):
-            width = len(tokens[index[-1]])
-            ids = torch.full((len(index), width), padding)
-            mask = torch.zeros((len(index), width), dtype=torch.long)
-            weights = torch.zeros((len(index), width)) if position == "mean" else None
-            for row, sentence in enumerate(index):
-                ids[row, : len(tokens[sentence])] = torch.tensor(tokens[sentence])
-                mask[row, : len(tokens[sentence])] = 1
-                if weights is not None:
-                    counted = [column for column, token in enumerate(tokens[sentence]) if token not in special]
-                    if not counted:
-                        raise TnkitError(f"sentence {sentence} has only special tokens; there is nothing to average")
-                    weights[row, counted] = 1 / len(counted)
+        for index in by_length([len(ids) for ids in tokens], batch_tokens):
+            inputs, last = padded(model, [tokens[place] for place in index])
+            weights = _token_weights(model, inputs, index) if position == "mean" else None
             found = trace_blocks(
                 model,
-                ids.to(model.device),
-                mask.to(model.device),
+                inputs | {"use_cache": False},
+                last,
                 layers=layers,
                 keep=keep,
-                weights=None if weights is None else weights.to(model.device),
+                weights=weights,
                 normed_last=normed_last,
             )
             tensors = {name: torch.stack([part.float().cpu() for part in parts]) for name, parts in found.items()}
             yield Activations(layers, torch.tensor(index), provenance=provenance, **tensors)
             bar.update(len(index))
+
+
+def padded(model: Model, tokens: Sequence[Sequence[int]]) -> tuple[dict[str, Tensor], Int[Tensor, "sentence"]]:
+    """Token ids and attention mask of sentences padded on the right, and the place of each last token.
+
+    >>> from tnkit.tests.tiny import tiny_model
+    >>> inputs, last = padded(tiny_model(), [[256, 7], [256, 7, 9]])
+    >>> inputs["attention_mask"].tolist(), last.tolist()
+    ([[1, 1, 0], [1, 1, 1]], [1, 2])
+    """
+    lengths = torch.tensor([len(ids) for ids in tokens])
+    mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+    ids = torch.full(mask.shape, model.tokenizer.pad_token_id or 0)
+    ids[mask.bool()] = torch.tensor([token for sentence in tokens for token in sentence])
+    inputs = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
+    return inputs, (lengths - 1).to(model.device)
+
+
+def _token_weights(model: Model, inputs: dict[str, Tensor], index: list[int]) -> Float[Tensor, "sentence token"]:
+    """Equal weights, summing to 1, of the tokens that are neither padding nor special."""
+    special = [token for token in model.tokenizer.all_special_ids if token != model.tokenizer.unk_token_id]
+    ids = inputs["input_ids"]
+    counted = inputs["attention_mask"].bool() & ~torch.isin(ids, torch.tensor(special, device=ids.device))
+    empty = (~counted.any(dim=1)).nonzero()
+    if len(empty):
+        raise TnkitError(f"sentence {index[int(empty[0])]} has only special tokens; there is nothing to average")
+    return counted / counted.sum(dim=1, keepdim=True)
 
 
 def describe(sentences: Sequence[str]) -> dict[str, Any]:
@@ -260,7 +277,12 @@ def describe(sentences: Sequence[str]) -> dict[str, Any]:
     return {**named, "n": len(sentences), "hash": storage.text_hash(sentences)}
 
 
-def _tokens(model: Model, sentences: Sequence[str]) -> list[list[int]]:
+def tokenised(model: Model, sentences: Sequence[str]) -> list[array]:
+    """Token ids of each sentence, special tokens included.
+
+    Raises:
+        TnkitError: for no sentences, or one that is not str, has no tokens, or has more than the model's context.
+    """
     if isinstance(sentences, str):
         raise TnkitError("sentences must be a sequence of str, not one str; put it in a list")
     if not len(sentences):
@@ -271,7 +293,9 @@ def _tokens(model: Model, sentences: Sequence[str]) -> list[list[int]]:
             f"sentence {wrong} is {type(sentences[wrong]).__name__}, expected str; "
             'of a Corpus, name split and language: corpus["train"]["ja"]'
         )
-    tokens = model.tokenizer(list(sentences))["input_ids"]
+    tokens = []
+    for start in range(0, len(sentences), 1000):  # compact, so that memory hardly grows with the corpus
+        tokens += [array("i", ids) for ids in model.tokenizer(list(sentences[start : start + 1000]))["input_ids"]]
     for number, ids in enumerate(tokens):
         if not ids:
             raise TnkitError(f"sentence {number} ({sentences[number]!r:.60}) has no tokens; drop it")
@@ -283,8 +307,12 @@ def _tokens(model: Model, sentences: Sequence[str]) -> list[list[int]]:
     return tokens
 
 
-def _by_length(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Places sorted by length, in batches of at most `batch_tokens` tokens once padded (one sentence at the least)."""
+def by_length(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Places sorted by length, in batches of at most `batch_tokens` tokens once padded (one sentence at the least).
+
+    >>> list(by_length([3, 1, 2], 4))
+    [[1, 2], [0]]
+    """
     batch: list[int] = []
     for place in sorted(range(len(lengths)), key=lengths.__getitem__):
         if batch and (len(batch) + 1) * lengths[place] > batch_tokens:

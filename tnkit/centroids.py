@@ -192,7 +192,7 @@ class CentroidAccumulator:
 
 
 def estimate_centroids(languages: Sequence[Activations | Centroids]) -> Centroids:
-    """The mean over languages of each language's mean `post` (Tezuka & Inoue, 2025, section 3).
+    """The mean over languages of each language's mean `post` (Tezuka & Inoue, EMNLP 2025).
 
     With one language this is its own centroid, the target of Type-2; with the hub languages and the language in
     question, on parallel sentences, it is the shared centroid, the target of Type-1.

@@ -85,7 +85,7 @@ class Corpus:
     @property
     def hash(self) -> str:
         """A fingerprint of all its sentences and splits."""
-        return storage.text_hash(self.frame.astype(str).agg("\t".join, axis=1))
+        return storage.text_hash([*self.frame.columns, *self.frame.to_numpy().ravel()])
 
     def __getitem__(self, split: str) -> Split:
         if split not in ("train", "test"):
@@ -104,7 +104,7 @@ class Corpus:
         """Write a TSV file that `load_corpus` reads back, splits included."""
         rows = [list(self.frame.columns), *self.frame.itertuples(index=False)]
         return storage.write_text(
-            path, "".join("\t".join(re.sub(r"\s+", " ", cell) for cell in row) + "\n" for row in rows)
+            path, "".join("\t".join(re.sub(r"[\t\r\n]+", " ", cell) for cell in row) + "\n" for row in rows)
         )
 
     def _repr_html_(self) -> str:
@@ -147,12 +147,14 @@ def load_corpus(
         languages = [languages]
     if not 0 <= test <= 1:
         raise TnkitError(f"test={test} must be a share between 0 and 1")
+    if limit is not None and limit < 1:
+        raise TnkitError(f"limit={limit} must be a number of rows to keep, at least 1")
     if isinstance(source, pd.DataFrame):
         name, frame = "frame", source
     else:
         name = Path(source).name if Path(source).suffix else str(source)
         frame = _read(str(source), languages)
-    frame, dropped = _clean(_columns(name, frame, languages))
+    frame, dropped = _clean(name, _columns(name, frame, languages))
     if limit is not None and len(frame) > limit:
         order = sorted(range(len(frame)), key=lambda row: _row_hash(frame.iloc[row]))
         dropped["beyond the limit"] = len(frame) - limit
@@ -173,7 +175,7 @@ def _read(source: str, languages: Sequence[str] | None) -> "pd.DataFrame":
     if source in RECIPES:
         return RECIPES[source](languages)
     if source.startswith("hf://"):
-        match = re.fullmatch(r"hf://datasets/([^/]+/[^/@]+)(?:@([^/]+))?/(.+)", source)
+        match = re.fullmatch(r"hf://datasets/([^/]+/[^/@]+)(?:@(refs/[^/]+/[^/]+|[^/]+))?/(.+)", source)
         if not match:
             raise TnkitError(f"{source} is not of the form hf://datasets/OWNER/NAME/FILE or …/NAME@REVISION/FILE")
         repository, revision, file = match.groups()
@@ -193,7 +195,9 @@ def hub_file(repository: str, file: str, revision: str | None = None) -> Path:
         return Path(hf_hub_download(repository, file, repo_type="dataset", revision=revision))
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise TnkitError(f"the Hugging Face Hub did not give {file} of the data set {repository} ({reason})") from error
+        raise TnkitError(
+            f"the Hugging Face Hub did not give {file} of the data set {repository} ({reason}); check name and connection"
+        ) from error
 
 
 def _tatoeba(languages: Sequence[str] | None) -> "pd.DataFrame":
@@ -218,15 +222,12 @@ def _tatoeba(languages: Sequence[str] | None) -> "pd.DataFrame":
     return merged
 
 
-def _mkqa(languages: Sequence[str] | None) -> "pd.DataFrame":
+def _mkqa(_: Sequence[str] | None) -> "pd.DataFrame":
     """MKQA's questions (Longpre, Lu & Daiber, 2021; CC BY-SA 3.0), one column a language."""
     import pandas as pd
 
-    rows = pd.read_parquet(
-        hub_file("apple/mkqa", "mkqa/train/0000.parquet", "refs/convert/parquet"), columns=["queries"]
-    )
-    frame = pd.DataFrame(rows["queries"].tolist())
-    return frame if languages is None else frame[[name for name in languages if name in frame]]
+    file = hub_file("apple/mkqa", "mkqa/train/0000.parquet", "refs/convert/parquet")
+    return pd.DataFrame(pd.read_parquet(file, columns=["queries"])["queries"].tolist())
 
 
 RECIPES: dict[str, Callable[[Sequence[str] | None], "pd.DataFrame"]] = {"tatoeba": _tatoeba, "mkqa": _mkqa}
@@ -240,24 +241,35 @@ def _columns(name: str, frame: "pd.DataFrame", languages: Sequence[str] | None) 
     missing = [language for language in wanted if language not in columns]
     if missing or not wanted:
         raise TnkitError(
-            f"{name} has no column for {', '.join(missing) or 'any language'}; it has {', '.join(columns)}: name each "
-            "column by its language code, such as en or ja"
+            f"{name} has no column for {', '.join(missing) or 'any language'}; it has {', '.join(columns) or 'none'}: "
+            "name each column by its language code, such as en or ja"
         )
-    return frame[[*wanted, *(["split"] if "split" in columns else [])]]
+    wanted += ["split"] if "split" in columns else []
+    twice = [column for column in wanted if wanted.count(column) > 1 or columns.count(column) > 1]
+    if twice:
+        raise TnkitError(f"{name}: the column {twice[0]} is there or asked for twice; name each column once")
+    return frame[wanted]
 
 
-def _clean(frame: "pd.DataFrame") -> tuple["pd.DataFrame", dict[str, int]]:
+def _clean(name: str, frame: "pd.DataFrame") -> tuple["pd.DataFrame", dict[str, int]]:
     """Normalise, and drop rows with an empty sentence and exact duplicates."""
     languages = [column for column in frame.columns if column != "split"]
     frame = frame.copy()
     for language in languages:
-        frame[language] = [
+        cells = [
             unicodedata.normalize("NFC", cell).strip() if isinstance(cell, str) else "" for cell in frame[language]
         ]
+        broken = [row for row, cell in enumerate(cells, 1) if re.search("[\ud800-\udfff]", cell)]
+        if broken:
+            raise TnkitError(
+                f"{name}, {language} in row {broken[0]}: half a character (a lone surrogate); mend the text"
+            )
+        frame[language] = cells
     if "split" in frame:
-        unknown = sorted(set(map(str, frame["split"])) - {"train", "test"})
+        frame["split"] = [str(cell) for cell in frame["split"]]
+        unknown = sorted({*frame["split"]} - {"train", "test"})
         if unknown:
-            raise TnkitError(f"the column split holds {', '.join(unknown[:3])!r}; expected train and test")
+            raise TnkitError(f"{name}: the column split holds {', '.join(unknown[:3])!r}; expected train and test")
     whole = frame[(frame[languages] != "").all(axis=1)]
     unique = whole.drop_duplicates(languages)
     dropped = {"empty": len(frame) - len(whole), "duplicates": len(whole) - len(unique)}

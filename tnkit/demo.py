@@ -77,7 +77,7 @@ def _summary(found: Detection) -> str:
             "",
             f"{kind} neurons of {language}: the {len(chosen)} of {values.numel():,} that move the residual stream most "
             f"towards the {target} centroid",
-            f"  scores above 0: {float((values > 0).double().mean()):.1%} of all; chosen: from {chosen.scores[-1]:+.5f}",
+            f"  scores above 0: {(values > 0).double().mean():.1%} of all; chosen: from {chosen.scores[-1]:+.5f}",
             f"  best (layer, neuron): {', '.join(best)}",
             "  neurons by layer: "
             + "  ".join(f"{layer}:{len(neurons)}" for layer, neurons in chosen.by_layer().items()),

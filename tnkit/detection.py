@@ -92,7 +92,7 @@ def detect(
     kind: str = "type1",
     **options,
 ) -> Detection:
-    """Detect the transfer neurons of one language and kind (Tezuka & Inoue, 2025, section 3).
+    """Detect the transfer neurons of one language and kind (Tezuka & Inoue, EMNLP 2025).
 
     Args:
         model: from `load_model`.
@@ -226,6 +226,11 @@ def detect_towards(
     """
     where = _layers(model, kind, layers)
     _check_size(top, where, model.n_neurons)
+    of = centroids.languages
+    fits = len(of) > 1 and language in of if kind == "type1" else of == [language]
+    if of and not fits:
+        wanted = f"the hub's language(s) and {language}" if kind == "type1" else f"{language} alone"
+        raise TnkitError(f"these centroids are of {' and '.join(of)}; {kind} of {language} needs those of {wanted}")
     running = ScoreAccumulator(model, centroids, distance=distance, layers=where)
     for batch in stream(model, sentences, keep=("mid", "activations"), layers=where, **options):
         running.add(batch)
@@ -267,7 +272,8 @@ def _check(texts, languages, kinds, hub, top, where, n_neurons) -> None:
 def _check_size(top: int, layers: Sequence[int], n_neurons: int) -> None:
     if not 0 < top <= len(layers) * n_neurons:
         raise TnkitError(
-            f"top {top} was asked for; {len(layers)} layers of {n_neurons} neurons hold {len(layers) * n_neurons}"
+            f"top {top} was asked for; {len(layers)} layers of {n_neurons} neurons hold {len(layers) * n_neurons}: "
+            f"ask for 1 to {len(layers) * n_neurons}, or for more layers"
         )
 
 

@@ -43,6 +43,7 @@ class Model:
         sites: which submodules of a block are read.
         blocks_path, final_norm_path: dotted paths of the decoder blocks and of the norm after the last one.
         n_layers, n_neurons, hidden_size: numbers of layers, of neurons in a layer, of residual stream coordinates.
+        ablations: what is switched off at the moment, for provenance; `tnkit.Ablation` keeps it.
 
     >>> from tnkit.tests.tiny import tiny_model
     >>> model = tiny_model("llama")
@@ -62,6 +63,7 @@ class Model:
     n_layers: int
     n_neurons: int
     hidden_size: int
+    ablations: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
     @property
     def module(self) -> transformers.PreTrainedModel:
@@ -256,11 +258,11 @@ def completeness_error(model: Model) -> Float[Tensor, "layer"]:
     ids = model.tokenizer(_PROBE)["input_ids"][:8]
     lengths = torch.arange(1, len(ids) + 1)
     mask = (torch.arange(len(ids)) < lengths[:, None]).long()
-    batch = torch.tensor(ids) * mask
+    batch = {"input_ids": (torch.tensor(ids) * mask).to(model.device), "attention_mask": mask.to(model.device)}
     found = trace_blocks(
         model,
-        batch.to(model.device),
-        mask.to(model.device),
+        batch | {"use_cache": False},
+        lengths.to(model.device) - 1,
         layers=range(model.n_layers),
         keep=("mid", "post", "activations", "scale"),
     )
@@ -280,12 +282,14 @@ def check_layers(model: Model, layers) -> tuple[int, ...]:
     Raises:
         TnkitError: for none, or for a layer that the model does not have.
     """
-    chosen = tuple(sorted({int(layer) for layer in layers}))
-    if not chosen or chosen[0] < 0 or chosen[-1] >= model.n_layers:
-        raise TnkitError(
-            f"layers {list(chosen) or 'none'} are not all in {model.name}, which has layers 0 to {model.n_layers - 1}"
-        )
-    return chosen
+    chosen = set()
+    for layer in layers:
+        if not 0 <= layer < model.n_layers:
+            raise TnkitError(f"layer {layer} is not in {model.name}, which has layers 0 to {model.n_layers - 1}")
+        chosen.add(int(layer))
+    if not chosen:
+        raise TnkitError(f"no layers were named; {model.name} has layers 0 to {model.n_layers - 1}")
+    return tuple(sorted(chosen))
 
 
 def _wrap(module: nn.Module, tokenizer, name: str, revision: str | None) -> Model:

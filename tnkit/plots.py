@@ -198,3 +198,60 @@ def spaces(components: "PrincipalComponents", layers: Sequence[int]) -> Figure:
         for handle in legend.legend_handles:
             handle.set_alpha(1)
     return figure
+
+
+def distance_map(
+    values: np.ndarray,
+    languages: Sequence[str],
+    *,
+    label: str,
+    title: str = "",
+    highest: float | None = None,
+    bar: bool = True,
+    ax: Axes | None = None,
+) -> Axes:
+    """Distances between languages as an annotated heat map; `highest` is the end of the scale."""
+    import seaborn
+
+    names = [language_name(language) for language in languages]
+    written = [[f"{value:,.0f}" if value >= 1000 else f"{value:.2g}" for value in row] for row in values]
+    with style():
+        ax = ax or plt.subplots(figsize=(1.8 + 0.75 * len(names), 1.2 + 0.6 * len(names)))[1]
+        seaborn.heatmap(
+            values,
+            annot=np.array(written),
+            fmt="",
+            cmap="cividis_r",
+            vmin=0,
+            vmax=highest or values.max() or 1,
+            square=True,
+            linewidths=1,
+            cbar=bar,
+            cbar_kws={"label": label} if bar else None,
+            xticklabels=names,
+            yticklabels=names,
+            ax=ax,
+        )
+        ax.set_title(title)
+        ax.tick_params(length=0)
+        ax.tick_params(axis="x", rotation=40)
+        ax.tick_params(axis="y", rotation=0)
+    return ax
+
+
+def distance_maps(maps: Mapping[str, np.ndarray], languages: Sequence[str], *, label: str, shared: bool) -> Figure:
+    """A heat map a title, side by side, on one scale where `shared`."""
+    highest = max(values.max() for values in maps.values()) if shared else None
+    side = 1.2 + 0.6 * len(languages)
+    with style():
+        figure, axes = plt.subplots(1, len(maps), figsize=(side * len(maps) + 1, side + 0.6), squeeze=False)
+        for place, (ax, (title, values)) in enumerate(zip(axes[0], maps.items(), strict=True)):
+            distance_map(values, languages, label=label, title=title, highest=highest, bar=False, ax=ax)
+            if place:
+                ax.set_yticklabels([])
+        scale = axes[0][-1].collections[0]
+        if shared:
+            figure.colorbar(scale, ax=list(axes[0]), label=label, shrink=0.8)
+        else:
+            figure.suptitle(label)
+    return figure

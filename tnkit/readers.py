@@ -36,7 +36,7 @@ def _text(path: Path) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line = error.object.count(b"\n", 0, error.start) + 1  # without the byte-order mark
         raise TnkitError(f"{path}, line {line}: not UTF-8 text; save it as UTF-8") from error
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
@@ -51,6 +51,8 @@ def _separated(path: Path, separator: str, quoting: int) -> "pd.DataFrame":
     rows = []
     try:
         header = [name.strip() for name in next(reader, [])]
+        if not any(header):
+            raise TnkitError(f"{path}, line 1: no names of columns; name each by its language code, such as en or ja")
         if len(set(header)) != len(header):
             raise TnkitError(f"{path}, line 1: a column is named twice in {header}; name each column once")
         for row in reader:
@@ -62,7 +64,7 @@ def _separated(path: Path, separator: str, quoting: int) -> "pd.DataFrame":
             if row:
                 rows.append(row)
     except csv.Error as error:
-        raise TnkitError(f"{path}, line {reader.line_num}: {error}") from error
+        raise TnkitError(f"{path}, line {reader.line_num}: {error}; check its quotes and separators") from error
     return pd.DataFrame(rows, columns=header)
 
 
@@ -84,11 +86,11 @@ def _jsonl(path: Path, _: Sequence[str] | None) -> "pd.DataFrame":
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise TnkitError(f"{path}, line {number}: not JSON ({error})") from error
+            raise TnkitError(f"{path}, line {number}: not JSON ({error}); give one object a line") from error
         if not isinstance(row, dict):
             raise TnkitError(f'{path}, line {number}: expected an object such as {{"en": "Hi!", "ja": "やあ！"}}')
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, dtype=object)
 
 
 def _parquet(path: Path, _: Sequence[str] | None) -> "pd.DataFrame":
@@ -97,7 +99,9 @@ def _parquet(path: Path, _: Sequence[str] | None) -> "pd.DataFrame":
     try:
         return pd.read_parquet(path)
     except Exception as error:
-        raise TnkitError(f"{path} is not a readable Parquet file ({str(error).splitlines()[0]})") from error
+        raise TnkitError(
+            f"{path} is not a readable Parquet file ({str(error).split(chr(10))[0]}); is its ending right?"
+        ) from error
 
 
 def _plain(path: Path, languages: Sequence[str] | None) -> "pd.DataFrame":
@@ -108,7 +112,7 @@ def _plain(path: Path, languages: Sequence[str] | None) -> "pd.DataFrame":
             f"{path} holds single sentences, one a line, and was asked for {_listed(languages)}; name one language, or "
             "give aligned sentences as TSV with a column a language"
         )
-    return pd.DataFrame({languages[0]: _text(path).splitlines()})
+    return pd.DataFrame({languages[0]: [line.rstrip("\n") for line in io.StringIO(_text(path), newline=None)]})
 
 
 def _pickle(path: Path, languages: Sequence[str] | None) -> "pd.DataFrame":
@@ -116,7 +120,9 @@ def _pickle(path: Path, languages: Sequence[str] | None) -> "pd.DataFrame":
 
     content = storage.read_pickle(path)
     if not isinstance(content, list | tuple) or not content:
-        raise TnkitError(f"{path} holds {type(content).__name__}, expected a list of sentences or of tuples of them")
+        raise TnkitError(
+            f"{path} holds {type(content).__name__}, expected a list, not empty, of sentences or of tuples of them"
+        )
     rows = [(row,) if isinstance(row, str) else row for row in content]
     width = len(rows[0]) if isinstance(rows[0], list | tuple) else 0
     for number, row in enumerate(rows):
@@ -128,7 +134,7 @@ def _pickle(path: Path, languages: Sequence[str] | None) -> "pd.DataFrame":
             f"{path} holds {holds} without language names, and was asked for {_listed(languages)}; name {width} "
             f"language{'s' * (width > 1)} in their order, or give TSV with a column a language"
         )
-    return pd.DataFrame(rows, columns=list(languages))
+    return pd.DataFrame(rows, columns=list(languages), dtype=object)
 
 
 def _listed(languages: Sequence[str] | None) -> str:

@@ -191,6 +191,12 @@ class ScoreAccumulator:
             TnkitError: where the batch lacks a layer, `mid` or `activations`.
         """
         batch.require("mid", "activations", "scale")
+        here, there = batch.provenance.get("position"), self.centroids.provenance.get("position")
+        if here and there and here != there:
+            raise TnkitError(
+                f"the centroids were estimated at position={there!r}, the sentences captured at position={here!r}; "
+                "use one position for both"
+            )
         missing = [layer for layer in self.layers if layer not in batch.layers]
         if missing:
             raise TnkitError(f"layers {missing} were not captured; capture them or score layers={batch.layers}")
@@ -240,7 +246,7 @@ class ScoreAccumulator:
 def score_neurons(
     model: Model, activations: Activations, centroids: Centroids, *, distance: str = "cosine", layers=None
 ) -> NeuronScores:
-    """Score every neuron against a centroid (Tezuka & Inoue, 2025, section 3).
+    """Score every neuron against a centroid (Tezuka & Inoue, EMNLP 2025).
 
     cosine: mean over sentences of cos(m + c, C) - cos(m, C); euclidean: of |m - C| - |m + c - C|, where m is `mid`, c a
     neuron's contribution and C the centroid of the layer. The cosine with a zero vector counts as 0.

@@ -5,8 +5,9 @@ wanted block in forward order, reduces them to one token inside the trace, and s
 that the output head never runs.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
+from typing import Any
 
 import nnsight
 import torch
@@ -18,8 +19,8 @@ SITES = ("pre", "mid", "post", "activations", "scale")
 
 def trace_blocks(
     model,
-    ids: Int[Tensor, "sentence token"],
-    mask: Int[Tensor, "sentence token"],
+    inputs: Mapping[str, Any],
+    last: Int[Tensor, "sentence"],
     *,
     layers: Sequence[int],
     keep: Iterable[str],
@@ -34,11 +35,11 @@ def trace_blocks(
 
     Args:
         model: a `tnkit.models.Model`.
-        ids: token ids, padded on the right.
-        mask: 1 at real tokens, 0 at padding.
+        inputs: what the model is called with: input_ids and attention_mask, padded on the right, on the model's device.
+        last: the place of each sentence's last real token in input_ids.
         layers: blocks to read, ascending; nothing after the last one runs.
         keep: any of `SITES`.
-        weights: of each token in the mean over a sentence; None takes the last real token.
+        weights: of each token in the mean over a sentence; None takes the token at `last`.
         normed_last: pass `post` of the model's last block through the final norm.
 
     Returns:
@@ -48,10 +49,11 @@ def trace_blocks(
     final_norm = attrgetter(model.final_norm_path)(model.lm) if normed_last else None
     sites, gains, keep = model.sites, model.output_gains, frozenset(keep)
     reads_pre = "pre" in keep or ("mid" in keep and sites.mid is None)
-    shape, pool = (*ids.shape, -1), _pool(mask, weights)
+    tokens = inputs["input_ids"].shape
+    shape, pool = (*tokens, -1), _pool(last, weights)
 
     with torch.inference_mode():
-        with model.lm.trace(input_ids=ids, attention_mask=mask, use_cache=False) as tracer:
+        with model.lm.trace(**inputs) as tracer:
             found = nnsight.save({site: [] for site in keep})
             for layer in layers:
                 block = blocks[layer]
@@ -67,7 +69,7 @@ def trace_blocks(
                 if "activations" in keep or "scale" in keep:
                     last_map = attrgetter(sites.last_map)(block)
                     neurons = last_map.input.reshape(shape)
-                    scale = torch.ones(ids.shape, device=neurons.device)
+                    scale = torch.ones(tokens, device=neurons.device)
                     if sites.norm:
                         before = last_map.output.float() * gains[layer]
                         after = attrgetter(sites.norm)(block).output.float() * sites.multiplier
@@ -87,9 +89,9 @@ def trace_blocks(
     return found
 
 
-def _pool(mask: Tensor, weights: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """Reduce (sentence, token, …) to (sentence, …): the last real token, or a weighted mean."""
-    rows, last = torch.arange(len(mask), device=mask.device), mask.sum(dim=1) - 1
+def _pool(last: Tensor, weights: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """Reduce (sentence, token, …) to (sentence, …): the token at `last`, or a weighted mean."""
+    rows = torch.arange(len(last), device=last.device)
 
     def pool(values: Tensor) -> Tensor:
         if weights is None:

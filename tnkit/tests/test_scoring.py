@@ -81,7 +81,11 @@ def test_float32_errors_are_a_hundred_thousandth_of_the_contribution(distance, p
 
 @every_distance
 def test_special_cases_have_the_documented_values(distance):
-    mid, vectors, centroid = torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([6.0, 8.0])
+    mid, vectors, centroid = (
+        torch.tensor([[3.0, 4.0]]),
+        torch.tensor([[1.0, 0.0], [0.0, 0.0]]),
+        torch.tensor([6.0, 8.0]),
+    )
     zero = summed_scores(mid, torch.zeros(1, 2), vectors, centroid, distance=distance)
     assert zero.tolist() == [0, 0]
     still = summed_scores(mid, torch.ones(1, 2), vectors, centroid, distance=distance)
@@ -164,7 +168,7 @@ def test_a_file_gives_back_what_was_saved(tmp_path):
 def test_centroids_of_other_weights_or_another_shape_are_refused():
     llama, qwen = tiny_model("llama"), tiny_model("qwen2")
     captured = tn.capture(llama, SENTENCES, progress=False)
-    with pytest.raises(tn.TnkitError, match="were made with .* not with"):
+    with pytest.raises(tn.TnkitError, match=r"were made with .* not with"):
         tn.score_neurons(qwen, tn.capture(qwen, SENTENCES, progress=False), tn.estimate_centroids([captured]))
     with pytest.raises(tn.TnkitError, match="have 2 layers of width 32"):
         tn.score_neurons(llama, captured, tn.Centroids(torch.ones(2, 32), (0, 1)))
@@ -176,6 +180,14 @@ def test_states_that_are_not_finite_are_named():
     target = tn.estimate_centroids([captured])
     captured.mid[2, 1, 0] = torch.nan
     with pytest.raises(tn.TnkitError, match="scores of layer 2 are not finite"):
+        tn.score_neurons(model, captured, target)
+
+
+def test_centroids_and_captures_of_different_positions_are_refused():
+    model = tiny_model("llama")
+    captured = tn.capture(model, SENTENCES, progress=False)
+    target = tn.estimate_centroids([tn.capture(model, SENTENCES, position="mean", progress=False)])
+    with pytest.raises(tn.TnkitError, match="position='mean', the sentences captured at position='last'"):
         tn.score_neurons(model, captured, target)
 
 

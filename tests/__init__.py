@@ -1,0 +1,1 @@
+"""Tests that cross modules: the command line, the packaged model, packaging, benchmarks."""

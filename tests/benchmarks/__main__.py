@@ -1,0 +1,172 @@
+"""Run every benchmark, print the table, and keep it in RESULTS.md.
+
+Each ratio is the median over rounds; in a round the things compared run one after the other, so that a busy machine
+slows all of them.
+"""
+
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import tnkit as tn
+from tests.benchmarks import plain
+from tnkit.activations import by_length, padded, tokenised
+from tnkit.storage import versions, write_text
+
+MODEL, LANGUAGE, TOP, ROUNDS = "gemma-3-270m", "ja", 300, 5
+MEMORY = """
+import sys, torch, tnkit as tn
+from transformers import AutoConfig, AutoModelForCausalLM
+from tnkit.tests.tiny import byte_tokenizer
+config = AutoConfig.for_model("llama", vocab_size=260, hidden_size=256, intermediate_size=1024, num_hidden_layers=8,
+    num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=128, pad_token_id=258)
+model = tn.load_model(AutoModelForCausalLM.from_config(config), tokenizer=byte_tokenizer())
+count, streaming = int(sys.argv[1]), sys.argv[2] == "streaming"
+texts = {name: [f"{name} {number:05d}" for number in range(count)] for name in ("en", "ja")}
+tn.detect_all(model, texts, ["ja"], top=100, streaming=streaming, progress=False)
+print(next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024)
+"""
+
+
+def main():
+    """Measure, print, write."""
+    torch.set_grad_enabled(False)
+    rows = [*memory(), *speed()]
+    lines = ["| what | measured | bound |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
+    about = ", ".join(f"{name} {version}" for name, version in versions().items())
+    text = (
+        "# Benchmarks\n\nWritten by `make bench`; every ratio compares things measured side by side in one run.\n\n"
+        f"{MODEL}, {LANGUAGE} and en, packaged corpus; {_processor()}, {torch.get_num_threads()} threads, {about}.\n\n"
+        + "\n".join(lines)
+        + "\n"
+    )
+    print(text)
+    print(write_text(Path(__file__).parent / "RESULTS.md", text))
+
+
+def speed():
+    """Detection against bare forward passes and against the plain implementation, and scoring again."""
+    model = tn.load_model(MODEL)
+    train = tn.load_corpus("everyday", ["en", LANGUAGE])["train"]
+    some = {name: sentences[:96] for name, sentences in train.items()}
+    timed = {"detect": [], "bare": [], "type1": [], "detect some": [], "plain": [], "again": []}
+    captured = tn.capture(model, train[LANGUAGE], progress=False)
+    thousand = _repeated(captured, 1000)
+    target = tn.estimate_centroids([captured])
+    for number in range(ROUNDS):
+        both = _time(timed["detect"], lambda: tn.detect_all(model, train, [LANGUAGE], top=TOP, progress=False))
+        _time(timed["bare"], lambda: bare_forwards(model, train))
+        _time(timed["type1"], lambda: tn.detect(model, train, language=LANGUAGE, top=TOP, progress=False))
+        _time(timed["again"], lambda: tn.score_neurons(model, thousand, target, distance="euclidean"))
+        if number < 2:
+            found = _time(timed["detect some"], lambda: tn.detect_all(model, some, [LANGUAGE], top=TOP, progress=False))
+            expected = _time(
+                timed["plain"],
+                lambda: plain.detect(model.module, model.tokenizer, some[LANGUAGE], some["en"], model.boundary, TOP),
+            )
+            shared = [
+                len(set(found[LANGUAGE, kind].neurons) & set(pairs)) / TOP
+                for kind, pairs in zip(("type1", "type2"), expected, strict=True)
+            ]
+        print(
+            f"round {number + 1} of {ROUNDS}", {name: round(times[-1], 2) for name, times in timed.items()}, flush=True
+        )
+    assert len(both) == 2
+    n = sum(map(len, train.values()))
+    bare = statistics.median(timed["bare"])
+    return [
+        (
+            f"detection of both types, {n} sentences, over bare forward passes of the same batches ({bare:.1f} s)",
+            f"{_ratio(timed['detect'], timed['bare']):.2f} ×",
+            "≤ 1.10 ×",
+        ),
+        (
+            "detection of Type-1 alone over the same full forward passes",
+            f"{_ratio(timed['type1'], timed['bare']):.2f} ×",
+            "≤ 0.75 ×",
+        ),
+        (
+            "plain one-sentence-at-a-time implementation over detection, 192 sentences "
+            f"(same top {TOP}: {min(shared):.1%})",
+            f"{_ratio(timed['plain'], timed['detect some']):.1f} ×",
+            "≥ 8 ×",
+        ),
+        (
+            "scoring again from a capture of 1,000 sentences, all layers, other distance",
+            f"{statistics.median(timed['again']):.2f} s",
+            "< 1 s",
+        ),
+    ]
+
+
+def memory():
+    """Peak resident memory of detection at two corpus sizes, in processes of their own."""
+    peak = {
+        (count, how): float(
+            subprocess.run(
+                [sys.executable, "-c", MEMORY, str(count), how],
+                capture_output=True,
+                text=True,
+                check=True,
+                cwd=Path(__file__).parents[2],
+                env={**os.environ, "HF_HUB_OFFLINE": "1", "MALLOC_ARENA_MAX": "1"},  # the allocator's noise aside
+            ).stdout
+        )
+        for how in ("streaming", "stored")
+        for count in (1_000, 10_000)
+    }
+    rows = []
+    for how, bound in (("streaming", "< +5 %"), ("stored", "for comparison")):
+        small, large = peak[1_000, how], peak[10_000, how]
+        rows.append(
+            (
+                f"peak memory, 1,000 → 10,000 sentences, {how} (8-layer random model)",
+                f"{small:.0f} → {large:.0f} MB ({large / small - 1:+.1%})",
+                bound,
+            )
+        )
+    return rows
+
+
+def bare_forwards(model, texts):
+    """The decoder without its head, on the batches that capture makes."""
+    for sentences in texts.values():
+        tokens = tokenised(model, sentences)
+        for index in by_length([len(ids) for ids in tokens], 2048):
+            inputs, _ = padded(model, [tokens[place] for place in index])
+            with torch.inference_mode():
+                model.module.model(**inputs, use_cache=False)
+
+
+def _repeated(captured, count):
+    place = torch.arange(count) % len(captured)
+    tensors = {name: tensor[:, place].contiguous() for name, tensor in captured.tensors().items()}
+    return tn.Activations(captured.layers, torch.arange(count), provenance=captured.provenance, **tensors)
+
+
+def _time(times, run):
+    started = time.perf_counter()
+    result = run()
+    times.append(time.perf_counter() - started)
+    return result
+
+
+def _ratio(these, those):
+    return statistics.median(this / that for this, that in zip(these, those, strict=True))
+
+
+def _processor():
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()

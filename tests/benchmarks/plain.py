@@ -1,0 +1,58 @@
+"""Detection as one would write it down from the definition: a sentence at a time, every m + c as a vector."""
+
+import torch
+
+
+def detect(module, tokenizer, language, hub, boundary, top):
+    """Type-1 and Type-2 neurons of a Gemma model: the pairs of each, by cosine, at the last token."""
+    blocks = module.model.layers
+    own = centroid(module, tokenizer, language)
+    shared = (centroid(module, tokenizer, hub) + own) / 2
+    totals = torch.zeros(len(blocks), blocks[0].mlp.down_proj.in_features)
+    for sentence in language:
+        states = read(module, tokenizer, sentence)
+        for layer, (block, state) in enumerate(zip(blocks, states, strict=True)):
+            target = (shared if layer < boundary else own)[layer]
+            moves = state["activations"][:, None] * block.mlp.down_proj.weight.T
+            moves = moves * (state["after"] / state["before"])
+            near = torch.nn.functional.cosine_similarity
+            totals[layer] += near(state["mid"] + moves, target[None], dim=1) - near(state["mid"], target, dim=0)
+    chosen = []
+    for layers in (range(boundary), range(boundary, len(blocks))):
+        scores = totals[list(layers)].flatten()
+        places = scores.argsort(descending=True, stable=True)[:top].tolist()
+        chosen.append([(layers[place // totals.shape[1]], place % totals.shape[1]) for place in places])
+    return chosen
+
+
+def centroid(module, tokenizer, sentences):
+    """The mean state after each block."""
+    return sum(
+        torch.stack([state["post"] for state in read(module, tokenizer, sentence)]) for sentence in sentences
+    ) / len(sentences)
+
+
+@torch.inference_mode()
+def read(module, tokenizer, sentence):
+    """One forward pass of one sentence, read with hooks."""
+    found = [{} for _ in module.model.layers]
+    handles = []
+    for place, block in zip(found, module.model.layers, strict=True):
+
+        def before(name, place=place):
+            return lambda _, args: place.update({name: args[0][0, -1]})
+
+        def after(name, place=place):
+            return lambda _, __, output: place.update({name: output[0, -1]})
+
+        handles += [
+            block.pre_feedforward_layernorm.register_forward_pre_hook(before("mid")),
+            block.mlp.down_proj.register_forward_pre_hook(before("activations")),
+            block.post_feedforward_layernorm.register_forward_pre_hook(before("before")),
+            block.post_feedforward_layernorm.register_forward_hook(after("after")),
+            block.register_forward_hook(after("post")),
+        ]
+    module.model(**tokenizer(sentence, return_tensors="pt"), use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return found

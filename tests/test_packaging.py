@@ -1,0 +1,60 @@
+"""What is installed: conda and pip the same, every extra, the data files, the documents."""
+
+import re
+import tomllib
+from itertools import chain
+from pathlib import Path
+
+import yaml
+
+import tnkit as tn
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def name_of(requirement):
+    return re.match(r"[A-Za-z0-9._-]+", requirement)[0].lower().replace("_", "-")
+
+
+def pinned():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return {name_of(line): line.split("==")[1] for line in lines if line and not line.startswith("#")}
+
+
+def test_every_requirement_is_pinned_to_a_version_it_allows():
+    from packaging.requirements import Requirement
+
+    extras = PROJECT["optional-dependencies"]
+    for requirement in map(Requirement, [*PROJECT["dependencies"], *chain(*extras.values())]):
+        version = pinned()[name_of(requirement.name)]
+        assert requirement.specifier.contains(version), f"{requirement} does not allow {version}"
+
+
+def test_conda_installs_what_make_does():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python, tool, pip = environment["dependencies"]
+    assert python == "python=3.11"
+    assert tool == "pip"
+    makefile = (ROOT / "Makefile").read_text()
+    installed = re.search(r"pip install .*(-c constraints\.txt) (-e) '([^']+)'", makefile)
+    assert pip["pip"] == [installed[1], f"{installed[2]} {installed[3]}"]
+    wanted = set(re.search(r"\[(.+)\]", installed[3])[1].split(","))
+    assert wanted == set(PROJECT["optional-dependencies"])
+
+
+def test_the_versions_agree():
+    assert PROJECT["version"] == tn.__version__
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == tn.__version__
+
+
+def test_continuous_integration_runs_the_readmes_test_command():
+    assert "make test" in (ROOT / "README.md").read_text()
+    assert "make test" in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_the_readmes_links_and_pictures_are_there():
+    text = (ROOT / "README.md").read_text()
+    links = re.findall(r"\]\((?!https?://|#)([^)]+)\)", text) + re.findall(r'src="(?!https?://)([^"]+)"', text)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []

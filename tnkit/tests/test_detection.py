@@ -1,0 +1,107 @@
+"""Detection in one call equals its steps, streamed or stored, and refuses early."""
+
+import pytest
+import torch
+
+import tnkit as tn
+from tnkit.corpora import Sentences
+from tnkit.detection import detect_towards
+from tnkit.tests.tiny import tiny_model
+
+CORPUS = tn.load_corpus("everyday", ["en", "ja", "it"])
+TEXTS = {name: [text[:30] for text in sentences[:12]] for name, sentences in CORPUS["train"].items()}
+QUIET = {"progress": False}
+
+
+def test_one_call_equals_its_steps():
+    model = tiny_model("gemma3")
+    en, ja = (tn.capture(model, TEXTS[name], **QUIET) for name in ("en", "ja"))
+    targets = {"type1": [en, ja], "type2": [ja]}
+    found = tn.detect_all(model, TEXTS, ["ja"], top=9, **QUIET)
+    for kind, layers in (("type1", model.early_layers), ("type2", model.late_layers)):
+        scores = tn.score_neurons(model, ja, tn.estimate_centroids(targets[kind]))
+        assert found["ja", kind].neurons.pairs == scores.top(9, layers=layers).pairs
+        one = tn.detect(model, TEXTS, language="ja", kind=kind, top=9, **QUIET)
+        assert one.neurons.pairs == found["ja", kind].neurons.pairs
+        assert one.scores.layers == list(layers)
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+@pytest.mark.parametrize("hub", ["en", ["en", "it"]])
+def test_streaming_equals_storing(distance, hub):
+    model, options = tiny_model("gpt-neox"), {"hub": hub, "top": 5, "distance": distance, "batch_tokens": 300} | QUIET
+    stored = tn.detect_all(model, TEXTS, ["ja"], streaming=False, **options)
+    streamed = tn.detect_all(model, TEXTS, ["ja"], streaming=True, **options)
+    for key, one in stored.items():
+        assert torch.allclose(one.centroids.values, streamed[key].centroids.values, atol=1e-6)
+        assert torch.allclose(one.scores.values, streamed[key].scores.values, atol=1e-6, equal_nan=True)
+
+
+def test_known_centroids_in_flat_memory_give_the_same():
+    model = tiny_model("llama")
+    found = tn.detect(model, TEXTS, language="ja", kind="type2", top=9, **QUIET)
+    again = detect_towards(model, TEXTS["ja"], found.centroids, language="ja", kind="type2", top=9, **QUIET)
+    assert torch.allclose(again.scores.values, found.scores.values, atol=1e-7, equal_nan=True)
+
+
+def test_centroids_of_the_wrong_languages_are_refused():
+    model = tiny_model("llama")
+    short = {name: Sentences(tuple(texts), name) for name, texts in TEXTS.items()}
+    captured = {name: tn.capture(model, short[name], **QUIET) for name in ("en", "ja")}
+    shared, own = tn.estimate_centroids([*captured.values()]), tn.estimate_centroids([captured["ja"]])
+    for kind, target, language in (("type2", shared, "ja"), ("type1", own, "ja"), ("type1", shared, "it")):
+        with pytest.raises(tn.TnkitError, match=f"{kind} of {language} needs those of"):
+            detect_towards(model, TEXTS["ja"], target, language=language, kind=kind, top=3, **QUIET)
+
+
+def test_type1_alone_runs_the_early_layers_only():
+    model, ran = tiny_model("llama"), []
+    handles = [
+        block.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, block in enumerate(model.module.model.layers)
+    ]
+    tn.detect(model, TEXTS, language="ja", kind="type1", top=9, **QUIET)
+    for handle in handles:
+        handle.remove()
+    assert 3 not in ran
+
+
+def test_every_language_but_the_hub_by_default_and_hubs_may_have_type2():
+    found = tn.detect_all(tiny_model(), TEXTS, top=3, **QUIET)
+    assert set(found) == {(name, kind) for name in ("ja", "it") for kind in ("type1", "type2")}
+    assert tn.detect(tiny_model(), TEXTS, language="en", kind="type2", top=3, **QUIET).neurons
+    both = tn.detect_all(tiny_model(), TEXTS, ["ja", "en"], hub=["en", "it"], top=3, **QUIET)
+    assert len(both) == 4
+
+
+def test_a_corpus_gives_its_split_and_its_names():
+    short = tn.Corpus("short", CORPUS.frame[CORPUS.frame["ja"].str.len() < 20].groupby("split").head(4))
+    found = tn.detect(tiny_model(), short, language="ja", kind="type2", top=3, split="test", **QUIET)
+    about = found.neurons.provenance
+    assert about["sentences"]["split"] == "test"
+    assert about["selection"] == {"kind": "type2", "language": "ja", "top": 3, "layers": "2 to 3"}
+    assert about["centroid"][0]["language"] == "ja"
+
+
+def test_a_folder_gives_back_what_was_saved(tmp_path):
+    found = tn.detect(tiny_model(), TEXTS, language="ja", top=3, **QUIET)
+    again = tn.Detection.load(found.save(tmp_path / "ja"))
+    assert (again.neurons, again.kind, again.language) == (found.neurons, "type1", "ja")
+    assert torch.equal(again.centroids.values, found.centroids.values)
+    assert len(again.plot().patches) == 160
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"language": "fr"}, "no sentences in fr; it has en, ja, it"),
+        ({"language": "ja", "kind": "type3"}, "kind='type3' must be one of type1, type2"),
+        ({"language": "en"}, "Type-1 neurons of en need another hub"),
+        ({"language": "ja", "hub": "de"}, "no sentences in de"),
+        ({"language": "ja", "top": 97}, "top 97 was asked for; 2 layers of 48 neurons hold 96"),
+        ({"language": "ja", "layers": range(3, 5)}, "layer 4 is not in"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_runs(arguments, words, monkeypatch):
+    monkeypatch.setattr("tnkit.activations.trace_blocks", lambda *_, **__: pytest.fail("a pass was run"))
+    with pytest.raises(tn.TnkitError, match=words):
+        tn.detect(tiny_model(), TEXTS, **arguments, **QUIET)

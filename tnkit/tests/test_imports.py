@@ -1,0 +1,73 @@
+"""Imports run one way, and nothing heavy is imported before it is used."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tnkit as tn
+
+FOLDER = Path(tn.__file__).parent
+# Each module may import those before it.
+ORDER = """
+errors storage architecture packaged trace models activations centroids neurons scoring readers corpora detection
+geometry plots demo cli
+""".split()
+HEAVY = ("torch", "transformers", "nnsight", "matplotlib", "pandas", "sklearn", "scipy")
+
+
+def imported(module):
+    """The tnkit modules that a module's top level and functions import, types aside."""
+    tree = ast.parse((FOLDER / f"{module}.py").read_text())
+    guarded = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and id(node) not in guarded and node.module:
+            if node.module == "tnkit":
+                yield from (alias.name for alias in node.names)
+            elif node.module.startswith("tnkit."):
+                yield node.module.removeprefix("tnkit.")
+
+
+def test_the_order_names_every_module():
+    assert sorted(ORDER) == sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("__"))
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_a_module_imports_only_what_comes_before_it(module):
+    allowed = set(ORDER[: ORDER.index(module)]) | {"__version__"}
+    # A result's plot() draws through plots, which reads results but never computes them.
+    allowed |= {"plots"} if module not in ("errors", "storage") else set()
+    assert set(imported(module)) <= allowed
+
+
+@pytest.mark.parametrize("statement", ["import tnkit", "import tnkit.cli; tnkit.cli._parser()"])
+def test_nothing_heavy_is_imported_first(statement):
+    code = f"import sys; {statement}; print([name for name in {HEAVY} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_nnsight_is_touched_in_two_modules_only():
+    users = {path.stem for path in FOLDER.glob("*.py") if "nnsight" in _modules(path)}
+    assert users == {"models", "trace"}
+
+
+def _modules(path):
+    tree = ast.parse(path.read_text())
+    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return {name.split(".")[0] for name in names}
+
+
+def test_every_public_name_is_there_under_its_own_module():
+    """`tn.capture` stays a function whatever is imported first."""
+    code = "import tnkit.detection, tnkit as tn; print(callable(tn.capture), all(hasattr(tn, n) for n in tn.__all__))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == ["True"] * 2
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = tn.nothing

@@ -1,0 +1,46 @@
+"""Figures draw what the results say."""
+
+import pytest
+import torch
+
+import tnkit as tn
+from tnkit import plots
+
+
+def test_languages_keep_distinct_colours():
+    assert len({plots.language_colour(code) for code in ("en", "ja", "ko", "nl", "it")}) == 5
+    assert plots.language_colour("sw") == plots.language_colour("sw")
+
+
+def test_the_distribution_counts_every_neuron_and_the_chosen_tail():
+    scores = tn.NeuronScores(torch.linspace(-1, 2, 600).reshape(2, 300).double(), "cosine")
+    chosen = scores.top(25)
+    heights = [bar.get_height() for bar in scores.plot(chosen=chosen).patches]
+    assert sum(heights[:80]) == 600
+    assert sum(heights[80:]) == 25
+
+
+def test_equal_scores_can_be_drawn():
+    assert tn.NeuronScores(torch.zeros(1, 4).double(), "cosine").plot().patches
+
+
+def test_sets_that_share_a_layer_stand_side_by_side():
+    a, b = tn.NeuronSet(((0, 1),), (2, 4)), tn.NeuronSet(((0, 2),), (2, 4))
+    assert plots.neurons_by_layer({"type1": a, "type2": b}).patches[0].get_width() == pytest.approx(0.4)
+    apart = plots.neurons_by_layer({"type1": a, "type2": tn.NeuronSet(((1, 2),), (2, 4))})
+    assert apart.patches[0].get_width() == pytest.approx(0.8)
+    assert [text.get_text() for text in apart.get_legend().get_texts()] == ["Type-1 (1)", "Type-2 (1)"]
+
+
+def test_a_figure_is_saved_in_the_format_of_its_ending(tmp_path):
+    for ending, start in (("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")):
+        figure = tn.NeuronSet(((0, 1),), (2, 4)).plot().figure
+        assert plots.save_figure(figure, tmp_path / f"f.{ending}").read_bytes().startswith(start)
+
+
+def test_the_style_does_not_leak():
+    import matplotlib as mpl
+
+    before = dict(mpl.rcParams)
+    tn.NeuronSet(((0, 1),), (2, 4)).plot()
+    assert dict(mpl.rcParams) == before
