@@ -20,19 +20,25 @@ _HOME = {
     "stream": "activations",
     "Centroids": "centroids",
     "estimate_centroids": "centroids",
+    "Comparison": "comparison",
+    "compare": "comparison",
+    "controls": "comparison",
     "Corpus": "corpora",
     "load_corpus": "corpora",
     "Detection": "detection",
     "detect": "detection",
     "detect_all": "detection",
     "TnkitError": "errors",
+    "Ablation": "interventions",
+    "LastToken": "interventions",
+    "export_ablated": "interventions",
     "Model": "models",
     "load_model": "models",
     "NeuronSet": "neurons",
     "NeuronScores": "scoring",
     "score_neurons": "scoring",
 }
-_MODULES = ("geometry", "plots", "storage")
+_MODULES = ("answers", "behaviour", "geometry", "harness", "plots", "scoring", "specificity", "storage", "variants")
 
 __all__ = ["__version__", *_HOME, *_MODULES]
 

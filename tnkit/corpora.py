@@ -122,8 +122,8 @@ def load_corpus(
     """Load sentences, normalise them, and split them.
 
     Text is put into Unicode NFC and stripped; rows with an empty sentence and exact duplicates are dropped and counted.
-    A column `split` is respected; otherwise rows are split by a hash of their text, so that the same sentences always
-    fall the same way, and rows that share a sentence stay together.
+    A column `split` is respected; otherwise rows are split by a hash of their text in all languages of the source, so
+    that a sentence falls the same way whichever languages are asked for, and rows that share a sentence stay together.
 
     Args:
         source: "everyday" (packaged), "tatoeba" or "mkqa" (Hugging Face Hub), "hf://datasets/OWNER/NAME/FILE", a pandas
@@ -154,7 +154,8 @@ def load_corpus(
     else:
         name = Path(source).name if Path(source).suffix else str(source)
         frame = _read(str(source), languages)
-    frame, dropped = _clean(name, _columns(name, frame, languages))
+    frame, wanted = _columns(name, frame, languages)
+    frame, dropped = _clean(name, _normalised(name, frame), wanted)
     if limit is not None and len(frame) > limit:
         order = sorted(range(len(frame)), key=lambda row: _row_hash(frame.iloc[row]))
         dropped["beyond the limit"] = len(frame) - limit
@@ -162,11 +163,11 @@ def load_corpus(
     if frame.empty:
         raise TnkitError(f"{name} has no sentences{f' left after dropping {dropped}' if dropped else ''}")
     if "split" not in frame:
-        frame.insert(0, "split", _split(frame, test))
+        frame["split"] = _split(frame, test)
     if dropped:
         counts = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
         _log.warning("%s: kept %d rows, dropped %s", name, len(frame), counts)
-    return Corpus(name, frame, dropped)
+    return Corpus(name, frame[[*wanted, "split"]], dropped)
 
 
 def _read(source: str, languages: Sequence[str] | None) -> "pd.DataFrame":
@@ -196,7 +197,7 @@ def hub_file(repository: str, file: str, revision: str | None = None) -> Path:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TnkitError(
-            f"the Hugging Face Hub did not give {file} of the data set {repository} ({reason}); check name and connection"
+            f"the Hugging Face Hub did not give {file} of the data set {repository} ({reason}); check name and network"
         ) from error
 
 
@@ -233,29 +234,29 @@ def _mkqa(_: Sequence[str] | None) -> "pd.DataFrame":
 RECIPES: dict[str, Callable[[Sequence[str] | None], "pd.DataFrame"]] = {"tatoeba": _tatoeba, "mkqa": _mkqa}
 
 
-def _columns(name: str, frame: "pd.DataFrame", languages: Sequence[str] | None) -> "pd.DataFrame":
-    """The wanted language columns, and the split."""
+def _columns(name: str, frame: "pd.DataFrame", languages: Sequence[str] | None) -> tuple["pd.DataFrame", list[str]]:
+    """All language columns and the split, and which languages are wanted."""
     columns = [str(column) for column in frame.columns]
     frame = frame.set_axis(columns, axis=1)
-    wanted = list(languages) if languages else [column for column in columns if _LANGUAGE.fullmatch(column)]
+    named = [column for column in columns if _LANGUAGE.fullmatch(column)]
+    wanted = list(languages) if languages else named
     missing = [language for language in wanted if language not in columns]
     if missing or not wanted:
         raise TnkitError(
             f"{name} has no column for {', '.join(missing) or 'any language'}; it has {', '.join(columns) or 'none'}: "
             "name each column by its language code, such as en or ja"
         )
-    wanted += ["split"] if "split" in columns else []
-    twice = [column for column in wanted if wanted.count(column) > 1 or columns.count(column) > 1]
+    twice = [column for column in [*wanted, "split"] if wanted.count(column) > 1 or columns.count(column) > 1]
     if twice:
         raise TnkitError(f"{name}: the column {twice[0]} is there or asked for twice; name each column once")
-    return frame[wanted]
+    kept = dict.fromkeys([*(column for column in named if columns.count(column) == 1), *wanted])
+    return frame[[*kept, *(["split"] if "split" in columns else [])]], wanted
 
 
-def _clean(name: str, frame: "pd.DataFrame") -> tuple["pd.DataFrame", dict[str, int]]:
-    """Normalise, and drop rows with an empty sentence and exact duplicates."""
-    languages = [column for column in frame.columns if column != "split"]
+def _normalised(name: str, frame: "pd.DataFrame") -> "pd.DataFrame":
+    """Text in Unicode NFC, stripped, and empty where there is none."""
     frame = frame.copy()
-    for language in languages:
+    for language in (column for column in frame.columns if column != "split"):
         cells = [
             unicodedata.normalize("NFC", cell).strip() if isinstance(cell, str) else "" for cell in frame[language]
         ]
@@ -265,13 +266,18 @@ def _clean(name: str, frame: "pd.DataFrame") -> tuple["pd.DataFrame", dict[str, 
                 f"{name}, {language} in row {broken[0]}: half a character (a lone surrogate); mend the text"
             )
         frame[language] = cells
+    return frame
+
+
+def _clean(name: str, frame: "pd.DataFrame", wanted: list[str]) -> tuple["pd.DataFrame", dict[str, int]]:
+    """Drop rows with an empty sentence and exact duplicates in the wanted languages, and count them."""
     if "split" in frame:
         frame["split"] = [str(cell) for cell in frame["split"]]
         unknown = sorted({*frame["split"]} - {"train", "test"})
         if unknown:
             raise TnkitError(f"{name}: the column split holds {', '.join(unknown[:3])!r}; expected train and test")
-    whole = frame[(frame[languages] != "").all(axis=1)]
-    unique = whole.drop_duplicates(languages)
+    whole = frame[(frame[wanted] != "").all(axis=1)]
+    unique = whole.drop_duplicates(wanted)
     dropped = {"empty": len(frame) - len(whole), "duplicates": len(whole) - len(unique)}
     return unique.reset_index(drop=True), {reason: count for reason, count in dropped.items() if count}
 
@@ -282,15 +288,15 @@ def _split(frame: "pd.DataFrame", test: float) -> list[str]:
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    rows, nodes, offset = np.arange(len(frame)), [], len(frame)
+    rows, ends, nodes, offset = np.arange(len(frame)), [], [], len(frame)
     for language in frame.columns:
+        there = (frame[language] != "").to_numpy()
         codes = frame[language].astype("category").cat.codes.to_numpy(dtype=np.int64)
-        nodes.append(codes + offset)
-        offset += int(codes.max()) + 1
-    links = coo_matrix(
-        (np.ones(len(rows) * len(nodes)), (np.tile(rows, len(nodes)), np.concatenate(nodes))),
-        shape=(offset, offset),
-    )
+        ends.append(rows[there])
+        nodes.append(codes[there] + offset)
+        offset += len(frame)
+    where = np.concatenate(ends), np.concatenate(nodes)
+    links = coo_matrix((np.ones(len(where[0])), where), shape=(offset, offset))
     group = connected_components(links, directed=False)[1][: len(frame)]
     members: dict[int, list[int]] = {}
     for row in rows:

@@ -6,10 +6,13 @@ type1.save("ja-type1.json"); tn.NeuronSet.load("ja-type1.json")
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
 
 from tnkit import storage
 from tnkit.errors import TnkitError
@@ -128,6 +131,67 @@ class NeuronSet(Sequence):
         frame.loc["all"] = frame.sum()
         frame["jaccard"] = frame["both"] / (frame["this"] + frame["other"] - frame["both"])
         return frame
+
+    def uniform(self, *, seed: int, layers: Iterable[int] | None = None) -> "NeuronSet":
+        """A control: as many other neurons, drawn uniformly from a layer range (the control of Tezuka & Inoue, 2025).
+
+        Args:
+            seed: of the draw.
+            layers: where to draw from (default: from the set's first layer to its last).
+
+        Raises:
+            TnkitError: where the range holds too few other neurons.
+
+        >>> control = NeuronSet(((0, 5), (1, 2)), shape=(4, 48)).uniform(seed=0)
+        >>> len(control), control == NeuronSet(((0, 5), (1, 2)), shape=(4, 48)).uniform(seed=0)
+        (2, True)
+        """
+        by_layer = self.by_layer()
+        layers = range(min(by_layer, default=0), max(by_layer, default=-1) + 1) if layers is None else layers
+        members = set(self)
+        others = [
+            (layer, neuron) for layer in layers for neuron in range(self.shape[1]) if (layer, neuron) not in members
+        ]
+        if len(others) < len(self):
+            raise TnkitError(f"{len(others)} other neurons in these layers are too few for a control of {len(self)}")
+        drawn = np.random.default_rng(seed).choice(len(others), len(self), replace=False)
+        return self._control("uniform", seed, [others[place] for place in drawn])
+
+    def matched(self, *, seed: int, norms: Tensor | None = None) -> "NeuronSet":
+        """A control: as many other neurons from each layer, if asked also of like contribution norm.
+
+        Args:
+            seed: of the draw.
+            norms: (layer, neuron), from `tnkit.scoring.contribution_norms`; each neuron is then replaced by one drawn
+                from the ten of its layer whose norm is nearest and which are still free.
+
+        Raises:
+            TnkitError: where a layer holds too few other neurons.
+
+        >>> NeuronSet(((0, 5), (1, 2), (1, 3)), shape=(4, 48)).matched(seed=0).by_layer().keys()
+        dict_keys([0, 1])
+        """
+        random, drawn = np.random.default_rng(seed), []
+        for layer, members in self.by_layer().items():
+            free = np.setdiff1d(np.arange(self.shape[1]), members)
+            if len(free) < len(members):
+                raise TnkitError(
+                    f"layer {layer} has {len(free)} other neurons, too few for a control of {len(members)}"
+                )
+            if norms is None:
+                drawn += [(layer, int(neuron)) for neuron in random.choice(free, len(members), replace=False)]
+                continue
+            sizes = np.log(norms[layer].double().numpy() + 1e-30)
+            for member in random.permutation(members):
+                near = np.argsort(np.abs(sizes[free] - sizes[member]), kind="stable")[:10]
+                place = random.choice(near)
+                drawn.append((layer, int(free[place])))
+                free = np.delete(free, place)
+        return self._control("matched by layer" + (" and norm" if norms is not None else ""), seed, drawn)
+
+    def _control(self, how: str, seed: int, pairs: Sequence[Pair]) -> "NeuronSet":
+        about = {"control": {"how": how, "seed": seed}, "of": self.provenance}
+        return NeuronSet(tuple(sorted(pairs)), self.shape, provenance=about)
 
     def to_frame(self) -> "pd.DataFrame":
         """One row a neuron, in order, indexed (layer, neuron), with its rank and score."""

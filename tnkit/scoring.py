@@ -77,6 +77,15 @@ class NeuronScores:
             )
         return self._set(pairs[:n], scores[:n], {"top": n, "layers": self._named(layers)})
 
+    def bottom(self, n: int, *, layers=None) -> NeuronSet:
+        """The n neurons of lowest score, lowest first: those that move the stream away, a control.
+
+        >>> NeuronScores(torch.tensor([[0.1, 0.3], [0.2, 0.3]]).double(), "cosine").bottom(2).pairs
+        ((0, 0), (1, 0))
+        """
+        lowest = NeuronScores(-self.values, self.distance, self.provenance).top(n, layers=layers)
+        return self._set(lowest.pairs, -torch.tensor(lowest.scores), {"bottom": n, "layers": self._named(layers)})
+
     def above(self, threshold: float, *, layers=None) -> NeuronSet:
         """The neurons whose score is greater than a threshold, best first (may be none).
 
@@ -274,6 +283,29 @@ def score_neurons(
     running = ScoreAccumulator(model, centroids, distance=distance, layers=shared if layers is None else layers)
     running.add(activations)
     return running.result()
+
+
+def contribution_norms(model: Model, activations: Activations) -> Float[Tensor, "layer neuron"]:
+    """The mean over sentences of the length of each neuron's contribution, to match controls by.
+
+    Args:
+        model: the model that was captured.
+        activations: from `capture`, with `activations`.
+
+    Returns:
+        (layer, neuron), float32, in units of the residual stream; NaN where a layer was not captured.
+
+    >>> from tnkit.tests.tiny import tiny_model, SENTENCES
+    >>> import tnkit as tn
+    >>> contribution_norms(tiny_model(), tn.capture(tiny_model(), SENTENCES, progress=False)).shape
+    torch.Size([4, 48])
+    """
+    activations.require("activations", "scale")
+    norms = torch.full((model.n_layers, model.n_neurons), torch.nan)
+    for place, layer in enumerate(activations.layers):
+        sizes = (model.value_vectors(layer).float() * model.output_gain(layer)).norm(dim=1).cpu()
+        norms[layer] = sizes * (activations.activations[place].abs() * activations.scale[place][:, None]).mean(dim=0)
+    return norms
 
 
 def summed_scores(

@@ -30,9 +30,6 @@ def same_tensors(found, expected):
     )
 
 
-# Writing
-
-
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     path = storage.write_text(tmp_path / "new" / "x.json", "old")
 
@@ -45,7 +42,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     with pytest.raises(KeyError, match="in the middle"):
         storage.write_atomically(path, fail)
     assert path.read_text() == "old"
-    with pytest.raises(AttributeError):
+    with pytest.raises((AttributeError, pickle.PicklingError)):
         storage.write_pickle(path, lambda: None)
     with pytest.raises(TypeError):
         storage.save_json(path, "numbers", {"of": object()})
@@ -67,19 +64,11 @@ def test_places_that_cannot_be_written_to(tmp_path):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    for name, write in {
-        "file/x": bytes,
-        "folder": lambda file: file.write(b"x"),
-        "a" * 300: bytes,
-        "full": full,
-    }.items():
+    for name, write in {"file/x": bytes, "folder": bytes, "a" * 300: bytes, "full": full}.items():
         with pytest.raises(tn.TnkitError, match=rf"cannot write .*{name}: .*; choose another place with out=/--out"):
             storage.write_atomically(tmp_path / name, write)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "folder"]
     assert list((tmp_path / "folder").iterdir()) == []
-
-
-# Tensors and JSON
 
 
 def test_tensors_and_json_come_back_as_they_were(tmp_path):
@@ -113,13 +102,8 @@ def test_files_of_another_kind_schema_or_maker(tmp_path, monkeypatch):
 
 def test_json_that_is_cut_or_nested_without_end(tmp_path):
     whole = storage.save_json(tmp_path / "x", "numbers", ABOUT).read_bytes()
-    for data in [
-        *(whole[:length] for length in range(1, len(whole) - 1)),
-        b"\xff\xfe",
-        b"\0" * 20,
-        b"[" * 100_000,
-        b'{"a":' * 100_000,
-    ]:
+    cut = [whole[:length] for length in range(1, len(whole) - 1)]
+    for data in [*cut, b"\xff\xfe", b"\0" * 20, b"[" * 100_000, b'{"a":' * 100_000]:
         (tmp_path / "x").write_bytes(data)
         with pytest.raises(tn.TnkitError, match=r"/x is not a readable JSON file \("):
             storage.load_json(tmp_path / "x", "numbers")
@@ -157,8 +141,6 @@ def test_a_byte_of_the_header_changed_is_an_error_or_another_name_or_value(tmp_p
             assert about != ABOUT or not same_tensors(tensors, TENSORS) or data[place : place + 1].isspace()
     assert refused > len(structure) // 2
 
-
-# Pickles
 
 PLAIN = [["a", "日本"], [("a", 1), ("b", 2.5, None, True, b"x", b"", 2**100)], {"a": {1: [2, 3]}, (1, 2): -1}]
 ARRAYS = [np.arange(6).reshape(2, 3).astype(code) for code in "? b u2 <i4 >i4 f2 >f8 c8 S3 >U2".split()]
@@ -291,9 +273,6 @@ def test_pickles_that_are_damaged(tmp_path):
         except tn.TnkitError:
             refused += 1
     assert refused > 200
-
-
-# Small things
 
 
 def test_the_fingerprint_tells_order_and_boundaries_apart():

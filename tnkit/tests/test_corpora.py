@@ -1,0 +1,208 @@
+"""Corpora: cleaning, splits that share no sentence, and the round trip through a file."""
+
+import hashlib
+import json
+import logging
+from collections import Counter
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tnkit as tn
+from tnkit.corpora import Corpus, Sentences
+
+
+def frame_of(rows, columns=("en", "ja")):
+    return pd.DataFrame(rows, columns=list(columns))
+
+
+def numbered(count):
+    return frame_of([(f"{number}.", f"{number}。") for number in range(count)])
+
+
+def by_row(corpus):
+    """Row → split."""
+    return {tuple(row[name] for name in corpus.languages): row["split"] for row in corpus.frame.to_dict("records")}
+
+
+def test_text_is_normalised_and_empty_and_equal_rows_are_dropped_and_counted(caplog, tmp_path):
+    rows = [
+        ("cafe\u0301", "\u304b\u3099"),  # decomposed
+        ("café", "が"),  # the same, composed
+        ("  café\t", "\u3000が\n"),  # and with space around
+        ("café", "カ"),  # not the same in ja
+        ("", "x"),
+        ("y", " \u3000"),
+        ("z", None),
+        (float("nan"), "z"),
+        (3, "z"),
+    ]
+    with caplog.at_level(logging.WARNING, logger="tnkit"):
+        corpus = tn.load_corpus(frame_of(rows), ["en", "ja"])
+    assert sorted(by_row(corpus)) == [("café", "が"), ("café", "カ")]
+    assert corpus.dropped == {"empty": 5, "duplicates": 2}
+    assert caplog.messages == ["frame: kept 2 rows, dropped 5 empty, 2 duplicates"]
+    caplog.clear()
+    again = tn.load_corpus(corpus.save(tmp_path / "x.tsv"))
+    assert (again.dropped, caplog.messages) == ({}, [])
+
+
+def test_rows_are_compared_in_the_chosen_languages_only():
+    frame = frame_of([("a", "b", "c"), ("a", "b", "d"), ("e", "f", "")], ["en", "ja", "ko"])
+    assert tn.load_corpus(frame, ["en", "ja"]).dropped == {"duplicates": 1}
+    assert tn.load_corpus(frame, ["en", "ko"]).dropped == {"empty": 1}
+    assert tn.load_corpus(frame, "ko").frame["ko"].tolist() == ["c", "d"]
+
+
+def test_the_frame_that_was_given_is_left_alone():
+    frame = frame_of([(" a ", "b"), ("c", "")])
+    before = frame.copy()
+    corpus = tn.load_corpus(frame)
+    taken = corpus.to_frame()
+    taken.loc[0, "en"] = "changed"
+    assert frame.equals(before)
+    assert corpus.frame["en"].tolist() == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("frame", "options", "message"),
+    [
+        (frame_of([]), {}, "frame has no sentences$"),
+        (frame_of([("", "a")]), {}, "frame has no sentences left after dropping {'empty': 1}"),
+        (frame_of([("a", "b")], ["id", "topic"]), {}, "no column for any language; it has id, topic: name each"),
+        (numbered(2), {"languages": ["en", "xx", "yy"]}, "frame has no column for xx, yy; it has en, ja: name each"),
+        (numbered(2), {"languages": ["en", "en"]}, "the column en is there or asked for twice; name each column once"),
+        (frame_of([("a", "b")], ["en", "en"]), {}, "the column en is there or asked for twice"),
+        (numbered(2), {"test": 1.5}, "test=1.5 must be a share between 0 and 1"),
+        (numbered(2), {"limit": -1}, "limit=-1 must be a number of rows to keep, at least 1"),
+        (frame_of([("a", None)], ["en", "split"]), {}, "the column split holds .*; expected train and test"),
+        (
+            pd.DataFrame({"en": ["a", "b"], "ja": ["c", "\udc80"]}, dtype=object),
+            {},
+            "frame, ja in row 2: half a character .*; mend the text",
+        ),
+    ],
+)
+def test_what_cannot_be_a_corpus_says_why(frame, options, message):
+    with pytest.raises(tn.TnkitError, match=message):
+        tn.load_corpus(frame, **options)
+
+
+def groups_of(rows):
+    """Rows that share a sentence of one language, directly or through others, by growing each group."""
+    left, groups = set(rows), []
+    while left:
+        group, edge = set(), {left.pop()}
+        while edge:
+            group |= edge
+            edge = {row for row in left if any(a == b for other in edge for a, b in zip(row, other, strict=True))}
+            left -= edge
+        groups.append(group)
+    return groups
+
+
+some_rows = st.lists(st.tuples(*[st.integers(0, 25).map(str)] * 3), min_size=1, max_size=40, unique=True)
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows=some_rows, test=st.sampled_from([0.0, 0.1, 0.5, 0.8, 1.0]), order=st.randoms())
+def test_splits_share_no_sentence_and_do_not_depend_on_the_order_of_rows(rows, test, order):
+    languages = ["en", "ja", "ko"]
+    corpus = tn.load_corpus(frame_of(rows, languages), test=test)
+    for language in languages:
+        assert set(corpus["train"][language]).isdisjoint(corpus["test"][language])
+    short = round(test * len(rows)) - len(corpus["test"]["en"])
+    split = by_row(corpus)
+    train = [len(group) for group in groups_of(rows) if split[min(group)] == "train"]
+    assert 0 <= short < min(train, default=1)  # no group that was left out would still have fitted
+    order.shuffle(rows)
+    assert by_row(tn.load_corpus(frame_of(rows, languages), test=test)) == split
+
+
+def test_the_split_is_the_same_whichever_languages_are_asked_for():
+    frame = numbered(60).assign(fr=[f"phrase {number}" for number in range(60)])
+    whole = tn.load_corpus(frame).frame
+    for languages in (["en"], ["fr", "en"], ["fr"]):
+        some = tn.load_corpus(frame, languages).frame
+        assert list(some["split"]) == list(whole["split"])
+        assert list(some.columns) == [*languages, "split"]
+
+
+def test_rows_that_share_nothing_are_split_as_asked_and_by_the_hash_of_their_text():
+    rows = [tuple(row) for row in numbered(101).to_numpy()]
+    order = sorted(rows, key=lambda row: hashlib.sha256(json.dumps(row, ensure_ascii=False).encode()).hexdigest())
+    for test, count in {0.0: 0, 0.25: 25, 0.5: 50, 1.0: 101}.items():
+        split = by_row(tn.load_corpus(numbered(101), test=test))
+        assert {row for row in split if split[row] == "test"} == set(order[:count])
+    kept = tn.load_corpus(numbered(101), limit=10)
+    assert list(by_row(kept)) == [row for row in rows if row in order[:10]]
+    assert kept.dropped == {"beyond the limit": 91}
+    assert Counter(by_row(kept).values()) == {"train": 5, "test": 5}
+    assert tn.load_corpus(numbered(10), limit=10).dropped == {}
+
+
+def test_sentences_said_twice_with_another_translation_stay_together():
+    rows = [(f"{number // 4}.", f"{number}。") for number in range(200)]
+    split = by_row(tn.load_corpus(frame_of(rows), test=0.5))
+    assert all(len({split[row] for row in rows[start : start + 4]}) == 1 for start in range(0, 200, 4))
+    assert Counter(split.values()) == {"train": 100, "test": 100}
+
+
+def test_a_split_that_is_there_is_respected():
+    frame = numbered(20).assign(split=["test"] * 3 + ["train"] * 17)
+    corpus = tn.load_corpus(frame, test=0.9)
+    assert corpus["test"]["ja"].texts == ("0。", "1。", "2。")
+    assert len(corpus["train"]["en"]) == 17
+    assert set(tn.load_corpus(frame, limit=5).dropped) == {"beyond the limit"}
+    assert by_row(tn.load_corpus(frame, limit=5)).items() <= by_row(corpus).items()
+
+
+def test_sentences_know_where_they_are_from():
+    corpus = tn.load_corpus(numbered(8).assign(split="train"))
+    sentences = corpus["train"]["ja"]
+    assert sentences == Sentences(tuple(f"{n}。" for n in range(8)), "ja", "frame", "train")
+    assert sentences[2:4] == Sentences(("2。", "3。"), "ja", "frame", "train")
+    assert (sentences[-1], len(sentences), list(sentences)[:1], len(corpus)) == ("7。", 8, ["0。"], 8)
+    assert list(corpus["test"]["ja"]) == []
+    assert sum(len(part["en"]) for part in (corpus["train"], corpus["test"])) == len(corpus)
+
+
+def test_splits_and_languages_that_are_not_there():
+    corpus = tn.load_corpus("everyday", ["en", "ja"])
+    with pytest.raises(tn.TnkitError, match=r"no sentences in 'de'; it has en, ja"):
+        corpus["train"]["de"]
+    with pytest.raises(tn.TnkitError, match=r"splits 'train' and 'test', not 'dev': corpus\['train'\]"):
+        corpus["dev"]
+
+
+def test_a_saved_corpus_comes_back(tmp_path):
+    texts = ['"a" b', "c\u2028d\x85e", "全角\u3000空白", "two  spaces", "a\u00a0b", "\ufeffmark", "'", "\\t", "\x1cx"]
+    for corpus in tn.load_corpus(frame_of([(text, text) for text in texts])), tn.load_corpus("everyday", limit=100):
+        again = tn.load_corpus(corpus.save(tmp_path / "x.tsv"))
+        assert by_row(again) == by_row(corpus)
+        assert again.to_frame().equals(corpus.to_frame())
+        assert (again.hash, again.languages, again.name) == (corpus.hash, corpus.languages, "x.tsv")
+    flat = tn.load_corpus(tn.load_corpus(frame_of([("a\tb\r\nc", "d")])).save(tmp_path / "x.tsv"))
+    assert list(by_row(flat)) == [("a b c", "d")]
+
+
+def test_the_fingerprint_follows_sentences_languages_and_splits():
+    frames = [
+        frame_of([("a", "b"), ("c", "d")]).assign(split="train"),
+        frame_of([("a", "d"), ("c", "b")]).assign(split="train"),
+        frame_of([("a", "b"), ("c", "d")]).assign(split=["train", "test"]),
+        frame_of([("a", "b"), ("c", "d")], ["en", "ko"]).assign(split="train"),
+        frame_of([("a\tb", "c"), ("c", "d")]).assign(split="train"),
+        frame_of([("a", "b\tc"), ("c", "d")]).assign(split="train"),
+    ]
+    assert len({Corpus("x", frame).hash for frame in frames}) == len(frames)
+    assert Corpus("y", frames[0].copy()).hash == Corpus("x", frames[0]).hash
+
+
+def test_the_card_of_a_corpus_is_escaped():
+    card = Corpus("<script>", tn.load_corpus(numbered(5), test=0.4).frame, {"empty": 7})._repr_html_()
+    assert "<script>" not in card
+    for cell in "&lt;script&gt;", "en, ja", ">3<", ">2<", ">7<":
+        assert cell in card
