@@ -20,6 +20,8 @@ _HOME = {
     "stream": "activations",
     "Centroids": "centroids",
     "estimate_centroids": "centroids",
+    "ablate": "experiments",
+    "retrieval_matrix": "experiments",
     "Comparison": "comparison",
     "compare": "comparison",
     "controls": "comparison",
@@ -38,7 +40,9 @@ _HOME = {
     "NeuronScores": "scoring",
     "score_neurons": "scoring",
 }
-_MODULES = ("answers", "behaviour", "geometry", "harness", "plots", "scoring", "specificity", "storage", "variants")
+_MODULES = """
+answers behaviour generation geometry harness lens plots scoring spaces specificity storage variants
+""".split()
 
 __all__ = ["__version__", *_HOME, *_MODULES]
 

@@ -178,13 +178,31 @@ def capture(
         batch_tokens=batch_tokens,
         progress=progress,
     )
+    return gathered(parts, len(sentences))
+
+
+def gathered(batches: Iterable[Activations], count: int) -> Activations:
+    """One capture of `count` sentences, in corpus order, from batches that hold each of them once.
+
+    >>> from tnkit.tests.tiny import tiny_model
+    >>> gathered(stream(tiny_model(), ["Hello", "Hi"], keep=["mid"], batch_tokens=1, progress=False), 2)
+    Activations(2 sentences, 4 layers: mid)
+    """
     whole: dict[str, Tensor] = {}
-    for part in parts:
-        for name, tensor in part.tensors().items():
+    for batch in batches:
+        for name, tensor in batch.tensors().items():
             if name not in whole:
-                whole[name] = torch.empty(tensor.shape[0], len(sentences), *tensor.shape[2:])
-            whole[name][:, part.index] = tensor
-    return Activations(part.layers, torch.arange(len(sentences)), provenance=part.provenance, **whole)
+                whole[name] = torch.empty(tensor.shape[0], count, *tensor.shape[2:])
+            whole[name][:, batch.index] = tensor
+    return Activations(batch.layers, torch.arange(count), provenance=batch.provenance, **whole)
+
+
+def batch_of(
+    found: dict[str, list[Tensor]], layers: tuple[int, ...], index: list[int], provenance: dict[str, Any]
+) -> Activations:
+    """What a trace returned, as float32 on the CPU."""
+    tensors = {name: torch.stack([part.float().cpu() for part in parts]) for name, parts in found.items()}
+    return Activations(layers, torch.tensor(index), provenance=provenance, **tensors)
 
 
 def stream(
@@ -204,21 +222,14 @@ def stream(
     >>> [part.index.tolist() for part in stream(tiny_model(), ["Hello", "Hi", "Hey"], batch_tokens=8, progress=False)]
     [[1, 2], [0]]
     """
-    keep = _chosen(keep)
+    keep = chosen_sites(keep)
     layers = check_layers(model, range(model.n_layers) if layers is None else layers)
     _one_of("position", position, ("last", "mean"))
     _one_of("last_layer", last_layer, ("raw", "normed"))
     if last_layer == "normed" and model.final_norm_path is None:
         raise TnkitError(f"{model.name} has no final norm that tnkit knows; use last_layer='raw'")
     tokens = tokenised(model, sentences)
-    provenance = {
-        "model": model.provenance,
-        "sentences": describe(sentences),
-        "position": position,
-        "last_layer": last_layer,
-        "versions": storage.versions(),
-        **({"ablations": list(model.ablations)} if model.ablations else {}),
-    }
+    provenance = provenance_of(model, sentences) | {"position": position, "last_layer": last_layer}
     return _batches(model, tokens, position, keep, layers, last_layer == "normed", batch_tokens, progress, provenance)
 
 
@@ -238,8 +249,7 @@ def _batches(
                 weights=weights,
                 normed_last=normed_last,
             )
-            tensors = {name: torch.stack([part.float().cpu() for part in parts]) for name, parts in found.items()}
-            yield Activations(layers, torch.tensor(index), provenance=provenance, **tensors)
+            yield batch_of(found, layers, index, provenance)
             bar.update(len(index))
 
 
@@ -270,11 +280,18 @@ def _token_weights(model: Model, inputs: dict[str, Tensor], index: list[int]) ->
     return counted / counted.sum(dim=1, keepdim=True)
 
 
-def describe(sentences: Sequence[str]) -> dict[str, Any]:
-    """What provenance says of a sequence of sentences."""
+def provenance_of(model: Model, sentences: Sequence[str]) -> dict[str, Any]:
+    """What results record of where they come from: model, sentences, what was switched off, versions."""
     origin = {name: getattr(sentences, name, None) for name in ("corpus", "language", "split")}
     named = {name: value for name, value in origin.items() if value}
-    return {**named, "n": len(sentences), "hash": storage.text_hash(sentences)}
+    return {
+        "model": model.provenance,
+        "sentences": {**named, "n": len(sentences), "hash": storage.text_hash(sentences)},
+        "position": "last",
+        "last_layer": "raw",
+        "versions": storage.versions(),
+        **({"ablations": list(model.ablations)} if model.ablations else {}),
+    }
 
 
 def tokenised(model: Model, sentences: Sequence[str]) -> list[array]:
@@ -322,7 +339,12 @@ def by_length(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
     yield batch
 
 
-def _chosen(keep: Iterable[str]) -> tuple[str, ...]:
+def chosen_sites(keep: Iterable[str]) -> tuple[str, ...]:
+    """The sites to keep, sorted; "activations" brings "scale" with it.
+
+    Raises:
+        TnkitError: for none, or an unknown one.
+    """
     keep = {keep} if isinstance(keep, str) else set(keep)
     if not keep or not keep <= set(SITES):
         raise TnkitError(f"keep={sorted(keep)} must name some of {', '.join(SITES)}")

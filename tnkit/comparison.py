@@ -55,9 +55,11 @@ class Comparison:
     def to_frame(self) -> "pd.DataFrame":
         """Means and statistics, indexed (layer, condition).
 
-        `mean` with a 95 % bootstrap interval (`low`, `high`) over sentences and seeds; `effect` = mean of the condition
-        - mean with the set off, with its interval, sentences paired; `p` of a two-sided permutation test of that effect
-        that flips the sign of each sentence's difference (10,000 flips, so p ≥ 0.0001; 1 for the set itself).
+        Conditions are what is switched off: "none", "the set", and each control. `mean` with a 95 % bootstrap interval
+        (`low`, `high`) over sentences and seeds; `effect` = mean with the set off - mean of the condition, with its
+        interval, sentences paired; `ratio` = mean with the set off / mean of the condition, with its interval (infinite
+        or, where both means are 0, 1); `p` of a two-sided permutation test of the effect that flips the sign of each
+        sentence's difference (10,000 flips, so p ≥ 0.0001; 1 for the set itself).
         """
         import pandas as pd
 
@@ -69,14 +71,22 @@ class Comparison:
         frames = {}
         for name, values in self._conditions().items():
             resampled = self._resampled(values, weights, random)
-            difference = values.mean(axis=0) - self.ablated
+            difference = self.ablated - values.mean(axis=0)
             effect = difference.mean(axis=1)
             flipped = np.abs(signs @ difference.T / sentences)
             p = (1 + (flipped >= np.abs(effect) - 1e-12).sum(axis=0)) / (1 + _FLIPS)
             low, high = np.quantile(resampled, (0.025, 0.975), axis=0)
-            effect_low, effect_high = np.quantile(resampled - base, (0.025, 0.975), axis=0)
-            columns = {"mean": values.mean(axis=(0, 2)), "low": low, "high": high, "effect": effect}
-            columns |= {"effect low": effect_low, "effect high": effect_high, "p": p, "seeds": len(values)}
+            effect_low, effect_high = np.quantile(base - resampled, (0.025, 0.975), axis=0)
+            mean = values.mean(axis=(0, 2))
+            ratio_low, ratio_high = np.quantile(_ratio(base, resampled), (0.025, 0.975), axis=0, method="nearest")
+            columns = {"mean": mean, "low": low, "high": high}
+            columns |= {"effect": effect, "effect low": effect_low, "effect high": effect_high}
+            columns |= {
+                "ratio": _ratio(self.ablated.mean(axis=1), mean),
+                "ratio low": ratio_low,
+                "ratio high": ratio_high,
+            }
+            columns |= {"p": p, "seeds": len(values)}
             frames[name] = pd.DataFrame(columns, index=pd.Index(self.layers, name="layer"))
         return pd.concat(frames, names=["condition"]).swaplevel().sort_index(level=0, sort_remaining=False)
 
@@ -98,7 +108,7 @@ class Comparison:
         return plots.conditions_by_layer(self.to_frame(), ylabel=self.measure, ax=ax)
 
     def _conditions(self) -> dict[str, Float[np.ndarray, "seed layer sentence"]]:
-        return {"untouched": self.untouched[None], "set off": self.ablated[None], **self.controls}
+        return {"none": self.untouched[None], "the set": self.ablated[None], **self.controls}
 
     def _resampled(self, values, weights, random) -> Float[np.ndarray, "resample layer"]:
         """Means over resampled sentences, and over resampled seeds."""
@@ -109,6 +119,12 @@ class Comparison:
     def _repr_html_(self) -> str:
         means = self.at()["mean"]
         return storage.html_card(f"Comparison: {self.measure}", {name: float(mean) for name, mean in means.items()})
+
+
+def _ratio(these: np.ndarray, those: np.ndarray) -> np.ndarray:
+    """These over those; 1 where both are 0, infinite where only the latter is."""
+    both = (these == 0) & (those == 0)
+    return np.divide(these, those, out=np.where(both, 1.0, np.inf), where=those != 0)
 
 
 def controls(
@@ -176,7 +192,7 @@ def compare(
     >>> one = NeuronSet(((0, 5),), shape=(4, 48))
     >>> compared = compare(spread, one, controls=controls(one), seeds=2, name="spread", progress=False)
     >>> compared.at()["effect"].tolist()
-    [1.0, 0.0, 0.0, 0.0]
+    [-1.0, 0.0, 0.0, 0.0]
     """
     if seeds < 1:
         raise TnkitError(f"seeds={seeds} must be at least 1")

@@ -4,8 +4,8 @@ en, ja = tn.capture(model, test["en"]), tn.capture(model, test["ja"])   # parall
 tn.geometry.similarity(en, ja).plot()
 tn.geometry.retrieval(ja, en).best()                                     # (layer, share of sentences)
 
-Products run in float64, a layer at a time: raw hidden states may all lie within 1e-4 of cosine 1, and many sentences of a
-large model must not need memory for all layers at once.
+Products run in float64, a layer at a time: cosines of raw hidden states are often above 0.99, so that what tells
+sentences apart is small, and many sentences of a large model must not need memory for all layers at once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,7 +50,7 @@ __all__ = [
     "similarity",
 ]
 
-_TIE = 1e-12  # cosines this close are equal: float64 products of the same vectors differ by about 1e-15
+_TIE = 1e-12  # cosines this close are equal: rounding leaves those of parallel vectors about 1e-16 apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +99,7 @@ class ByLayer:
         if np.isnan(values).all():
             raise TnkitError(f"{name} has no values")
         place = int(np.nanargmax(values))
-        return self.layers[place], values[place].item()
+        return self.layers[place], float(values[place])
 
     def to_frame(self) -> "pd.DataFrame":
         """The columns, indexed by layer."""
@@ -114,12 +114,11 @@ class ByLayer:
         return plots.lines_by_layer(self.to_frame(), ylabel=self.measure, ax=ax)
 
     def _repr_html_(self) -> str:
-        rows = {}
+        rows = dict.fromkeys(self.columns, "—")
         for name, values in self.columns.items():
-            known = values[~np.isnan(values)]
-            rows[name] = (
-                "—" if not len(known) else "{1:.4g} at layer {0}, lowest {2:.4g}".format(*self.best(name), known.min())
-            )
+            if not np.isnan(values).all():
+                layer, highest = self.best(name)
+                rows[name] = f"{highest:.4g} at layer {layer}, lowest {np.nanmin(values):.4g}"
         return storage.html_card(f"{self.measure}, {len(self.layers)} layers", rows)
 
 
@@ -247,9 +246,9 @@ def mexa(left: Activations, right: Activations, *, site: str = "post") -> ByLaye
     """MEXA: the share of sentences whose parallel cosine is greater than every non-parallel one (Kargaran et al. 2024).
 
     mean_n [ c_nn > max over m ≠ n of c_nm and c_mn ], c the matrix of cosines, uncentred; a tie counts as not greater.
-    The paper takes English as `left`, position-weighted or last-token embeddings, and 100 sentences; chance falls with
-    their number, so compare only the same number of them. Source: "MEXA: Multilingual Evaluation of English-Centric LLMs via
-    Cross-Lingual Alignment", Findings of ACL 2025 (arXiv 2410.05873).
+    The paper's code takes English as `left`, position-weighted or last-token embeddings and 100 sentences; the value
+    falls with their number, so compare only the same number of them. Source: "MEXA: Multilingual Evaluation of
+    English-Centric LLMs via Cross-Lingual Alignment", Findings of ACL 2025 (arXiv 2410.05873).
 
     Args:
         left, right: captures of the same sentences in two languages, in the same order; swapping them changes nothing.
@@ -278,10 +277,10 @@ def mexa(left: Activations, right: Activations, *, site: str = "post") -> ByLaye
 def mutual_knn(left: Activations, right: Activations, *, k: int = 10, site: str = "post") -> ByLayer:
     """The mean share of each sentence's k nearest neighbours that two spaces have in common (Huh et al. 2024).
 
-    Neighbours are of the same language, by cosine, the sentence itself excluded. Those that tie for the last places share
-    them equally, which is the expected value under random choice, so states that do not vary give chance,
-    k / (sentences - 1). Source: "The Platonic Representation Hypothesis", ICML 2024; k = 5 and 10 in Tezuka & Inoue
-    (EMNLP 2025).
+    mean_n | N_left(n) ∩ N_right(n) | / k, where N(n) are sentence n's nearest of the same language by cosine, itself
+    excluded. Those that tie for the last places share them equally, which is the expected value of a random choice, so
+    states that do not vary give chance, k / (sentences - 1). Source: "The Platonic Representation Hypothesis", ICML
+    2024; Tezuka & Inoue (EMNLP 2025) take k = 5 and 10.
 
     Args:
         left, right: captures of the same sentences in two languages (or models of equal depth), in the same order.
@@ -314,9 +313,9 @@ def effective_dimension(
 ) -> ByLayer:
     """How many principal components hold a share of the variance, layer by layer.
 
-    The smallest d with σ_1² + … + σ_d² ≥ share · Σ σ², σ the singular values of the (sentence, hidden) matrix, less its mean
-    unless centred=False, which reproduces Tezuka & Inoue (EMNLP 2025): there the mean itself counts as variance. It cannot
-    exceed the number of sentences, so compare only the same number of them.
+    The smallest d with σ_1² + … + σ_d² ≥ share · Σ σ² (to 1e-12 of the sum), σ the singular values of the (sentence,
+    hidden) matrix less its mean. centred=False keeps the mean, which then counts as variance, as the code of Tezuka &
+    Inoue (EMNLP 2025) does. No d exceeds the number of sentences, so compare only the same number of them.
 
     Args:
         captured: of one language, or of any sentences.

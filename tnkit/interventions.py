@@ -16,7 +16,7 @@ import inspect
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,18 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tnkit import storage
-from tnkit.activations import KEEP, Activations, by_length, capture, padded, tokenised
+from tnkit.activations import (
+    KEEP,
+    Activations,
+    batch_of,
+    by_length,
+    capture,
+    chosen_sites,
+    gathered,
+    padded,
+    provenance_of,
+    tokenised,
+)
 from tnkit.errors import TnkitError
 from tnkit.models import Model, check_layers
 from tnkit.neurons import NeuronSet
@@ -187,10 +198,11 @@ class LastToken:
         progress: bool = True,
     ) -> None:
         self.model, self.sentences, self.batch_tokens = model, sentences, batch_tokens
-        self.keep, self.layers = tuple(keep), check_layers(model, range(model.n_layers) if layers is None else layers)
-        self.untouched = capture(
-            model, sentences, keep=self.keep, layers=self.layers, batch_tokens=batch_tokens, progress=progress
+        self.keep, self.layers = (
+            chosen_sites(keep),
+            check_layers(model, range(model.n_layers) if layers is None else layers),
         )
+        self.about = provenance_of(model, sentences)
         tokens = tokenised(model, sentences)
         self.cached = _has_positions(model, max(map(len, tokens)))
         self._batches: list[tuple[list[int], dict[str, Any]]] = []
@@ -218,17 +230,17 @@ class LastToken:
                     batch_tokens=self.batch_tokens,
                     progress=False,
                 )
-        whole = {name: torch.empty_like(tensor) for name, tensor in self.untouched.tensors().items()}
         with Ablation(self.model, neurons, tokens="all", **how) as ablation:
-            for index, inputs in self._batches:
-                last = torch.zeros(len(index), dtype=torch.long, device=self.model.device)
-                found = trace_blocks(self.model, inputs, last, layers=self.layers, keep=tuple(whole))
-                for layer in inputs["past_key_values"].layers[: self.layers[-1] + 1]:  # those that ran kept the token
-                    layer.crop(-1)
-                for name, parts in found.items():
-                    whole[name][:, index] = torch.stack([part.float().cpu() for part in parts])
-        about = self.untouched.provenance | {"ablations": [ablation.about | {"tokens": "last"}]}
-        return Activations(self.layers, self.untouched.index, provenance=about, **whole)
+            about = self.about | {"ablations": [ablation.about | {"tokens": "last"}]}
+            return gathered(self._run_last_tokens(about), len(self.sentences))
+
+    def _run_last_tokens(self, about: dict[str, Any]) -> Iterator[Activations]:
+        for index, inputs in self._batches:
+            last = torch.zeros(len(index), dtype=torch.long, device=self.model.device)
+            found = trace_blocks(self.model, inputs, last, layers=self.layers, keep=self.keep)
+            for layer in inputs["past_key_values"].layers[: self.layers[-1] + 1]:  # those that ran kept the token
+                layer.crop(-1)
+            yield batch_of(found, self.layers, index, about)
 
     def _prefix(self, tokens: list[Sequence[int]]) -> dict[str, Any]:
         """Run all but the last token of each sentence, and return what its last token is to be run with."""

@@ -1,9 +1,6 @@
-"""Figures from results: results in, matplotlib axes or figures out; one palette and one style for the whole project."""
+"""Figures from results: results in, matplotlib axes or figures out."""
 
-import zlib
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
@@ -12,85 +9,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from tnkit import storage
+from tnkit.style import (
+    KIND_COLOURS,
+    KIND_NAMES,
+    MARKERS,
+    PALETTE,
+    language_colour,
+    language_name,
+    save_figure,
+    style,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from tnkit.agreement import Overlaps
     from tnkit.geometry import PrincipalComponents
     from tnkit.neurons import NeuronSet
     from tnkit.scoring import NeuronScores
 
-# Okabe & Ito's palette, which readers with any colour vision tell apart; a language keeps its colour everywhere.
-_OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#000000")
-_FIXED = dict(zip(("en", "ja", "ko", "nl", "it", "zh", "de", "fr"), _OKABE_ITO, strict=True))
-_NAMES = {
-    "ar": "Arabic", "cs": "Czech", "da": "Danish", "de": "German", "el": "Greek", "en": "English", "es": "Spanish",
-    "fi": "Finnish", "fr": "French", "he": "Hebrew", "hi": "Hindi", "hu": "Hungarian", "id": "Indonesian",
-    "it": "Italian", "ja": "Japanese", "ko": "Korean", "nl": "Dutch", "no": "Norwegian", "pl": "Polish",
-    "pt": "Portuguese", "ru": "Russian", "sv": "Swedish", "th": "Thai", "tr": "Turkish", "vi": "Vietnamese",
-    "zh": "Chinese",
-}  # fmt: skip
-_KIND = {"type1": "Type-1", "type2": "Type-2"}
-_KIND_COLOUR = {"type1": "#0072B2", "type2": "#D55E00"}
-_MARKERS = "osD^vPX*"
-_STYLE = {
-    "font.family": ["DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans"],
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e4e4e4",
-    "legend.frameon": False,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
-    "figure.constrained_layout.use": True,
-    "figure.dpi": 100,
-    "savefig.dpi": 150,
-}
-
-
-def style() -> AbstractContextManager[None]:
-    """The project's matplotlib style, as a context.
-
-    >>> with style():
-    ...     figure = plt.figure()
-    >>> plt.close(figure)
-    """
-    return plt.rc_context({**_STYLE, "font.family": _fonts()})
-
-
-def _fonts() -> list[str]:
-    from matplotlib import font_manager
-
-    there = {font.name for font in font_manager.fontManager.ttflist}
-    return [name for name in _STYLE["font.family"] if name in there]
-
-
-def language_name(code: str) -> str:
-    """A language's English name, or its code where tnkit knows none.
-
-    >>> language_name("ja"), language_name("tlh")
-    ('Japanese', 'tlh')
-    """
-    return _NAMES.get(code, code)
-
-
-def language_colour(code: str) -> str:
-    """The colour that a language has in every figure."""
-    return _FIXED.get(code) or _OKABE_ITO[zlib.crc32(code.encode()) % len(_OKABE_ITO)]
-
-
-def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write a figure in the format of its ending, atomically, and close it."""
-    path = Path(path)
-    written = storage.write_atomically(path, lambda file: figure.savefig(file, format=path.suffix.lstrip(".") or "png"))
-    plt.close(figure)
-    return written
+__all__ = ["language_colour", "language_name", "save_figure", "style"]  # beside what is defined here
 
 
 def lines_by_layer(frame: "pd.DataFrame", *, ylabel: str, log: bool = False, ax: Axes | None = None) -> Axes:
@@ -98,7 +36,7 @@ def lines_by_layer(frame: "pd.DataFrame", *, ylabel: str, log: bool = False, ax:
     with style():
         ax = ax or plt.subplots(figsize=(6, 3.4))[1]
         for place, (name, column) in enumerate(frame.items()):
-            ax.plot(frame.index, column, label=name, color=_OKABE_ITO[place % 8], marker=_MARKERS[place % 8], ms=4)
+            ax.plot(frame.index, column, label=name, color=PALETTE[place % 8], marker=MARKERS[place % 8], ms=4)
         ax.set(xlabel="layer", ylabel=ylabel, yscale="log" if log else "linear")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend()
@@ -117,13 +55,13 @@ def neurons_by_layer(sets: Mapping[str, "NeuronSet"], *, title: str = "", ax: Ax
         width = 0.8 / len(sets) if beside else 0.8
         for place, ((label, neurons), counts) in enumerate(zip(sets.items(), counted, strict=True)):
             shift = (place - (len(sets) - 1) / 2) * width if beside else 0
-            name = f"{_KIND.get(label, label)} ({len(neurons)})"
+            name = f"{KIND_NAMES.get(label, label)} ({len(neurons)})"
             ax.bar(
                 np.arange(depth) + shift,
                 counts,
                 width,
                 label=name,
-                color=_KIND_COLOUR.get(label, _OKABE_ITO[place % 8]),
+                color=KIND_COLOURS.get(label, PALETTE[place % 8]),
             )
         ax.set(xlabel="layer", ylabel="neurons in the set", xlim=(-0.6, depth - 0.4), title=title)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=20))
@@ -163,10 +101,10 @@ def detections(found: Mapping[str, "object"], *, title: str = "") -> Figure:
     with style():
         figure, axes = plt.subplots(1, len(found), figsize=(5.2 * len(found), 3.4), squeeze=False)
         for ax, (kind, detection) in zip(axes[0], found.items(), strict=True):
-            score_distribution(detection.scores, chosen=detection.neurons, colour=_KIND_COLOUR[kind], ax=ax)
+            score_distribution(detection.scores, chosen=detection.neurons, colour=KIND_COLOURS[kind], ax=ax)
             layers = detection.scores.layers
             target = "the shared centroid" if kind == "type1" else "the own centroid"
-            ax.set_title(f"{_KIND[kind]}: towards {target}, layers {layers[0]}–{layers[-1]}")
+            ax.set_title(f"{KIND_NAMES[kind]}: towards {target}, layers {layers[0]}–{layers[-1]}")
         figure.suptitle(title)
     return figure
 
@@ -184,7 +122,7 @@ def spaces(components: "PrincipalComponents", layers: Sequence[int]) -> Figure:
                     alpha=0.6,
                     linewidths=0,
                     color=language_colour(language),
-                    marker=_MARKERS[number % len(_MARKERS)],
+                    marker=MARKERS[number % len(MARKERS)],
                     label=language_name(language),
                 )
             shares = components.explained[place]
@@ -214,14 +152,14 @@ def distance_map(
     import seaborn
 
     names = [language_name(language) for language in languages]
-    written = [[f"{value:,.0f}" if value >= 1000 else f"{value:.2g}" for value in row] for row in values]
+    written = [[f"{value:,.0f}" if value >= 99.5 else f"{value:.2g}" for value in row] for row in values]
     with style():
         ax = ax or plt.subplots(figsize=(1.8 + 0.75 * len(names), 1.2 + 0.6 * len(names)))[1]
         seaborn.heatmap(
             values,
             annot=np.array(written),
             fmt="",
-            cmap="cividis_r",
+            cmap="Blues",
             vmin=0,
             vmax=highest or values.max() or 1,
             square=True,
@@ -255,3 +193,190 @@ def distance_maps(maps: Mapping[str, np.ndarray], languages: Sequence[str], *, l
         else:
             figure.suptitle(label)
     return figure
+
+
+def exceedance(
+    parts: Mapping[str, np.ndarray], *, xlabel: str, marks: Sequence[float] = (0.1, 0.25), ax: Axes | None = None
+) -> Axes:
+    """The share of each part's values that are greater than x, for values between 0 and 1; the first in colour."""
+    colours = ["#D55E00", "#8a8a8a"] if len(parts) == 2 else PALETTE
+    with style():
+        ax = ax or plt.subplots(figsize=(6, 3.4))[1]
+        for (name, values), colour in zip(parts.items(), colours, strict=False):
+            above = np.arange(len(values), -1, -1) / max(len(values), 1)
+            x = np.concatenate([[0.0], np.sort(values)])
+            ax.step(x, above, where="post", color=colour, label=f"{name} ({len(values):,})")
+        for mark in marks:
+            ax.axvline(mark, color="#555555", lw=0.8, ls="--")
+        ax.set(xlabel=xlabel, ylabel="share of neurons above", xlim=(0, 1), ylim=(0, 1))
+        ax.legend()
+    return ax
+
+
+def language_neurons(sets: Mapping[str, "NeuronSet"], *, ax: Axes | None = None) -> Axes:
+    """How many neurons of each language's set sit in each layer, a line a language."""
+    with style():
+        ax = ax or plt.subplots(figsize=(6, 3.4))[1]
+        for place, (language, neurons) in enumerate(sets.items()):
+            by_layer = neurons.by_layer()
+            ax.plot(
+                range(neurons.shape[0]),
+                [len(by_layer.get(layer, ())) for layer in range(neurons.shape[0])],
+                color=language_colour(language),
+                marker=MARKERS[place % len(MARKERS)],
+                ms=4,
+                label=f"{language_name(language)} ({len(neurons)})",
+            )
+        ax.set(xlabel="layer", ylabel="neurons in the set", ylim=(0, None))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.legend()
+    return ax
+
+
+def overlap_matrix(overlaps: "Overlaps", *, ax: Axes | None = None) -> Axes:
+    """Jaccard indices of each two sets as a heat map, with the numbers of shared neurons (of one: its size) in it."""
+    names = list(overlaps.sets)
+    jaccard = np.full((len(names), len(names)), np.nan)
+    both = np.diag([len(neurons) for neurons in overlaps.sets.values()])
+    for (first, second), row in overlaps.table.iterrows():
+        a, b = names.index(first), names.index(second)
+        jaccard[a, b] = jaccard[b, a] = row["jaccard"]
+        both[a, b] = both[b, a] = row["both"]
+    finite = jaccard[np.isfinite(jaccard)]
+    top = float(finite.max()) if len(finite) and finite.max() > 0 else 1.0
+    with style():
+        side = 1.6 + 0.62 * len(names)
+        ax = ax or plt.subplots(figsize=(side + 1.2, side))[1]
+        image = ax.imshow(np.ma.masked_invalid(jaccard), cmap="Blues", vmin=0, vmax=top)
+        for a, b in np.ndindex(both.shape):
+            dark = np.isfinite(jaccard[a, b]) and jaccard[a, b] > 0.6 * top
+            ax.text(b, a, f"{both[a, b]:,}", ha="center", va="center", color="white" if dark else "black", fontsize=8)
+        ax.set_xticks(range(len(names)), names, rotation=45, ha="right")
+        ax.set_yticks(range(len(names)), names)
+        ax.grid(visible=False)
+        ax.figure.colorbar(image, ax=ax, label="Jaccard index", shrink=0.8)
+    return ax
+
+
+def conditions_by_layer(frame: "pd.DataFrame", *, ylabel: str, ax: Axes | None = None) -> Axes:
+    """Means with interval bands by layer, a line a condition; intervals as points where there is one layer only."""
+    names = list(dict.fromkeys(frame.index.get_level_values("condition")))
+    colours = {"none": "#555555", "the set": "#D55E00"}
+    spare = iter(["#0072B2", "#009E73", "#56B4E9", "#CC79A7", "#E69F00", "#8C6D31"] * (1 + len(names) // 6))
+    with style():
+        ax = ax or plt.subplots(figsize=(7.5, 4))[1]
+        for place, name in enumerate(names):
+            rows = frame.xs(name, level="condition")
+            colour = colours.get(name) or next(spare)
+            if len(rows) == 1:
+                low, high = rows["mean"] - rows["low"], rows["high"] - rows["mean"]
+                ax.errorbar([place], rows["mean"], [low, high], fmt="o", color=colour, capsize=4)
+                continue
+            main = name in colours
+            ax.plot(
+                rows.index, rows["mean"], color=colour, lw=2.4 if main else 1.4, label=name, zorder=3 if main else 2
+            )
+            ax.fill_between(rows.index, rows["low"], rows["high"], color=colour, alpha=0.15, lw=0)
+        ax.set(ylabel=ylabel)
+        if ax.lines and len(frame) > len(names):
+            ax.set(xlabel="layer")
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+            ax.legend(title="neurons off", alignment="left")
+        else:
+            ax.set_xticks(range(len(names)), names, rotation=20, ha="right")
+    return ax
+
+
+def matrix(frame: "pd.DataFrame", *, xlabel: str, ylabel: str, value: str, ax: Axes | None = None) -> Axes:
+    """A heat map with its numbers; language codes among the labels become names."""
+    import seaborn as sns
+
+    with style():
+        ax = ax or plt.subplots(figsize=(2.4 + 1.1 * frame.shape[1], 1.5 + 0.55 * frame.shape[0]))[1]
+        named = frame.rename(index=language_name, columns=language_name)
+        sns.heatmap(named, annot=True, fmt=".2f", cmap="viridis", linewidths=1, cbar_kws={"label": value}, ax=ax)
+        ax.set(xlabel=xlabel, ylabel=ylabel)
+        ax.tick_params(axis="y", rotation=0)
+    return ax
+
+
+def losses(values: np.ndarray, *, whole: float, ax: Axes | None = None) -> Axes:
+    """How many sentences have how many nats per token, and the whole text's as a line."""
+    with style():
+        ax = ax or plt.subplots(figsize=(6, 3.4))[1]
+        low, high = values.min(), values.max()
+        ax.hist(values, bins=np.linspace(low, high if high > low else low + 1, 31), color="#b8b8b8")
+        ax.axvline(whole, color="#D55E00", lw=1.5, label=f"whole text: {whole:.2f}")
+        ax.set(xlabel="nats per token of a sentence", ylabel="sentences")
+        ax.legend()
+    return ax
+
+
+def perplexities(frame: "pd.DataFrame", *, ax: Axes | None = None) -> Axes:
+    """Perplexity by what is off (rows) and what is read (columns), coloured by change; a language's own set framed."""
+    import seaborn
+
+    offs, languages = (list(dict.fromkeys(frame.index.get_level_values(level))) for level in ("off", "read"))
+    values, changes, own = (
+        frame[column].unstack("read").loc[offs, languages].to_numpy() for column in ("perplexity", "change", "own")
+    )
+    written = [
+        [f"{value:,.3g}" if place == 0 else f"{value:,.3g}\n{change:+.1%}" for value, change in zip(*row, strict=True)]
+        for place, row in enumerate(zip(values, changes, strict=True))
+    ]
+    known = np.abs(changes[np.isfinite(changes)])
+    top = float(known.max()) if len(known) and known.max() > 0 else 1.0
+    with style():
+        ax = ax or plt.subplots(figsize=(3.2 + 1.1 * len(languages), 1.4 + 0.7 * len(offs)))[1]
+        seaborn.heatmap(
+            np.nan_to_num(changes, posinf=top),
+            annot=np.array(written),
+            fmt="",
+            cmap="RdBu_r",
+            vmin=-top,
+            vmax=top,
+            linewidths=1,
+            cbar_kws={"label": "relative change of nats per token"},
+            xticklabels=[language_name(language) for language in languages],
+            yticklabels=[language_name(off) for off in offs],
+            ax=ax,
+        )
+        for row, column in zip(*own.astype(bool).nonzero(), strict=True):
+            ax.add_patch(plt.Rectangle((column, row), 1, 1, fill=False, edgecolor="black", lw=2, clip_on=False))
+        ax.set(xlabel="language read", ylabel="neurons switched off")
+        ax.tick_params(length=0)
+        ax.tick_params(axis="y", rotation=0)
+    return ax
+
+
+def language_shares(shares: "pd.DataFrame", *, ax: Axes | None = None) -> Axes:
+    """The share of outputs in each language, before (pale) and after, as bars."""
+    with style():
+        ax = ax or plt.subplots(figsize=(1.8 + 0.9 * len(shares), 3.4))[1]
+        places = np.arange(len(shares))
+        colours = [language_colour(language) if language != "unknown" else "#8a8a8a" for language in shares.index]
+        ax.bar(places - 0.2, shares["before"], 0.38, color=colours, alpha=0.4)
+        ax.bar(places + 0.2, shares["after"], 0.38, color=colours)
+        for shift, column in ((-0.2, "before"), (0.2, "after")):
+            for place, share in zip(places, shares[column], strict=True):
+                ax.text(place + shift, share, f"{share:.0%}", ha="center", va="bottom", fontsize=8)
+        ax.set_xticks(places, [language_name(language) for language in shares.index], rotation=20, ha="right")
+        ax.set(ylabel="share of outputs, before (pale) and after", ylim=(0, 1.08))
+        ax.grid(axis="x", visible=False)
+    return ax
+
+
+def before_and_after(means: Mapping[str, tuple[float, float]], *, ylabel: str, ax: Axes | None = None) -> Axes:
+    """Pairs of shares between 0 and 1 as bars, before (grey) and after."""
+    with style():
+        ax = ax or plt.subplots(figsize=(1.8 + 1.1 * len(means), 3.4))[1]
+        places = np.arange(len(means))
+        for place, (name, colour) in enumerate((("before", "#b8b8b8"), ("after", "#D55E00"))):
+            heights = [pair[place] for pair in means.values()]
+            bars = ax.bar(places + 0.4 * place - 0.2, heights, 0.38, color=colour, label=name)
+            ax.bar_label(bars, fmt="%.3f", fontsize=8)
+        ax.set_xticks(places, list(means))
+        ax.set(ylabel=ylabel, ylim=(0, 1.05))
+        ax.grid(axis="x", visible=False)
+        ax.legend()
+    return ax

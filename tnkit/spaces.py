@@ -4,7 +4,7 @@ tn.geometry.pca({"en": en, "ja": ja}).plot([0, 8, 17])
 tn.geometry.centroid_distances({"en": en, "ja": ja, "ko": ko}).plot(8)
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -97,13 +97,11 @@ def pca(
     missing = [layer for layer in layers if any(layer not in part.layers for part in languages.values())]
     if missing or not layers:
         raise TnkitError(f"layers {missing or 'none'} were not captured in every language; capture them")
-    widths = {part.shape[2] for part in parts.values()}
-    if len(widths) > 1:
-        raise TnkitError(f"hidden states of width {sorted(widths)} are of different models; capture them with one")
+    width = _one_width(parts.values())
     if sum(map(len, languages.values())) < max(components, 2):
         raise TnkitError(f"{components} components need at least {max(components, 2)} sentences")
-    if not 1 <= components <= min(widths):
-        raise TnkitError(f"components={components} must be between 1 and {min(widths)}, the hidden states' width")
+    if not 1 <= components <= width:
+        raise TnkitError(f"components={components} must be between 1 and {width}, the hidden states' width")
     points: dict[str, list] = {language: [] for language in languages}
     explained = []
     for layer in layers:
@@ -216,15 +214,17 @@ def centroid_distances(languages: Mapping[str, Activations], *, distance: str = 
     if len(languages) < 2:
         raise TnkitError(f"distances need at least two languages, got {', '.join(languages) or 'none'}")
     check_together(languages)
-    centroids = torch.stack([states(part, "post").mean(dim=1, dtype=torch.float64) for part in languages.values()], 1)
+    parts = [states(part, "post") for part in languages.values()]
+    _one_width(parts)
+    centroids = torch.stack([part.mean(dim=1, dtype=torch.float64) for part in parts], dim=1)
     if distance == "cosine":
-        directions = unit(centroids)
-        values = (1 - directions @ directions.mT).clamp_(0, 2)
+        units = unit(centroids)
+        values = (1 - units @ units.mT).clamp_(0, 2)
     else:
         values = torch.cdist(centroids, centroids, compute_mode="donot_use_mm_for_euclid_dist")
     values.diagonal(dim1=1, dim2=2).zero_()
-    parts = list(languages.values())
-    return CentroidDistances(values.numpy(), tuple(languages), parts[0].layers, distance, origin(*parts))
+    layers = next(iter(languages.values())).layers
+    return CentroidDistances(values.numpy(), tuple(languages), layers, distance, origin(*languages.values()))
 
 
 def states(captured: Activations, site: str) -> Float[Tensor, "layer sentence width"]:
@@ -282,14 +282,14 @@ def directions(
             raise TnkitError(f"the captures are of {what} {one!r} and {other!r}, so their sentences are not parallel")
     if len(left) != len(right):
         raise TnkitError(
-            f"the captures hold {len(left)} and {len(right)} sentences; they must be the same sentences in two languages"
+            f"the captures hold {len(left)} and {len(right)} sentences; capture the same sentences in both languages"
         )
     if not torch.equal(left.index, right.index):
         raise TnkitError(
             "the captures hold sentences in different orders; use capture, or batches of the same sentences"
         )
-    if one_width and a.shape[2] != b.shape[2]:
-        raise TnkitError(f"{site} is {a.shape[2]} and {b.shape[2]} wide; a cosine needs two captures of one model")
+    if one_width:
+        _one_width([a, b])
     if len(left) < at_least:
         raise TnkitError(f"{len(left)} sentences are too few; capture at least {at_least}")
     prepare = centre if centred else torch.Tensor.clone
@@ -303,10 +303,8 @@ def unit(points: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
 
 
 def centre(points: Float[Tensor, "sentence width"]) -> Float[Tensor, "sentence width"]:
-    """Vectors less their mean; one that differs from the mean by nothing but rounding becomes zero."""
-    moved = points - points.mean(dim=0)
-    rounding = moved.norm(dim=1, keepdim=True) <= 1e-12 * points.norm(dim=1, keepdim=True)
-    return moved.masked_fill_(rounding, 0)
+    """Vectors less their mean; exactly zero where float32 states, summed in float64, are all equal."""
+    return points - points.mean(dim=0)
 
 
 def origin(*parts: Activations, **parameters: Any) -> dict[str, Any]:
@@ -314,6 +312,13 @@ def origin(*parts: Activations, **parameters: Any) -> dict[str, Any]:
     about = {key: value for key, value in parts[0].provenance.items() if key != "sentences"}
     sentences = [part.provenance.get("sentences", {"n": len(part)}) for part in parts]
     return {**about, "sentences": sentences, **({"parameters": parameters} if parameters else {})}
+
+
+def _one_width(parts: Iterable[Tensor]) -> int:
+    widths = [part.shape[2] for part in parts]
+    if len(set(widths)) > 1:
+        raise TnkitError(f"the captured states are {' and '.join(map(str, widths))} wide; capture with one model")
+    return widths[0]
 
 
 def _listed(layers: Sequence[int]) -> str:

@@ -78,14 +78,16 @@ def planted(neurons, effect=0.5):
 def test_a_planted_effect_is_found_where_it_is_and_nowhere_else():
     found = tn.compare(planted, MEMBERS, controls=tn.controls(MEMBERS), seeds=5, progress=False)
     table = found.to_frame()
-    for name in ("untouched", "uniform", "same layers"):
+    for name in ("none", "uniform", "same layers"):
         hit, miss = table.loc[(1, name)], table.loc[(0, name)]
-        assert hit["effect"] == pytest.approx(0.5, abs=0.06)
-        assert hit["effect low"] < 0.5 < hit["effect high"]
+        assert hit["effect"] == pytest.approx(-0.5, abs=0.06)
+        assert hit["effect low"] < -0.5 < hit["effect high"]
+        assert hit["ratio"] == pytest.approx(0.1 / 0.6, abs=0.08)
+        assert hit["ratio low"] < hit["ratio"] < hit["ratio high"] < 0.5 < miss["ratio low"]
         assert hit["p"] < 0.001
         assert abs(miss["effect"]) < 0.06
         assert miss["p"] > 0.001
-    assert table.loc[(1, "set off"), ["effect", "p"]].tolist() == [0, 1]
+    assert table.loc[(1, "the set"), ["effect", "ratio", "p"]].tolist() == [0, 1, 1]
     assert found.at().loc["uniform", "seeds"] == 5
     assert found.at(0).equals(table.loc[0])
 
@@ -93,7 +95,7 @@ def test_a_planted_effect_is_found_where_it_is_and_nowhere_else():
 def test_intervals_and_p_values_are_those_of_scipy():
     found = tn.compare(planted, MEMBERS, controls={"other": MEMBERS.matched(seed=1)}, progress=False)
     row = found.to_frame().loc[(0, "other")]
-    difference = found.controls["other"][0, 0] - found.ablated[0]
+    difference = found.ablated[0] - found.controls["other"][0, 0]
     boot = stats.bootstrap((found.controls["other"][0, 0],), np.mean, method="percentile", rng=0).confidence_interval
     assert (row["low"], row["high"]) == pytest.approx((boot.low, boot.high), abs=0.02)
     boot = stats.bootstrap((difference,), np.mean, method="percentile", rng=0).confidence_interval
@@ -113,6 +115,13 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
     assert 51 <= inside <= 60
 
 
+def test_ratios_with_zero_are_documented():
+    nothing, one = np.zeros((1, 5)), np.ones((1, 5))
+    found = tn.Comparison("zero", (0,), nothing, one, {"zero": nothing[None], "one": one[None]})
+    assert found.to_frame()["ratio"].tolist() == [np.inf, 1, np.inf, 1]
+    assert tn.Comparison("zero", (0,), nothing, nothing, {}).to_frame()["ratio"].tolist() == [1, 1]
+
+
 def test_what_cannot_be_compared_is_refused():
     for wrong, words in ((lambda _: [np.nan], "not finite"), (lambda n: np.ones(1 + len(n)), "different numbers")):
         with pytest.raises(tn.TnkitError, match=words):
@@ -125,11 +134,11 @@ def test_the_plot_names_every_condition():
     found = tn.compare(planted, MEMBERS, controls=tn.controls(MEMBERS), seeds=2, name="planted", progress=False)
     ax = found.plot()
     assert [text.get_text() for text in ax.get_legend().get_texts()] == [
-        "untouched",
-        "set off",
+        "none",
+        "the set",
         "uniform",
         "same layers",
     ]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("layer", "planted")
     one = tn.compare(lambda n: planted(n)[1], MEMBERS, controls={}, progress=False)
-    assert [text.get_text() for text in one.plot().get_xticklabels()] == ["untouched", "set off"]
+    assert [text.get_text() for text in one.plot().get_xticklabels()] == ["none", "the set"]

@@ -1,10 +1,16 @@
-"""Geometry against numpy's own decompositions."""
+"""Geometry against plain loops, scipy and scikit-learn, and against spaces whose answer is known."""
+
+import itertools
 
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import cdist, cosine
+from sklearn.decomposition import PCA
+from sklearn.neighbors import NearestNeighbors
 
 import tnkit as tn
+from tnkit import geometry
 from tnkit.tests.tiny import SENTENCES, tiny_model
 
 
@@ -17,30 +23,470 @@ def captured():
     }
 
 
+def held(post, layers=None, **more):
+    post = torch.as_tensor(post).float()
+    return tn.Activations(
+        tuple(range(len(post))) if layers is None else layers, torch.arange(post.shape[1]), post=post, **more
+    )
+
+
+def cloud(*shape, seed=0, offset=3.0):
+    """Random states around a mean that is not zero, as hidden states are."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) + offset
+
+
+def rotation(width, seed=0):
+    return torch.linalg.qr(cloud(width, width, seed=seed, offset=0).double())[0].float()
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """Two noisy views of the same 30 sentences in 3 layers: from hardly to closely alike."""
+    base = cloud(3, 30, 12, seed=1)
+    noise = torch.tensor([2.0, 0.7, 0.2])[:, None, None]
+    return held(base), held(base + noise * cloud(3, 30, 12, seed=2, offset=0) + 1)
+
+
+# Principal components
+
+
 def test_components_are_those_of_the_singular_value_decomposition(captured):
-    found = tn.geometry.pca(captured, layers=[2], components=3)
-    states = torch.cat([part.post[2] for part in captured.values()]).double().numpy()
-    left, sizes, _ = np.linalg.svd(states - states.mean(axis=0), full_matrices=False)
-    together = np.concatenate([points[0] for points in found.coordinates.values()])
-    assert np.allclose(np.abs(together), np.abs(left[:, :3] * sizes[:3]), atol=1e-4)
+    found = geometry.pca(captured, layers=[2], components=3)
+    together = torch.cat([part.post[2] for part in captured.values()]).double().numpy()
+    left, sizes, _ = np.linalg.svd(together - together.mean(axis=0), full_matrices=False)
+    placed = np.concatenate([points[0] for points in found.coordinates.values()])
+    assert np.allclose(np.abs(placed), np.abs(left[:, :3] * sizes[:3]), atol=1e-4)
     assert np.allclose(found.explained[0], (sizes**2 / (sizes**2).sum())[:3], atol=1e-5)
 
 
 def test_the_frame_names_layer_language_and_sentence(captured):
-    found = tn.geometry.pca(captured)
+    found = geometry.pca(captured)
     frame = found.to_frame()
     assert frame.loc[(3, "it", 1), "PC2"] == found.coordinates["it"][3, 1, 1]
     assert len(frame) == 4 * 6
 
 
 def test_the_plot_has_a_panel_a_layer_and_every_language_by_name(captured):
-    figure = tn.geometry.pca(captured).plot([0, 3])
+    figure = geometry.pca(captured).plot([0, 3])
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["layer 0", "layer 3"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["English", "Italian"]
 
 
+def test_states_that_do_not_vary_have_no_components():
+    found = geometry.pca({"en": held(torch.ones(1, 3, 4)), "it": held(torch.ones(1, 2, 4))})
+    assert not found.explained.any()
+    assert found.coordinates["it"].shape == (1, 2, 2)
+
+
 def test_what_cannot_be_decomposed_is_refused(captured):
     with pytest.raises(tn.TnkitError, match=r"layers \[7\] were not captured"):
-        tn.geometry.pca(captured, layers=[7])
+        geometry.pca(captured, layers=[7])
     with pytest.raises(tn.TnkitError, match="2 components need at least 2 sentences"):
-        tn.geometry.pca({"en": tn.capture(tiny_model(), SENTENCES[:1], progress=False)})
+        geometry.pca({"en": held(torch.ones(1, 1, 4))})
+    with pytest.raises(tn.TnkitError, match="no languages"):
+        geometry.pca({})
+    with pytest.raises(tn.TnkitError, match="components=5 must be between 1 and 4"):
+        geometry.pca({"en": held(cloud(1, 9, 4))}, components=5)
+
+
+# One number a layer
+
+
+def test_a_result_by_layer_is_a_frame_and_a_line_a_column():
+    found = geometry.ByLayer("share", {"a": np.array([0.1, 0.4]), "b": np.array([3, 2])}, (4, 7))
+    frame = found.to_frame()
+    assert frame.index.tolist() == [4, 7] and frame.index.name == "layer"
+    assert frame.loc[7].tolist() == [0.4, 2]
+    ax = found.plot()
+    assert [line.get_xydata().tolist() for line in ax.lines] == [[[4, 0.1], [7, 0.4]], [[4, 3], [7, 2]]]
+    assert ax.get_ylabel() == "share"
+    assert "0.4 at layer 7" in found._repr_html_()
+
+
+def test_the_best_layer_is_the_first_of_the_largest_and_passes_over_nan():
+    found = geometry.ByLayer(
+        "share", {"a": np.array([np.nan, 2.0, 5.0, 5.0]), "none": np.full(4, np.nan)}, (3, 4, 5, 6)
+    )
+    assert found.best() == found.best("a") == (5, 5.0)
+    assert "—" in found._repr_html_()
+    with pytest.raises(tn.TnkitError, match="none has no values"):
+        found.best("none")
+    with pytest.raises(tn.TnkitError, match="no column 'c'; there are a, none"):
+        found.best("c")
+
+
+def test_columns_have_one_value_a_layer():
+    with pytest.raises(tn.TnkitError, match=r"columns \['a'\] do not have one value"):
+        geometry.ByLayer("share", {"a": np.zeros(3)}, (0, 1))
+
+
+def test_results_of_one_measure_stand_side_by_side():
+    one = geometry.ByLayer("share", {"x": np.array([1.0, 2.0])}, (0, 1))
+    two = geometry.ByLayer("share", {"x": np.array([3.0, 4.0]), "y": np.array([5.0, 6.0])}, (0, 1))
+    found = geometry.beside({"ablated": one, "control": two})
+    assert {name: column.tolist() for name, column in found.columns.items()} == {
+        "ablated": [1, 2],
+        "control, x": [3, 4],
+        "control, y": [5, 6],
+    }
+    with pytest.raises(tn.TnkitError, match="must be one measure over the same layers"):
+        geometry.beside({"a": one, "b": geometry.ByLayer("share", {"x": np.zeros(2)}, (0, 2))})
+
+
+# Similarity
+
+
+def test_parallel_similarity_is_the_mean_of_scipys_cosines(pair):
+    left, right = pair
+    found = geometry.similarity(left, right).columns["parallel"]
+    for layer in range(3):
+        rows = zip(left.post[layer].double(), right.post[layer].double(), strict=True)
+        assert found[layer] == pytest.approx(np.mean([1 - cosine(a, b) for a, b in rows]), abs=1e-12)
+
+
+@pytest.mark.parametrize("sentences", [2, 3, 4, 7])
+def test_no_sentence_meets_its_own_translation(sentences):
+    same = held(torch.eye(sentences)[None])
+    for seed in range(20):
+        found = geometry.similarity(same, same, seed=seed)
+        assert found.columns["parallel"][0] == 1
+        assert found.columns["non-parallel"][0] == 0
+
+
+def test_every_translation_is_met_once_and_the_seed_says_by_whom(pair):
+    angles = torch.linspace(0, 1.5, 9)
+    fan = held(torch.stack([angles.cos(), angles.sin()], 1)[None])
+    east = held(torch.tensor([1.0, 0.0]).expand(1, 9, 2))
+    found = geometry.similarity(east, fan, seed=3).columns["non-parallel"]
+    assert found[0] == pytest.approx(angles.cos().mean().item(), abs=1e-6)
+    values = [geometry.similarity(*pair, seed=seed).columns["non-parallel"][0] for seed in (0, 0, 1)]
+    assert values[0] == values[1] != values[2]
+
+
+def test_activation_patterns_are_compared_at_their_own_site(pair):
+    left, right = (held(torch.zeros(3, 30, 2), activations=part.post) for part in pair)
+    found = geometry.similarity(left, right, site="activations")
+    assert np.array_equal(found.columns["parallel"], geometry.similarity(*pair).columns["parallel"])
+    assert found.measure == "mean cosine of activation patterns"
+
+
+def test_a_zero_vector_has_cosine_zero():
+    left, right = held([[[0.0, 0.0], [1.0, 0.0]]]), held([[[1.0, 0.0], [1.0, 0.0]]])
+    assert geometry.similarity(left, right).columns["parallel"][0] == 0.5
+
+
+# Retrieval
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_hits_are_those_of_a_plain_search(pair, centred):
+    queries, targets = pair
+    found = geometry.hits(queries, targets, centred=centred)
+    for layer in range(3):
+        a, b = (part.post[layer].double().numpy() for part in pair)
+        if centred:
+            a, b = a - a.mean(axis=0), b - b.mean(axis=0)
+        nearest = cdist(a, b, "cosine").argmin(axis=1)
+        assert found[layer].tolist() == (nearest == np.arange(30)).tolist()
+    assert 0 < found[0].sum() < found[2].sum()  # the pair is neither hopeless nor trivial
+    shares = geometry.retrieval(queries, targets, centred=centred).columns["retrieval@1"]
+    assert shares.tolist() == found.mean(axis=1).tolist()
+
+
+def test_queries_seek_among_targets_and_not_the_other_way():
+    queries = held([[[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]])
+    targets = held([[[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]])  # the second query lies nearest to the first target
+    assert geometry.hits(queries, targets, centred=False).tolist() == [[True, False, True]]
+    assert geometry.hits(targets, queries, centred=False).tolist() == [[True, True, True]]
+
+
+def test_centred_retrieval_knows_no_mean_shift_and_the_uncentred_does(pair):
+    queries, targets = pair
+    shift = 30 * cloud(3, 1, 12, seed=5, offset=0)
+    moved = held(targets.post + shift)
+    assert np.array_equal(geometry.hits(queries, moved), geometry.hits(queries, targets))
+    before, after = (geometry.hits(queries, part, centred=False)[2].mean() for part in (targets, moved))
+    assert after < before
+
+
+def test_identical_spaces_retrieve_everything_and_misplaced_ones_nothing():
+    same, other = held(cloud(2, 20, 8)), held(cloud(2, 20, 8).roll(1, dims=1))
+    assert geometry.hits(same, same).all()
+    assert not geometry.hits(same, other).any()
+    assert geometry.mexa(same, same).columns["MEXA"].tolist() == [1, 1]
+    assert geometry.mexa(same, other).columns["MEXA"].tolist() == [0, 0]
+
+
+def test_unrelated_spaces_give_chance():
+    left, right = held(cloud(200, 25, 10, seed=1, offset=0)), held(cloud(200, 25, 10, seed=2, offset=0))
+    assert geometry.retrieval(left, right).columns["retrieval@1"].mean() == pytest.approx(1 / 25, abs=0.01)
+    shares = geometry.mutual_knn(left, right, k=6).columns["mutual 6-NN"]
+    assert shares.mean() == pytest.approx(6 / 24, abs=0.01)
+
+
+def test_a_tie_is_a_miss():
+    twice = cloud(1, 6, 5)
+    twice[0, 4] = twice[0, 1]
+    expected = [[True, False, True, True, False, True]]
+    assert geometry.hits(held(twice), held(twice)).tolist() == expected
+    assert geometry.mexa(held(twice), held(twice)).columns["MEXA"][0] == 4 / 6
+    for scale in (0.3, 3.0, 7.0):  # the same direction, but for rounding
+        twice[0, 4] = scale * twice[0, 1]
+        assert geometry.hits(held(twice), held(twice), centred=False).tolist() == expected
+    for value in (0.0, 0.1, 1e6):
+        constant = held(torch.full((1, 7, 5), value))
+        assert not geometry.hits(constant, constant).any()
+        assert geometry.mexa(constant, constant).columns["MEXA"][0] == 0
+
+
+def test_small_differences_on_a_large_common_direction_are_seen():
+    """In float32 all these cosines round to the same number."""
+    alike = held(torch.cat([torch.full((1, 9, 1), 1e4), torch.eye(9)[None]], dim=2))
+    assert geometry.mexa(alike, alike).columns["MEXA"][0] == 1
+    points = cloud(1, 40, 6, offset=0)
+    near, far = (held(torch.cat([torch.full((1, 40, 1), size), points], dim=2)) for size in (1e3, 1e4))
+    assert geometry.mutual_knn(near, far, k=5).columns["mutual 5-NN"][0] == 1
+
+
+# MEXA
+
+
+def test_mexa_counts_diagonals_above_their_row_and_column(pair):
+    left, right = pair
+    found = geometry.mexa(left, right).columns["MEXA"]
+    for layer in range(3):
+        cosines = 1 - cdist(left.post[layer].double(), right.post[layer].double(), "cosine")
+        count = 0
+        for n in range(30):
+            rivals = [cosines[n, m] for m in range(30) if m != n] + [cosines[m, n] for m in range(30) if m != n]
+            count += cosines[n, n] > max(rivals)
+        assert found[layer] == count / 30
+    assert 0 < found[1] < found[2]
+    assert np.array_equal(found, geometry.mexa(right, left).columns["MEXA"])
+
+
+def test_to_lead_a_row_alone_or_a_column_alone_is_not_enough():
+    left, right = held([[[1.0, 0.0], [0.9, 0.1]]]), held([[[1.0, 0.0], [0.5, 0.5]]])
+    # cosines: (1, .71), (.99, .78): the second sentence leads its column, the first target leads its row.
+    assert geometry.mexa(left, right).columns["MEXA"][0] == 0.5
+    assert geometry.mexa(right, left).columns["MEXA"][0] == 0.5
+
+
+# Mutual nearest neighbours
+
+
+@pytest.mark.parametrize("k", [1, 5, 10, 29])
+def test_neighbours_are_those_of_scikit_learn(pair, k):
+    found = geometry.mutual_knn(*pair, k=k).columns[f"mutual {k}-NN"]
+    for layer in range(3):
+        sets = []
+        for part in pair:
+            search = NearestNeighbors(n_neighbors=k, metric="cosine").fit(part.post[layer].double().numpy())
+            sets.append([set(row) for row in search.kneighbors(return_distance=False)])
+        shares = [len(a & b) / k for a, b in zip(*sets, strict=True)]
+        assert found[layer] == pytest.approx(np.mean(shares))
+
+
+def test_identical_spaces_share_all_neighbours_and_so_does_one_turned_or_of_another_width():
+    points = cloud(2, 20, 8)
+    wider = torch.cat([points @ rotation(8) * 5, torch.zeros(2, 20, 3)], dim=2)
+    for other in (points, points @ rotation(8, seed=4), wider):
+        assert geometry.mutual_knn(held(points), held(other), k=5).columns["mutual 5-NN"] == pytest.approx([1, 1])
+
+
+def test_neighbours_that_tie_share_their_places():
+    left = [[1, 0], [1, 0], [1, 0], [0, 1], [1, 1]]
+    right = [[1, 0], [0, 1], [1, 1], [0, 1], [1, 1]]
+
+    def choices(points, n, k):
+        """Every set of k nearest neighbours that some order of the tied ones gives."""
+        near = np.round(1 - cdist(points, points, "cosine"), 9)[n]
+        others = [m for m in range(5) if m != n]
+        best = max(sum(near[list(some)]) for some in itertools.combinations(others, k))
+        return [set(some) for some in itertools.combinations(others, k) if np.isclose(sum(near[list(some)]), best)]
+
+    for k in (1, 2, 3):
+        expected = [
+            np.mean([len(a & b) / k for a in choices(left, n, k) for b in choices(right, n, k)]) for n in range(5)
+        ]
+        found = geometry.mutual_knn(held([left]), held([right]), k=k).columns[f"mutual {k}-NN"]
+        assert found[0] == pytest.approx(np.mean(expected))
+
+
+def test_states_that_do_not_vary_share_neighbours_by_chance():
+    for value in (0.0, 0.3):
+        constant = held(torch.full((1, 21, 4), value))
+        found = geometry.mutual_knn(constant, constant, k=5).columns["mutual 5-NN"]
+        assert found[0] == pytest.approx(5 / 20)
+
+
+@pytest.mark.parametrize(
+    "measure", [geometry.similarity, geometry.retrieval, geometry.mexa, geometry.mutual_knn], ids=lambda f: f.__name__
+)
+def test_a_rotation_and_a_scale_of_both_languages_change_nothing(pair, measure):
+    turn = 7 * rotation(12)
+    turned = [held(part.post @ turn) for part in pair]
+    for name, column in measure(*pair).columns.items():
+        assert measure(*turned).columns[name] == pytest.approx(column, abs=1e-6)
+
+
+def test_a_rotation_of_one_language_undoes_what_rests_on_directions(pair):
+    left, right = pair
+    turned = held(right.post @ rotation(12, seed=3))
+    assert geometry.retrieval(left, turned).columns["retrieval@1"][2] < 0.3
+    assert geometry.retrieval(left, right).columns["retrieval@1"][2] > 0.9
+    knn = [geometry.mutual_knn(left, part).columns["mutual 10-NN"] for part in (right, turned)]
+    assert knn[0] == pytest.approx(knn[1])
+
+
+# Distances between centroids
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+def test_centroid_distances_are_those_of_scipy(distance):
+    parts = {code: held(cloud(3, n, 6, seed=n), layers=(2, 5, 9)) for code, n in (("en", 4), ("ja", 7), ("xx", 1))}
+    found = geometry.centroid_distances(parts, distance=distance)
+    for place, layer in enumerate((2, 5, 9)):
+        centroids = np.stack([part.post[place].double().numpy().mean(axis=0) for part in parts.values()])
+        assert found.at(layer) == pytest.approx(cdist(centroids, centroids, distance), abs=1e-12)
+    frame = found.to_frame()
+    assert len(frame) == 3 * 3 * 3 and frame.index.names == ["layer", "language", "other"]
+    assert frame.loc[(5, "ja", "xx"), f"{distance} distance"] == found.values[1, 1, 2]
+
+
+def test_a_zero_centroid_is_at_cosine_distance_one_from_others_and_none_from_itself():
+    parts = {"en": held(torch.zeros(1, 2, 3)), "ja": held(torch.ones(1, 2, 3))}
+    assert geometry.centroid_distances(parts).values[0].tolist() == [[0, 1], [1, 0]]
+
+
+def test_heat_maps_write_every_distance_under_the_languages_names(captured):
+    found = geometry.centroid_distances(captured, distance="euclidean")
+    ax = found.plot(2)
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["English", "Italian"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["English", "Italian"]
+    assert [text.get_text() for text in ax.texts] == [f"{value:.2g}" for value in found.at(2).reshape(-1)]
+    assert ax.figure.axes[1].get_ylabel() == "euclidean distance"
+    figure = found.plot_all([0, 3])
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["layer 0", "layer 3"]
+
+
+def test_cosine_panels_share_one_scale(captured):
+    found = geometry.centroid_distances(captured)
+    figure = found.plot_all()
+    limits = {ax.collections[0].get_clim() for ax in figure.axes[:4]}
+    assert limits == {(0, found.values.max())}
+    assert [len(ax.get_yticklabels()) > 0 and ax.get_yticklabels()[0].get_text() for ax in figure.axes[:2]] == [
+        "English",
+        "",
+    ]
+    same = geometry.centroid_distances({"en": captured["en"], "it": captured["en"]})
+    assert [text.get_text() for text in same.plot(0).texts] == ["0"] * 4
+
+
+# Effective dimension
+
+
+@pytest.mark.parametrize(("sentences", "width"), [(30, 12), (12, 30)])
+def test_the_dimension_is_the_number_of_components_that_scikit_learn_keeps(sentences, width):
+    points = cloud(3, sentences, width) @ torch.diag(0.7 ** torch.arange(width))
+    found = geometry.effective_dimension(held(points), shares=(0.5, 0.9, 0.99)).columns
+    for share in (0.5, 0.9, 0.99):
+        kept = [PCA(share, svd_solver="full").fit(layer.double().numpy()).n_components_ for layer in points]
+        assert found[f"{100 * share:g}%"].tolist() == kept
+
+
+def test_the_uncentred_dimension_is_that_of_the_raw_singular_values():
+    points = cloud(3, 30, 12, offset=1.0)
+    found = geometry.effective_dimension(held(points), centred=False).columns
+    for place, layer in enumerate(points.double().numpy()):
+        sizes = np.linalg.svd(layer, compute_uv=False)
+        held_by = np.cumsum(sizes**2) / (sizes**2).sum()
+        for share in (0.9, 0.95, 0.99):
+            assert found[f"{100 * share:g}%"][place] == np.searchsorted(held_by, share) + 1
+    far = geometry.effective_dimension(held(points + 1000), centred=False).columns["99%"]
+    assert far.tolist() == [1, 1, 1]  # the mean is all
+
+
+def test_a_planted_subspace_has_its_dimension_wherever_it_lies():
+    flat = cloud(1, 40, 3, offset=0).double() @ cloud(3, 20, seed=6, offset=0).double()
+    for shift in (0, 100):
+        found = geometry.effective_dimension(held(flat + shift), shares=(0.9999999,))
+        assert found.columns["100%"].tolist() == [3]
+
+
+def test_a_share_that_is_met_exactly_needs_no_further_component():
+    even = held(torch.eye(100) * torch.tensor([1.0, 0.1, 0.3, 0.7])[:, None, None])
+    shares = [hundredths / 100 for hundredths in range(1, 101)]
+    found = geometry.effective_dimension(even, shares=shares, centred=False)
+    assert [column.tolist() for column in found.columns.values()] == [[n] * 4 for n in range(1, 101)]
+    assert list(found.columns) == [f"{n}%" for n in range(1, 101)]
+
+
+def test_what_does_not_vary_has_dimension_zero():
+    for states in (torch.full((1, 7, 5), 0.1), cloud(1, 1, 5), torch.zeros(1, 3, 5)):
+        assert geometry.effective_dimension(held(states)).columns["90%"].tolist() == [0]
+    assert geometry.effective_dimension(held(cloud(1, 1, 5)), centred=False).columns["90%"].tolist() == [1]
+
+
+# What is refused
+
+
+MEASURES = [geometry.similarity, geometry.hits, geometry.retrieval, geometry.mexa, geometry.mutual_knn]
+
+
+@pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.__name__)
+def test_captures_that_do_not_go_together_are_refused(measure):
+    left = held(cloud(2, 12, 4))
+    for right, message in (
+        (held(cloud(2, 11, 4)), "12 and 11 sentences"),
+        (held(cloud(2, 12, 4), layers=(1, 2)), "layers 0, 1, the second has 1, 2"),
+        (held(cloud(2, 12, 4), provenance={"position": "mean"}), "position=None, the second with 'mean'"),
+        (tn.Activations((0, 1), torch.arange(12).flip(0), post=cloud(2, 12, 4)), "different orders"),
+        (held(torch.full((2, 12, 4), torch.nan)), "post of layer 0 holds NaN"),
+        (tn.Activations((0, 1), torch.arange(12), mid=cloud(2, 12, 4)), "hold mid but not post"),
+    ):
+        with pytest.raises(tn.TnkitError, match=message):
+            measure(left, right)
+    with pytest.raises(tn.TnkitError, match="site='hidden' must be one of"):
+        measure(left, left, site="hidden")
+    with pytest.raises(tn.TnkitError, match="1 sentences are too few; capture at least"):
+        measure(held(cloud(2, 1, 4)), held(cloud(2, 1, 4)))
+
+
+def test_sentences_of_different_splits_are_not_parallel():
+    train, test = (
+        held(cloud(1, 12, 4), provenance={"sentences": {"corpus": "everyday", "split": split}})
+        for split in ("train", "test")
+    )
+    with pytest.raises(tn.TnkitError, match="of split 'train' and 'test'"):
+        geometry.retrieval(train, test)
+
+
+def test_each_result_says_what_it_was_made_of():
+    left, right = (held(cloud(1, 12, 4), provenance={"sentences": {"language": code}}) for code in ("en", "ja"))
+    about = geometry.mutual_knn(left, right, k=3).provenance
+    assert about["sentences"] == [{"language": "en"}, {"language": "ja"}]
+    assert about["parameters"] == {"site": "post", "k": 3}
+
+
+def test_too_few_neighbours_widths_and_wrong_options_are_refused():
+    one, wide = held(cloud(1, 10, 4)), held(cloud(1, 10, 5))
+    with pytest.raises(tn.TnkitError, match="10 sentences are too few; capture at least 11"):
+        geometry.mutual_knn(one, one, k=10)
+    with pytest.raises(tn.TnkitError, match="k=0 must be at least 1"):
+        geometry.mutual_knn(one, one, k=0)
+    with pytest.raises(tn.TnkitError, match="4 and 5 wide"):
+        geometry.mexa(one, wide)
+    for shares in ((0.0,), (1.5,), ()):
+        with pytest.raises(tn.TnkitError, match="above 0 and at most 1"):
+            geometry.effective_dimension(one, shares=shares)
+    with pytest.raises(tn.TnkitError, match="at least two languages, got en"):
+        geometry.centroid_distances({"en": one})
+    with pytest.raises(tn.TnkitError, match="4 and 5 wide"):
+        geometry.centroid_distances({"en": one, "ja": wide})
+    with pytest.raises(tn.TnkitError, match="distance='manhattan'"):
+        geometry.centroid_distances({"en": one, "ja": one}, distance="manhattan")
+    with pytest.raises(tn.TnkitError, match="layer 4 was not captured"):
+        geometry.centroid_distances({"en": one, "ja": one}).at(4)
+    with pytest.raises(tn.TnkitError, match="holds no sentences"):
+        geometry.effective_dimension(held(torch.zeros(1, 0, 4)))

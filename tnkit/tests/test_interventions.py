@@ -130,7 +130,7 @@ def test_contexts_nest_and_an_error_restores_the_model():
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "opt", "bloom"])
 @pytest.mark.parametrize("tokens", ["last", "prompt", "all"])
 def test_token_scopes_mean_what_they_say_under_generation(name, tokens):
-    """Left-padded prompts, four new tokens; the fed-back tokens are set under "all" only (the last one is never fed)."""
+    """Left-padded prompts, four new tokens; those fed back are set under "all" only (the last one is never fed)."""
     model, module, tokenizer = tiny_model(name), tiny_module(name), byte_tokenizer()
     prompts = [tokenizer(text)["input_ids"] for text in ("Hello there", "Hi")]
     width = max(map(len, prompts))

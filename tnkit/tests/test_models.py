@@ -147,5 +147,5 @@ def test_layers_of_early_and_late_follow_the_paper():
 
 
 def test_a_layer_that_is_not_there_is_named():
-    with pytest.raises(tn.TnkitError, match="layer 4 is not in .*layers 0 to 3"):
+    with pytest.raises(tn.TnkitError, match=r"layer 4 is not in .*layers 0 to 3"):
         tiny_model("llama").value_vectors(4)

@@ -1,0 +1,228 @@
+"""What each command of `tnkit` does; `tnkit.cli` reads the flags."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from tnkit.errors import TnkitError
+
+DISTANCES = {"cos_sim": "cosine", "L2_dis": "euclidean"}
+
+
+def demo(options: argparse.Namespace) -> None:
+    from tnkit.demo import run
+
+    run(
+        language=options.language,
+        model=options.model_id,
+        top=options.top_n,
+        seeds=options.seeds,
+        out=options.out,
+        progress=_progress(options),
+    )
+
+
+def centroids(options: argparse.Namespace) -> None:
+    from tnkit.activations import stream
+    from tnkit.centroids import CentroidAccumulator, estimate_centroids
+
+    hub = list(options.hub) if options.TN_Type == "type1" else []
+    if options.lang_for_TN in hub:
+        raise TnkitError(f"--lang_for_TN {options.lang_for_TN} is the hub; name another with --hub")
+    out = _out(options, "centroids", ".safetensors")
+    texts = _sentences(options, [*hub, options.lang_for_TN])
+    model = _model(options)
+    captured = []
+    for language in (*hub, options.lang_for_TN):
+        running = CentroidAccumulator()
+        reading = {"keep": ["post"], "last_layer": options.last_layer, **_reading(options)}
+        for batch in stream(model, texts[language], **reading):
+            running.add(batch)
+        captured.append(running.result())
+    print(estimate_centroids(captured).save(out, format=options.format))
+
+
+def detect(options: argparse.Namespace) -> None:
+    from tnkit.centroids import Centroids
+    from tnkit.detection import detect_towards
+
+    out = _out(options, "neurons", ".json")
+    scores = options.scores and _writable("--scores", Path(options.scores), ".safetensors", options)
+    centroids = Centroids.load(options.centroids_path)
+    texts = _sentences(options, [options.lang_for_TN])
+    model = _model(options)
+    found = detect_towards(
+        model,
+        texts[options.lang_for_TN],
+        centroids,
+        language=options.lang_for_TN,
+        kind=options.TN_Type,
+        top=options.top_n,
+        distance=DISTANCES[options.scoring_type],
+        layers=_layers(options, model.n_layers),
+        **_reading(options),
+    )
+    written = [found.neurons.save(out, format=options.format)]
+    if scores:
+        written.append(found.scores.save(scores))
+    for path in written:
+        print(path)
+
+
+def ablate(options: argparse.Namespace) -> None:
+    """Switch a neuron set off beside its controls, or show continuations before and after."""
+    import tnkit as tn
+    from tnkit import plots
+    from tnkit.scoring import contribution_norms
+
+    language = options.lang_for_TN
+    out = _writable("--out", Path(options.out or f"{language}-{options.measure}.csv"), ".csv", options)
+    figure = options.figure and _writable("--figure", Path(options.figure), ".png", options)
+    paired = options.measure in ("retrieval", "similarity")
+    texts = _sentences(options, [options.hub, language] if paired else [language])
+    model = _model(options)
+    neurons = _neurons(options.neurons, model)
+    if options.measure == "generation":
+        found = _generated(model, texts[language], neurons, options)
+        print(found.to_string())
+        print(tn.storage.write_text(out, found.to_csv()))
+        return
+    captured = tn.capture(model, texts[language], keep=["activations"], progress=_progress(options))
+    scores = tn.NeuronScores.load(options.scores_path) if options.scores_path else None
+    others = {Path(path).stem: _neurons(path, model) for path in options.other or ()}
+    controls = tn.controls(neurons, norms=contribution_norms(model, captured), scores=scores, others=others)
+    found = tn.ablate(
+        model,
+        texts,
+        neurons,
+        language=language,
+        controls=controls,
+        measure=options.measure,
+        hub=options.hub,
+        tokens=options.tokens,
+        seeds=options.seeds,
+        progress=_progress(options),
+    )
+    print(found.at().round(4).to_string())
+    print(tn.storage.write_text(out, found.to_frame().to_csv()))
+    if figure:
+        print(plots.save_figure(found.plot().figure, figure))
+
+
+def _generated(model, prompts, neurons, options: argparse.Namespace):
+    """Continuations with nothing, the set, and a control of the same layers off."""
+    import pandas as pd
+
+    import tnkit as tn
+
+    how = {"tokens": options.tokens, "progress": _progress(options)}
+    sets = {"the set": neurons, "same layers": neurons.matched(seed=0)}
+    frames = {
+        name: tn.generation.continuations(model, prompts, neurons=one, **how).to_frame() for name, one in sets.items()
+    }
+    return pd.concat(frames, names=["off"])
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Run tasks of the lm-evaluation-harness, untouched and with a neuron set off."""
+    import tnkit as tn
+
+    out = _writable("--out", Path(options.out or "evaluation.csv"), ".csv", options)
+    model = _model(options)
+    found = tn.harness.evaluate(
+        model,
+        list(options.tasks),
+        neurons=_neurons(options.neurons, model),
+        tokens=options.tokens,
+        limit=options.limit,
+        include_path=options.include_path,
+    )
+    print(found.to_frame().to_string())
+    print(tn.storage.write_text(out, found.to_frame().to_csv()))
+
+
+def _neurons(path: str, model):
+    import tnkit as tn
+
+    found = tn.NeuronSet.load(path, shape=(model.n_layers, model.n_neurons))
+    made_with = found.provenance.get("model", {})
+    if made_with and made_with.get("weights") != model.weights_hash:
+        raise TnkitError(
+            f"{path} holds neurons of {made_with.get('name')} (weights {made_with.get('weights')}), not of "
+            f"{model.name} (weights {model.weights_hash}); detect them in the model that you ablate"
+        )
+    return found
+
+
+def _sentences(options: argparse.Namespace, languages: list[str]):
+    import tnkit as tn
+
+    corpus = tn.load_corpus(options.sentence_path, languages, test=0.0)
+    texts = corpus["train"]
+    if not texts[languages[0]]:
+        raise TnkitError(f"{corpus.name} has no row of the split 'train'; mark some so, or drop the column split")
+    return texts
+
+
+def _model(options: argparse.Namespace):
+    import huggingface_hub
+    import transformers
+
+    import tnkit as tn
+
+    transformers.logging.set_verbosity_error()  # what goes wrong is said once, by tnkit
+    huggingface_hub.logging.set_verbosity_error()
+    return tn.load_model(
+        options.model_id,
+        revision=options.revision,
+        dtype=options.dtype,
+        device_map=options.device_map,
+        trust_remote_code=options.trust_remote_code,
+    )
+
+
+def _layers(options: argparse.Namespace, n_layers: int) -> range | None:
+    if options.layers and options.layers[1] > n_layers:
+        start, stop = options.layers
+        raise TnkitError(
+            f"--layers {start}:{stop} reaches past the last layer of {options.model_id}, {n_layers - 1}; give a range "
+            f"within 0:{n_layers}"
+        )
+    return options.layers and range(*options.layers)
+
+
+def _reading(options: argparse.Namespace) -> dict:
+    return {"position": options.position, "batch_tokens": options.batch_tokens, "progress": _progress(options)}
+
+
+def _progress(options: argparse.Namespace) -> bool:
+    return not options.quiet and sys.stderr.isatty()
+
+
+def _out(options: argparse.Namespace, what: str, suffix: str) -> Path:
+    suffix = ".pkl" if options.format == "reference" else suffix
+    return _writable(
+        "--out", Path(options.out or f"{options.lang_for_TN}-{options.TN_Type}-{what}{suffix}"), suffix, options
+    )
+
+
+def _writable(flag: str, path: Path, suffix: str, options: argparse.Namespace) -> Path:
+    """A place to write to; one that cannot be is refused before the work, not after it."""
+    if path.suffix != suffix:
+        raise TnkitError(f"{flag} {path} ends in {path.suffix or 'nothing'}; name a file that ends in {suffix}")
+    read = [
+        Path(getattr(options, name, None) or "")
+        for name in ("sentence_path", "centroids_path", "neurons", "scores_path")
+    ]
+    above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    reasons = {
+        "it is a folder": path.is_dir(),
+        "it is read from, too": path.resolve() in [one.resolve() for one in read],
+        f"{above} is not a folder": not above.is_dir(),
+        f"{above} may not be written to": above.is_dir() and not os.access(above, os.W_OK | os.X_OK),
+    }
+    reason = next((reason for reason, holds in reasons.items() if holds), None)
+    if reason:
+        raise TnkitError(f"cannot write {path}: {reason}; choose another place with {flag}")
+    return path

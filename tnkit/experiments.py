@@ -1,0 +1,202 @@
+"""The two experiments that show what transfer neurons do, ready to run on any model, sentences and neuron sets.
+
+compared = tn.ablate(model, test, type1, language="ja", controls=tn.controls(type1))   # beside matched controls
+matrix = tn.retrieval_matrix(model, test, {"ja": ja_type1, "it": it_type1})            # off in A, read in B
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from tnkit import geometry, storage
+from tnkit.activations import capture
+from tnkit.comparison import Comparison, Control, compare
+from tnkit.errors import TnkitError
+from tnkit.interventions import Ablation, LastToken
+from tnkit.models import Model
+from tnkit.neurons import NeuronSet
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import pandas as pd
+
+Texts = Mapping[str, Sequence[str]]
+
+
+def ablate(
+    model: Model,
+    texts: Texts,
+    neurons: NeuronSet,
+    *,
+    language: str,
+    controls: Mapping[str, Control],
+    measure: str = "retrieval",
+    hub: str = "en",
+    tokens: str = "last",
+    seeds: int = 10,
+    layers: Iterable[int] | None = None,
+    progress: bool = True,
+) -> Comparison:
+    """Switch a neuron set off in one language and measure, beside its controls and the untouched model.
+
+    Only the language in question is ablated; the hub is read untouched (as in Tezuka & Inoue, EMNLP 2025).
+
+    Args:
+        model: from `load_model`.
+        texts: language → sentences, aligned; not those that the neurons were found in.
+        neurons: the set.
+        language: which language is read with the neurons off.
+        controls: from `tnkit.controls`.
+        measure: "retrieval" (is the nearest hub sentence the translation? mean-centred cosine) or "similarity" (cosine
+            with the translation), by layer; or "perplexity" (nats a token).
+        hub: the language of the translations.
+        tokens: where the neurons are off: "last", "prompt" or "all" (for sentences "prompt" and "all" are the same).
+        seeds: draws of each random control.
+        layers: which layers to measure (default: all).
+        progress: show a bar.
+
+    Returns:
+        `Comparison`, with a value for every layer and sentence.
+
+    Raises:
+        TnkitError: for an unknown measure or language.
+
+    >>> import tnkit as tn
+    >>> from tnkit.tests.tiny import tiny_model, SENTENCES
+    >>> some = NeuronSet(((0, 5), (1, 2)), shape=(4, 48))
+    >>> texts = {"en": SENTENCES[:3], "it": SENTENCES[3:]}
+    >>> ablate(tiny_model(), texts, some, language="it", controls=tn.controls(some), seeds=1, progress=False).layers
+    (0, 1, 2, 3)
+    """
+    if measure not in MEASURES:
+        raise TnkitError(f"measure={measure!r} must be one of {', '.join(MEASURES)}")
+    for name in (language, hub):
+        if name not in texts:
+            raise TnkitError(f"there are no sentences in {name!r}; there are {', '.join(texts)}")
+    layers = tuple(range(model.n_layers) if layers is None else layers)
+    run, layers = MEASURES[measure](model, texts, language, hub, tokens, layers, progress)
+    label = f"{MEASURE_NAMES[measure]}, {language}" + (f" and {hub}" if measure != "perplexity" else "")
+    return compare(run, neurons, controls=controls, seeds=seeds, name=label, layers=layers, progress=progress)
+
+
+def _by_capture(model: Model, texts: Texts, language: str, tokens: str, layers, progress: bool) -> Callable:
+    """A function from neurons to a capture of the language with them off."""
+    if tokens == "last":
+        return LastToken(model, texts[language], keep=["post"], layers=layers, progress=progress).capture
+
+    def run(neurons: NeuronSet):
+        with Ablation(model, neurons, tokens=tokens):
+            return capture(model, texts[language], keep=["post"], layers=layers, progress=False)
+
+    return run
+
+
+def _retrieval(model: Model, texts: Texts, language: str, hub: str, tokens: str, layers, progress: bool):
+    targets = capture(model, texts[hub], keep=["post"], layers=layers, progress=progress)
+    off = _by_capture(model, texts, language, tokens, layers, progress)
+    return lambda neurons: geometry.hits(off(neurons), targets), layers
+
+
+def _similarity(model: Model, texts: Texts, language: str, hub: str, tokens: str, layers, progress: bool):
+    targets = capture(model, texts[hub], keep=["post"], layers=layers, progress=progress).post
+    off = _by_capture(model, texts, language, tokens, layers, progress)
+    return lambda neurons: torch.nn.functional.cosine_similarity(off(neurons).post, targets, dim=-1), layers
+
+
+def _perplexity(model: Model, texts: Texts, language: str, _: str, tokens: str, __, ___: bool):
+    from tnkit.behaviour import perplexity
+
+    return lambda neurons: perplexity(model, texts[language], neurons=neurons, tokens=tokens, progress=False).nll, (0,)
+
+
+MEASURES = {"retrieval": _retrieval, "similarity": _similarity, "perplexity": _perplexity}
+MEASURE_NAMES = {"retrieval": "retrieval@1", "similarity": "cosine similarity", "perplexity": "nats a token"}
+
+
+@dataclass(frozen=True, eq=False)
+class RetrievalMatrix:
+    """Translation retrieval in each language with each language's neurons off, at one layer.
+
+    Attributes:
+        values: (off, read), share of sentences whose nearest hub sentence is their translation, 0 to 1.
+        off: whose neurons are off; the first is "none".
+        read: the language that is read.
+        layer: where it was measured.
+    """
+
+    values: Float[np.ndarray, "off read"]
+    off: tuple[str, ...]
+    read: tuple[str, ...]
+    layer: int
+
+    def to_frame(self) -> "pd.DataFrame":
+        """A row for each set that is off, a column for each language that is read."""
+        import pandas as pd
+
+        return pd.DataFrame(self.values, index=pd.Index(self.off, name="off"), columns=pd.Index(self.read, name="read"))
+
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+        """Draw the matrix as a heat map with numbers."""
+        from tnkit import plots
+
+        return plots.matrix(
+            self.to_frame(),
+            xlabel="language that is read",
+            ylabel="neurons that are off",
+            value=f"retrieval@1, layer {self.layer}",
+            ax=ax,
+        )
+
+    def _repr_html_(self) -> str:
+        rows = {
+            f"off: {name}": [f"{value:.2f}" for value in row] for name, row in zip(self.off, self.values, strict=True)
+        }
+        return storage.html_card("Retrieval matrix", {"read": self.read, **rows, "layer": self.layer})
+
+
+def retrieval_matrix(
+    model: Model,
+    texts: Texts,
+    sets: Mapping[str, NeuronSet],
+    *,
+    hub: str = "en",
+    layer: int | None = None,
+    progress: bool = True,
+) -> RetrievalMatrix:
+    """Switch each language's neurons off at the last token, and read every language.
+
+    Args:
+        model: from `load_model`.
+        texts: language → sentences, aligned; not those that the neurons were found in.
+        sets: language → its neurons.
+        hub: the language of the translations.
+        layer: where to measure (default: where retrieval of the untouched languages together is best).
+        progress: show a bar.
+
+    Raises:
+        TnkitError: for a language without sentences, or a layer that the model does not have.
+
+    >>> from tnkit.tests.tiny import tiny_model, SENTENCES
+    >>> texts = {"en": SENTENCES[:2], "it": SENTENCES[2:4], "ja": SENTENCES[4:]}
+    >>> some = NeuronSet(((0, 5), (1, 2)), shape=(4, 48))
+    >>> retrieval_matrix(tiny_model(), texts, {"it": some, "ja": some}, progress=False).values.shape
+    (3, 2)
+    """
+    missing = [name for name in (*sets, hub) if name not in texts]
+    if missing or not sets:
+        raise TnkitError(
+            f"there are no sentences in {', '.join(missing) or 'any language'}; there are {', '.join(texts)}"
+        )
+    layers = range(model.n_layers) if layer is None else (layer,)
+    nothing = NeuronSet((), (model.n_layers, model.n_neurons))
+    columns = []
+    for name in sets:
+        run, layers = _retrieval(model, texts, name, hub, "last", layers, progress)
+        columns.append([run(off).mean(axis=1) for off in (nothing, *sets.values())])
+    values = np.array(columns).transpose(2, 1, 0)  # (layer, off, read)
+    place = int(values[:, 0].mean(axis=1).argmax())
+    return RetrievalMatrix(values[place], ("none", *sets), tuple(sets), tuple(layers)[place])

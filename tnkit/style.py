@@ -1,0 +1,81 @@
+"""One look for every figure: palette, markers, names, fonts, and how figures are saved."""
+
+import zlib
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from tnkit import storage
+
+# Okabe & Ito's palette, which readers with any colour vision tell apart; a language keeps its colour everywhere.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#000000")
+_FIXED = dict(zip(("en", "ja", "ko", "nl", "it", "zh", "de", "fr"), PALETTE, strict=True))
+_NAMES = {
+    "ar": "Arabic", "cs": "Czech", "da": "Danish", "de": "German", "el": "Greek", "en": "English", "es": "Spanish",
+    "fi": "Finnish", "fr": "French", "he": "Hebrew", "hi": "Hindi", "hu": "Hungarian", "id": "Indonesian",
+    "it": "Italian", "ja": "Japanese", "ko": "Korean", "nl": "Dutch", "no": "Norwegian", "pl": "Polish",
+    "pt": "Portuguese", "ru": "Russian", "sv": "Swedish", "th": "Thai", "tr": "Turkish", "vi": "Vietnamese",
+    "zh": "Chinese",
+}  # fmt: skip
+KIND_NAMES = {"type1": "Type-1", "type2": "Type-2"}
+KIND_COLOURS = {"type1": "#0072B2", "type2": "#D55E00"}
+MARKERS = "osD^vPX*"
+_STYLE = {
+    "font.family": ["DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans"],
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 100,
+    "savefig.dpi": 150,
+}
+
+
+def style() -> AbstractContextManager[None]:
+    """The project's matplotlib style, as a context.
+
+    >>> with style():
+    ...     figure = plt.figure()
+    >>> plt.close(figure)
+    """
+    return plt.rc_context({**_STYLE, "font.family": _fonts()})
+
+
+def _fonts() -> list[str]:
+    from matplotlib import font_manager
+
+    there = {font.name for font in font_manager.fontManager.ttflist}
+    return [name for name in _STYLE["font.family"] if name in there]
+
+
+def language_name(code: str) -> str:
+    """A language's English name, or its code where tnkit knows none.
+
+    >>> language_name("ja"), language_name("tlh")
+    ('Japanese', 'tlh')
+    """
+    return _NAMES.get(code, code)
+
+
+def language_colour(code: str) -> str:
+    """The colour that a language has in every figure."""
+    return _FIXED.get(code) or PALETTE[zlib.crc32(code.encode()) % len(PALETTE)]
+
+
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write a figure in the format of its ending, atomically, and close it."""
+    path = Path(path)
+    written = storage.write_atomically(path, lambda file: figure.savefig(file, format=path.suffix.lstrip(".") or "png"))
+    plt.close(figure)
+    return written
