@@ -107,11 +107,13 @@ def test_two_runs_find_the_same_neurons_whatever_the_batches(model, texts):
 
 
 def test_the_demo_writes_its_figures_and_neurons(tmp_path, capsys):
-    assert cli.main(["demo", "--language", "nl", "--top_n", "50", "--out", str(tmp_path)]) == 0
+    assert cli.main(["demo", "--language", "nl", "--top_n", "50", "--seeds", "2", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "Type-1 neurons of Dutch: the 50 of 22,528" in printed
     assert "Type-2 neurons of Dutch: the 50 of 14,336" in printed
-    for name in ("neurons_by_layer.png", "score_distribution.png", "spaces.png"):
+    assert "same layers and norms (2 seeds)" in printed
+    figures = "neurons_by_layer score_distribution spaces ablation specificity perplexity".split()
+    for name in (f"{figure}.png" for figure in figures):
         assert str(tmp_path / name) in printed
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     for kind, layers in (("type1", range(11)), ("type2", range(11, 18))):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tnkit as tn
-from tnkit import plots, spaces
+from tnkit import behaviour, plots, spaces
 from tnkit.comparison import Comparison
 from tnkit.detection import KINDS, Detection
 from tnkit.experiments import RetrievalMatrix
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tnkit.models import Model
 
 _HUB = "en"
+_READ = 24  # sentences of each language whose perplexity is taken
 
 
 def run(
@@ -87,6 +88,13 @@ def run(
     axes = matrix.plot()
     axes.set_title(f"Type-1 neurons off at the last token ({loaded.name})")
     files.append(plots.save_figure(axes.figure, out / "specificity.png"))
+    type2 = {one: found[one, "type2"].neurons for one in corpus.languages[1:]}
+    some = {one: test[one][:_READ] for one in type2}
+    confused = behaviour.perplexity_matrix(loaded, some, type2, **quiet)
+    say(_confused(confused, _READ))
+    axes = confused.plot()
+    axes.set_title(f"Type-2 neurons off at every token ({loaded.name})")
+    files.append(plots.save_figure(axes.figure, out / "perplexity.png"))
 
     say(f"\ndone in {time.perf_counter() - started:.0f} s; wrote")
     for file in files:
@@ -154,3 +162,12 @@ def _specific(matrix: RetrievalMatrix) -> str:
     head = f"\nThe same at layer {matrix.layer}, Type-1 neurons of one language off (rows), another read (columns):\n"
     table = matrix.to_frame().rename(index=plots.language_name, columns=plots.language_name)
     return head + table.rename_axis(index=None, columns=None).round(3).to_string(line_width=100)
+
+
+def _confused(matrix: "behaviour.PerplexityMatrix", count: int) -> str:
+    head = (
+        f"\nPerplexity of {count} test sentences, Type-2 neurons of one language off (rows), another read (columns):\n"
+    )
+    table = matrix.to_frame()["perplexity"].unstack(sort=False)
+    table = table.rename(index=plots.language_name, columns=plots.language_name)
+    return head + table.rename_axis(index=None, columns=None).round(0).astype(int).to_string(line_width=100)

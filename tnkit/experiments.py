@@ -74,7 +74,7 @@ def ablate(
     """
     if measure not in MEASURES:
         raise TnkitError(f"measure={measure!r} must be one of {', '.join(MEASURES)}")
-    for name in (language, hub):
+    for name in (language,) if measure == "perplexity" else (language, hub):
         if name not in texts:
             raise TnkitError(f"there are no sentences in {name!r}; there are {', '.join(texts)}")
     layers = tuple(range(model.n_layers) if layers is None else layers)

@@ -320,9 +320,10 @@ def perplexities(frame: "pd.DataFrame", *, ax: Axes | None = None) -> Axes:
     values, changes, own = (
         frame[column].unstack("read").loc[offs, languages].to_numpy() for column in ("perplexity", "change", "own")
     )
+    numbers = np.vectorize(lambda value: f"{value:,.0f}" if 99.5 <= value < 1e6 else f"{value:.3g}")(values)
     written = [
-        [f"{value:,.3g}" if place == 0 else f"{value:,.3g}\n{change:+.1%}" for value, change in zip(*row, strict=True)]
-        for place, row in enumerate(zip(values, changes, strict=True))
+        [number if place == 0 else f"{number}\n{change:+.1%}" for number, change in zip(*row, strict=True)]
+        for place, row in enumerate(zip(numbers, changes, strict=True))
     ]
     known = np.abs(changes[np.isfinite(changes)])
     top = float(known.max()) if len(known) and known.max() > 0 else 1.0
