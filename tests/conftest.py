@@ -5,6 +5,8 @@ import os
 
 import pytest
 
+from tnkit.tests.conftest import close_figures  # noqa: F401 - a fixture
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 

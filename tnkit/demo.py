@@ -80,7 +80,10 @@ def run(
     )
     say(_compared(compared, name))
     axes = compared.plot()
-    axes.set_title(f"{name}: {top} Type-1 neurons off at the last token ({loaded.name})")
+    axes.set(
+        title=f"{name}: {top} Type-1 neurons off at the last token ({loaded.name})",
+        ylabel="translations found (retrieval@1)",
+    )
     files.append(plots.save_figure(axes.figure, out / "ablation.png"))
     type1 = {one: found[one, "type1"].neurons for one in corpus.languages[1:]}
     matrix = tn.retrieval_matrix(loaded, test, type1, hub=_HUB, **quiet)

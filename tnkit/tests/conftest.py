@@ -1,10 +1,20 @@
 """Shapes in signatures are checked while tests run."""
 
 import os
+import sys
 
 import beartype  # noqa: F401 - it cannot be imported once nnsight has been
+import pytest
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 install_import_hook("tnkit", "beartype.beartype")
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    """Figures of a test do not pile up."""
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
