@@ -222,7 +222,7 @@ def _detection_flags(command: argparse.ArgumentParser) -> None:
         default="last",
         help="last token, or mean over tokens (default last)",
     )
-    _flag(command, "batch_tokens", type=_positive, default=2048, help="most tokens in a batch (default 2048)")
+    _flag(command, "batch_tokens", type=_positive, default=768, help="most tokens in a batch (default 768)")
 
 
 def _flag(command: argparse.ArgumentParser, name: str, **options) -> None:

@@ -126,7 +126,7 @@ def detect_all(
     last_layer: str = "raw",
     split: str = "train",
     streaming: bool | None = None,
-    batch_tokens: int = 2048,
+    batch_tokens: int = 768,
     progress: bool = True,
 ) -> dict[tuple[str, str], Detection]:
     """Detect the transfer neurons of several languages and kinds, capturing every sentence once.

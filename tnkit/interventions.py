@@ -194,7 +194,7 @@ class LastToken:
         *,
         keep: Iterable[str] = KEEP,
         layers: Iterable[int] | None = None,
-        batch_tokens: int = 2048,
+        batch_tokens: int = 768,
         progress: bool = True,
     ) -> None:
         self.model, self.sentences, self.batch_tokens = model, sentences, batch_tokens

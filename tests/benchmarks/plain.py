@@ -3,14 +3,17 @@
 import torch
 
 
-def detect(module, tokenizer, language, hub, boundary, top):
-    """Type-1 and Type-2 neurons of a Gemma model: the pairs of each, by cosine, at the last token."""
+def detect(module, tokenizer, language, hub, boundary, top, *, head):
+    """Type-1 and Type-2 neurons of a Gemma model: the pairs of each, by cosine, at the last token.
+
+    With `head`, the model is called whole, as the published code does, output head included.
+    """
     blocks = module.model.layers
-    own = centroid(module, tokenizer, language)
-    shared = (centroid(module, tokenizer, hub) + own) / 2
+    own = centroid(module, tokenizer, language, head)
+    shared = (centroid(module, tokenizer, hub, head) + own) / 2
     totals = torch.zeros(len(blocks), blocks[0].mlp.down_proj.in_features)
     for sentence in language:
-        states = read(module, tokenizer, sentence)
+        states = read(module, tokenizer, sentence, head)
         for layer, (block, state) in enumerate(zip(blocks, states, strict=True)):
             target = (shared if layer < boundary else own)[layer]
             moves = state["activations"][:, None] * block.mlp.down_proj.weight.T
@@ -25,15 +28,15 @@ def detect(module, tokenizer, language, hub, boundary, top):
     return chosen
 
 
-def centroid(module, tokenizer, sentences):
+def centroid(module, tokenizer, sentences, head):
     """The mean state after each block."""
     return sum(
-        torch.stack([state["post"] for state in read(module, tokenizer, sentence)]) for sentence in sentences
+        torch.stack([state["post"] for state in read(module, tokenizer, sentence, head)]) for sentence in sentences
     ) / len(sentences)
 
 
 @torch.inference_mode()
-def read(module, tokenizer, sentence):
+def read(module, tokenizer, sentence, head):
     """One forward pass of one sentence, read with hooks."""
     found = [{} for _ in module.model.layers]
     handles = []
@@ -52,7 +55,7 @@ def read(module, tokenizer, sentence):
             block.post_feedforward_layernorm.register_forward_hook(after("after")),
             block.register_forward_hook(after("post")),
         ]
-    module.model(**tokenizer(sentence, return_tensors="pt"), use_cache=False)
+    (module if head else module.model)(**tokenizer(sentence, return_tensors="pt"), use_cache=False)
     for handle in handles:
         handle.remove()
     return found
