@@ -96,7 +96,9 @@ class Ablation:
             )
         self.model, self.tokens, self.scale, self.count = model, tokens, scale, 0
         self.neurons = neurons if isinstance(neurons, NeuronSet) else NeuronSet(tuple(neurons), shape)
-        self.values = {layer: self._targets(layer, places, value, means) for layer, places in self._by_layer().items()}
+        self.values = {
+            layer: self._targets(layer, places, value, means) for layer, places in self.neurons.by_layer().items()
+        }
         what = {"scale": scale} if scale is not None else {"value": value}
         self.about = {"neurons": len(self.neurons), "hash": storage.text_hash(map(str, sorted(self.neurons)))}
         self.about |= {"tokens": tokens, **what}
@@ -122,12 +124,8 @@ class Ablation:
         while self._handles:
             self._handles.pop().remove()
 
-    def _by_layer(self) -> dict[int, list[int]]:
-        return self.neurons.by_layer()
-
     def _targets(self, layer: int, places: list[int], value: float | str, means: Activations | None):
-        device = attrgetter(self.model.blocks_path)(self.model.module)[layer]
-        device = attrgetter(self.model.sites.last_map)(device).weight.device
+        device = self.model.value_vectors(layer).device
         if isinstance(value, str):
             if layer not in means.require("activations").layers:
                 raise TnkitError(f"the means hold layers {means.layers}, not {layer}; capture that layer too")
