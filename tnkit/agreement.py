@@ -46,9 +46,9 @@ class Overlaps:
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw Jaccard indices as a heat map, with the numbers of shared neurons written in."""
-        from tnkit import plots
+        from tnkit import heatmaps
 
-        return plots.overlap_matrix(self, ax=ax)
+        return heatmaps.overlap_matrix(self, ax=ax)
 
     def _repr_html_(self) -> str:
         rows = self.table[["both", "expected in layers"]].itertuples()

@@ -140,9 +140,9 @@ class PerplexityMatrix:
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw perplexities as a heat map, coloured by change, with cells of a language's own set framed."""
-        from tnkit import plots
+        from tnkit import heatmaps
 
-        return plots.perplexities(self.to_frame(), ax=ax)
+        return heatmaps.perplexities(self.to_frame(), ax=ax)
 
     def _repr_html_(self) -> str:
         rows: dict[str, list[str]] = {}

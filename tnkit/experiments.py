@@ -141,9 +141,9 @@ class RetrievalMatrix:
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw the matrix as a heat map with numbers."""
-        from tnkit import plots
+        from tnkit import heatmaps
 
-        return plots.matrix(
+        return heatmaps.matrix(
             self.to_frame(),
             xlabel="language that is read",
             ylabel="neurons that are off",

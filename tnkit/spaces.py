@@ -161,9 +161,9 @@ class CentroidDistances:
 
     def plot(self, layer: int, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw the distances after a layer as a heat map."""
-        from tnkit import plots
+        from tnkit import heatmaps
 
-        return plots.distance_map(
+        return heatmaps.distance_map(
             self.at(layer), self.languages, label=f"{self.distance} distance", title=f"layer {layer}", ax=ax
         )
 
@@ -172,13 +172,13 @@ class CentroidDistances:
 
         Cosine distances share one scale; Euclidean ones, which grow with the residual stream, have one a panel.
         """
-        from tnkit import plots
+        from tnkit import heatmaps
 
         if layers is None:
             places = np.linspace(0, len(self.layers) - 1, min(4, len(self.layers))).round().astype(int)
             layers = [self.layers[place] for place in places]
         maps = {f"layer {layer}": self.at(layer) for layer in layers}
-        return plots.distance_maps(
+        return heatmaps.distance_maps(
             maps, self.languages, label=f"{self.distance} distance", shared=self.distance == "cosine"
         )
 

@@ -1,0 +1,149 @@
+"""Figures of numbers between languages or sets: heat maps from results, matplotlib axes or figures out."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from tnkit.style import language_name, style
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tnkit.agreement import Overlaps
+
+
+def distance_map(
+    values: np.ndarray,
+    languages: Sequence[str],
+    *,
+    label: str,
+    title: str = "",
+    highest: float | None = None,
+    bar: bool = True,
+    ax: Axes | None = None,
+) -> Axes:
+    """Distances between languages as an annotated heat map; `highest` is the end of the scale."""
+    import seaborn
+
+    names = [language_name(language) for language in languages]
+    written = [[f"{value:,.0f}" if value >= 99.5 else f"{value:.2g}" for value in row] for row in values]
+    with style():
+        ax = ax or plt.subplots(figsize=(1.8 + 0.75 * len(names), 1.2 + 0.6 * len(names)))[1]
+        seaborn.heatmap(
+            values,
+            annot=np.array(written),
+            fmt="",
+            cmap="Blues",
+            vmin=0,
+            vmax=highest or values.max() or 1,
+            square=True,
+            linewidths=1,
+            cbar=bar,
+            cbar_kws={"label": label} if bar else None,
+            xticklabels=names,
+            yticklabels=names,
+            ax=ax,
+        )
+        ax.set_title(title)
+        ax.tick_params(length=0)
+        ax.tick_params(axis="x", rotation=40)
+        ax.tick_params(axis="y", rotation=0)
+    return ax
+
+
+def distance_maps(maps: Mapping[str, np.ndarray], languages: Sequence[str], *, label: str, shared: bool) -> Figure:
+    """A heat map a title, side by side, on one scale where `shared`."""
+    highest = max(values.max() for values in maps.values()) if shared else None
+    side = 1.2 + 0.6 * len(languages)
+    with style():
+        figure, axes = plt.subplots(1, len(maps), figsize=(side * len(maps) + 1, side + 0.6), squeeze=False)
+        for place, (ax, (title, values)) in enumerate(zip(axes[0], maps.items(), strict=True)):
+            distance_map(values, languages, label=label, title=title, highest=highest, bar=False, ax=ax)
+            if place:
+                ax.set_yticklabels([])
+        scale = axes[0][-1].collections[0]
+        if shared:
+            figure.colorbar(scale, ax=list(axes[0]), label=label, shrink=0.8)
+        else:
+            figure.suptitle(label)
+    return figure
+
+
+def overlap_matrix(overlaps: "Overlaps", *, ax: Axes | None = None) -> Axes:
+    """Jaccard indices of each two sets as a heat map, with the numbers of shared neurons (of one: its size) in it."""
+    names = list(overlaps.sets)
+    jaccard = np.full((len(names), len(names)), np.nan)
+    both = np.diag([len(neurons) for neurons in overlaps.sets.values()])
+    for (first, second), row in overlaps.table.iterrows():
+        a, b = names.index(first), names.index(second)
+        jaccard[a, b] = jaccard[b, a] = row["jaccard"]
+        both[a, b] = both[b, a] = row["both"]
+    finite = jaccard[np.isfinite(jaccard)]
+    top = float(finite.max()) if len(finite) and finite.max() > 0 else 1.0
+    with style():
+        side = 1.6 + 0.62 * len(names)
+        ax = ax or plt.subplots(figsize=(side + 1.2, side))[1]
+        image = ax.imshow(np.ma.masked_invalid(jaccard), cmap="Blues", vmin=0, vmax=top)
+        for a, b in np.ndindex(both.shape):
+            dark = np.isfinite(jaccard[a, b]) and jaccard[a, b] > 0.6 * top
+            ax.text(b, a, f"{both[a, b]:,}", ha="center", va="center", color="white" if dark else "black", fontsize=8)
+        ax.set_xticks(range(len(names)), names, rotation=45, ha="right")
+        ax.set_yticks(range(len(names)), names)
+        ax.grid(visible=False)
+        ax.figure.colorbar(image, ax=ax, label="Jaccard index", shrink=0.8)
+    return ax
+
+
+def matrix(frame: "pd.DataFrame", *, xlabel: str, ylabel: str, value: str, ax: Axes | None = None) -> Axes:
+    """A heat map with its numbers; language codes among the labels become names."""
+    import seaborn as sns
+
+    with style():
+        ax = ax or plt.subplots(figsize=(2.4 + 1.1 * frame.shape[1], 1.5 + 0.55 * frame.shape[0]))[1]
+        named = frame.rename(index=language_name, columns=language_name)
+        sns.heatmap(named, annot=True, fmt=".2f", cmap="viridis", linewidths=1, cbar_kws={"label": value}, ax=ax)
+        ax.set(xlabel=xlabel, ylabel=ylabel)
+        ax.tick_params(axis="y", rotation=0)
+    return ax
+
+
+def perplexities(frame: "pd.DataFrame", *, ax: Axes | None = None) -> Axes:
+    """Perplexity by what is off (rows) and what is read (columns), coloured by change; a language's own set framed."""
+    import seaborn
+
+    offs, languages = (list(dict.fromkeys(frame.index.get_level_values(level))) for level in ("off", "read"))
+    values, changes, own = (
+        frame[column].unstack("read").loc[offs, languages].to_numpy() for column in ("perplexity", "change", "own")
+    )
+    numbers = np.vectorize(lambda value: f"{value:,.0f}" if 99.5 <= value < 1e6 else f"{value:.3g}")(values)
+    written = [
+        [number if place == 0 else f"{number}\n{change:+.1%}" for number, change in zip(*row, strict=True)]
+        for place, row in enumerate(zip(numbers, changes, strict=True))
+    ]
+    known = np.abs(changes[np.isfinite(changes)])
+    top = float(known.max()) if len(known) and known.max() > 0 else 1.0
+    with style():
+        ax = ax or plt.subplots(figsize=(3.2 + 1.1 * len(languages), 1.4 + 0.7 * len(offs)))[1]
+        seaborn.heatmap(
+            np.nan_to_num(changes, posinf=top),
+            annot=np.array(written),
+            fmt="",
+            cmap="RdBu_r",
+            vmin=-top,
+            vmax=top,
+            linewidths=1,
+            cbar_kws={"label": "relative change of nats per token"},
+            xticklabels=[language_name(language) for language in languages],
+            yticklabels=[language_name(off) for off in offs],
+            ax=ax,
+        )
+        for row, column in zip(*own.astype(bool).nonzero(), strict=True):
+            ax.add_patch(plt.Rectangle((column, row), 1, 1, fill=False, edgecolor="black", lw=2, clip_on=False))
+        ax.set(xlabel="language read", ylabel="neurons switched off")
+        ax.tick_params(length=0)
+        ax.tick_params(axis="y", rotation=0)
+    return ax
