@@ -120,12 +120,12 @@ def _parser() -> argparse.ArgumentParser:
     ]
     command = _command(subparsers, commands.ablate, "switch a neuron set off, beside controls, and measure", *example)
     _model_flags(command)
-    _sentence_flags(command, "pairs with the hub for retrieval and similarity, else single sentences or prompts")
+    _sentence_flags(command, "pairs with the hub for measures of states, else single sentences or prompts")
     _neuron_flags(command, "last")
     _flag(
         command,
         "measure",
-        choices=("retrieval", "similarity", "perplexity", "generation"),
+        choices=("retrieval", "similarity", "mutual_knn", "perplexity", "generation"),
         default="retrieval",
         help="what to measure, or generation to continue each sentence (default retrieval)",
     )

@@ -79,7 +79,7 @@ def ablate(options: argparse.Namespace) -> None:
     language = options.lang_for_TN
     out = _writable("--out", Path(options.out or f"{language}-{options.measure}.csv"), ".csv", options)
     figure = options.figure and _writable("--figure", Path(options.figure), ".png", options)
-    paired = options.measure in ("retrieval", "similarity")
+    paired = options.measure in ("retrieval", "similarity", "mutual_knn")
     texts = _sentences(options, [options.hub, language] if paired else [language])
     model = _model(options)
     neurons = _neurons(options.neurons, model)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from tnkit import geometry, storage
-from tnkit.activations import capture
+from tnkit.activations import Activations, capture
 from tnkit.comparison import Comparison, Control, compare
 from tnkit.errors import TnkitError
 from tnkit.interventions import Ablation, LastToken
@@ -51,8 +52,9 @@ def ablate(
         neurons: the set.
         language: which language is read with the neurons off.
         controls: from `tnkit.controls`.
-        measure: "retrieval" (is the nearest hub sentence the translation? mean-centred cosine) or "similarity" (cosine
-            with the translation), by layer; or "perplexity" (nats a token).
+        measure: "retrieval" (is the nearest hub sentence the translation? mean-centred cosine), "similarity" (cosine
+            with the translation) or "mutual_knn" (share of the 10 nearest neighbours that both have), by layer; or
+            "perplexity" (nats a token).
         hub: the language of the translations.
         tokens: where the neurons are off: "last", "prompt" or "all" (for sentences "prompt" and "all" are the same).
         seeds: draws of each random control.
@@ -77,44 +79,52 @@ def ablate(
     for name in (language,) if measure == "perplexity" else (language, hub):
         if name not in texts:
             raise TnkitError(f"there are no sentences in {name!r}; there are {', '.join(texts)}")
-    layers = tuple(range(model.n_layers) if layers is None else layers)
-    run, layers = MEASURES[measure](model, texts, language, hub, tokens, layers, progress)
-    label = f"{MEASURE_NAMES[measure]}, {language}" + (f" and {hub}" if measure != "perplexity" else "")
+    if measure == "perplexity":
+        run, layers, label = _nats(model, texts[language], tokens), (0,), f"{MEASURE_NAMES[measure]}, {language}"
+    else:
+        layers = tuple(range(model.n_layers) if layers is None else layers)
+        run = _by_states(measure, model, texts, language, hub, tokens, layers, progress)
+        label = f"{MEASURE_NAMES[measure]}, {language} and {hub}"
     return compare(run, neurons, controls=controls, seeds=seeds, name=label, layers=layers, progress=progress)
 
 
-def _by_capture(model: Model, texts: Texts, language: str, tokens: str, layers, progress: bool) -> Callable:
-    """A function from neurons to a capture of the language with them off."""
-    if tokens == "last":
-        return LastToken(model, texts[language], keep=["post"], layers=layers, progress=progress).capture
-
-    def run(neurons: NeuronSet):
-        with Ablation(model, neurons, tokens=tokens):
-            return capture(model, texts[language], keep=["post"], layers=layers, progress=False)
-
-    return run
+def _similarity(off: Activations, targets: Activations) -> Tensor:
+    return torch.nn.functional.cosine_similarity(off.post, targets.post, dim=-1)
 
 
-def _retrieval(model: Model, texts: Texts, language: str, hub: str, tokens: str, layers, progress: bool):
+# What can be measured on the hidden states of a language beside those of the hub: (layer, sentence) each.
+BY_STATES: dict[str, Callable[[Activations, Activations], "np.ndarray | Tensor"]] = {
+    "retrieval": geometry.hits,
+    "similarity": _similarity,
+    "mutual_knn": geometry.shared_neighbours,
+}
+MEASURES = (*BY_STATES, "perplexity")
+MEASURE_NAMES = {
+    "retrieval": "retrieval@1",
+    "similarity": "cosine similarity",
+    "mutual_knn": "mutual 10-NN",
+    "perplexity": "nats a token",
+}
+
+
+def _by_states(measure: str, model: Model, texts: Texts, language: str, hub: str, tokens: str, layers, progress: bool):
+    """A function from neurons to a measure of the language with them off."""
     targets = capture(model, texts[hub], keep=["post"], layers=layers, progress=progress)
-    off = _by_capture(model, texts, language, tokens, layers, progress)
-    return lambda neurons: geometry.hits(off(neurons), targets), layers
+    if tokens == "last":
+        off = LastToken(model, texts[language], keep=["post"], layers=layers, progress=progress).capture
+    else:
+
+        def off(neurons: NeuronSet) -> Activations:
+            with Ablation(model, neurons, tokens=tokens):
+                return capture(model, texts[language], keep=["post"], layers=layers, progress=False)
+
+    return lambda neurons: BY_STATES[measure](off(neurons), targets)
 
 
-def _similarity(model: Model, texts: Texts, language: str, hub: str, tokens: str, layers, progress: bool):
-    targets = capture(model, texts[hub], keep=["post"], layers=layers, progress=progress).post
-    off = _by_capture(model, texts, language, tokens, layers, progress)
-    return lambda neurons: torch.nn.functional.cosine_similarity(off(neurons).post, targets, dim=-1), layers
-
-
-def _perplexity(model: Model, texts: Texts, language: str, _: str, tokens: str, __, ___: bool):
+def _nats(model: Model, sentences: Sequence[str], tokens: str) -> Callable[[NeuronSet], np.ndarray]:
     from tnkit.behaviour import perplexity
 
-    return lambda neurons: perplexity(model, texts[language], neurons=neurons, tokens=tokens, progress=False).nll, (0,)
-
-
-MEASURES = {"retrieval": _retrieval, "similarity": _similarity, "perplexity": _perplexity}
-MEASURE_NAMES = {"retrieval": "retrieval@1", "similarity": "cosine similarity", "perplexity": "nats a token"}
+    return lambda neurons: perplexity(model, sentences, neurons=neurons, tokens=tokens, progress=False).nll
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +205,7 @@ def retrieval_matrix(
     nothing = NeuronSet((), (model.n_layers, model.n_neurons))
     columns = []
     for name in sets:
-        run, layers = _retrieval(model, texts, name, hub, "last", layers, progress)
+        run = _by_states("retrieval", model, texts, name, hub, "last", layers, progress)
         columns.append([run(off).mean(axis=1) for off in (nothing, *sets.values())])
     values = np.array(columns).transpose(2, 1, 0)  # (layer, off, read)
     place = int(values[:, 0].mean(axis=1).argmax())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Real
+from jaxtyping import Bool, Float, Float64, Real
 from torch import Tensor
 
 from tnkit import storage
@@ -47,6 +47,7 @@ __all__ = [
     "mutual_knn",
     "pca",
     "retrieval",
+    "shared_neighbours",
     "similarity",
 ]
 
@@ -299,13 +300,34 @@ def mutual_knn(left: Activations, right: Activations, *, k: int = 10, site: str 
     >>> mutual_knn(en, en, k=2).columns["mutual 2-NN"].round(6)
     array([1., 1., 1., 1.])
     """
+    shares = shared_neighbours(left, right, k=k, site=site).mean(axis=1)
+    return ByLayer("mutual k-NN", {f"mutual {k}-NN": shares}, left.layers, origin(left, right, site=site, k=k))
+
+
+def shared_neighbours(
+    left: Activations, right: Activations, *, k: int = 10, site: str = "post"
+) -> Float64[np.ndarray, "layer sentence"]:
+    """The share of each sentence's k nearest neighbours that two spaces have in common; its mean is `mutual_knn`.
+
+    Args:
+        left, right, k, site: as in `mutual_knn`.
+
+    Returns:
+        (layer, sentence), float64, between 0 and 1: resample its second axis for an interval.
+
+    Raises:
+        TnkitError: for fewer than k + 1 sentences, or captures that do not go together.
+
+    >>> from tnkit.tests.tiny import tiny_model, SENTENCES
+    >>> import tnkit as tn
+    >>> en = tn.capture(tiny_model(), SENTENCES, progress=False)
+    >>> shared_neighbours(en, en, k=2).shape
+    (4, 6)
+    """
     if k < 1:
         raise TnkitError(f"k={k} must be at least 1")
     pairs = directions(left, right, site, centred=False, at_least=k + 1, one_width=False)
-    shares = [(_neighbours(a, k) * _neighbours(b, k)).sum(dim=1).mean().item() / k for a, b in pairs]
-    return ByLayer(
-        "mutual k-NN", {f"mutual {k}-NN": np.array(shares)}, left.layers, origin(left, right, site=site, k=k)
-    )
+    return np.stack([((_neighbours(a, k) * _neighbours(b, k)).sum(dim=1) / k).numpy() for a, b in pairs])
 
 
 def effective_dimension(

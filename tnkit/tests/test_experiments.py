@@ -29,6 +29,19 @@ def test_retrieval_and_similarity_equal_their_steps(tokens):
     assert near.measure == "cosine similarity, it and en"
 
 
+def test_shared_neighbours_equal_their_mean():
+    model = tiny_model("llama")
+    texts = {name: [f"{name} {number * number}" for number in range(12)] for name in ("en", "it")}
+    with tn.Ablation(model, SOME):
+        italian = tn.capture(model, texts["it"], keep=["post"], **QUIET)
+    english = tn.capture(model, texts["en"], keep=["post"], **QUIET)
+    options = {"language": "it", "controls": {"other": OTHER}, "tokens": "all", **QUIET}
+    found = tn.ablate(model, texts, SOME, measure="mutual_knn", **options)
+    expected = tn.geometry.mutual_knn(italian, english).columns["mutual 10-NN"]
+    assert np.allclose(found.ablated.mean(axis=1), expected)
+    assert found.measure == "mutual 10-NN, it and en"
+
+
 def test_the_matrix_holds_each_set_off_in_each_language():
     model = tiny_model("llama")
     found = tn.retrieval_matrix(model, TEXTS, {"it": SOME, "ja": OTHER}, layer=2, **QUIET)
@@ -44,7 +57,7 @@ def test_the_matrix_holds_each_set_off_in_each_language():
 
 
 def test_what_cannot_be_run_is_refused():
-    with pytest.raises(tn.TnkitError, match="measure='luck' must be one of retrieval, similarity, perplexity"):
+    with pytest.raises(tn.TnkitError, match="measure='luck' must be one of retrieval, similarity, mutual_knn"):
         tn.ablate(tiny_model(), TEXTS, SOME, language="it", controls={}, measure="luck")
     with pytest.raises(tn.TnkitError, match="no sentences in 'fr'; there are en, it, ja"):
         tn.ablate(tiny_model(), TEXTS, SOME, language="fr", controls={})
