@@ -22,6 +22,8 @@ _HOME = {
     "estimate_centroids": "centroids",
     "ablate": "experiments",
     "retrieval_matrix": "experiments",
+    "NeuronCard": "cards",
+    "neuron_card": "cards",
     "Comparison": "comparison",
     "compare": "comparison",
     "controls": "comparison",

@@ -52,6 +52,11 @@ class Comparison:
     ablated: Float[np.ndarray, "layer sentence"]
     controls: dict[str, Float[np.ndarray, "seed layer sentence"]]
 
+    @property
+    def best_layer(self) -> int:
+        """The layer at which the untouched model's mean is highest."""
+        return self.layers[int(self.untouched.mean(axis=1).argmax())]
+
     def to_frame(self) -> "pd.DataFrame":
         """Means and statistics, indexed (layer, condition).
 
@@ -96,7 +101,7 @@ class Comparison:
         Raises:
             TnkitError: for a layer that was not measured.
         """
-        layer = self.layers[int(self.untouched.mean(axis=1).argmax())] if layer is None else layer
+        layer = self.best_layer if layer is None else layer
         if layer not in self.layers:
             raise TnkitError(f"layer {layer} was not measured; measured are {self.layers[0]} to {self.layers[-1]}")
         return self.to_frame().loc[layer]
@@ -106,6 +111,13 @@ class Comparison:
         from tnkit import plots
 
         return plots.conditions_by_layer(self.to_frame(), ylabel=self.measure, ax=ax)
+
+    def plot_at(self, layer: int | None = None, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+        """Draw the means of one layer with their intervals (default: where the untouched model's mean is highest)."""
+        from tnkit import plots
+
+        title = f"layer {self.best_layer if layer is None else layer}" if len(self.layers) > 1 else ""
+        return plots.conditions(self.at(layer), xlabel=self.measure, title=title, ax=ax)
 
     def _conditions(self) -> dict[str, Float[np.ndarray, "seed layer sentence"]]:
         return {"none": self.untouched[None], "the set": self.ablated[None], **self.controls}

@@ -63,6 +63,7 @@ class ByLayer:
         columns: (layer,) each, by name.
         layers: what the axis stands for.
         provenance: model, sentences of each capture, parameters.
+        chance: what states that tell nothing give, where that is one number.
 
     >>> found = ByLayer("share", {"a": np.array([0.1, 0.4]), "b": np.array([0.3, 0.2])}, (4, 5))
     >>> found.best(), found.best("b")
@@ -73,6 +74,7 @@ class ByLayer:
     columns: dict[str, Real[np.ndarray, "layer"]]
     layers: tuple[int, ...]
     provenance: dict[str, Any] = field(default_factory=dict)
+    chance: float | None = None
 
     def __post_init__(self) -> None:
         wrong = [name for name, column in self.columns.items() if column.shape != (len(self.layers),)]
@@ -109,10 +111,10 @@ class ByLayer:
         return pd.DataFrame(self.columns, index=pd.Index(self.layers, name="layer"))
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
-        """Draw a line a column."""
+        """Draw a line a column, and chance as a dotted one."""
         from tnkit import plots
 
-        return plots.lines_by_layer(self.to_frame(), ylabel=self.measure, ax=ax)
+        return plots.lines_by_layer(self.to_frame(), ylabel=self.measure, chance=self.chance, ax=ax)
 
     def _repr_html_(self) -> str:
         rows = dict.fromkeys(self.columns, "—")
@@ -145,7 +147,8 @@ def beside(results: Mapping[str, ByLayer]) -> ByLayer:
         for name, column in part.columns.items()
     }
     about = {"results": {label: part.provenance for label, part in results.items()}}
-    return ByLayer(parts[0].measure, columns, parts[0].layers, about)
+    chances = {part.chance for part in parts}
+    return ByLayer(parts[0].measure, columns, parts[0].layers, about, chances.pop() if len(chances) == 1 else None)
 
 
 def similarity(left: Activations, right: Activations, *, site: str = "post", seed: int = 0) -> ByLayer:
@@ -240,7 +243,7 @@ def retrieval(queries: Activations, targets: Activations, *, site: str = "post",
     """
     values = hits(queries, targets, site=site, centred=centred).mean(axis=1)
     about = origin(queries, targets, site=site, centred=centred)
-    return ByLayer("retrieval@1", {"retrieval@1": values}, queries.layers, about)
+    return ByLayer("retrieval@1", {"retrieval@1": values}, queries.layers, about, 1 / len(queries))
 
 
 def mexa(left: Activations, right: Activations, *, site: str = "post") -> ByLayer:
@@ -301,7 +304,8 @@ def mutual_knn(left: Activations, right: Activations, *, k: int = 10, site: str 
     array([1., 1., 1., 1.])
     """
     shares = shared_neighbours(left, right, k=k, site=site).mean(axis=1)
-    return ByLayer("mutual k-NN", {f"mutual {k}-NN": shares}, left.layers, origin(left, right, site=site, k=k))
+    about = origin(left, right, site=site, k=k)
+    return ByLayer("mutual k-NN", {f"mutual {k}-NN": shares}, left.layers, about, k / (len(left) - 1))
 
 
 def shared_neighbours(

@@ -14,6 +14,7 @@ from tnkit.style import (
     KIND_NAMES,
     MARKERS,
     PALETTE,
+    is_language,
     language_colour,
     language_name,
     save_figure,
@@ -30,12 +31,18 @@ if TYPE_CHECKING:
 __all__ = ["language_colour", "language_name", "save_figure", "style"]  # beside what is defined here
 
 
-def lines_by_layer(frame: "pd.DataFrame", *, ylabel: str, log: bool = False, ax: Axes | None = None) -> Axes:
-    """One line a column over layers."""
+def lines_by_layer(
+    frame: "pd.DataFrame", *, ylabel: str, log: bool = False, chance: float | None = None, ax: Axes | None = None
+) -> Axes:
+    """One line a column over layers; columns that are languages have their names and colours, chance a dotted line."""
+    spoken = all(map(is_language, frame.columns))
     with style():
         ax = ax or plt.subplots(figsize=(6, 3.4))[1]
         for place, (name, column) in enumerate(frame.items()):
-            ax.plot(frame.index, column, label=name, color=PALETTE[place % 8], marker=MARKERS[place % 8], ms=4)
+            label, colour = (language_name(name), language_colour(name)) if spoken else (name, PALETTE[place % 8])
+            ax.plot(frame.index, column, label=label, color=colour, marker=MARKERS[place % 8], ms=4)
+        if chance is not None:
+            ax.axhline(chance, color="#555555", lw=1, ls=":", label=f"chance ({chance:.2g})")
         ax.set(xlabel="layer", ylabel=ylabel, yscale="log" if log else "linear")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend()
@@ -108,8 +115,11 @@ def detections(found: Mapping[str, "object"], *, title: str = "") -> Figure:
     return figure
 
 
-def spaces(components: "PrincipalComponents", layers: Sequence[int]) -> Figure:
-    """Languages in the plane of their first two principal components, one panel a layer."""
+def spaces(components: "PrincipalComponents", layers: Sequence[int], *, centroids: bool = False) -> Figure:
+    """Languages in the plane of their first two principal components, one panel a layer.
+
+    With `centroids`, each language's mean is a large mark, and the mean of those means a star.
+    """
     with style():
         figure, axes = plt.subplots(1, len(layers), figsize=(3.7 * len(layers), 3.9), squeeze=False)
         for ax, layer in zip(axes[0], layers, strict=True):
@@ -124,6 +134,12 @@ def spaces(components: "PrincipalComponents", layers: Sequence[int]) -> Figure:
                     marker=MARKERS[number % len(MARKERS)],
                     label=language_name(language),
                 )
+            if centroids:
+                means = [points[place, :, :2].mean(axis=0) for points in components.coordinates.values()]
+                look = {"edgecolors": "black", "linewidths": 1, "zorder": 4}
+                for language, mean in zip(components.coordinates, means, strict=True):
+                    ax.scatter(*mean, s=90, color=language_colour(language), marker="D", **look)
+                ax.scatter(*np.mean(means, axis=0), s=260, color="white", marker="*", **look)
             shares = components.explained[place]
             ax.set(
                 xlabel=f"PC 1 ({shares[0]:.0%} of variance)", ylabel=f"PC 2 ({shares[1]:.0%})", title=f"layer {layer}"
@@ -135,6 +151,39 @@ def spaces(components: "PrincipalComponents", layers: Sequence[int]) -> Figure:
         for handle in legend.legend_handles:
             handle.set_alpha(1)
     return figure
+
+
+def paired(
+    before: Sequence[float], after: Sequence[float], *, xlabel: str, ylabel: str, ax: Axes | None = None
+) -> Axes:
+    """A point a sentence, after against before, beside the line on which nothing changes."""
+    before, after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
+    low, high = min(before.min(), after.min()), max(before.max(), after.max())
+    with style():
+        ax = ax or plt.subplots(figsize=(4.4, 4))[1]
+        ax.plot([low, high], [low, high], color="#555555", lw=1, ls="--", label="no change")
+        up = after > before
+        for above, name, colour in ((up, "greater after", "#0072B2"), (~up, "smaller or equal", "#D55E00")):
+            ax.scatter(before[above], after[above], s=12, alpha=0.7, lw=0, color=colour, label=f"{name}: {above.sum()}")
+        ax.set(xlabel=xlabel, ylabel=ylabel)
+        ax.legend()
+    return ax
+
+
+def activations_by_language(activations: Mapping[str, np.ndarray], *, title: str = "", ax: Axes | None = None) -> Axes:
+    """One neuron's activation in every sentence, a column of points a language, with the median as a bar."""
+    random = np.random.default_rng(0)
+    with style():
+        ax = ax or plt.subplots(figsize=(1.6 + 0.85 * len(activations), 3.2))[1]
+        for place, (language, values) in enumerate(activations.items()):
+            sideways = place + random.uniform(-0.28, 0.28, len(values))
+            ax.scatter(sideways, values, s=9, alpha=0.55, lw=0, color=language_colour(language))
+            ax.hlines(np.median(values), place - 0.36, place + 0.36, color="black", lw=1.6, zorder=3)
+        ax.axhline(0, color="#555555", lw=0.8)
+        ax.set_xticks(range(len(activations)), [language_name(language) for language in activations])
+        ax.set(ylabel="activation", title=title)
+        ax.grid(axis="x", visible=False)
+    return ax
 
 
 def exceedance(
@@ -201,6 +250,24 @@ def conditions_by_layer(frame: "pd.DataFrame", *, ylabel: str, ax: Axes | None =
             ax.legend(title="neurons off", alignment="left")
         else:
             ax.set_xticks(range(len(names)), names, rotation=20, ha="right")
+    return ax
+
+
+def conditions(frame: "pd.DataFrame", *, xlabel: str, title: str = "", ax: Axes | None = None) -> Axes:
+    """Each condition's mean with its interval on a line of its own; the numbers stand beside it."""
+    with style():
+        ax = ax or plt.subplots(figsize=(7, 1.1 + 0.36 * len(frame)))[1]
+        for place, (name, row) in enumerate(frame.iterrows()):
+            colour = {"none": "#555555", "the set": "#D55E00"}.get(name, "#0072B2")
+            ax.hlines(place, row["low"], row["high"], color=colour, lw=2)
+            ax.plot(row["mean"], place, "o", color=colour, ms=6)
+            ax.annotate(
+                f"{row['mean']:.3f}", (1.01, place), xycoords=("axes fraction", "data"), va="center", color=colour
+            )
+        labels = [f"{name} ({row['seeds']:.0f} seeds)" if row["seeds"] > 1 else name for name, row in frame.iterrows()]
+        ax.set_yticks(range(len(frame)), labels)
+        ax.set(xlabel=xlabel, title=title, ylim=(len(frame) - 0.5, -0.5))
+        ax.grid(axis="y", visible=False)
     return ax
 
 

@@ -51,11 +51,11 @@ class PrincipalComponents:
         }
         return pd.concat(frames, names=["layer", "language", "sentence"])
 
-    def plot(self, layers: Sequence[int] | None = None) -> "matplotlib.figure.Figure":
-        """Draw one panel a layer, a colour a language."""
+    def plot(self, layers: Sequence[int] | None = None, *, centroids: bool = False) -> "matplotlib.figure.Figure":
+        """Draw one panel a layer, a colour a language; with `centroids`, their means and the mean of these."""
         from tnkit import plots
 
-        return plots.spaces(self, self.layers if layers is None else layers)
+        return plots.spaces(self, self.layers if layers is None else layers, centroids=centroids)
 
     def _repr_html_(self) -> str:
         rows = {
@@ -158,6 +158,18 @@ class CentroidDistances:
         axes = [self.layers, self.languages, self.languages]
         index = pd.MultiIndex.from_product(axes, names=["layer", "language", "other"])
         return pd.DataFrame({f"{self.distance} distance": self.values.reshape(-1)}, index=index)
+
+    def by_layer(self, language: str) -> "pd.DataFrame":
+        """How far every other language is from one, indexed by layer, a column a language.
+
+        Raises:
+            TnkitError: for a language that was not captured.
+        """
+        if language not in self.languages:
+            raise TnkitError(f"there is no language {language!r}; there are {', '.join(self.languages)}")
+        column = self.to_frame()[f"{self.distance} distance"]
+        others = [name for name in self.languages if name != language]
+        return column.unstack("other").xs(language, level="language")[others].rename_axis(columns=None)
 
     def plot(self, layer: int, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw the distances after a layer as a heat map."""

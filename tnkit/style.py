@@ -40,6 +40,7 @@ _STYLE = {
     "figure.dpi": 100,
     "savefig.dpi": 150,
 }
+_UNDATED = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
 def style() -> AbstractContextManager[None]:
@@ -73,9 +74,29 @@ def language_colour(code: str) -> str:
     return _FIXED.get(code) or PALETTE[zlib.crc32(code.encode()) % len(PALETTE)]
 
 
-def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write a figure in the format of its ending, atomically, and close it."""
+def is_language(code: object) -> bool:
+    """Whether it is the code of a language whose name tnkit knows.
+
+    >>> is_language("ja"), is_language("non-parallel")
+    (True, False)
+    """
+    return code in _NAMES
+
+
+def save_figure(figure: Figure, path: str | Path, *, close: bool = True) -> Path:
+    """Write a figure in the format of its ending, atomically; the same figure gives the same bytes, without a date.
+
+    Args:
+        figure: what to write.
+        path: where to; its folder is made.
+        close: close it afterwards; False leaves it open, so that a notebook still shows it.
+    """
     path = Path(path)
-    written = storage.write_atomically(path, lambda file: figure.savefig(file, format=path.suffix.lstrip(".") or "png"))
-    plt.close(figure)
+    ending = path.suffix.lstrip(".") or "png"
+    with plt.rc_context({"svg.hashsalt": "tnkit"}):
+        written = storage.write_atomically(
+            path, lambda file: figure.savefig(file, format=ending, metadata=_UNDATED.get(ending))
+        )
+    if close:
+        plt.close(figure)
     return written

@@ -140,5 +140,15 @@ def test_the_plot_names_every_condition():
         "same layers",
     ]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("layer", "planted")
+    points = found.plot_at(1)
+    assert [text.get_text() for text in points.get_yticklabels()] == [
+        "none",
+        "the set",
+        "uniform (2 seeds)",
+        "same layers (2 seeds)",
+    ]
+    assert [text.get_text() for text in points.texts] == [f"{mean:.3f}" for mean in found.at(1)["mean"]]
+    assert points.get_title(loc="left") == "layer 1"
+    assert found.plot_at().get_title(loc="left") == f"layer {found.best_layer}"
     one = tn.compare(lambda n: planted(n)[1], MEMBERS, controls={}, progress=False)
     assert [text.get_text() for text in one.plot().get_xticklabels()] == ["none", "the set"]

@@ -72,6 +72,14 @@ def test_the_plot_has_a_panel_a_layer_and_every_language_by_name(captured):
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["English", "Italian"]
 
 
+def test_the_plot_marks_centroids_and_the_mean_of_them(captured):
+    found = geometry.pca(captured, layers=[2])
+    _, _, *means, shared = (points.get_offsets()[0] for points in found.plot(centroids=True).axes[0].collections[-5:])
+    expected = [points[0].mean(axis=0) for points in found.coordinates.values()]
+    assert np.allclose(means, expected)
+    assert np.allclose(shared, np.mean(expected, axis=0))
+
+
 def test_states_that_do_not_vary_have_no_components():
     found = geometry.pca({"en": held(torch.ones(1, 3, 4)), "it": held(torch.ones(1, 2, 4))})
     assert not found.explained.any()
@@ -129,8 +137,22 @@ def test_results_of_one_measure_stand_side_by_side():
         "control, x": [3, 4],
         "control, y": [5, 6],
     }
+    assert found.chance is None
     with pytest.raises(tn.TnkitError, match="must be one measure over the same layers"):
         geometry.beside({"a": one, "b": geometry.ByLayer("share", {"x": np.zeros(2)}, (0, 2))})
+
+
+def test_chance_comes_with_the_measures_that_have_it_and_is_drawn(pair):
+    assert geometry.similarity(*pair).chance is None
+    assert geometry.retrieval(*pair).chance == 1 / 30
+    found = geometry.mutual_knn(*pair, k=5)
+    assert found.chance == 5 / 29
+    drawn = geometry.beside({"one": found, "same": found}).plot()
+    assert drawn.lines[-1].get_ydata()[0] == 5 / 29
+    assert (
+        geometry.beside({"one": found, "other": geometry.ByLayer("mutual k-NN", found.columns, found.layers)}).chance
+        is None
+    )
 
 
 # Similarity
@@ -352,6 +374,11 @@ def test_centroid_distances_are_those_of_scipy(distance):
     frame = found.to_frame()
     assert len(frame) == 3 * 3 * 3 and frame.index.names == ["layer", "language", "other"]
     assert frame.loc[(5, "ja", "xx"), f"{distance} distance"] == found.values[1, 1, 2]
+    around = found.by_layer("ja")
+    assert list(around.columns) == ["en", "xx"] and around.index.tolist() == [2, 5, 9]
+    assert around["xx"].tolist() == found.values[:, 1, 2].tolist()
+    with pytest.raises(tn.TnkitError, match="no language 'ko'; there are en, ja, xx"):
+        found.by_layer("ko")
 
 
 def test_a_zero_centroid_is_at_cosine_distance_one_from_others_and_none_from_itself():

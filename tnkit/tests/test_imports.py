@@ -15,7 +15,7 @@ ORDER = """
 errors storage architecture packaged trace models activations centroids neurons scoring
 readers corpora variants detection
 interventions comparison answers generation behaviour harness
-agreement language_neurons specificity lens spaces geometry
+agreement language_neurons specificity lens cards spaces geometry
 experiments style heatmaps plots demo commands cli
 """.split()
 HEAVY = ("torch", "transformers", "nnsight", "matplotlib", "pandas", "sklearn", "scipy")

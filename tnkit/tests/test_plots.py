@@ -38,6 +38,33 @@ def test_a_figure_is_saved_in_the_format_of_its_ending(tmp_path):
         assert plots.save_figure(figure, tmp_path / f"f.{ending}").read_bytes().startswith(start)
 
 
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+def test_the_same_figure_gives_the_same_bytes_and_stays_open_where_asked(tmp_path, ending):
+    import matplotlib.pyplot as plt
+
+    figures = [tn.NeuronSet(((0, 1),), (2, 4)).plot().figure for _ in range(2)]
+    first = plots.save_figure(figures[0], tmp_path / f"a.{ending}", close=False).read_bytes()
+    assert plt.fignum_exists(figures[0].number)
+    assert plots.save_figure(figures[1], tmp_path / f"b.{ending}").read_bytes() == first
+    assert not plt.fignum_exists(figures[1].number)
+
+
+def test_lines_of_languages_have_their_names_and_colours():
+    import pandas as pd
+
+    spoken = plots.lines_by_layer(pd.DataFrame({"ja": [1, 2], "it": [2, 1]}), ylabel="share", chance=0.25)
+    assert [line.get_color() for line in spoken.lines[:2]] == [plots.language_colour("ja"), plots.language_colour("it")]
+    assert [text.get_text() for text in spoken.get_legend().get_texts()] == ["Japanese", "Italian", "chance (0.25)"]
+    other = plots.lines_by_layer(pd.DataFrame({"ja": [1, 2], "random": [2, 1]}), ylabel="share")
+    assert [text.get_text() for text in other.get_legend().get_texts()] == ["ja", "random"]
+
+
+def test_paired_values_are_counted_on_both_sides_of_no_change():
+    ax = plots.paired([0.1, 0.2, 0.3], [0.2, 0.3, 0.3], xlabel="before", ylabel="after")
+    assert [text.get_text() for text in ax.get_legend().get_texts()][1:] == ["greater after: 2", "smaller or equal: 1"]
+    assert ax.lines[0].get_xydata().tolist() == [[0.1, 0.1], [0.3, 0.3]]
+
+
 def test_the_style_does_not_leak():
     import matplotlib as mpl
 

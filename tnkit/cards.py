@@ -1,0 +1,119 @@
+"""One neuron on one card: what it answers to, and what it writes.
+
+card = neuron_card(model, captured, texts, (12, 345))    # captures and sentences by language
+card.plot()                                              # its activation in every sentence, by language
+card.to_frame(), card.tokens.to_frame()                  # its top sentences, the vocabulary that it raises and lowers
+"""
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+from tnkit.activations import Activations
+from tnkit.lens import PromotedTokens, promoted
+from tnkit.models import Model
+from tnkit.specificity import top_sentences
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronCard:
+    """What one neuron answers to, and what it writes.
+
+    Attributes:
+        neuron: (layer, neuron).
+        activations: its activation in every sentence, (sentence,) each, by language.
+        sentences: those with the largest absolute activation, as in `tnkit.specificity.top_sentences`, on the side of
+            zero where the largest is.
+        tokens: what its value vector raises and lowers, where its activation is positive.
+    """
+
+    neuron: tuple[int, int]
+    activations: dict[str, Float[np.ndarray, "sentence"]]
+    sentences: "pd.DataFrame"
+    tokens: PromotedTokens
+
+    def __repr__(self) -> str:
+        return f"NeuronCard({self.neuron}, largest activation {self.sentences['activation'].iloc[0]:.3g})"
+
+    @property
+    def raised(self) -> tuple[str, ...]:
+        """The vocabulary that the neuron raises in its top sentences: the suppressed one where they are negative."""
+        positive = self.sentences["activation"].iloc[0] >= 0
+        return (self.tokens.promoted if positive else self.tokens.suppressed)[0]
+
+    @property
+    def lowered(self) -> tuple[str, ...]:
+        """The vocabulary that the neuron lowers in its top sentences."""
+        positive = self.sentences["activation"].iloc[0] >= 0
+        return (self.tokens.suppressed if positive else self.tokens.promoted)[0]
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Its top sentences, by rank."""
+        return self.sentences.copy()
+
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+        """Draw its activation in every sentence, by language."""
+        from tnkit import plots
+
+        layer, place = self.neuron
+        return plots.activations_by_language(self.activations, title=f"layer {layer}, neuron {place}", ax=ax)
+
+    def _repr_html_(self) -> str:
+        left = "style='text-align:left'"
+        rows = "".join(
+            f"<tr><td>{row.activation:+.2f}</td><td {left}>{html.escape(row.language)}</td>"
+            f"<td {left}>{html.escape(row.text)}</td></tr>"
+            for row in self.sentences.itertuples()
+        )
+        words = ""
+        for what, tokens in (("raises", self.raised), ("lowers", self.lowered)):
+            items = " · ".join(f"<code>{html.escape(one)}</code>" for one in tokens)
+            words += f"<tr><td {left} colspan=3>{what} there: {items}</td></tr>"
+        caption = f"<caption {left}><b>Layer {self.neuron[0]}, neuron {self.neuron[1]}</b></caption>"
+        return f"<table>{caption}{rows}{words}</table>"
+
+
+def neuron_card(
+    model: Model,
+    captured: Mapping[str, Activations],
+    sentences: Mapping[str, Sequence[str]],
+    neuron: tuple[int, int],
+    *,
+    n: int = 5,
+    k: int = 8,
+) -> NeuronCard:
+    """The card of one neuron: its activations by language, its top sentences, its vocabulary.
+
+    Args:
+        model: from `load_model`.
+        captured: a capture of each language with `activations`.
+        sentences: what was captured, by language.
+        neuron: (layer, neuron).
+        n: how many sentences.
+        k: how many items of the vocabulary at each end.
+
+    Raises:
+        TnkitError: as `tnkit.specificity.top_sentences` and `tnkit.lens.promoted` do.
+
+    >>> import tnkit as tn
+    >>> from tnkit.tests.tiny import tiny_model, SENTENCES
+    >>> captured = {"en": tn.capture(tiny_model(), SENTENCES, progress=False)}
+    >>> card = neuron_card(tiny_model(), captured, {"en": SENTENCES}, (3, 5), n=2)
+    >>> len(card.to_frame()), len(card.raised)
+    (2, 8)
+    """
+    layer, place = neuron
+    high, low = (top_sentences(captured, sentences, neuron, n=n, lowest=lowest) for lowest in (False, True))
+    strongest = high if abs(high["activation"].iloc[0]) >= abs(low["activation"].iloc[0]) else low
+    activations = {
+        name: part.activations[part.layers.index(layer), :, place].numpy() for name, part in captured.items()
+    }
+    return NeuronCard((layer, place), activations, strongest, promoted(model, (layer, place), k=k))
