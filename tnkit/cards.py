@@ -33,12 +33,14 @@ class NeuronCard:
         sentences: those with the largest absolute activation, as in `tnkit.specificity.top_sentences`, on the side of
             zero where the largest is.
         tokens: what its value vector raises and lowers, where its activation is positive.
+        spans: where the last token of each of these sentences begins and ends, or None where that is not known.
     """
 
     neuron: tuple[int, int]
     activations: dict[str, Float[np.ndarray, "sentence"]]
     sentences: "pd.DataFrame"
     tokens: PromotedTokens
+    spans: tuple[tuple[int, int] | None, ...]
 
     def __repr__(self) -> str:
         return f"NeuronCard({self.neuron}, largest activation {self.sentences['activation'].iloc[0]:.3g})"
@@ -70,8 +72,8 @@ class NeuronCard:
         left = "style='text-align:left'"
         rows = "".join(
             f"<tr><td>{row.activation:+.2f}</td><td {left}>{html.escape(row.language)}</td>"
-            f"<td {left}>{html.escape(row.text)}</td></tr>"
-            for row in self.sentences.itertuples()
+            f"<td {left}>{_marked(row.text, span)}</td></tr>"
+            for row, span in zip(self.sentences.itertuples(), self.spans, strict=True)
         )
         words = ""
         for what, tokens in (("raises", self.raised), ("lowers", self.lowered)):
@@ -116,4 +118,20 @@ def neuron_card(
     activations = {
         name: part.activations[part.layers.index(layer), :, place].numpy() for name, part in captured.items()
     }
-    return NeuronCard((layer, place), activations, strongest, promoted(model, (layer, place), k=k))
+    spans = tuple(_last_token(model, text) for text in strongest["text"])
+    return NeuronCard((layer, place), activations, strongest, promoted(model, (layer, place), k=k), spans)
+
+
+def _last_token(model: Model, text: str) -> tuple[int, int] | None:
+    """Where the last token of a sentence begins and ends in it."""
+    if not model.tokenizer.is_fast:
+        return None
+    start, end = model.tokenizer(text, return_offsets_mapping=True)["offset_mapping"][-1]
+    return (start, end) if end > start else (len(text), len(text))  # a special token comes after the text
+
+
+def _marked(text: str, span: tuple[int, int] | None) -> str:
+    """HTML of a sentence with its last token marked; a special token is a mark without letters."""
+    start, end = span or (len(text), len(text))
+    token = html.escape(text[start:end]) or ("&#9144;" if span else "")
+    return html.escape(text[:start]) + (f"<mark>{token}</mark>" if token else "") + html.escape(text[end:])

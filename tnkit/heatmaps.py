@@ -55,6 +55,26 @@ def distance_map(
     return ax
 
 
+def similarity_map(
+    values: np.ndarray, languages: Sequence[str], *, lowest: float, title: str = "", ax: Axes | None = None
+) -> Axes:
+    """Cosines between languages as an annotated heat map on a scale from `lowest` to 1."""
+    names = [language_name(language) for language in languages]
+    with style():
+        ax = ax or plt.subplots(figsize=(1.8 + 0.75 * len(names), 1.2 + 0.6 * len(names)))[1]
+        ax.imshow(values, cmap="Blues", vmin=lowest, vmax=1, aspect="auto")
+        for row, column in np.ndindex(values.shape):
+            dark = values[row, column] > lowest + 0.6 * (1 - lowest)
+            shade = "white" if dark else "black"
+            ax.text(column, row, f"{values[row, column]:.3f}", ha="center", va="center", color=shade, fontsize=8.5)
+        ax.set_xticks(range(len(names)), names)
+        ax.set_yticks(range(len(names)), names)
+        ax.set_title(title)
+        ax.tick_params(length=0)
+        ax.grid(visible=False)
+    return ax
+
+
 def distance_maps(maps: Mapping[str, np.ndarray], languages: Sequence[str], *, label: str, shared: bool) -> Figure:
     """A heat map a title, side by side, on one scale where `shared`."""
     highest = max(values.max() for values in maps.values()) if shared else None

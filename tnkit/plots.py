@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -50,7 +51,7 @@ def lines_by_layer(
 
 
 def neurons_by_layer(sets: Mapping[str, "NeuronSet"], *, title: str = "", ax: Axes | None = None) -> Axes:
-    """How many neurons of each set sit in each layer, as bars side by side; keys "type1" and "type2" have names."""
+    """How many neurons of each set sit in each layer, as bars side by side; types and languages have their names."""
     with style():
         ax = ax or plt.subplots(figsize=(7.5, 3.2))[1]
         depth = max(neurons.shape[0] for neurons in sets.values())
@@ -61,13 +62,14 @@ def neurons_by_layer(sets: Mapping[str, "NeuronSet"], *, title: str = "", ax: Ax
         width = 0.8 / len(sets) if beside else 0.8
         for place, ((label, neurons), counts) in enumerate(zip(sets.items(), counted, strict=True)):
             shift = (place - (len(sets) - 1) / 2) * width if beside else 0
-            name = f"{KIND_NAMES.get(label, label)} ({len(neurons)})"
+            name = KIND_NAMES.get(label) or language_name(label)
+            colour = language_colour(label) if is_language(label) else KIND_COLOURS.get(label, PALETTE[place % 8])
             ax.bar(
                 np.arange(depth) + shift,
                 counts,
                 width,
-                label=name,
-                color=KIND_COLOURS.get(label, PALETTE[place % 8]),
+                label=f"{name} ({len(neurons)})",
+                color=colour,
             )
         ax.set(xlabel="layer", ylabel="neurons in the set", xlim=(-0.6, depth - 0.4), title=title)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=20))
@@ -102,6 +104,24 @@ def score_distribution(
     return ax
 
 
+def score_distributions(scores: Mapping[str, "NeuronScores"], *, title: str = "", ax: Axes | None = None) -> Axes:
+    """The score distributions of several languages as outlines over one another, counts on a log axis."""
+    values = {name: one.values[one.layers].reshape(-1).numpy() for name, one in scores.items()}
+    low, high = min(map(np.min, values.values())), max(map(np.max, values.values()))
+    bins = np.linspace(low, high if high > low else low + 1, 61)
+    unit = "cosine" if next(iter(scores.values())).distance == "cosine" else "distance"
+    with style():
+        ax = ax or plt.subplots(figsize=(6, 3.4))[1]
+        for name, part in values.items():
+            colour = language_colour(name)
+            ax.hist(part, bins=bins, histtype="stepfilled", color=colour, alpha=0.15)
+            ax.hist(part, bins=bins, histtype="step", color=colour, lw=1.4, label=language_name(name))
+        ax.axvline(0, color="#555555", lw=0.8)
+        ax.set(xlabel=f"score (mean change of {unit})", ylabel="neurons", yscale="log", ylim=(0.7, None), title=title)
+        ax.legend()
+    return ax
+
+
 def detections(found: Mapping[str, "object"], *, title: str = "") -> Figure:
     """The score distributions of a language's detections by kind, side by side."""
     with style():
@@ -115,37 +135,56 @@ def detections(found: Mapping[str, "object"], *, title: str = "") -> Figure:
     return figure
 
 
-def spaces(components: "PrincipalComponents", layers: Sequence[int], *, centroids: bool = False) -> Figure:
-    """Languages in the plane of their first two principal components, one panel a layer.
+def space(
+    components: "PrincipalComponents",
+    layer: int,
+    *,
+    pair: tuple[int, int] = (0, 1),
+    centroids: bool = False,
+    joined: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    """Languages in the plane of two principal components, a colour and a mark each.
 
-    With `centroids`, each language's mean is a large mark, and the mean of those means a star.
+    With `centroids`, each language's mean is a large mark, and the mean of those means a star. With `joined`, a line
+    runs through the translations of each sentence.
     """
+    place = components.layers.index(layer)
+    points = {language: part[place][:, list(pair)] for language, part in components.coordinates.items()}
+    with style():
+        ax = ax or plt.subplots(figsize=(4.4, 4))[1]
+        if joined:
+            lines = np.stack(list(points.values()), axis=1)
+            ax.add_collection(LineCollection(lines, colors="#777777", linewidths=0.4, alpha=0.45, zorder=1))
+        for number, (language, part) in enumerate(points.items()):
+            ax.scatter(
+                *part.T,
+                s=14,
+                alpha=0.6,
+                linewidths=0,
+                color=language_colour(language),
+                marker=MARKERS[number % len(MARKERS)],
+                label=language_name(language),
+            )
+        if centroids:
+            means = [part.mean(axis=0) for part in points.values()]
+            look = {"edgecolors": "black", "linewidths": 1, "zorder": 4}
+            for language, mean in zip(points, means, strict=True):
+                ax.scatter(*mean, s=90, color=language_colour(language), marker="D", **look)
+            ax.scatter(*np.mean(means, axis=0), s=260, color="white", marker="*", **look)
+        x, y = (f"PC {one + 1} ({components.explained[place, one]:.0%} of variance)" for one in pair)
+        ax.set(xlabel=x, ylabel=y.replace(" of variance", ""), title=f"layer {layer}")
+        ax.ticklabel_format(scilimits=(-2, 4))
+        ax.locator_params(nbins=5)
+    return ax
+
+
+def spaces(components: "PrincipalComponents", layers: Sequence[int], *, centroids: bool = False) -> Figure:
+    """`space` for several layers, one panel each."""
     with style():
         figure, axes = plt.subplots(1, len(layers), figsize=(3.7 * len(layers), 3.9), squeeze=False)
         for ax, layer in zip(axes[0], layers, strict=True):
-            place = components.layers.index(layer)
-            for number, (language, points) in enumerate(components.coordinates.items()):
-                ax.scatter(
-                    *points[place, :, :2].T,
-                    s=9,
-                    alpha=0.6,
-                    linewidths=0,
-                    color=language_colour(language),
-                    marker=MARKERS[number % len(MARKERS)],
-                    label=language_name(language),
-                )
-            if centroids:
-                means = [points[place, :, :2].mean(axis=0) for points in components.coordinates.values()]
-                look = {"edgecolors": "black", "linewidths": 1, "zorder": 4}
-                for language, mean in zip(components.coordinates, means, strict=True):
-                    ax.scatter(*mean, s=90, color=language_colour(language), marker="D", **look)
-                ax.scatter(*np.mean(means, axis=0), s=260, color="white", marker="*", **look)
-            shares = components.explained[place]
-            ax.set(
-                xlabel=f"PC 1 ({shares[0]:.0%} of variance)", ylabel=f"PC 2 ({shares[1]:.0%})", title=f"layer {layer}"
-            )
-            ax.ticklabel_format(scilimits=(-2, 4))
-            ax.locator_params(nbins=5)
+            space(components, layer, centroids=centroids, ax=ax)
         handles, labels = axes[0][0].get_legend_handles_labels()
         legend = figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), markerscale=2.5)
         for handle in legend.legend_handles:
@@ -171,13 +210,16 @@ def paired(
 
 
 def activations_by_language(activations: Mapping[str, np.ndarray], *, title: str = "", ax: Axes | None = None) -> Axes:
-    """One neuron's activation in every sentence, a column of points a language, with the median as a bar."""
+    """One neuron's activation in every sentence: a violin and its points a language, with the median as a bar."""
     random = np.random.default_rng(0)
     with style():
         ax = ax or plt.subplots(figsize=(1.6 + 0.85 * len(activations), 3.2))[1]
         for place, (language, values) in enumerate(activations.items()):
-            sideways = place + random.uniform(-0.28, 0.28, len(values))
-            ax.scatter(sideways, values, s=9, alpha=0.55, lw=0, color=language_colour(language))
+            colour, sideways = language_colour(language), place + random.uniform(-0.12, 0.12, len(values))
+            if np.ptp(values) > 0:
+                (body,) = ax.violinplot(values, [place], widths=0.8, showextrema=False)["bodies"]
+                body.set(facecolor=colour, alpha=0.3, lw=0)
+            ax.scatter(sideways, values, s=6, alpha=0.5, lw=0, color=colour)
             ax.hlines(np.median(values), place - 0.36, place + 0.36, color="black", lw=1.6, zorder=3)
         ax.axhline(0, color="#555555", lw=0.8)
         ax.set_xticks(range(len(activations)), [language_name(language) for language in activations])

@@ -71,6 +71,8 @@ def pca(
 ) -> PrincipalComponents:
     """Principal components of `post`, fitted to all languages together, layer by layer.
 
+    A component's sign means nothing; here the first language's mean is never positive, so that layers compare.
+
     Args:
         languages: a capture of each language, of the same model.
         layers: which layers (default: all captured).
@@ -114,8 +116,9 @@ def pca(
             continue
         fit = PCA(components, svd_solver="full").fit(together)
         explained.append(fit.explained_variance_ratio_)
+        signs = np.where(fit.transform(here[0].numpy()).mean(axis=0) > 0, -1, 1).astype(together.dtype)
         for language, part in zip(languages, here, strict=True):
-            points[language].append(fit.transform(part.numpy()))
+            points[language].append(fit.transform(part.numpy()) * signs)
     coordinates = {language: np.stack(rows) for language, rows in points.items()}
     return PrincipalComponents(coordinates, np.stack(explained), tuple(layers))
 

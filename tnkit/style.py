@@ -1,11 +1,15 @@
 """One look for every figure: palette, markers, names, fonts, and how figures are saved."""
 
+import logging
+import re
 import zlib
 from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from tnkit import storage
 
@@ -22,8 +26,12 @@ _NAMES = {
 KIND_NAMES = {"type1": "Type-1", "type2": "Type-2"}
 KIND_COLOURS = {"type1": "#0072B2", "type2": "#D55E00"}
 MARKERS = "osD^vPX*"
+# Of Linux, macOS and Windows; Japanese first, because shared characters are drawn in the first font that has them.
+_CJK_FONTS = (
+    "Noto Sans CJK JP", "Hiragino Sans", "Yu Gothic", "Noto Sans CJK KR", "Apple SD Gothic Neo", "Malgun Gothic",
+)  # fmt: skip
 _STYLE = {
-    "font.family": ["DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans"],
+    "font.family": ["DejaVu Sans", *_CJK_FONTS, "Noto Sans"],
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
@@ -41,6 +49,8 @@ _STYLE = {
     "savefig.dpi": 150,
 }
 _UNDATED = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+_CJK = re.compile("[\u2e80-\u9fff\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef]")
+_log = logging.getLogger("tnkit")
 
 
 def style() -> AbstractContextManager[None]:
@@ -83,20 +93,36 @@ def is_language(code: object) -> bool:
     return code in _NAMES
 
 
-def save_figure(figure: Figure, path: str | Path, *, close: bool = True) -> Path:
+def save_figure(figure: Figure, path: str | Path, *, close: bool = True, about: str = "") -> Path:
     """Write a figure in the format of its ending, atomically; the same figure gives the same bytes, without a date.
 
     Args:
         figure: what to write.
         path: where to; its folder is made.
         close: close it afterwards; False leaves it open, so that a notebook still shows it.
+        about: a description for the file's metadata (PNG, SVG).
     """
     path = Path(path)
     ending = path.suffix.lstrip(".") or "png"
+    metadata = {**_UNDATED.get(ending, {}), **({"Description": about} if about else {})}
+    warn_of_boxes(figure)
     with plt.rc_context({"svg.hashsalt": "tnkit"}):
-        written = storage.write_atomically(
-            path, lambda file: figure.savefig(file, format=ending, metadata=_UNDATED.get(ending))
-        )
+        written = storage.write_atomically(path, lambda file: figure.savefig(file, format=ending, metadata=metadata))
     if close:
         plt.close(figure)
     return written
+
+
+def warn_of_boxes(figure: Figure) -> None:
+    """Log, once, which font package is missing where a figure's text would be drawn as boxes."""
+    text = " ".join(part.get_text() for part in figure.findobj(Text))
+    if _CJK.search(text) and not set(_CJK_FONTS) & set(_fonts()):
+        _warn_of_cjk()
+
+
+@cache
+def _warn_of_cjk() -> None:
+    _log.warning(
+        "no font with Japanese, Chinese and Korean glyphs was found, so figures show boxes in their place: install "
+        "Noto Sans CJK (Debian, Ubuntu: fonts-noto-cjk; conda: noto-fonts-cjk; elsewhere fonts.google.com/noto)"
+    )
