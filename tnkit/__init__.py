@@ -32,6 +32,8 @@ _HOME = {
     "Detection": "detection",
     "detect": "detection",
     "detect_all": "detection",
+    "detect_steps": "detection",
+    "Step": "detection",
     "TnkitError": "errors",
     "Ablation": "interventions",
     "LastToken": "interventions",

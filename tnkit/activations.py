@@ -1,9 +1,11 @@
 """What a model does with sentences, kept at one token each: `Activations`, `capture` (whole), `stream` (by batches).
 
 ja = tn.capture(model, train["ja"])                      # mid, post and activations, float32, on the CPU
+ja = tn.capture(model, train["ja"], cache=True)          # kept on disk: goes on where it was killed, then read again
 for batch in tn.stream(model, sentences): ...            # the same, a batch at a time, in flat memory
 """
 
+import hashlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,16 +17,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tnkit import storage
+from tnkit import shards, storage
+from tnkit.batches import by_length, grouped, padded, provenance_of, token_weights, tokenised
 from tnkit.errors import TnkitError
 from tnkit.models import Model, check_layers
-from tnkit.trace import SITES, trace_blocks
+from tnkit.shards import Shards
+from tnkit.trace import SITES, chosen_sites, trace_blocks
 
 if TYPE_CHECKING:
     import matplotlib.axes
     import pandas as pd
 
 KEEP = ("mid", "post", "activations")
+_SHARD = 64  # sentences that are lost, at most, where a cached capture is killed; fewer where they take more than
+_SHARD_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +149,7 @@ def capture(
     layers: Iterable[int] | None = None,
     last_layer: str = "raw",
     batch_tokens: int = 768,
+    cache: bool = False,
     progress: bool = True,
 ) -> Activations:
     """Run sentences through a model once and keep what later questions need, in corpus order.
@@ -156,6 +163,9 @@ def capture(
         last_layer: "raw" keeps the last layer's post as the block leaves it; "normed" passes it through the final norm,
             as `output_hidden_states` of transformers does, to reproduce the published centroids.
         batch_tokens: the most tokens in a batch, padding included; 768 is best on two CPU cores, a GPU likes more.
+        cache: keep what is captured in the user's cache folder while it runs, and read from there what was captured
+            before from the same weights, tokens and options, under the same ablations. A killed capture goes on where
+            it stopped. `tnkit cache` shows and clears what is kept.
         progress: show a bar.
 
     Returns:
@@ -168,7 +178,7 @@ def capture(
     >>> capture(tiny_model(), ["Hi!"], keep=["post"], layers=range(2), progress=False)
     Activations(1 sentences, 2 layers: post)
     """
-    parts = stream(
+    planned = plan(
         model,
         sentences,
         position=position,
@@ -176,9 +186,28 @@ def capture(
         layers=layers,
         last_layer=last_layer,
         batch_tokens=batch_tokens,
-        progress=progress,
     )
-    return gathered(parts, len(sentences))
+    parts = planned.kept(shards.fingerprint(model)) if cache else planned.run()
+    return gathered(_shown(parts, len(sentences), progress), len(sentences))
+
+
+class Gathering:
+    """A capture in corpus order, filled from batches as they come."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.tensors = count, {}
+
+    def add(self, batch: Activations) -> None:
+        """Put the sentences of a batch in their places."""
+        for name, tensor in batch.tensors().items():
+            if name not in self.tensors:
+                self.tensors[name] = torch.empty(tensor.shape[0], self.count, *tensor.shape[2:])
+            self.tensors[name][:, batch.index] = tensor
+        self.layers, self.provenance = batch.layers, batch.provenance
+
+    def result(self) -> Activations:
+        """The whole capture."""
+        return Activations(self.layers, torch.arange(self.count), provenance=self.provenance, **self.tensors)
 
 
 def gathered(batches: Iterable[Activations], count: int) -> Activations:
@@ -188,13 +217,10 @@ def gathered(batches: Iterable[Activations], count: int) -> Activations:
     >>> gathered(stream(tiny_model(), ["Hello", "Hi"], keep=["mid"], batch_tokens=1, progress=False), 2)
     Activations(2 sentences, 4 layers: mid)
     """
-    whole: dict[str, Tensor] = {}
+    whole = Gathering(count)
     for batch in batches:
-        for name, tensor in batch.tensors().items():
-            if name not in whole:
-                whole[name] = torch.empty(tensor.shape[0], count, *tensor.shape[2:])
-            whole[name][:, batch.index] = tensor
-    return Activations(batch.layers, torch.arange(count), provenance=batch.provenance, **whole)
+        whole.add(batch)
+    return whole.result()
 
 
 def batch_of(
@@ -205,7 +231,123 @@ def batch_of(
     return Activations(layers, torch.tensor(index), provenance=provenance, **tensors)
 
 
-def stream(
+def stream(model: Model, sentences: Sequence[str], *, progress: bool = True, **options) -> Iterator[Activations]:
+    """`capture`, a batch at a time: sentences come sorted by length, and `index` says which they are.
+
+    Args:
+        model, sentences, progress: as in `capture`.
+        **options: position, keep, layers, last_layer, batch_tokens, as in `capture`.
+
+    >>> from tnkit.tests.tiny import tiny_model
+    >>> [part.index.tolist() for part in stream(tiny_model(), ["Hello", "Hi", "Hey"], batch_tokens=8, progress=False)]
+    [[1, 2], [0]]
+    """
+    return _shown(plan(model, sentences, **options).run(), len(sentences), progress)
+
+
+def _shown(batches: Iterable[Activations], count: int, progress: bool) -> Iterator[Activations]:
+    with tqdm(total=count, unit=" sentences", desc="capture", disable=not progress, leave=False) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch))
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """A pass of sentences through a model, planned: which of them go together, and what is kept of them.
+
+    Attributes:
+        model, position, keep, layers, last_layer: as in `capture`, checked.
+        tokens: token ids of each sentence.
+        batches: places of the sentences in each batch, sorted by length.
+        provenance: of the batches that come of it.
+    """
+
+    model: Model
+    tokens: list[array]
+    batches: list[list[int]]
+    position: str
+    keep: tuple[str, ...]
+    layers: tuple[int, ...]
+    last_layer: str
+    provenance: dict[str, Any]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.batches))
+
+    def run(self, start: int = 0, stop: int | None = None) -> Iterator[Activations]:
+        """Trace the batches from number start up to number stop.
+
+        Raises:
+            TnkitError: where an ablation begins or ends on the way, which would mix two models in one result.
+        """
+        for index in self.batches[start:stop]:
+            if self.model.ablations != self.provenance.get("ablations", []):
+                raise TnkitError("an ablation began or ended in the midst of a pass; keep it on, or off, until the end")
+            inputs, last = padded(self.model, [self.tokens[place] for place in index])
+            found = trace_blocks(
+                self.model,
+                inputs | {"use_cache": False},
+                last,
+                layers=self.layers,
+                keep=self.keep,
+                weights=token_weights(self.model, inputs, index) if self.position == "mean" else None,
+                normed_last=self.last_layer == "normed",
+            )
+            yield batch_of(found, self.layers, index, self.provenance)
+
+    def kept(self, fingerprint: str | None) -> Iterator[Activations]:
+        """`run`, but batches that the cache holds come from there, a shard at a time, and others go there.
+
+        Args:
+            fingerprint: of the model, from `tnkit.shards.fingerprint`; None leaves the cache alone.
+        """
+        if fingerprint is None:
+            yield from self.run()
+            return
+        cached = self.shards(fingerprint, what="capture")
+        widths = {"activations": self.model.n_neurons, "scale": 1}
+        size = 4 * len(self.layers) * sum(widths.get(name, self.model.hidden_size) for name in self.keep)
+        for number, (start, stop) in enumerate(grouped(self.batches, min(_SHARD, _SHARD_BYTES // size))):
+            if (tensors := cached.read(f"{number:05}")) is not None:
+                yield Activations(self.layers, provenance=self.provenance, **tensors)
+                continue
+            parts: list[Activations] = []
+            for batch in self.run(start, stop):
+                parts.append(batch)
+                if len(parts) == stop - start:
+                    cached.write(f"{number:05}", _joined(parts))
+                yield batch
+
+    def shards(self, fingerprint: str, *, what: str, **more: Any) -> Shards:
+        """The place in the cache of this pass, or with `more` of something made from it."""
+        ids = hashlib.sha256()
+        for tokens in self.tokens:
+            ids.update(b"%d:" % len(tokens) + tokens.tobytes())
+        options = {name: getattr(self, name) for name in ("position", "keep", "layers", "last_layer", "batches")}
+        if self.position == "mean":
+            options["special"] = sorted(self.model.tokenizer.all_special_ids)
+        about = self.provenance["sentences"]
+        named = " ".join(str(about[name]) for name in ("corpus", "split", "language") if name in about)
+        return Shards(
+            {
+                "model": fingerprint,
+                "tokens": ids.hexdigest(),
+                "sentences": about["hash"],
+                "ablations": self.provenance.get("ablations", []),
+                **options,
+                **more,
+            },
+            f"{what} of {len(self)} sentences{named and f' ({named})'}, {self.model.name}: {', '.join(self.keep)}",
+        )
+
+
+def _joined(parts: list[Activations]) -> dict[str, Tensor]:
+    sites = {name: torch.cat([getattr(part, name) for part in parts], dim=1) for name in parts[0].tensors()}
+    return {"index": torch.cat([part.index for part in parts]), **sites}
+
+
+def plan(
     model: Model,
     sentences: Sequence[str],
     *,
@@ -214,12 +356,11 @@ def stream(
     layers: Iterable[int] | None = None,
     last_layer: str = "raw",
     batch_tokens: int = 768,
-    progress: bool = True,
-) -> Iterator[Activations]:
-    """`capture`, a batch at a time: sentences come sorted by length, and `index` says which they are.
+) -> Pass:
+    """Check what `capture` is asked for, tokenise, and lay out the batches.
 
     >>> from tnkit.tests.tiny import tiny_model
-    >>> [part.index.tolist() for part in stream(tiny_model(), ["Hello", "Hi", "Hey"], batch_tokens=8, progress=False)]
+    >>> plan(tiny_model(), ["Hello", "Hi", "Hey"], batch_tokens=8).batches
     [[1, 2], [0]]
     """
     keep = chosen_sites(keep)
@@ -230,125 +371,8 @@ def stream(
         raise TnkitError(f"{model.name} has no final norm that tnkit knows; use last_layer='raw'")
     tokens = tokenised(model, sentences)
     provenance = provenance_of(model, sentences) | {"position": position, "last_layer": last_layer}
-    return _batches(model, tokens, position, keep, layers, last_layer == "normed", batch_tokens, progress, provenance)
-
-
-def _batches(
-    model: Model, tokens, position, keep, layers, normed_last, batch_tokens, progress, provenance
-) -> Iterator[Activations]:
-    with tqdm(total=len(tokens), unit=" sentences", desc="capture", disable=not progress, leave=False) as bar:
-        for index in by_length([len(ids) for ids in tokens], batch_tokens):
-            inputs, last = padded(model, [tokens[place] for place in index])
-            weights = _token_weights(model, inputs, index) if position == "mean" else None
-            found = trace_blocks(
-                model,
-                inputs | {"use_cache": False},
-                last,
-                layers=layers,
-                keep=keep,
-                weights=weights,
-                normed_last=normed_last,
-            )
-            yield batch_of(found, layers, index, provenance)
-            bar.update(len(index))
-
-
-def padded(model: Model, tokens: Sequence[Sequence[int]]) -> tuple[dict[str, Tensor], Int[Tensor, "sentence"]]:
-    """Token ids and attention mask of sentences padded on the right, and the place of each last token.
-
-    >>> from tnkit.tests.tiny import tiny_model
-    >>> inputs, last = padded(tiny_model(), [[256, 7], [256, 7, 9]])
-    >>> inputs["attention_mask"].tolist(), last.tolist()
-    ([[1, 1, 0], [1, 1, 1]], [1, 2])
-    """
-    lengths = torch.tensor([len(ids) for ids in tokens])
-    mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
-    ids = torch.full(mask.shape, model.tokenizer.pad_token_id or 0)
-    ids[mask.bool()] = torch.tensor([token for sentence in tokens for token in sentence])
-    inputs = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
-    return inputs, (lengths - 1).to(model.device)
-
-
-def _token_weights(model: Model, inputs: dict[str, Tensor], index: list[int]) -> Float[Tensor, "sentence token"]:
-    """Equal weights, summing to 1, of the tokens that are neither padding nor special."""
-    special = [token for token in model.tokenizer.all_special_ids if token != model.tokenizer.unk_token_id]
-    ids = inputs["input_ids"]
-    counted = inputs["attention_mask"].bool() & ~torch.isin(ids, torch.tensor(special, device=ids.device))
-    empty = (~counted.any(dim=1)).nonzero()
-    if len(empty):
-        raise TnkitError(f"sentence {index[int(empty[0])]} has only special tokens; there is nothing to average")
-    return counted / counted.sum(dim=1, keepdim=True)
-
-
-def provenance_of(model: Model, sentences: Sequence[str]) -> dict[str, Any]:
-    """What results record of where they come from: model, sentences, what was switched off, versions."""
-    origin = {name: getattr(sentences, name, None) for name in ("corpus", "language", "split")}
-    named = {name: value for name, value in origin.items() if value}
-    return {
-        "model": model.provenance,
-        "sentences": {**named, "n": len(sentences), "hash": storage.text_hash(sentences)},
-        "position": "last",
-        "last_layer": "raw",
-        "versions": storage.versions(),
-        **({"ablations": list(model.ablations)} if model.ablations else {}),
-    }
-
-
-def tokenised(model: Model, sentences: Sequence[str]) -> list[array]:
-    """Token ids of each sentence, special tokens included.
-
-    Raises:
-        TnkitError: for no sentences, or one that is not str, has no tokens, or has more than the model's context.
-    """
-    if isinstance(sentences, str):
-        raise TnkitError("sentences must be a sequence of str, not one str; put it in a list")
-    if not len(sentences):
-        raise TnkitError("there are no sentences to capture")
-    wrong = next((n for n, sentence in enumerate(sentences) if not isinstance(sentence, str)), None)
-    if wrong is not None:
-        raise TnkitError(
-            f"sentence {wrong} is {type(sentences[wrong]).__name__}, expected str; "
-            'of a Corpus, name split and language: corpus["train"]["ja"]'
-        )
-    tokens = []
-    for start in range(0, len(sentences), 1000):  # compact, so that memory hardly grows with the corpus
-        tokens += [array("i", ids) for ids in model.tokenizer(list(sentences[start : start + 1000]))["input_ids"]]
-    for number, ids in enumerate(tokens):
-        if not ids:
-            raise TnkitError(f"sentence {number} ({sentences[number]!r:.60}) has no tokens; drop it")
-        if model.context and len(ids) > model.context:
-            raise TnkitError(
-                f"sentence {number} ({sentences[number]!r:.60}) has {len(ids)} tokens, {model.name} reads at most "
-                f"{model.context}; shorten it or split it"
-            )
-    return tokens
-
-
-def by_length(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Places sorted by length, in batches of at most `batch_tokens` tokens once padded (one sentence at the least).
-
-    >>> list(by_length([3, 1, 2], 4))
-    [[1, 2], [0]]
-    """
-    batch: list[int] = []
-    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and (len(batch) + 1) * lengths[place] > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(place)
-    yield batch
-
-
-def chosen_sites(keep: Iterable[str]) -> tuple[str, ...]:
-    """The sites to keep, sorted; "activations" brings "scale" with it.
-
-    Raises:
-        TnkitError: for none, or an unknown one.
-    """
-    keep = {keep} if isinstance(keep, str) else set(keep)
-    if not keep or not keep <= set(SITES):
-        raise TnkitError(f"keep={sorted(keep)} must name some of {', '.join(SITES)}")
-    return tuple(sorted(keep | ({"scale"} if "activations" in keep else set())))
+    batches = list(by_length([len(ids) for ids in tokens], batch_tokens))
+    return Pass(model, tokens, batches, position, keep, layers, last_layer, provenance)
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -170,6 +170,12 @@ class CentroidAccumulator:
         self.count += len(batch)
         self.layers, self.provenance = batch.layers, batch.provenance
 
+    about = "centroid"  # what the sums are of, for the cache
+
+    def resume(self, total: Tensor, count: int, layers: tuple[int, ...], provenance: dict[str, Any]) -> None:
+        """Take up saved sums."""
+        self.total, self.count, self.layers, self.provenance = total, count, layers, provenance
+
     def merge(self, other: "CentroidAccumulator") -> None:
         """Count in what another accumulator has seen."""
         if self.count and other.count and other.layers != self.layers:

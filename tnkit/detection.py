@@ -5,21 +5,26 @@ found.neurons, found.scores, found.centroids
 
 everything = tn.detect_all(model, corpus)          # every language, both types, each sentence captured once
 everything["ja", "type2"].neurons
+
+for step in tn.detect_steps(model, corpus): ...    # the same, a batch at a time: show, use what is found, or stop
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tnkit import storage
-from tnkit.activations import capture, stream
+from tqdm.auto import tqdm
+
+from tnkit import shards, storage
+from tnkit.activations import Gathering, plan
 from tnkit.centroids import CentroidAccumulator, Centroids, estimate_centroids
 from tnkit.corpora import Corpus
 from tnkit.errors import TnkitError
 from tnkit.models import Model, check_layers
 from tnkit.neurons import NeuronSet
 from tnkit.scoring import NeuronScores, ScoreAccumulator
+from tnkit.sums import add_up, drain
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -118,6 +123,62 @@ def detect_all(
     languages: Sequence[str] | None = None,
     kinds: Sequence[str] = KINDS,
     *,
+    progress: bool = True,
+    **options,
+) -> dict[tuple[str, str], Detection]:
+    """Detect the transfer neurons of several languages and kinds, capturing every sentence once.
+
+    Args:
+        model, corpus, languages, kinds: as in `detect_steps`.
+        progress: show a bar.
+        **options: hub, top, distance, layers, position, last_layer, split, streaming, batch_tokens and cache, as in
+            `detect_steps`.
+
+    Returns:
+        A `Detection` for each (language, kind).
+
+    Raises:
+        TnkitError: as `detect_steps` does.
+
+    >>> from tnkit.tests.tiny import tiny_model, SENTENCES
+    >>> found = detect_all(tiny_model(), {"en": SENTENCES[:3], "it": SENTENCES[3:]}, top=10, progress=False)
+    >>> sorted(found)
+    [('it', 'type1'), ('it', 'type2')]
+    """
+    found = {}
+    steps = detect_steps(model, corpus, languages, kinds, **options)
+    with tqdm(unit=" sentences", desc="detect", disable=not progress, leave=False) as bar:
+        for step in steps:
+            bar.total = step.total
+            bar.set_postfix_str(step.language, refresh=False)
+            bar.update(step.done - bar.n)
+            found |= {(one.language, one.kind): one for one in step.found}
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """How far a detection has come.
+
+    Attributes:
+        done, total: sentences that have been run, and that are to be run in all; a language whose activations are too
+            large to be held is run twice.
+        language: whose sentences were the last.
+        found: the detections that this step has finished, mostly none.
+    """
+
+    done: int
+    total: int
+    language: str
+    found: tuple[Detection, ...] = ()
+
+
+def detect_steps(
+    model: Model,
+    corpus: Corpus | Mapping[str, Sequence[str]],
+    languages: Sequence[str] | None = None,
+    kinds: Sequence[str] = KINDS,
+    *,
     hub: str | Sequence[str] = "en",
     top: int = 1000,
     distance: str = "cosine",
@@ -127,9 +188,9 @@ def detect_all(
     split: str = "train",
     streaming: bool | None = None,
     batch_tokens: int = 768,
-    progress: bool = True,
-) -> dict[tuple[str, str], Detection]:
-    """Detect the transfer neurons of several languages and kinds, capturing every sentence once.
+    cache: bool = False,
+) -> Iterator[Step]:
+    """Detect as `detect_all` does, a batch at a time, with what is found as soon as it is; leaving the loop stops it.
 
     Args:
         model: from `load_model`.
@@ -140,58 +201,105 @@ def detect_all(
         top: how many neurons a set has.
         distance: "cosine" or "euclidean".
         layers: where to look (default: the early layers for Type-1, the late ones for Type-2).
-        position, last_layer, batch_tokens, progress: as in `capture`.
+        position, last_layer, batch_tokens: as in `capture`.
         split: which split of a `Corpus`.
         streaming: hold nothing but sums, at the price of a second pass over each language; None does so where the
             activations of one language would take more than 2 GiB.
+        cache: keep captures, or when streaming the sums, in the user's cache folder while it runs, and take up those
+            that are there: a killed detection goes on where it stopped.
 
     Returns:
-        A `Detection` for each (language, kind).
+        An iterator of `Step`, one after each batch and one after each language.
 
     Raises:
         TnkitError: for an unknown kind or language, a hub without a shared centroid, more neurons than candidates, or
-            a layer that the model does not have.
+            a layer that the model does not have, before anything runs.
 
     >>> from tnkit.tests.tiny import tiny_model, SENTENCES
-    >>> found = detect_all(tiny_model(), {"en": SENTENCES[:3], "it": SENTENCES[3:]}, top=10, progress=False)
-    >>> sorted(found)
-    [('it', 'type1'), ('it', 'type2')]
+    >>> for step in detect_steps(tiny_model(), {"en": SENTENCES[:3], "it": SENTENCES[3:]}, top=10):
+    ...     print(f"{step.language} {step.done}/{step.total}", *(one.kind for one in step.found))
+    en 3/6
+    it 6/6
+    it 6/6 type1 type2
     """
     texts = corpus[split] if isinstance(corpus, Corpus) else dict(corpus)
     hub = (hub,) if isinstance(hub, str) else tuple(hub)
     languages = [name for name in texts if name not in hub] if languages is None else list(languages)
     where = {kind: _layers(model, kind, layers) for kind in kinds}
     _check(texts, languages, kinds, hub, top, where, model.n_neurons)
-    read = tuple(sorted(set().union(*where.values())))
-    options = {
-        "position": position,
-        "last_layer": last_layer,
-        "batch_tokens": batch_tokens,
-        "progress": progress,
-        "layers": read,
-    }
-    centroids = {
-        name: _centroid(model, texts[name], options) for name in hub if "type1" in kinds and name not in languages
-    }
-    found = {}
-    for name in sorted(languages, key=lambda one: one not in hub):  # a hub's centroid is needed by the others
-        held = 4 * len(read) * (2 * model.hidden_size + model.n_neurons + 1) * len(texts[name])
-        captured = None
-        if held > _HOLD if streaming is None else streaming:
-            centroids[name] = _centroid(model, texts[name], options)
+    options = {"position": position, "last_layer": last_layer, "batch_tokens": batch_tokens}
+    options["layers"] = tuple(sorted(set().union(*where.values())))
+    return _Job(model, texts, hub, languages, where, top, distance, streaming, cache, options).steps()
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What `detect_steps` was asked for, checked."""
+
+    model: Model
+    texts: Mapping[str, Sequence[str]]
+    hub: tuple[str, ...]
+    languages: list[str]
+    where: dict[str, tuple[int, ...]]
+    top: int
+    distance: str
+    streaming: bool | None
+    cache: bool
+    options: dict[str, Any]
+
+    def steps(self) -> Iterator[Step]:
+        shared = [name for name in self.hub if "type1" in self.where and name not in self.languages]
+        names = sorted(self.languages, key=lambda one: one not in self.hub)  # a hub's centroid is needed by the others
+        total = sum(len(self.texts[name]) * (1 + self._streamed(name)) for name in names)
+        total += sum(len(self.texts[name]) for name in shared)
+        fingerprint, done = shards.fingerprint(self.model) if self.cache else None, 0
+        centroids: dict[str, Centroids] = {}
+        for name in (*shared, *names):
+            part = self._centroid if name in shared else self._language
+            for sentences, found in part(name, centroids, fingerprint):
+                done += sentences
+                yield Step(done, total, name, found)
+
+    def _streamed(self, name: str) -> bool:
+        width = 2 * self.model.hidden_size + self.model.n_neurons + 1
+        held = 4 * len(self.options["layers"]) * width * len(self.texts[name])
+        return held > _HOLD if self.streaming is None else self.streaming
+
+    def _centroid(self, name: str, centroids: dict[str, Centroids], fingerprint: str | None) -> Iterator[tuple]:
+        """Estimate the centroid of a language in flat memory; yields (sentences, detections) as it goes."""
+        running = CentroidAccumulator()
+        planned = plan(self.model, self.texts[name], keep=["post"], **self.options)
+        for sentences in add_up(planned, {"centroid": running}, fingerprint=fingerprint):
+            yield sentences, ()
+        centroids[name] = running.result()
+
+    def _language(self, name: str, centroids: dict[str, Centroids], fingerprint: str | None) -> Iterator[tuple]:
+        """Estimate the centroid of a language and score its neurons, from one capture or in two passes."""
+        keep, captured = ("mid", "activations"), None
+        if self._streamed(name):
+            yield from self._centroid(name, centroids, fingerprint)
         else:
-            captured = capture(model, texts[name], **options)
+            whole = Gathering(len(self.texts[name]))
+            for batch in plan(self.model, self.texts[name], keep=(*keep, "post"), **self.options).kept(fingerprint):
+                whole.add(batch)
+                yield len(batch), ()
+            captured = whole.result()
             centroids[name] = estimate_centroids([captured])
-        running = {}
-        for kind in kinds:
-            parts = [centroids[one] for one in (*hub, name)] if kind == "type1" else [centroids[name]]
-            running[kind] = ScoreAccumulator(model, estimate_centroids(parts), distance=distance, layers=where[kind])
-        for batch in [captured] if captured else stream(model, texts[name], keep=("mid", "activations"), **options):
+        running = {
+            kind: ScoreAccumulator(self.model, self._target(kind, name, centroids), distance=self.distance, layers=ones)
+            for kind, ones in self.where.items()
+        }
+        if captured is None:
+            planned = plan(self.model, self.texts[name], keep=keep, **self.options)
+            for sentences in add_up(planned, running, fingerprint=fingerprint):
+                yield sentences, ()
+        else:
             for accumulator in running.values():
-                accumulator.add(batch)
-        for kind, accumulator in running.items():
-            found[name, kind] = _detection(name, kind, accumulator, top)
-    return found
+                accumulator.add(captured)
+        yield 0, tuple(_detection(name, kind, accumulator, self.top) for kind, accumulator in running.items())
+
+    def _target(self, kind: str, name: str, centroids: dict[str, Centroids]) -> Centroids:
+        return estimate_centroids([centroids[one] for one in ((*self.hub, name) if kind == "type1" else (name,))])
 
 
 def detect_towards(
@@ -204,6 +312,8 @@ def detect_towards(
     top: int = 1000,
     distance: str = "cosine",
     layers: Iterable[int] | None = None,
+    cache: bool = False,
+    progress: bool = True,
     **options,
 ) -> Detection:
     """Detect transfer neurons against centroids estimated before: one pass in flat memory.
@@ -212,11 +322,13 @@ def detect_towards(
         model: from `load_model`.
         sentences: of the language in question.
         centroids: the target, of the same model.
-        language, kind, top, distance, layers: as in `detect_all`.
-        **options: position, batch_tokens, progress, as in `capture`.
+        language, kind, top, distance, layers: as in `detect_steps`.
+        cache: save the sums on the way, and go on from those that were saved.
+        progress: show a bar.
+        **options: position, batch_tokens, as in `capture`.
 
     Raises:
-        TnkitError: for centroids of another model, and as `detect_all` does.
+        TnkitError: for centroids of another model, and as `detect_steps` does.
 
     >>> import tnkit as tn
     >>> from tnkit.tests.tiny import tiny_model, SENTENCES
@@ -232,8 +344,9 @@ def detect_towards(
         wanted = f"the hub's language(s) and {language}" if kind == "type1" else f"{language} alone"
         raise TnkitError(f"these centroids are of {' and '.join(of)}; {kind} of {language} needs those of {wanted}")
     running = ScoreAccumulator(model, centroids, distance=distance, layers=where)
-    for batch in stream(model, sentences, keep=("mid", "activations"), layers=where, **options):
-        running.add(batch)
+    planned = plan(model, sentences, keep=("mid", "activations"), layers=where, **options)
+    work = add_up(planned, {kind: running}, fingerprint=shards.fingerprint(model) if cache else None)
+    drain(work, len(planned), desc="detect", progress=progress)
     return _detection(language, kind, running, top)
 
 
@@ -275,10 +388,3 @@ def _check_size(top: int, layers: Sequence[int], n_neurons: int) -> None:
             f"top {top} was asked for; {len(layers)} layers of {n_neurons} neurons hold {len(layers) * n_neurons}: "
             f"ask for 1 to {len(layers) * n_neurons}, or for more layers"
         )
-
-
-def _centroid(model: Model, sentences: Sequence[str], options: dict) -> Centroids:
-    running = CentroidAccumulator()
-    for batch in stream(model, sentences, keep=("post",), **options):
-        running.add(batch)
-    return running.result()

@@ -100,6 +100,8 @@ class Ablation:
             layer: self._targets(layer, places, value, means) for layer, places in self.neurons.by_layer().items()
         }
         what = {"scale": scale} if scale is not None else {"value": value}
+        if isinstance(value, str):
+            what["means"] = storage.text_hash(str(target.tolist()) for _, target in self.values.values())
         self.about = {"neurons": len(self.neurons), "hash": storage.text_hash(map(str, sorted(self.neurons)))}
         self.about |= {"tokens": tokens, **what}
         self._handles: list[Any] = []

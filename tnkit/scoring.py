@@ -222,6 +222,16 @@ class ScoreAccumulator:
         self.count += len(batch)
         self.provenance = batch.provenance
 
+    @property
+    def about(self) -> list[Any]:
+        """What the sums are of, for the cache."""
+        exact = storage.text_hash(str(row) for row in self.centroids.values.tolist())
+        return [self.distance, self.layers, self.centroids.layers, exact]
+
+    def resume(self, total: Tensor, count: int, layers: tuple[int, ...], provenance: dict[str, Any]) -> None:  # noqa: ARG002
+        """Take up saved sums."""
+        self.total, self.count, self.provenance = total, count, provenance
+
     def merge(self, other: "ScoreAccumulator") -> None:
         """Count in what another accumulator, of the same centroid and distance, has seen."""
         if (self.distance, self.layers) != (other.distance, other.layers):

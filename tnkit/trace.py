@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tnkit.errors import TnkitError
+
 SITES = ("pre", "mid", "post", "activations", "scale")
 
 
@@ -87,6 +89,18 @@ def trace_blocks(
                     found["post"].append(pool(post))
             tracer.stop()
     return found
+
+
+def chosen_sites(keep: Iterable[str]) -> tuple[str, ...]:
+    """The sites to keep, sorted; "activations" brings "scale" with it.
+
+    Raises:
+        TnkitError: for none, or an unknown one.
+    """
+    keep = {keep} if isinstance(keep, str) else set(keep)
+    if not keep or not keep <= set(SITES):
+        raise TnkitError(f"keep={sorted(keep)} must name some of {', '.join(SITES)}")
+    return tuple(sorted(keep | ({"scale"} if "activations" in keep else set())))
 
 
 def _pool(last: Tensor, weights: Tensor | None) -> Callable[[Tensor], Tensor]:

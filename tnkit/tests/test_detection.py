@@ -105,3 +105,62 @@ def test_what_cannot_be_done_is_refused_before_anything_runs(arguments, words, m
     monkeypatch.setattr("tnkit.activations.trace_blocks", lambda *_, **__: pytest.fail("a pass was run"))
     with pytest.raises(tn.TnkitError, match=words):
         tn.detect(tiny_model(), TEXTS, **arguments, **QUIET)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_steps_say_how_far_they_are_and_bring_what_is_found(streaming):
+    model, options = tiny_model("llama"), {"top": 5, "batch_tokens": 100, "streaming": streaming}
+    steps = list(tn.detect_steps(model, TEXTS, ["ja", "it"], **options))
+    total = 12 + 2 * 12 * (1 + streaming)
+    assert {step.total for step in steps} == {total} and steps[-1].done == total
+    done = [step.done for step in steps]
+    assert done == sorted(done) and len(set(done)) > 10
+    assert [step.language for step in steps if step.found] == ["ja", "it"]
+    found = {(one.language, one.kind): one for step in steps for one in step.found}
+    whole = tn.detect_all(model, TEXTS, ["ja", "it"], progress=False, **options)
+    assert found.keys() == whole.keys()
+    for key, one in whole.items():
+        assert torch.equal(found[key].scores.values.nan_to_num(9), one.scores.values.nan_to_num(9))
+        assert found[key].neurons == one.neurons
+
+
+def test_steps_may_be_left_and_other_things_done_between_them():
+    model, options = tiny_model("llama"), {"top": 5, "batch_tokens": 100}
+    expected = tn.detect(model, TEXTS, language="ja", **options, **QUIET)
+    steps, found = tn.detect_steps(model, TEXTS, ["ja"], ["type1"], **options), ()
+    for step in steps:
+        with tn.Ablation(model, [(0, 1)]):
+            tn.capture(model, ["Hi!"], **QUIET)
+        assert model.ablations == [] and not torch.is_inference_mode_enabled()
+        found = step.found or found
+    assert found[0].neurons == expected.neurons
+    left = tn.detect_steps(model, TEXTS, ["ja"], **options)
+    next(left)
+    left.close()
+    assert tn.detect(model, TEXTS, language="ja", **options, **QUIET).neurons == expected.neurons
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_cached_detection_runs_nothing_twice_and_gives_the_same(streaming, tmp_path, monkeypatch):
+    monkeypatch.setenv("TNKIT_CACHE", str(tmp_path))
+    model, options = tiny_model("gemma3"), {"top": 5, "batch_tokens": 100, "streaming": streaming}
+    fresh = tn.detect_all(model, TEXTS, **options, **QUIET)
+    tn.detect_all(model, TEXTS, cache=True, **options, **QUIET)
+    monkeypatch.setattr("tnkit.activations.trace_blocks", lambda *_, **__: pytest.fail("a pass was run"))
+    again = tn.detect_all(model, TEXTS, cache=True, **options, **QUIET)
+    for key, one in fresh.items():
+        assert torch.equal(one.scores.values.nan_to_num(9), again[key].scores.values.nan_to_num(9))
+        assert one.neurons == again[key].neurons and one.scores.provenance == again[key].scores.provenance
+    for changed in ({"distance": "euclidean"}, {"hub": ["en", "it"]}) if streaming else ():
+        with pytest.raises(pytest.fail.Exception, match="a pass was run"):
+            tn.detect_all(model, TEXTS, ["ja"], cache=True, **options | changed, **QUIET)
+
+
+def test_known_centroids_take_up_their_sums(tmp_path, monkeypatch):
+    monkeypatch.setenv("TNKIT_CACHE", str(tmp_path))
+    model, own = tiny_model("llama"), tn.sums.centroid(tiny_model("llama"), TEXTS["ja"], cache=True, **QUIET)
+    how = {"language": "ja", "kind": "type2", "top": 9, "cache": True} | QUIET
+    first = detect_towards(model, TEXTS["ja"], own, **how)
+    monkeypatch.setattr("tnkit.activations.trace_blocks", lambda *_, **__: pytest.fail("a pass was run"))
+    assert torch.equal(tn.sums.centroid(model, TEXTS["ja"], cache=True, **QUIET).values, own.values)
+    assert detect_towards(model, TEXTS["ja"], own, **how).neurons == first.neurons

@@ -1,0 +1,90 @@
+"""Running sums over a pass, saved on the way where asked for, so that a killed pass in flat memory goes on.
+
+running = CentroidAccumulator()
+for sentences in add_up(plan(model, texts, keep=["post"]), {"centroid": running}):
+    ...                                                       # that many more have been counted in
+running.result()
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from tnkit import shards
+from tnkit.activations import Pass, plan
+from tnkit.centroids import CentroidAccumulator, Centroids
+from tnkit.models import Model
+from tnkit.scoring import ScoreAccumulator
+
+_EVERY = 5.0  # seconds of work that are lost, at most, where a pass is killed
+
+
+def add_up(
+    planned: Pass,
+    running: Mapping[str, CentroidAccumulator | ScoreAccumulator],
+    *,
+    fingerprint: str | None = None,
+) -> Iterator[int]:
+    """Feed a pass to accumulators, and after each batch yield how many sentences it had.
+
+    Args:
+        planned: from `tnkit.activations.plan`.
+        running: accumulators that nothing was added to, by name.
+        fingerprint: of the model, from `tnkit.shards.fingerprint`, to take up sums from the cache and keep them there;
+            None leaves the cache alone.
+
+    >>> from tnkit.tests.tiny import tiny_model, SENTENCES
+    >>> running = CentroidAccumulator()
+    >>> list(add_up(plan(tiny_model(), SENTENCES, keep=["post"], batch_tokens=100), {"en": running}))
+    [3, 2, 1]
+    """
+    kept, start = None, 0
+    if fingerprint is not None:
+        of = {name: accumulator.about for name, accumulator in running.items()}
+        kept = planned.shards(fingerprint, what="sums", of=of)
+        if (state := kept.read("sums")) is not None:
+            start = int(state.pop("batches"))
+            count = sum(map(len, planned.batches[:start]))
+            for name, accumulator in running.items():
+                accumulator.resume(state[name], count, planned.layers, planned.provenance)
+            yield count
+    saved = time.monotonic()
+    for number, batch in enumerate(planned.run(start), start + 1):
+        for accumulator in running.values():
+            accumulator.add(batch)
+        if kept and (number == len(planned.batches) or time.monotonic() - saved >= _EVERY):
+            totals = {name: accumulator.total for name, accumulator in running.items()}
+            kept.write("sums", {"batches": torch.tensor(number), **totals})
+            saved = time.monotonic()
+        yield len(batch)
+
+
+def centroid(
+    model: Model, sentences: Sequence[str], *, cache: bool = False, progress: bool = True, **options: Any
+) -> Centroids:
+    """The centroid of one language, in flat memory.
+
+    Args:
+        model, sentences: as in `tn.capture`.
+        cache: save the sums on the way, and go on from those that were saved.
+        progress: show a bar.
+        **options: position, layers, last_layer, batch_tokens, as in `tn.capture`.
+
+    >>> from tnkit.tests.tiny import tiny_model, SENTENCES
+    >>> centroid(tiny_model(), SENTENCES, progress=False)
+    Centroids(unnamed, 4 layers)
+    """
+    running, planned = CentroidAccumulator(), plan(model, sentences, keep=["post"], **options)
+    work = add_up(planned, {"centroid": running}, fingerprint=shards.fingerprint(model) if cache else None)
+    drain(work, len(planned), desc="centroid", progress=progress)
+    return running.result()
+
+
+def drain(work: Iterable[int], total: int, *, desc: str, progress: bool) -> None:
+    """Do the work of a generator that yields how many sentences were done, under a bar."""
+    with tqdm(total=total, unit=" sentences", desc=desc, disable=not progress, leave=False) as bar:
+        for sentences in work:
+            bar.update(sentences)

@@ -1,0 +1,361 @@
+"""A cached capture equals a fresh one, bit for bit, whatever happens to the process, the file or the model."""
+
+import logging
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import tnkit as tn
+from tnkit import shards
+from tnkit.tests.tiny import SENTENCES, byte_tokenizer, tiny_model, tiny_module
+
+TEXTS = [text[:length] for length in (40, 25, 12, 7, 3) for text in SENTENCES]
+QUIET = {"batch_tokens": 60, "progress": False}
+# Children of one process, so that torch is imported once: each captures with a pause before every batch.
+KILLED = """
+import os, random, signal, sys, time
+import torch, tnkit as tn
+from tnkit import activations, shards, sums
+from tnkit.tests.test_shards import TEXTS
+from tnkit.tests.tiny import tiny_model
+torch.set_num_threads(1)
+folder, work, at_once, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+activations._SHARD, sums._EVERY, trace, model = 6, 0, activations.trace_blocks, tiny_model("llama")
+
+def slowly(*arguments, **options):
+    time.sleep(0.05)
+    found = trace(*arguments, **options)
+    with open(f"{folder}/traced", "ab", buffering=0) as log:
+        log.write(b".")
+    return found
+
+def child(number, pause=slowly):
+    if pid := os.fork():
+        return pid
+    activations.trace_blocks = pause
+    if work == "capture":
+        tn.capture(model, TEXTS, batch_tokens=60, cache=True, progress=False).save(f"{folder}/{number}.safetensors")
+    else:
+        texts = {"en": TEXTS, "ja": TEXTS[::-1]}
+        found = tn.detect(model, texts, language="ja", streaming=True, top=9, batch_tokens=60, cache=True,
+            progress=False)
+        found.scores.save(f"{folder}/{number}.safetensors")
+    os._exit(0)
+
+draw, kills = random.Random(seed), 0
+while at_once == 1:
+    pid = child("whole")
+    time.sleep(draw.uniform(0.02, 0.5))
+    if os.waitpid(pid, os.WNOHANG) != (0, 0):
+        break
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    kills += 1
+ends = [os.waitpid(pid, 0)[1] for pid in [child(number) for number in range(at_once)]]
+print(kills, *ends)
+"""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of this test's own."""
+    monkeypatch.setenv("TNKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("tnkit.activations._SHARD", 6)
+    return tmp_path / "cache" / "captures"
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """How many batches were traced, as a list that grows."""
+    from tnkit import activations
+
+    batches, trace = [], activations.trace_blocks
+
+    def counted(model, inputs, *arguments, **options):
+        batches.append(len(inputs["input_ids"]))
+        return trace(model, inputs, *arguments, **options)
+
+    monkeypatch.setattr(activations, "trace_blocks", counted)
+    return batches
+
+
+def capture(model=None, texts=TEXTS, cache=True, **options):
+    return tn.capture(model or tiny_model(), texts, cache=cache, **QUIET | options)
+
+
+def assert_same(one, other):
+    assert one.tensors().keys() == other.tensors().keys()
+    for name, tensor in one.tensors().items():
+        assert torch.equal(tensor, other.tensors()[name])
+    assert (one.layers, one.provenance, one.index.tolist()) == (other.layers, other.provenance, other.index.tolist())
+
+
+def files(cache):
+    return sorted(path for path in cache.rglob("*.safetensors"))
+
+
+def test_a_finished_capture_is_read_and_equals_a_fresh_one(cache, traced):
+    fresh, first = capture(cache=False), capture()
+    before = len(traced)
+    assert len(files(cache)) > 3
+    assert_same(first, fresh)
+    assert_same(capture(), fresh)
+    assert len(traced) == before
+    assert capture(texts=tuple(TEXTS)).provenance == fresh.provenance
+
+
+def test_shards_hold_several_batches_but_neither_too_many_sentences_nor_bytes(cache, traced, monkeypatch):
+    monkeypatch.setattr("tnkit.activations._SHARD", 64)
+    capture()
+    assert len(files(cache)) == 1 and len(traced) > 5
+    monkeypatch.setattr("tnkit.activations._SHARD_BYTES", 5000)
+    capture(keep=["mid"])
+    sizes = [path.stat().st_size for path in files(cache)[1:]] + [path.stat().st_size for path in files(cache)]
+    assert len(files(cache)) > 3 and sorted(sizes)[len(sizes) // 2] < 8000
+
+
+def run_killed(folder, work, at_once, seed):
+    words = [sys.executable, "-c", KILLED, str(folder), work, str(at_once), str(seed)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    return [int(number) for number in done.stdout.split()], done.stderr
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_capture_killed_at_any_moment_goes_on_and_loses_a_shard_at_most(tmp_path, seed):
+    (kills, end), said = run_killed(tmp_path, "capture", 1, seed)
+    assert (kills > 2, end, said) == (True, 0, "")
+    fresh = capture(cache=False)
+    assert_same(tn.Activations.load(tmp_path / "0.safetensors"), fresh)
+    batches = list(tn.activations.plan(tiny_model(), TEXTS, batch_tokens=60).batches)
+    most = max(stop - start for start, stop in tn.batches.grouped(batches, 6))
+    assert len((tmp_path / "traced").read_bytes()) <= len(batches) + kills * most
+    assert_same(capture(), fresh)
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+def test_a_streamed_detection_killed_at_any_moment_goes_on_and_loses_a_batch_at_most(tmp_path, seed):
+    (kills, end), _ = run_killed(tmp_path, "detect", 1, seed)
+    assert kills > 2 and end == 0
+    texts = {"en": TEXTS, "ja": TEXTS[::-1]}
+    fresh = tn.detect(tiny_model("llama"), texts, language="ja", streaming=True, top=9, **QUIET)
+    found = tn.NeuronScores.load(tmp_path / "0.safetensors")
+    assert torch.equal(found.values.nan_to_num(9), fresh.scores.values.nan_to_num(9))
+    assert found.provenance == fresh.scores.provenance
+    passes = [tn.activations.plan(tiny_model(), part, batch_tokens=60) for part in (TEXTS, TEXTS[::-1], TEXTS[::-1])]
+    assert len((tmp_path / "traced").read_bytes()) <= sum(len(one.batches) for one in passes) + kills
+
+
+def test_two_processes_at_once_do_not_hurt_each_other(tmp_path):
+    ends, said = run_killed(tmp_path, "capture", 2, 5)
+    assert ends == [0, 0, 0] and "again" not in said and "kept" not in said
+    fresh = capture(cache=False)
+    for number in (0, 1):
+        assert_same(tn.Activations.load(tmp_path / f"{number}.safetensors"), fresh)
+
+
+def damage(path, how, seed):
+    data = bytearray(path.read_bytes())
+    place = random.Random(seed).randrange(len(data))
+    if how == "truncated":
+        data = data[:place]
+    elif how == "grown":
+        data += b"more"
+    else:
+        data[place] ^= 1 << seed % 8
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped", "grown"])
+def test_a_damaged_shard_is_named_and_made_again(cache, traced, caplog, how):
+    fresh = capture()
+    for seed in range(40 if how == "flipped" else 5):
+        path = files(cache)[seed % len(files(cache))]
+        whole, before = path.read_bytes(), len(traced)
+        damage(path, how, seed)
+        caplog.clear()
+        assert_same(capture(), fresh)
+        assert [record.name for record in caplog.records] == ["tnkit"]
+        assert str(path) in caplog.text and "made again" in caplog.text
+        assert 0 < sum(traced[before:]) <= 8  # the longest batch
+        assert path.read_bytes() == whole
+
+
+def test_a_shard_of_another_place_or_job_is_not_taken(cache, caplog):
+    fresh = capture()
+    one, other, *_ = files(cache)
+    one.write_bytes(other.read_bytes())
+    assert_same(capture(), fresh)
+    assert str(one) in caplog.text
+    capture(keep=["mid"])
+    mine, theirs = ([path for path in files(cache) if (path.parent == one.parent) == own] for own in (True, False))
+    theirs[0].write_bytes(mine[0].read_bytes())
+    assert_same(capture(keep=["mid"]), capture(keep=["mid"], cache=False))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"position": "mean"},
+        {"keep": ["mid", "post"]},
+        {"layers": [1]},
+        {"last_layer": "normed"},
+        {"batch_tokens": 90},
+        {"texts": TEXTS[::-1]},
+        {"texts": TEXTS[:-1]},
+        {"texts": [*TEXTS[:-1], "other"]},
+    ],
+)
+def test_another_option_or_sentence_is_captured_anew(traced, change):
+    capture()
+    before = len(traced)
+    found = capture(**change)
+    assert len(traced) > before
+    assert_same(found, capture(cache=False, **change))
+
+
+def test_weights_that_were_changed_in_place_are_noticed(traced):
+    model, weight = tiny_model("qwen3"), tiny_module("qwen3").model.layers[1].mlp.down_proj.weight
+    fresh = capture(model)
+    kept = weight.detach().clone()
+    try:
+        for change in (lambda: weight.data[3, 5].mul_(1.5), lambda: weight.data.copy_(kept[:, [1, 0, *range(2, 48)]])):
+            change()
+            before = len(traced)
+            found = capture(model)
+            assert len(traced) > before and not torch.equal(found.post, fresh.post)
+    finally:
+        weight.data.copy_(kept)
+    before = len(traced)
+    assert_same(capture(model), fresh)
+    assert len(traced) == before
+
+
+def test_another_configuration_or_tokenizer_is_noticed(traced):
+    model = tiny_model("mistral")
+    capture(model)
+    eps = model.module.config.rms_norm_eps
+    model.module.config.rms_norm_eps = 0.1
+    before = len(traced)
+    try:
+        capture(model)
+        assert len(traced) > before
+    finally:
+        model.module.config.rms_norm_eps = eps
+    from tokenizers.processors import TemplateProcessing
+
+    inner, before = byte_tokenizer().backend_tokenizer, len(traced)
+    old = inner.post_processor
+    inner.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+    try:
+        assert_same(capture(model), capture(model, cache=False))
+        assert len(traced) > before
+    finally:
+        inner.post_processor = old
+
+
+def test_an_ablated_model_has_a_cache_of_its_own(traced):
+    model = tiny_model("llama")
+    untouched = capture(model)
+    pairs, means = [(0, 3), (1, 5)], [capture(model, texts=TEXTS[:n], cache=False) for n in (3, 9)]
+    ways = [{}, {"value": 1.0}, {"scale": 0.5}, {"tokens": "last"}]
+    ways += [{"value": "mean", "means": one} for one in means]
+    for how in ways:
+        with tn.Ablation(model, pairs, **how):
+            before = len(traced)
+            found = capture(model)
+            assert len(traced) > before
+            assert_same(found, capture(model, cache=False))
+        assert not torch.equal(found.post, untouched.post)
+    before = len(traced)
+    assert_same(capture(model), untouched)
+    assert len(traced) == before
+
+
+def test_under_someone_elses_hook_nothing_is_kept_or_read(cache, caplog):
+    model, module = tiny_model("llama"), tiny_module("llama")
+    untouched, before = capture(model), files(cache)
+    handle = module.model.layers[1].register_forward_hook(lambda *_: _[-1] * 2)
+    try:
+        assert not torch.equal(capture(model).post, untouched.post)
+    finally:
+        handle.remove()
+    assert "model.layers.1 has a forward hook" in caplog.text
+    assert files(cache) == before
+
+
+def test_an_ablation_that_begins_in_the_midst_of_a_pass_is_refused():
+    model = tiny_model("llama")
+    batches = tn.stream(model, TEXTS, **QUIET)
+    next(batches)
+    with tn.Ablation(model, [(0, 1)]), pytest.raises(tn.TnkitError, match="in the midst of a pass"):
+        next(batches)
+
+
+@pytest.mark.parametrize("where", ["/proc/tnkit", "file", "full"])
+def test_a_cache_that_cannot_be_written_to_is_a_warning(where, tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("not a folder")
+    if where == "full":
+        monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    else:
+        monkeypatch.setenv("TNKIT_CACHE", str(tmp_path / where))
+    assert_same(capture(), capture(cache=False))
+    assert len(caplog.records) == 1 and "cannot be written to" in caplog.text and "TNKIT_CACHE" in caplog.text
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_a_read_only_cache_still_serves(cache, traced, monkeypatch, caplog):
+    fresh, before = capture(), len(traced)
+    refuse = OSError(30, "Read-only file system")
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", lambda **_: (_ for _ in ()).throw(refuse))
+    assert_same(capture(), fresh)
+    assert len(traced) == before and not caplog.records
+    assert_same(capture(keep=["mid"]), capture(keep=["mid"], cache=False))
+    assert len(caplog.records) == 1 and "(Read-only file system)" in caplog.text
+    assert len({path.parent for path in files(cache)}) == 1
+
+
+def test_what_killed_writers_left_is_cleared_away_after_an_hour(cache):
+    capture()
+    folder = files(cache)[0].parent
+    for name, age in {".old": 4000, ".new": 0}.items():
+        (folder / name).write_bytes(b"half")
+        os.utime(folder / name, (time.time() - age,) * 2)
+    files(cache)[0].unlink()
+    capture()
+    assert [path.name for path in folder.glob(".*")] == [".new"]
+
+
+def test_entries_and_clearing(cache):
+    corpus = tn.load_corpus("everyday", ["en", "ja"])
+    capture(texts=corpus["train"]["ja"][:3], keep=["post"])
+    tn.detect(
+        tiny_model(), {"en": TEXTS, "it": TEXTS}, language="it", top=3, streaming=True, cache=True, progress=False
+    )
+    found = shards.entries()
+    assert sorted(entry.what.split(",")[0] for entry in found) == [
+        "capture of 3 sentences (everyday train ja)",
+        *["sums of 30 sentences"] * 2,
+    ]
+    assert sum(entry.size for entry in found) == sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
+    assert all(abs(entry.modified.timestamp() - time.time()) < 60 for entry in found)
+    model = Path(os.environ["TNKIT_CACHE"]) / "models" / "converted"
+    model.mkdir(parents=True)
+    (model / "weights").write_bytes(b"1234")
+    assert shards.clear() == sum(entry.size for entry in found)
+    assert [(entry.what, entry.size) for entry in shards.entries()] == [("converted model converted", 4)]
+    assert shards.clear(models=True) == 4 and shards.entries() == []
+
+
+def test_nothing_is_said_where_all_is_well(caplog):
+    with caplog.at_level(logging.DEBUG, "tnkit"):
+        capture()
+        capture()
+    assert not caplog.records
