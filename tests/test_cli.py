@@ -26,10 +26,11 @@ DETECT = (
 SHARED = "model_id TN_Type lang_for_TN sentence_path out format position dtype device_map batch_tokens quiet".split()
 FLAGS = {
     "demo": ["language", "model_id", "top_n", "out"],
-    "centroids": [*SHARED, "hub", "last_layer"],
-    "detect": [*SHARED, "top_n", "scoring_type", "centroids_path", "layers", "scores"],
+    "centroids": [*SHARED, "hub", "last_layer", "cache"],
+    "detect": [*SHARED, "cache", "top_n", "scoring_type", "centroids_path", "layers", "scores"],
     "ablate": "model_id neurons lang_for_TN sentence_path measure tokens hub seeds scores_path other figure".split(),
     "evaluate": "model_id neurons tokens tasks limit include_path out quiet".split(),
+    "cache": ["clear", "models"],
 }
 
 
@@ -204,6 +205,27 @@ def test_the_installed_program_with_hyphens_and_default_names():
     found = program(sys.executable, "-m", "tnkit", *line.split())
     assert (found.returncode, found.stdout, found.stderr) == (0, "ja-type1-neurons.json\n", "")
     assert tn.NeuronSet.load("ja-type1-neurons.json").pairs == library("type1", "cosine")[1].pairs
+
+
+def test_the_cache_is_used_shown_and_cleared(tnkit, monkeypatch):
+    monkeypatch.setenv("TNKIT_CACHE", str(Path("cache").absolute()))
+    assert tnkit("cache") == (0, f"{'0 B':>9}  in all, in {Path('cache').absolute()}\n", "")
+    both = "--model_id model --TN_Type type2 --lang_for_TN ja --sentence_path mono.txt --cache"
+    for out in ("a.json", "b.json"):
+        assert tnkit(f"centroids {both} --out c.safetensors")[0] == 0
+        assert tnkit(f"detect {both} --top_n 10 --centroids_path c.safetensors --out {out}")[0] == 0
+        monkeypatch.setattr("tnkit.activations.trace_blocks", lambda *_, **__: pytest.fail("a pass was run"))
+    assert Path("a.json").read_bytes() == Path("b.json").read_bytes()
+    code, out, err = tnkit("cache")
+    assert (code, err) == (0, "")
+    assert [line.split("  ")[-1] for line in out.splitlines()] == [
+        "sums of 6 sentences (mono.txt train ja), model: activations, mid, scale",
+        "sums of 6 sentences (mono.txt train ja), model: post",
+        f"in all, in {Path('cache').absolute()}",
+    ]
+    freed = tnkit("cache --clear")
+    assert re.fullmatch(r"freed \d+\.\d kB in .*/cache\n", freed[1])
+    assert tnkit("cache")[1].startswith("      0 B  in all")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The command line: `tnkit demo`, `centroids`, `detect`, `ablate`, `evaluate`.
+"""The command line: `tnkit demo`, `centroids`, `detect`, `ablate`, `evaluate`, `cache`.
 
 Exit codes: 0 done; 1 it could not be done, one line on standard error says why; 2 wrong usage; 130 interrupted.
 Results' paths go to standard output, progress and warnings to standard error. Flags keep the spelling of the
@@ -146,6 +146,12 @@ def _parser() -> argparse.ArgumentParser:
     _flag(command, "limit", type=_positive, help="documents of each task (default all)")
     _flag(command, "include_path", help="folder with tasks of your own")
     _flag(command, "out", help="table to write, .csv (default: evaluation.csv here)")
+
+    command = _command(
+        subparsers, commands.cache, "show what the cache folder holds, or clear it", "tnkit cache --clear"
+    )
+    _flag(command, "clear", action="store_true", help="remove captures and running sums, and say what that freed")
+    _flag(command, "models", action="store_true", help="with --clear: the converted models, too")
     return parser
 
 
@@ -223,6 +229,9 @@ def _detection_flags(command: argparse.ArgumentParser) -> None:
         help="last token, or mean over tokens (default last)",
     )
     _flag(command, "batch_tokens", type=_positive, default=768, help="most tokens in a batch (default 768)")
+    _flag(
+        command, "cache", action="store_true", help="keep what is done, and go on from there after a run that was cut"
+    )
 
 
 def _flag(command: argparse.ArgumentParser, name: str, **options) -> None:

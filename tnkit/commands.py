@@ -24,8 +24,8 @@ def demo(options: argparse.Namespace) -> None:
 
 
 def centroids(options: argparse.Namespace) -> None:
-    from tnkit.activations import stream
-    from tnkit.centroids import CentroidAccumulator, estimate_centroids
+    from tnkit.centroids import estimate_centroids
+    from tnkit.sums import centroid
 
     hub = list(options.hub) if options.TN_Type == "type1" else []
     if options.lang_for_TN in hub:
@@ -33,13 +33,10 @@ def centroids(options: argparse.Namespace) -> None:
     out = _out(options, "centroids", ".safetensors")
     texts = _sentences(options, [*hub, options.lang_for_TN])
     model = _model(options)
-    captured = []
-    for language in (*hub, options.lang_for_TN):
-        running = CentroidAccumulator()
-        reading = {"keep": ["post"], "last_layer": options.last_layer, **_reading(options)}
-        for batch in stream(model, texts[language], **reading):
-            running.add(batch)
-        captured.append(running.result())
+    captured = [
+        centroid(model, texts[language], last_layer=options.last_layer, cache=options.cache, **_reading(options))
+        for language in (*hub, options.lang_for_TN)
+    ]
     print(estimate_centroids(captured).save(out, format=options.format))
 
 
@@ -61,6 +58,7 @@ def detect(options: argparse.Namespace) -> None:
         top=options.top_n,
         distance=DISTANCES[options.scoring_type],
         layers=_layers(options, model.n_layers),
+        cache=options.cache,
         **_reading(options),
     )
     written = [found.neurons.save(out, format=options.format)]
@@ -140,6 +138,28 @@ def evaluate(options: argparse.Namespace) -> None:
     )
     print(found.to_frame().to_string())
     print(tn.storage.write_text(out, found.to_frame().to_csv()))
+
+
+def cache(options: argparse.Namespace) -> None:
+    """List what the cache folder holds, or clear it."""
+    from tnkit import shards
+    from tnkit.storage import cache_folder
+
+    if options.clear:
+        print(f"freed {_size(shards.clear(models=options.models))} in {cache_folder()}")
+        return
+    found = shards.entries()
+    for entry in found:
+        print(f"{_size(entry.size):>9}  {entry.modified:%Y-%m-%d %H:%M}  {entry.what}")
+    print(f"{_size(sum(entry.size for entry in found)):>9}  in all, in {cache_folder()}")
+
+
+def _size(count: int | float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
 
 
 def _neurons(path: str, model):
