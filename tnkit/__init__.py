@@ -38,6 +38,10 @@ _HOME = {
     "Ablation": "interventions",
     "LastToken": "interventions",
     "export_ablated": "interventions",
+    "explore_ablation": "explorers",
+    "explore_detection": "explorers",
+    "explore_neurons": "explorers",
+    "explore_spaces": "explorers",
     "Model": "models",
     "load_model": "models",
     "NeuronSet": "neurons",
@@ -45,7 +49,7 @@ _HOME = {
     "score_neurons": "scoring",
 }
 _MODULES = """
-answers behaviour generation geometry harness lens plots scoring spaces specificity storage variants
+answers behaviour explorers generation geometry harness lens plots scoring spaces specificity storage variants
 """.split()
 
 __all__ = ["__version__", *_HOME, *_MODULES]

@@ -16,14 +16,23 @@ errors storage architecture packaged trace models batches shards activations cen
 readers corpora variants sums detection
 interventions comparison answers generation behaviour harness
 agreement language_neurons specificity lens cards spaces geometry
-experiments style heatmaps plots demo commands cli
+experiments style heatmaps plots
+explorers.parts explorers.explorer explorers.study
+explorers.spaces explorers.neurons explorers.ablation explorers.detection explorers
+demo commands cli
 """.split()
-HEAVY = ("torch", "transformers", "nnsight", "matplotlib", "pandas", "sklearn", "scipy")
+HEAVY = ("torch", "transformers", "nnsight", "matplotlib", "pandas", "sklearn", "scipy", "ipywidgets")
+
+
+def file_of(module):
+    """A module's file, of a package its `__init__`."""
+    path = FOLDER.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def imported(module):
     """The tnkit modules that a module's top level and functions import, types aside."""
-    tree = ast.parse((FOLDER / f"{module}.py").read_text())
+    tree = ast.parse(file_of(module).read_text())
     guarded = {
         id(node)
         for block in ast.walk(tree)
@@ -39,7 +48,9 @@ def imported(module):
 
 
 def test_the_order_names_every_module():
-    assert sorted(ORDER) == sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("__"))
+    files = {path for path in FOLDER.rglob("*.py") if path.parent.name != "tests"}
+    outside = {FOLDER / "__init__.py", FOLDER / "__main__.py"}
+    assert sorted(map(file_of, ORDER)) == sorted(files - outside)
 
 
 @pytest.mark.parametrize("module", ORDER)

@@ -126,3 +126,16 @@ SENTENCES = [
     "I can't speak Japanese.",
     "오늘은 날씨가 좋네요.",
 ]
+
+
+@cache
+def tiny_corpus():
+    """A corpus of 15 short training and 15 test sentences each in English, Italian and Japanese."""
+    import pandas as pd
+
+    import tnkit as tn
+
+    things = {"en": "cat dog tree house boat", "it": "gatto cane albero casa barca", "ja": "猫 犬 木 家 舟"}
+    said = {"en": "I see a {} ({}).", "it": "Vedo un {} ({}).", "ja": "{}が見える（{}）。"}
+    rows = {name: [said[name].format(words.split()[n % 5], n) for n in range(30)] for name, words in things.items()}
+    return tn.load_corpus(pd.DataFrame({**rows, "split": ["train", "test"] * 15}))

@@ -1,0 +1,262 @@
+"""What switching transfer neurons off does, beside a control: `explore_ablation`."""
+
+import html
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import ipywidgets
+import numpy as np
+from matplotlib.figure import Figure
+
+from tnkit import plots
+from tnkit.comparison import Comparison
+from tnkit.corpora import Corpus
+from tnkit.detection import Detection
+from tnkit.errors import TnkitError
+from tnkit.experiments import BY_STATES, MEASURE_NAMES
+from tnkit.explorers.explorer import Explorer, controls
+from tnkit.explorers.study import CONTROLS, Study
+from tnkit.generation import Continuations, continuations
+from tnkit.models import Model
+from tnkit.neurons import NeuronSet
+from tnkit.style import KIND_NAMES, language_name
+
+_COUNTS = (10, 20, 50, 100, 200, 300, 500, 1000, 2000, 3000, 5000, 10_000)
+_SCOPES = {"last token": "last", "whole prompt": "prompt", "all tokens": "all"}
+_NEW = 25  # tokens of a continuation
+
+
+class _Key(NamedTuple):
+    language: str
+    kind: str
+    count: int
+    scope: str
+    control: str
+
+
+class AblationExplorer(Explorer):
+    """Similarity, retrieval and mutual k-NN by layer: untouched, with a set off, and with a control off."""
+
+    name = "ablation"
+    hint = (
+        "Test sentences that the neurons were not found with. Lines are means, bands 95 % intervals over sentences and "
+        "draws; only the language in question is ablated, the hub is read untouched."
+    )
+
+    def __init__(self, study: Study, *, seeds: int, **options: Any) -> None:
+        super().__init__("What switching transfer neurons off does", **options)
+        self.study, self.seeds = study, seeds
+        self._compared: dict[_Key, dict[str, Comparison]] = {}
+        self._tables: dict[_Key, dict[str, Any]] = {}
+        self._result: Continuations | None = None
+        most = min(len(layers) for layers in (study.model.early_layers, study.model.late_layers))
+        counts = [count for count in _COUNTS if count <= most * study.model.n_neurons // 3]
+        counts = sorted({*counts, study.top})
+        self.language = ipywidgets.Dropdown(
+            options=[(language_name(name), name) for name in study.others], description="Language"
+        )
+        self.kind = ipywidgets.Dropdown(options=[(name, kind) for kind, name in KIND_NAMES.items()], description="Type")
+        self.count = ipywidgets.SelectionSlider(
+            options=counts, value=study.top, description="Neurons off", continuous_update=False
+        )
+        self.scope = ipywidgets.Dropdown(options=list(_SCOPES), description="Off at")
+        self.control = ipywidgets.Dropdown(options=CONTROLS, description="Control")
+        self.language.observe(lambda _: self._act(self._change), "value")
+        self.kind.observe(lambda _: self._act(self._change), "value")
+        for control in (self.count, self.scope, self.control):
+            control.observe(self._refresh, "value")
+        self.summary = ipywidgets.HTML()
+        self.prompt = ipywidgets.Textarea(description="Prompt", layout={"width": "97%", "height": "52px"})
+        self.go_on = ipywidgets.Button(
+            description="Continue", icon="play", tooltip="continue the prompt, before and after"
+        )
+        self.go_on.on_click(lambda _: self._act(self._continue))
+        self.continued = ipywidgets.HTML()
+        self._offer()
+        self._open(
+            controls(self.language, self.kind),
+            controls(self.count, self.scope, self.control),
+            below=[self.summary, self.prompt, self.go_on, self.continued],
+        )
+
+    @property
+    def neurons(self) -> NeuronSet:
+        """The set that is switched off."""
+        return self.study.neurons(self.language.value, self.kind.value, self.count.value)
+
+    @property
+    def result(self) -> dict[str, Comparison]:
+        """What is shown: a `Comparison` by measure."""
+        key = self._key()
+        for _ in self._prepare(key):
+            pass
+        return self._compared[key]
+
+    def _offer(self) -> None:
+        """Offer the controls and a prompt of the chosen language."""
+        language = self.language.value
+        others = [
+            f"{language_name(name)} {KIND_NAMES[self.kind.value]}" for name in self.study.others if name != language
+        ]
+        chosen = self.control.value
+        with self._quietly():
+            self.control.options = [*CONTROLS, *others]
+            self.control.value = chosen if chosen in self.control.options else CONTROLS[0]
+            text = self.study.texts["test"][language][0]
+            self.prompt.value = text[: max(len(text) // 2, 1)].rstrip()
+
+    def _change(self) -> None:
+        self._offer()
+        self._turn_to(self._key())
+
+    def _key(self) -> _Key:
+        scope = _SCOPES[self.scope.value]
+        return _Key(self.language.value, self.kind.value, self.count.value, scope, self.control.value)
+
+    def _prepare(self, key: _Key) -> Iterator[str]:
+        if key in self._tables:
+            return
+        study = self.study
+        yield from study.detecting(study.others, [key.kind])
+        neurons = study.neurons(key.language, key.kind, key.count)
+        drawn = study.controls(key.language, key.kind, key.count)[key.control]
+        drawn = [drawn] if isinstance(drawn, NeuronSet) else [drawn(seed) for seed in range(self.seeds)]
+        tokens = "last" if key.scope == "last" else "all"  # nothing is generated here, so the prompt is all there is
+        nothing = NeuronSet((), neurons.shape)
+        values = []
+        for number, off in enumerate([nothing, neurons, *drawn], 1):
+            if not study.has_measured(key.language, off, tokens):
+                yield f"reading {language_name(key.language)}, {len(off)} neurons off ({number} of {2 + len(drawn)})"
+            values.append(study.measured(key.language, off, tokens))
+        layers = study.states(study.hub).layers
+        untouched, ablated, *others = values
+        self._compared[key] = {
+            measure: Comparison(
+                MEASURE_NAMES[measure],
+                layers,
+                untouched[measure],
+                ablated[measure],
+                {key.control: np.stack([other[measure] for other in others])},
+            )
+            for measure in BY_STATES
+        }
+        yield "resampling sentences"
+        self._tables[key] = {name: one.to_frame() for name, one in self._compared[key].items()}
+
+    def _near(self, key: _Key) -> Iterable[_Key]:
+        if key.scope == "last":  # other scopes take a full pass each: too much to do unasked
+            for count in sorted(self.count.options, key=lambda count: abs(count - key.count)):
+                yield key._replace(count=count)
+
+    def _draw(self, key: _Key) -> tuple[Figure, str, list, list[int]]:
+        tables = self._tables[key]
+        name = f"{language_name(key.language)} {KIND_NAMES[key.kind]}"
+        with plots.style():
+            figure = Figure(figsize=(8.6, 3.9), layout="none")
+            for place, (measure, table) in enumerate(tables.items()):
+                ax = figure.add_axes((0.065 + 0.325 * place, 0.24, 0.265, 0.63))
+                plots.conditions_by_layer(table, ylabel="", ax=ax)
+                ax.set_title(MEASURE_NAMES[measure])
+                handles, labels = ax.get_legend_handles_labels()
+                ax.get_legend().remove()
+            labels = ["nothing off", f"{key.count} {name} neurons off", f"as many off: {key.control}"]
+            figure.legend(handles, labels, loc="lower center", ncols=3, bbox_to_anchor=(0.5, 0.0))
+        alt = f"Similarity, retrieval and mutual k-NN with {self.study.hub} by layer: {', '.join(labels)}"
+        return figure, alt, [], []
+
+    def _after(self, key: _Key) -> None:
+        rows = []
+        for measure, compared in self._compared[key].items():
+            table = self._tables[key][measure].loc[compared.best_layer]
+            shown = [f"{row['mean']:.3f} ({row['low']:.3f} – {row['high']:.3f})" for _, row in table.iterrows()]
+            p = table.iloc[-1]["p"]
+            cells = [MEASURE_NAMES[measure], str(compared.best_layer), *shown, f"{p:.4f}" if p > 0.0001 else "≤ 0.0001"]
+            rows.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
+        heads = ["", "layer", "nothing off", "set off", f"{key.control} off", "p, set against control"]
+        head = "".join(f"<th>{html.escape(one)}</th>" for one in heads)
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        self.summary.value = (
+            "<div class='tn-sentences'>Where the untouched model does best (mean, 95 % interval):"
+            f"<table><tr>{head}</tr>{body}</table></div>"
+        )
+
+    def _continue(self) -> None:
+        if not self.prompt.value.strip():
+            raise TnkitError("the prompt is empty; write the beginning of a sentence")
+        self._say("continuing, before and after")
+        study = self.study
+        found = continuations(
+            study.model,
+            [self.prompt.value],
+            neurons=self.neurons,
+            tokens=_SCOPES[self.scope.value],
+            max_new_tokens=_NEW,
+            languages=study.languages,
+            progress=False,
+        )
+        self._result = found
+        columns = (("before", found.before, found.before_languages), ("after", found.after, found.after_languages))
+        self.continued.value = "<div class='tn-words'>{}</div>".format(
+            "".join(
+                f"<div><h4>{name}: {language_name(language or '') or 'language unclear'}</h4>"
+                f"<p dir='auto'>{html.escape(self.prompt.value)}<b>{html.escape(text)}</b></p></div>"
+                for name, (text,), (language,) in columns
+            )
+        )
+        self._say(f"continued; {found.count} values were set")
+
+    def parameters(self) -> dict[str, Any]:
+        """The values of the controls, and where what is shown comes from."""
+        values = {
+            "language": self.language.value,
+            "type": KIND_NAMES[self.kind.value],
+            "neurons off": self.count.value,
+            "off at": self.scope.value,
+            "control": self.control.value,
+        }
+        return {"controls": values, "seeds": self.seeds, "provenance": self.neurons.provenance}
+
+
+def explore_ablation(
+    model: Model,
+    corpus: Corpus,
+    *,
+    languages: Sequence[str] | None = None,
+    hub: str = "en",
+    sentences: int = 256,
+    seeds: int = 3,
+    found: Mapping[tuple[str, str], Detection] | None = None,
+    folder: str = "figures",
+) -> AblationExplorer:
+    """Explore what switching transfer neurons off does to a language's test sentences, beside a control.
+
+    Curves by layer, with 95 % bootstrap intervals: cosine with the translation, retrieval@1 of the translation, and the
+    share of 10 nearest neighbours that both languages have; and how a prompt is continued before and after.
+
+    Args:
+        model: from `load_model`.
+        corpus: neurons are found in its training split, and measured in its test split (11 sentences at the least).
+        languages: which languages (default: all).
+        hub: the language of the translations.
+        sentences: how many sentences of each split, at most.
+        seeds: draws of each random control.
+        found: detections made before, by (language, kind).
+        folder: where saved pictures go.
+
+    Returns:
+        An `Explorer`: a widget with `figure()`, `save()` and `parameters()`; `result` has a `Comparison` a measure.
+
+    Raises:
+        TnkitError: for unknown languages, or too few sentences.
+
+    >>> import tnkit as tn
+    >>> from tnkit.tests.tiny import tiny_model, tiny_corpus
+    >>> explorer = explore_ablation(tiny_model(), tiny_corpus())
+    >>> explorer.count.value = 10
+    >>> sorted(explorer.result)
+    ['mutual_knn', 'retrieval', 'similarity']
+    """
+    study = Study.of(model, corpus, found=found, languages=languages, hub=hub, sentences=sentences)
+    study.detect(study.others)
+    study.all_states()
+    return AblationExplorer(study, seeds=seeds, folder=folder)

@@ -1,0 +1,255 @@
+"""Find transfer neurons by moving controls: watch, stop, save, hand on: `explore_detection`."""
+
+import html
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ipywidgets
+from matplotlib.figure import Figure
+
+from tnkit import packaged, plots
+from tnkit.corpora import Corpus, load_corpus
+from tnkit.detection import KINDS, Detection, detect_steps
+from tnkit.errors import TnkitError
+from tnkit.explorers.explorer import Explorer, controls
+from tnkit.models import Model, load_model
+from tnkit.scoring import DISTANCES
+from tnkit.style import KIND_COLOURS, KIND_NAMES, language_name
+
+_TYPES = {"both": KINDS, **{name: (kind,) for kind, name in KIND_NAMES.items()}}
+
+
+class _Key(NamedTuple):
+    language: str
+    kind: str
+    run: int
+
+
+class DetectionExplorer(Explorer):
+    """A form for `tn.detect_all`, and what it has found so far.
+
+    Attributes:
+        result: the detections, by (language, kind), to hand on: `explore_neurons(explorer.result)`.
+    """
+
+    name = "detection"
+    hint = (
+        "Choose, then run: results appear as they come, and stopping keeps those that are finished. In code they are "
+        "explorer.result; saved ones are read again with tn.Detection.load."
+    )
+
+    def __init__(
+        self,
+        model: Model,
+        corpus: Corpus,
+        *,
+        hub: str,
+        top: int,
+        found: Mapping[tuple[str, str], Detection],
+        results: str | Path,
+        **options: Any,
+    ) -> None:
+        super().__init__("Find transfer neurons", **options)
+        self.model, self.corpus, self.hub, self.results = model, corpus, hub, Path(results)
+        self.result: dict[tuple[str, str], Detection] = dict(found)
+        self._runs: dict[tuple[str, str], int] = dict.fromkeys(found, 0)
+        self._run, self._stopped, self._running = 0, False, False
+        others = [language for language in corpus.languages if language != hub]
+        self.source = ipywidgets.Combobox(
+            value=model.name,
+            options=sorted({model.name, *packaged.MODELS}),
+            description="Model",
+            placeholder="a packaged name, a Hub id, or a folder",
+            continuous_update=False,
+        )
+        self.chosen = {
+            language: ipywidgets.Checkbox(value=not place, description=language_name(language), indent=False)
+            for place, language in enumerate(others)
+        }
+        self.types = ipywidgets.Dropdown(options=list(_TYPES), description="Type")
+        self.distance = ipywidgets.Dropdown(options=DISTANCES, description="Distance")
+        self.top = ipywidgets.BoundedIntText(value=top, min=1, max=model.n_layers * model.n_neurons, description="Top")
+        self.own_layers = ipywidgets.Checkbox(
+            value=True, description="Each type's own layers (early, late)", indent=False
+        )
+        self.layers = ipywidgets.IntRangeSlider(
+            value=(0, model.n_layers - 1), min=0, max=model.n_layers - 1, description="Layers", disabled=True
+        )
+        self.own_layers.observe(lambda change: setattr(self.layers, "disabled", change["new"]), "value")
+        self.start = ipywidgets.Button(description="Run", icon="play", button_style="primary", tooltip="find neurons")
+        self.stop = ipywidgets.Button(
+            description="Stop", icon="stop", disabled=True, tooltip="stop; keep what is found"
+        )
+        self.start.on_click(lambda _: self._act(self._begin))
+        self.stop.on_click(lambda _: self._halt())
+        self.progress = ipywidgets.IntProgress(description="Progress", layout={"width": "420px"})
+        self.view = ipywidgets.Dropdown(description="Show")
+        self.view.observe(self._refresh, "value")
+        self.listed = ipywidgets.HTML()
+        self.save_results = ipywidgets.Button(
+            description="Save results", icon="folder-open", tooltip=f"write every detection below {self.results}"
+        )
+        self.save_results.on_click(lambda _: self._act(self._save_results))
+        if not self.result:
+            for _ in self._detecting():
+                pass
+        self._list()
+        self._open(
+            controls(self.source, self.types),
+            controls(ipywidgets.Label("Languages"), *self.chosen.values()),
+            controls(self.distance, self.top),
+            controls(self.layers, self.own_layers),
+            controls(self.start, self.stop, self.progress),
+            controls(self.view),
+            below=[self.listed, self.save_results],
+        )
+
+    def _begin(self) -> None:
+        if self._running:
+            raise TnkitError("a detection is running; stop it first")
+        self._in_steps(self._detecting())
+
+    def _halt(self) -> None:
+        self._stopped = True
+
+    def _detecting(self) -> Iterator[str]:
+        """Detect with the controls' values, a batch at a time."""
+        languages = [language for language, box in self.chosen.items() if box.value]
+        if not languages:
+            raise TnkitError("choose at least one language")
+        self._running, self._stopped = True, False
+        self.start.disabled, self.stop.disabled = True, False
+        self._run += 1
+        try:
+            if self.source.value != self.model.name:
+                yield f"loading {self.source.value}"
+                self.model = load_model(self.source.value)
+                self.layers.max = self.model.n_layers - 1
+                self.top.max = self.model.n_layers * self.model.n_neurons
+            first, last = self.layers.value
+            for step in detect_steps(
+                self.model,
+                self.corpus,
+                languages,
+                _TYPES[self.types.value],
+                hub=self.hub,
+                top=self.top.value,
+                distance=self.distance.value,
+                layers=None if self.own_layers.value else range(first, last + 1),
+                cache=True,
+            ):
+                self.progress.max, self.progress.value = step.total, step.done
+                for detection in step.found:
+                    self.result[detection.language, detection.kind] = detection
+                    self._runs[detection.language, detection.kind] = self._run
+                if step.found and self.view.options:
+                    self._list()
+                yield f"{language_name(step.language)}: {step.done} of {step.total} sentences"
+                if self._stopped:
+                    break
+        finally:
+            self._running = False
+            self.start.disabled, self.stop.disabled = False, True
+        yield "stopped; what was finished is kept" if self._stopped else f"done: {self.progress.value} sentences"
+
+    def _list(self) -> None:
+        """Offer what was found, and show the newest where what is shown has changed."""
+        options = [
+            (f"{language_name(language)} {KIND_NAMES[kind]}", (language, kind)) for language, kind in self.result
+        ]
+        chosen = self.view.value
+        with self._quietly():
+            self.view.options = options
+            self.view.value = chosen if chosen in self.result else options[0][1]
+        rows = "".join(
+            f"<tr><td>{html.escape(name)}</td><td>{len(self.result[key].neurons)}</td>"
+            f"<td>{html.escape(self.result[key].scores.distance)}</td>"
+            f"<td>{self.result[key].scores.layers[0]} to {self.result[key].scores.layers[-1]}</td>"
+            f"<td>{self.result[key].neurons.scores[0]:+.4g}</td><td>{self.result[key].neurons.scores[-1]:+.4g}</td></tr>"
+            for name, key in options
+        )
+        heads = ("", "neurons", "distance", "layers", "best score", "last score")
+        head = "".join(f"<th>{one}</th>" for one in heads)
+        self.listed.value = f"<div class='tn-sentences'><table><tr>{head}</tr>{rows}</table></div>"
+        if self._shown is not None:
+            self._turn_to(self._key())
+
+    def _save_results(self) -> None:
+        folders = [one.save(self.results / f"{language}-{kind}") for (language, kind), one in self.result.items()]
+        self._say("saved " + ", ".join(map(str, folders)))
+
+    def _key(self) -> _Key:
+        language, kind = self.view.value
+        return _Key(language, kind, self._runs[language, kind])
+
+    def _draw(self, key: _Key) -> tuple[Figure, str, list, list[int]]:
+        detection = self.result[key.language, key.kind]
+        kinds = {kind: self.result[key.language, kind].neurons for kind in KINDS if (key.language, kind) in self.result}
+        name = f"{language_name(key.language)} {KIND_NAMES[key.kind]}"
+        with plots.style():
+            figure = Figure(figsize=(8.4, 3.5), layout="none")
+            where = figure.add_axes((0.075, 0.15, 0.41, 0.73))
+            plots.neurons_by_layer(kinds, title=f"{language_name(key.language)} transfer neurons", ax=where)
+            where.xaxis.get_major_locator().set_params(nbins=9)
+            scores = figure.add_axes((0.57, 0.15, 0.41, 0.73))
+            plots.score_distribution(
+                detection.scores, chosen=detection.neurons, colour=KIND_COLOURS[key.kind], ax=scores
+            )
+            scores.set_title(f"scores, {name}")
+        return figure, f"{name} neurons by layer, and the distribution of scores", [], []
+
+    def parameters(self) -> dict[str, Any]:
+        """The values of the controls, and where what is shown comes from."""
+        language, kind = self.view.value
+        detection = self.result[language, kind]
+        values = {
+            "language": language,
+            "type": KIND_NAMES[kind],
+            "distance": detection.scores.distance,
+            "top": len(detection.neurons),
+        }
+        return {"controls": values, "provenance": detection.neurons.provenance}
+
+
+def explore_detection(
+    model: Model | str = "gemma-3-270m",
+    corpus: Corpus | str = "everyday",
+    *,
+    hub: str = "en",
+    top: int = 300,
+    found: Mapping[tuple[str, str], Detection] | None = None,
+    results: str | Path = "detections",
+    folder: str = "figures",
+) -> DetectionExplorer:
+    """Explore detection: choose model, languages, type, distance, layers and size of the set; run, watch, stop, save.
+
+    It opens with the first language's neurons, unless it is given detections.
+
+    Args:
+        model: from `load_model`, or what it takes.
+        corpus: a `Corpus`, or what `load_corpus` takes; neurons are found in its training split.
+        hub: the language whose space is taken as the shared one.
+        top: how many neurons a set has, at first.
+        found: detections made before, to begin with.
+        results: the folder that "Save results" writes to, one folder a detection.
+        folder: where saved pictures go.
+
+    Returns:
+        An `Explorer`: a widget with `figure()`, `save()` and `parameters()`; `result` has the detections.
+
+    Raises:
+        TnkitError: for an unknown model or corpus, or one without the hub.
+
+    >>> from tnkit.tests.tiny import tiny_model, tiny_corpus
+    >>> explorer = explore_detection(tiny_model(), tiny_corpus(), top=10)
+    >>> explorer.distance.value = "euclidean"
+    >>> explorer.start.click()
+    >>> explorer.result["it", "type1"].scores.distance
+    'euclidean'
+    """
+    model = load_model(model) if isinstance(model, str) else model
+    corpus = load_corpus(corpus) if isinstance(corpus, str) else corpus
+    if hub not in corpus.languages or len(corpus.languages) < 2:
+        raise TnkitError(f"the corpus has {', '.join(corpus.languages)}; it needs the hub {hub!r} and another language")
+    return DetectionExplorer(model, corpus, hub=hub, top=top, found=found or {}, results=results, folder=folder)

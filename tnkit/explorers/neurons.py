@@ -1,0 +1,220 @@
+"""Which neurons were found, where they sit, and what each answers to and writes: `explore_neurons`."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import ipywidgets
+import numpy as np
+from matplotlib.figure import Figure
+
+from tnkit import plots
+from tnkit.cards import NeuronCard, neuron_card
+from tnkit.corpora import Corpus
+from tnkit.detection import Detection
+from tnkit.errors import TnkitError
+from tnkit.explorers.explorer import Explorer, controls
+from tnkit.explorers.parts import Table
+from tnkit.explorers.study import Study
+from tnkit.models import Model
+from tnkit.neurons import NeuronSet
+from tnkit.style import KIND_NAMES, language_name
+
+_AHEAD = 6  # rows whose pictures are drawn ahead on each side of the chosen one
+
+
+class _Key(NamedTuple):
+    language: str
+    beside: str
+    kind: str
+    neuron: tuple[int, int]
+
+
+class NeuronsExplorer(Explorer):
+    """The neurons of a language and type beside another language's, and one of them closely."""
+
+    name = "neurons"
+    hint = (
+        "Choose a neuron in the table (click, or Tab and the arrow keys; column heads sort it), or name any by layer "
+        "and number. Below: what it answers to, with the token that it was read at marked, and what it writes."
+    )
+
+    def __init__(
+        self, found: Mapping[tuple[str, str], Detection], *, study: Study | None, top: int | None, **options: Any
+    ) -> None:
+        super().__init__("Transfer neurons, one by one", **options)
+        self.found, self.study = found, study
+        self._sets = {key: one.scores.top(top or len(one.neurons)) for key, one in found.items()}
+        self._cards: dict[tuple[int, int], NeuronCard] = {}
+        languages = list(dict.fromkeys(language for language, _ in found))
+        named = [(language_name(language), language) for language in languages]
+        kinds = [(KIND_NAMES[kind], kind) for kind in KIND_NAMES if any(one == kind for _, one in found)]
+        layers, width = next(iter(found.values())).neurons.shape
+        self.language = ipywidgets.Dropdown(options=named, description="Language")
+        self.beside = ipywidgets.Dropdown(options=named, value=languages[-1], description="Beside")
+        self.kind = ipywidgets.Dropdown(options=kinds, description="Type")
+        self.layer = ipywidgets.BoundedIntText(min=0, max=layers - 1, description="Layer")
+        self.number = ipywidgets.BoundedIntText(min=0, max=width - 1, description="Neuron")
+        self.table = Table(columns=["rank", "layer", "neuron", "score", "η²"], digits=[0, 0, 0, 3, 3])
+        self.card = ipywidgets.HTML()
+        self._fill()
+        for control in (self.language, self.kind):
+            control.observe(lambda _: self._act(self._fill_and_refresh), "value")
+        self.table.observe(lambda _: self._act(self._choose), "chosen")
+        for control in (self.beside, self.layer, self.number):
+            control.observe(self._refresh, "value")
+        self._open(
+            controls(self.language, self.beside, self.kind),
+            self.table,
+            controls(self.layer, self.number),
+            below=[self.card],
+        )
+
+    @property
+    def neurons(self) -> NeuronSet:
+        """The set in the table."""
+        return self._sets[self.language.value, self.kind.value]
+
+    def _fill(self) -> None:
+        """Put the set of the chosen language and type into the table, and choose its first neuron."""
+        if (self.language.value, self.kind.value) not in self._sets:
+            raise TnkitError(f"there are no {KIND_NAMES[self.kind.value]} neurons of {self.language.value} here")
+        neurons = self.neurons
+        eta2 = self.study.specificity().eta2 if self.study else None
+        rows = [
+            [rank, layer, number, float(score), None if eta2 is None else float(eta2[layer, number])]
+            for rank, ((layer, number), score) in enumerate(zip(neurons, neurons.scores, strict=True), 1)
+        ]
+        with self.table.hold_sync():
+            self.table.label = f"{KIND_NAMES[self.kind.value]} neurons of {language_name(self.language.value)}"
+            self.table.chosen, self.table.rows = 0, rows
+        self._set_neuron(*neurons[0])
+
+    def _fill_and_refresh(self) -> None:
+        self._fill()
+        self._turn_to(self._key())
+
+    def _choose(self) -> None:
+        self._set_neuron(*self.neurons[self.table.chosen])
+        self._turn_to(self._key())
+
+    def _set_neuron(self, layer: int, number: int) -> None:
+        with self._quietly():
+            self.layer.value, self.number.value = layer, number
+
+    def _key(self) -> _Key:
+        neuron = (self.layer.value, self.number.value)
+        return _Key(self.language.value, self.beside.value, self.kind.value, neuron)
+
+    def _prepare(self, key: _Key) -> Iterator[str]:
+        if self.study and key.neuron not in self._cards:
+            yield "reading what the neuron answers to"
+            captured = {name: self.study.activations(name) for name in self.study.languages}
+            self._cards[key.neuron] = neuron_card(self.study.model, captured, self.study.texts["train"], key.neuron)
+
+    def _near(self, key: _Key) -> Iterable[_Key]:
+        pairs = self.neurons.pairs
+        at = pairs.index(key.neuron) if key.neuron in pairs else 0
+        for step in range(1, _AHEAD + 1):
+            for place in (at + step, at - step):
+                if 0 <= place < len(pairs):
+                    yield key._replace(neuron=pairs[place])
+
+    def _draw(self, key: _Key) -> tuple[Figure, str, list, list[int]]:
+        kind, shown = KIND_NAMES[key.kind], dict.fromkeys((key.language, key.beside))
+        shown = [language for language in shown if (language, key.kind) in self._sets]
+        layer, number = key.neuron
+        with plots.style():
+            figure = Figure(figsize=(8.2, 5.9), layout="none")
+            where = figure.add_axes((0.085, 0.57, 0.39, 0.36))
+            plots.neurons_by_layer({language: self._sets[language, key.kind] for language in shown}, ax=where)
+            where.set_title(f"where {kind} neurons sit")
+            where.xaxis.get_major_locator().set_params(nbins=9)
+            where.axvline(layer, color="#555555", lw=1, ls="--")
+            scores = {language: self.found[language, key.kind].scores for language in shown}
+            spread = figure.add_axes((0.58, 0.57, 0.39, 0.36))
+            plots.score_distributions(scores, title="all scores", ax=spread)
+            score = float(scores[key.language].values[layer, number])
+            if np.isfinite(score):
+                spread.axvline(score, color="#555555", lw=1, ls="--")
+            violins = figure.add_axes((0.085, 0.07, 0.885, 0.35))
+            title = f"layer {layer}, neuron {number}"
+            if self.study:
+                eta2 = self.study.specificity().eta2[layer, number]
+                plots.activations_by_language(self._cards[key.neuron].activations, ax=violins)
+                title += f": activation at the last token, η² = {eta2:.2f}"
+            else:
+                violins.set_axis_off()
+                title += ": give a model and a corpus to see what it answers to"
+            violins.set_title(title + ("" if np.isnan(score) else f", score {score:+.4f}"))
+        names = " and ".join(map(language_name, shown))
+        alt = f"{kind} neurons of {names} by layer, their scores, and the activations of layer {layer}, neuron {number}"
+        return figure, alt, [], []
+
+    def _after(self, key: _Key) -> None:
+        if not self.study:
+            return
+        self.card.value = f"<div class='tn-sentences'>{self._cards[key.neuron]._repr_html_()}</div>"
+
+    def parameters(self) -> dict[str, Any]:
+        """The values of the controls, and where what is shown comes from."""
+        values = {
+            "language": self.language.value,
+            "beside": self.beside.value,
+            "type": KIND_NAMES[self.kind.value],
+            "layer": self.layer.value,
+            "neuron": self.number.value,
+        }
+        return {"controls": values, "provenance": self.found[self.language.value, self.kind.value].scores.provenance}
+
+
+def explore_neurons(
+    source: Model | Detection | Mapping[tuple[str, str], Detection],
+    corpus: Corpus | None = None,
+    *,
+    languages: Sequence[str] | None = None,
+    hub: str = "en",
+    sentences: int = 256,
+    top: int | None = None,
+    found: Mapping[tuple[str, str], Detection] | None = None,
+    folder: str = "figures",
+) -> NeuronsExplorer:
+    """Explore transfer neurons: a table of them, where they sit, and what each answers to and writes.
+
+    Args:
+        source: a model, whose neurons are found first unless `found` has them; or detections, such as
+            `tn.detect_all(...)`, which alone say nothing of what a neuron answers to.
+        corpus: of a model: what neurons are found with, and whose training sentences they are shown on.
+        languages: which languages (default: all).
+        hub: the language whose space is taken as the shared one.
+        sentences: how many sentences of each language, at most.
+        top: how many neurons of each set (default: as many as were asked for when they were found).
+        found: detections made before, by (language, kind).
+        folder: where saved pictures go.
+
+    Returns:
+        An `Explorer`: a widget with `figure()`, `save()` and `parameters()`; `neurons` is the set in its table.
+
+    Raises:
+        TnkitError: for no detections, or unknown languages.
+
+    >>> import tnkit as tn
+    >>> from tnkit.tests.tiny import tiny_model, SENTENCES
+    >>> texts = {"en": SENTENCES[:3], "it": SENTENCES[3:]}
+    >>> explorer = explore_neurons(tn.detect_all(tiny_model(), texts, top=20, progress=False))
+    >>> explorer.table.chosen = 4
+    >>> (explorer.layer.value, explorer.number.value) == explorer.neurons[4]
+    True
+    """
+    if isinstance(source, Model):
+        if corpus is None:
+            raise TnkitError("a model needs a corpus: explore_neurons(model, corpus)")
+        study = Study.of(source, corpus, found=found, languages=languages, hub=hub, sentences=sentences)
+        study.detect(study.others)
+        study.all_activations()
+        shown = {key: one for key, one in study.found.items() if key[0] in study.others}
+        return NeuronsExplorer(shown, study=study, top=top, folder=folder)
+    if isinstance(source, Detection):
+        source = {(source.language, source.kind): source}
+    if not source:
+        raise TnkitError("there are no detections to explore; find some with tn.detect_all(model, corpus)")
+    return NeuronsExplorer(source, study=None, top=top, folder=folder)

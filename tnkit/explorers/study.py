@@ -1,0 +1,204 @@
+"""A model, a corpus, and everything that explorers have asked of them, each computed once: `Study`."""
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from tnkit.activations import Activations, capture
+from tnkit.comparison import Control, controls
+from tnkit.corpora import Corpus
+from tnkit.detection import KINDS, Detection, detect_steps
+from tnkit.errors import TnkitError
+from tnkit.experiments import BY_STATES
+from tnkit.interventions import Ablation, LastToken
+from tnkit.models import Model
+from tnkit.neurons import NeuronSet
+from tnkit.scoring import contribution_norms
+from tnkit.specificity import Specificity, correlation_ratio
+from tnkit.style import KIND_NAMES, language_name
+
+NOTHING = "nothing"
+CONTROLS = ("same layers and norms", "same layers", "uniform", "lowest scores")
+OFFS = [
+    NOTHING,
+    *KIND_NAMES.values(),
+    *(f"{name} control: {control}" for name in KIND_NAMES.values() for control in CONTROLS),
+]
+_KINDS = {name: kind for kind, name in KIND_NAMES.items()}
+_STUDIES: "WeakKeyDictionary[Model, dict[Hashable, Study]]" = WeakKeyDictionary()
+
+
+class Study:
+    """A model and a corpus, with their captures, detections and ablations kept in memory.
+
+    Captures are kept on disk too, so that another explorer, notebook or day finds them. Methods whose names end in
+    -ing work a step at a time, and yield what they are doing before each.
+
+    Args:
+        model: from `load_model`.
+        corpus: a `Corpus`; neurons are found in its training split, and what they do is measured in its test split.
+        languages: which languages (default: all of the corpus).
+        hub: the language whose space is taken as the shared one.
+        sentences: how many sentences of each split, at most.
+
+    Raises:
+        TnkitError: for unknown languages, or the hub alone.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        corpus: Corpus,
+        *,
+        languages: Sequence[str] | None = None,
+        hub: str = "en",
+        sentences: int = 256,
+    ) -> None:
+        self.model, self.corpus, self.hub = model, corpus, hub
+        named = tuple(corpus.languages if languages is None else languages)
+        self.languages = (hub, *(name for name in named if name != hub))
+        self.texts = {
+            split: {name: corpus[split][name][:sentences] for name in self.languages} for split in ("train", "test")
+        }
+        if len(self.languages) < 2:
+            raise TnkitError(f"one language ({hub}) has nothing to be compared with; name another one")
+        self.found: dict[tuple[str, str], Detection] = {}
+        self._kept: dict[Hashable, Any] = {}
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        corpus: Corpus,
+        *,
+        found: Mapping[tuple[str, str], Detection] | None = None,
+        languages: Sequence[str] | None = None,
+        **options: Any,
+    ) -> "Study":
+        """The study of a model and a corpus, the same one for every explorer of both."""
+        key = (corpus.hash, None if languages is None else tuple(languages), *sorted(options.items()))
+        studies = _STUDIES.setdefault(model, {})
+        if key not in studies:
+            studies[key] = cls(model, corpus, languages=languages, **options)
+        studies[key].found |= found or {}
+        return studies[key]
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The languages but the hub."""
+        return self.languages[1:]
+
+    @property
+    def top(self) -> int:
+        """How many neurons a set has where nothing else is asked: 300, or a tenth of what a small model has."""
+        late = (self.model.n_layers - self.model.boundary) * self.model.n_neurons
+        return max(1, min(300, late // 10))
+
+    def _once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+        if key not in self._kept:
+            self._kept[key] = compute()
+        return self._kept[key]
+
+    def states(self, language: str, *, progress: bool = False) -> Activations:
+        """The residual stream of the test sentences, nothing switched off."""
+        texts = self.texts["test"][language]
+        how = {"keep": ["post"], "cache": True, "progress": progress}
+        return self._once(("states", language), lambda: capture(self.model, texts, **how))
+
+    def all_states(self) -> dict[str, Activations]:
+        """`states` of every language, with a bar."""
+        return {language: self.states(language, progress=True) for language in self.languages}
+
+    def activations(self, language: str, *, progress: bool = False) -> Activations:
+        """Everything of the training sentences."""
+        texts = self.texts["train"][language]
+        how = {"cache": True, "progress": progress}
+        return self._once(("activations", language), lambda: capture(self.model, texts, **how))
+
+    def all_activations(self) -> dict[str, Activations]:
+        """`activations` of every language, with a bar."""
+        return {language: self.activations(language, progress=True) for language in self.languages}
+
+    def detecting(self, languages: Sequence[str], kinds: Sequence[str] = KINDS) -> Iterator[str]:
+        """Find the neurons of languages; they are in `found` then."""
+        missing = [name for name in languages if any((name, kind) not in self.found for kind in kinds)]
+        if not missing:
+            return
+        for step in detect_steps(
+            self.model, self.texts["train"], missing, KINDS, hub=self.hub, top=self.top, cache=True
+        ):
+            for detection in step.found:
+                self.found.setdefault((detection.language, detection.kind), detection)
+            yield f"finding transfer neurons: {step.done} of {step.total} sentences"
+
+    def detect(self, languages: Sequence[str]) -> None:
+        """`detecting` at one go, with a bar."""
+        for _ in tqdm(self.detecting(languages), desc="finding transfer neurons", unit=" batches", leave=False):
+            pass
+
+    def neurons(self, language: str, kind: str, count: int | None = None) -> NeuronSet:
+        """The first neurons by score of a language whose neurons were found."""
+        return self.found[language, kind].scores.top(self.top if count is None else count)
+
+    def controls(self, language: str, kind: str, count: int | None = None) -> dict[str, Control]:
+        """The controls of a set, as in `tnkit.controls`, and the sets of other languages that were found."""
+        scores = self.found[language, kind].scores
+        norms = self._once(("norms", language), lambda: contribution_norms(self.model, self.activations(language)))
+        others = {
+            f"{language_name(name)} {KIND_NAMES[kind]}": self.neurons(name, kind, count)
+            for name in self.others
+            if name != language and (name, kind) in self.found
+        }
+        neurons = self.neurons(language, kind, count)
+        return controls(neurons, layers=scores.layers, norms=norms, scores=scores, others=others)
+
+    def switching_off(self, off: str, languages: Sequence[str]) -> Iterator[str]:
+        """Read the test sentences with one of `OFFS` switched off; `switched_off` has it then."""
+        name, _, control = off.partition(" control: ")
+        kind = _KINDS[name]
+        languages = [language for language in languages if language != self.hub]
+        yield from self.detecting(languages, [kind])
+        for language in languages:
+            key = ("off", off, language)
+            if key in self._kept:
+                continue
+            yield f"reading {language_name(language)} with neurons off"
+            neurons = self.neurons(language, kind)
+            if control:
+                drawn = self.controls(language, kind)[control]
+                neurons = drawn if isinstance(drawn, NeuronSet) else drawn(0)
+            self._kept[key] = self._off(language, neurons, "last")
+
+    def switched_off(self, off: str, languages: Sequence[str]) -> dict[str, Activations]:
+        """What `switching_off` read, of the languages but the hub."""
+        return {language: self._kept["off", off, language] for language in languages if language != self.hub}
+
+    def has_measured(self, language: str, neurons: NeuronSet, tokens: str) -> bool:
+        """Whether `measured` has it already."""
+        return ("measured", language, tokens, neurons.pairs) in self._kept
+
+    def measured(self, language: str, neurons: NeuronSet, tokens: str) -> dict[str, np.ndarray]:
+        """Every measure of `BY_STATES` on a language's test sentences with neurons off, (layer, sentence) each."""
+
+        def measure() -> dict[str, np.ndarray]:
+            states = self._off(language, neurons, tokens) if len(neurons) else self.states(language)
+            return {name: np.asarray(of(states, self.states(self.hub)), float) for name, of in BY_STATES.items()}
+
+        return self._once(("measured", language, tokens, neurons.pairs), measure)
+
+    def _off(self, language: str, neurons: NeuronSet, tokens: str) -> Activations:
+        texts = self.texts["test"][language]
+        how = {"keep": ["post"], "progress": False}
+        if tokens == "last":
+            return self._once(("prefix", language), partial(LastToken, self.model, texts, **how)).capture(neurons)
+        with Ablation(self.model, neurons, tokens=tokens):
+            return capture(self.model, texts, **how)
+
+    def specificity(self) -> Specificity:
+        """η² of every neuron's activation with the language, over all languages' training sentences."""
+        captured = {name: self.activations(name) for name in self.languages}
+        return self._once("specificity", lambda: correlation_ratio(captured))
