@@ -71,7 +71,8 @@ def neurons_by_layer(sets: Mapping[str, "NeuronSet"], *, title: str = "", ax: Ax
                 label=f"{name} ({len(neurons)})",
                 color=colour,
             )
-        ax.set(xlabel="layer", ylabel="neurons in the set", xlim=(-0.6, depth - 0.4), title=title)
+        top = 1.2 * max(int(counted.max()), 1)  # room for the legend
+        ax.set(xlabel="layer", ylabel="neurons in the set", xlim=(-0.6, depth - 0.4), ylim=(0, top), title=title)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=20))
         ax.grid(axis="x", visible=False)
         ax.legend()

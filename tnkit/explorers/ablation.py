@@ -168,15 +168,15 @@ class AblationExplorer(Explorer):
         rows = []
         for measure, compared in self._compared[key].items():
             table = self._tables[key][measure].loc[compared.best_layer]
-            shown = [f"{row['mean']:.3f} ({row['low']:.3f} – {row['high']:.3f})" for _, row in table.iterrows()]
+            shown = [f"{row['mean']:.3f} ({row['low']:.2f} – {row['high']:.2f})" for _, row in table.iterrows()]
             p = table.iloc[-1]["p"]
             cells = [MEASURE_NAMES[measure], str(compared.best_layer), *shown, f"{p:.4f}" if p > 0.0001 else "≤ 0.0001"]
             rows.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
-        heads = ["", "layer", "nothing off", "set off", f"{key.control} off", "p, set against control"]
+        heads = ["", "layer", "nothing off", "set off", f"control off: {key.control}", "p, set against control"]
         head = "".join(f"<th>{html.escape(one)}</th>" for one in heads)
         body = "".join(f"<tr>{row}</tr>" for row in rows)
         self.summary.value = (
-            "<div class='tn-sentences'>Where the untouched model does best (mean, 95 % interval):"
+            "<div class='tn-sentences tn-numbers'>Where the untouched model does best (mean, 95 % interval):"
             f"<table><tr>{head}</tr>{body}</table></div>"
         )
 

@@ -13,6 +13,7 @@ from tnkit.corpora import Corpus, load_corpus
 from tnkit.detection import KINDS, Detection, detect_steps
 from tnkit.errors import TnkitError
 from tnkit.explorers.explorer import Explorer, controls
+from tnkit.explorers.study import usual_top
 from tnkit.models import Model, load_model
 from tnkit.scoring import DISTANCES
 from tnkit.style import KIND_COLOURS, KIND_NAMES, language_name
@@ -108,7 +109,12 @@ class DetectionExplorer(Explorer):
     def _begin(self) -> None:
         if self._running:
             raise TnkitError("a detection is running; stop it first")
+        self._set_running(True)
         self._in_steps(self._detecting())
+
+    def _set_running(self, running: bool) -> None:
+        self._running = self.start.disabled = running
+        self.stop.disabled = not running
 
     def _halt(self) -> None:
         self._stopped = True
@@ -116,12 +122,11 @@ class DetectionExplorer(Explorer):
     def _detecting(self) -> Iterator[str]:
         """Detect with the controls' values, a batch at a time."""
         languages = [language for language, box in self.chosen.items() if box.value]
-        if not languages:
-            raise TnkitError("choose at least one language")
-        self._running, self._stopped = True, False
-        self.start.disabled, self.stop.disabled = True, False
+        self._stopped = False
         self._run += 1
         try:
+            if not languages:
+                raise TnkitError("choose at least one language")
             if self.source.value != self.model.name:
                 yield f"loading {self.source.value}"
                 self.model = load_model(self.source.value)
@@ -149,8 +154,7 @@ class DetectionExplorer(Explorer):
                 if self._stopped:
                     break
         finally:
-            self._running = False
-            self.start.disabled, self.stop.disabled = False, True
+            self._set_running(False)
         yield "stopped; what was finished is kept" if self._stopped else f"done: {self.progress.value} sentences"
 
     def _list(self) -> None:
@@ -217,7 +221,7 @@ def explore_detection(
     corpus: Corpus | str = "everyday",
     *,
     hub: str = "en",
-    top: int = 300,
+    top: int | None = None,
     found: Mapping[tuple[str, str], Detection] | None = None,
     results: str | Path = "detections",
     folder: str = "figures",
@@ -230,7 +234,7 @@ def explore_detection(
         model: from `load_model`, or what it takes.
         corpus: a `Corpus`, or what `load_corpus` takes; neurons are found in its training split.
         hub: the language whose space is taken as the shared one.
-        top: how many neurons a set has, at first.
+        top: how many neurons a set has, at first (default: 300, or a tenth of a small model's).
         found: detections made before, to begin with.
         results: the folder that "Save results" writes to, one folder a detection.
         folder: where saved pictures go.
@@ -242,7 +246,7 @@ def explore_detection(
         TnkitError: for an unknown model or corpus, or one without the hub.
 
     >>> from tnkit.tests.tiny import tiny_model, tiny_corpus
-    >>> explorer = explore_detection(tiny_model(), tiny_corpus(), top=10)
+    >>> explorer = explore_detection(tiny_model(), tiny_corpus())
     >>> explorer.distance.value = "euclidean"
     >>> explorer.start.click()
     >>> explorer.result["it", "type1"].scores.distance
@@ -252,4 +256,6 @@ def explore_detection(
     corpus = load_corpus(corpus) if isinstance(corpus, str) else corpus
     if hub not in corpus.languages or len(corpus.languages) < 2:
         raise TnkitError(f"the corpus has {', '.join(corpus.languages)}; it needs the hub {hub!r} and another language")
-    return DetectionExplorer(model, corpus, hub=hub, top=top, found=found or {}, results=results, folder=folder)
+    return DetectionExplorer(
+        model, corpus, hub=hub, top=top or usual_top(model), found=found or {}, results=results, folder=folder
+    )

@@ -146,8 +146,8 @@ class Explorer(ipywidgets.VBox):
     def _turn_to(self, key: Hashable) -> None:
         self._wanted = key
         if key == self._shown:
-            return
-        if key in self._frames:
+            self._say("")
+        elif key in self._frames:
             self._show(key, self._frames[key])
             self._wake()
         elif not self._wake():
@@ -167,28 +167,29 @@ class Explorer(ipywidgets.VBox):
 
     async def _work(self) -> None:
         """Make what is wanted, then, while nothing else is, what is near; ends when all is there."""
-        idle = False
-        while not idle:
+        while True:
             await asyncio.sleep(_PAUSE)
             key = self._wanted
             try:
-                if key != self._shown:
-                    if await self._prepared(key, key, tell=True):
-                        self._show(key, self._make(key))
-                    continue
-                idle = True
-                for near in self._near(key):
-                    if near in self._frames:
-                        continue
-                    if not await self._prepared(near, key, tell=False):
-                        idle = False
-                        break
-                    self._make(near)
-                    await asyncio.sleep(_PAUSE)
+                if key == self._shown:
+                    if await self._drawn_ahead(key):
+                        return
+                elif await self._prepared(key, key, tell=True):
+                    self._show(key, self._make(key))
             except Exception as error:
                 self._fail(error)
                 if key == self._wanted:
                     return
+
+    async def _drawn_ahead(self, key: Hashable) -> bool:
+        """Draw what is near a key, frame by frame; False where something else is wanted meanwhile."""
+        for near in self._near(key):
+            if near not in self._frames:
+                if not await self._prepared(near, key, tell=False):
+                    return False
+                self._make(near)
+                await asyncio.sleep(_PAUSE)
+        return self._wanted == key
 
     async def _prepared(self, key: Hashable, wanted: Hashable, *, tell: bool) -> bool:
         """Prepare a key step by step; False where something else is wanted meanwhile."""

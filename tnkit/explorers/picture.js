@@ -11,8 +11,14 @@ const make = (name, parent, properties = {}) => {
   return node;
 };
 
-// Sliders of ipywidgets have a visible label, which their handles do not refer to.
-const nameSliders = (root) => {
+// ipywidgets' sliders have a visible label, which their handles do not refer to; its play buttons have none.
+const PLAY = { "fa-play": "Play or pause", "fa-pause": "Play or pause", "fa-stop": "Back to the first", "fa-retweet": "Repeat" };
+const nameControls = (root) => {
+  for (const button of root.querySelectorAll(".widget-play button")) {
+    const icon = button.querySelector("i");
+    const name = Object.keys(PLAY).find((one) => icon?.classList.contains(one));
+    if (name) button.setAttribute("aria-label", PLAY[name]);
+  }
   for (const slider of root.querySelectorAll(".widget-slider")) {
     const label = slider.querySelector(".widget-label")?.textContent.trim();
     const handles = [...slider.querySelectorAll("[role=slider]")];
@@ -135,12 +141,12 @@ function render({ model, el }) {
   model.on("change:drawn", draw);
   draw();
 
-  const watch = new MutationObserver(() => nameSliders(el.closest(".tn-explorer") ?? el));
+  const watch = new MutationObserver(() => nameControls(el.closest(".tn-explorer") ?? el));
   const timer = setInterval(() => { // the explorer is put into the page after its parts
     const root = el.closest(".tn-explorer");
     if (!root) return;
     clearInterval(timer);
-    nameSliders(root);
+    nameControls(root);
     watch.observe(root, { childList: true, subtree: true });
   }, 50);
   return () => {

@@ -94,9 +94,8 @@ class Study:
 
     @property
     def top(self) -> int:
-        """How many neurons a set has where nothing else is asked: 300, or a tenth of what a small model has."""
-        late = (self.model.n_layers - self.model.boundary) * self.model.n_neurons
-        return max(1, min(300, late // 10))
+        """How many neurons a set has where nothing else is asked."""
+        return usual_top(self.model)
 
     def _once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
         if key not in self._kept:
@@ -202,3 +201,13 @@ class Study:
         """η² of every neuron's activation with the language, over all languages' training sentences."""
         captured = {name: self.activations(name) for name in self.languages}
         return self._once("specificity", lambda: correlation_ratio(captured))
+
+
+def usual_top(model: Model) -> int:
+    """How many neurons a set has where nothing else is asked: 300, or a tenth of what a small model's layers have.
+
+    >>> from tnkit.tests.tiny import tiny_model
+    >>> usual_top(tiny_model())
+    9
+    """
+    return max(1, min(300, len(model.late_layers) * model.n_neurons // 10))

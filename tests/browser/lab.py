@@ -1,0 +1,169 @@
+"""JupyterLab on loopback with settings of its own, and a browser that refuses every request to anywhere else."""
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nbformat
+from playwright.sync_api import Locator, Page, expect, sync_playwright
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+_FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+_PATIENCE = 90_000  # milliseconds; machines of continuous integration are slow
+_ERRORS = (
+    "[data-mime-type='application/vnd.jupyter.error'], [data-mime-type='application/vnd.jupyter.stderr'], .tn-error"
+)
+expect.set_options(timeout=_PATIENCE)
+
+
+@dataclass
+class Browser:
+    """A page, what it asked of hosts other than loopback, and what its console called an error."""
+
+    page: Page
+    foreign: list[str] = field(default_factory=list)
+    console: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def browser(width: int = 1280, height: int = 1350) -> Iterator[Browser]:
+    """Headless Chromium with one page."""
+    with sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=CHROMIUM, args=_FLAGS)
+        context = chromium.new_context(viewport={"width": width, "height": height}, device_scale_factor=1.5)
+        found = Browser(context.new_page())
+        found.page.set_default_timeout(_PATIENCE)
+
+        def decide(route):
+            if route.request.url.startswith(("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:")):
+                route.continue_()
+            else:
+                found.foreign.append(route.request.url)
+                route.abort()
+
+        context.route("**/*", decide)
+        found.page.on("console", lambda said: said.type == "error" and found.console.append(said.text))
+        yield found
+        chromium.close()
+
+
+@dataclass
+class Lab:
+    """A running JupyterLab."""
+
+    root: Path
+    url: str
+    token: str
+
+    def open(self, page: Page, name: str, cells: list[str]) -> Locator:
+        """Write a notebook, open it, run it, and return it once its cells are done."""
+        book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+        book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(book, self.root / f"{name}.ipynb")
+        return self.run(page, name)
+
+    def run(self, page: Page, name: str) -> Locator:
+        """Open a notebook that is there, run it, and return it once its cells are done."""
+        page.goto(f"{self.url}/lab/workspaces/{Path(name).name}/tree/{name}.ipynb?token={self.token}&reset")
+        page.locator(".jp-Notebook").wait_for()
+        page.get_by_text("| Idle").first.wait_for()
+        page.evaluate("async () => { await window.jupyterapp.commands.execute('notebook:run-all-cells') }")
+        book = page.locator(".jp-Notebook")
+        expect(book.get_by_text("[*]:")).to_have_count(0)
+        return book
+
+
+@contextmanager
+def lab(folder: Path) -> Iterator[Lab]:
+    """JupyterLab with its root, settings, cache and kernels' home in a folder."""
+    root, token = folder / "root", secrets.token_hex(16)
+    root.mkdir()
+    settings = folder / "settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = {f"JUPYTER_{name}_DIR": str(folder / name.lower()) for name in ("CONFIG", "RUNTIME", "DATA")}
+    own |= {
+        "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
+    }
+    own |= {"IPYTHONDIR": str(folder / "ipython"), "JUPYTER_TOKEN": token, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    command = [
+        *(sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root"),
+        *("--ServerApp.port_retries=0", f"--ServerApp.root_dir={root}", "--expose-app-in-browser"),
+        *("--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.news_url=None"),
+    ]
+    url = f"http://127.0.0.1:{port}"
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, env={**os.environ, **own}, stdout=log, stderr=log, cwd=root)
+        try:
+            _wait(process, f"{url}/api", folder / "log")
+            yield Lab(root, url, token)
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def _wait(process: subprocess.Popen, url: str, log: Path) -> None:
+    for _ in range(360):
+        try:
+            urllib.request.urlopen(url, timeout=2)
+            return
+        except (urllib.error.URLError, OSError):
+            if process.poll() is not None:
+                break
+            time.sleep(0.25)
+    raise RuntimeError(f"JupyterLab did not come up:\n{log.read_text()[-3000:]}")
+
+
+class Seen:
+    """One explorer in a notebook, used as a person would."""
+
+    def __init__(self, book: Locator, page: Page) -> None:
+        self.page, self.book = page, book
+        self.root = book.locator(".tn-explorer")
+        expect(self.root).to_have_count(1)
+        self.picture = self.root.locator(".tn-picture img")
+        expect(self.picture).to_have_count(1)  # never two pictures
+        expect(self.picture).to_have_attribute("data-drawn", "1")
+
+    def check(self, patience: int = _PATIENCE) -> None:
+        """No error is shown, anywhere in the notebook."""
+        expect(self.book.locator(_ERRORS)).to_have_count(0, timeout=patience)
+        expect(self.book.get_by_text("Error displaying widget")).to_have_count(0, timeout=patience)
+
+    def slider(self, label: str) -> Locator:
+        return self.root.get_by_role("slider", name=label)
+
+    def box(self, label: str) -> Locator:
+        return self.root.get_by_role("combobox", name=label)
+
+    def button(self, label: str) -> Locator:
+        return self.root.get_by_role("button", name=label)
+
+    def status(self) -> Locator:
+        return self.root.get_by_role("status")
+
+    @contextmanager
+    def redrawn(self) -> Iterator[None]:
+        """Do something, after which there is another picture and no error."""
+        before = self.picture.get_attribute("src")
+        yield
+        expect(self.picture).not_to_have_attribute("src", before)
+        expect(self.root.locator(".tn-picture img")).to_have_count(1)
+        self.check()
