@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: install demo test lint lab bench clean
+.PHONY: install demo notebooks test lint lab bench clean
 
 install: $(READY)
 
@@ -16,6 +16,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/tnkit demo
+
+notebooks: install
+	$(BIN)/python -m notebooks.build $(NAMES)
 
 test: install
 	$(BIN)/python -m pytest

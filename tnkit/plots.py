@@ -20,6 +20,7 @@ from tnkit.style import (
     language_name,
     save_figure,
     style,
+    use_style,
 )
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from tnkit.neurons import NeuronSet
     from tnkit.scoring import NeuronScores
 
-__all__ = ["language_colour", "language_name", "save_figure", "style"]  # beside what is defined here
+__all__ = ["language_colour", "language_name", "save_figure", "style", "use_style"]  # beside what is defined here
 
 
 def lines_by_layer(

@@ -3,7 +3,8 @@
 import logging
 import re
 import zlib
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -53,14 +54,28 @@ _CJK = re.compile("[\u2e80-\u9fff\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef]")
 _log = logging.getLogger("tnkit")
 
 
-def style() -> AbstractContextManager[None]:
+@contextmanager
+def style() -> Iterator[None]:
     """The project's matplotlib style, as a context.
+
+    Interactive mode stays as it is left: in a notebook, the first figure loads the backend, which turns it on, and
+    without it no later figure would be shown.
 
     >>> with style():
     ...     figure = plt.figure()
     >>> plt.close(figure)
     """
-    return plt.rc_context({**_STYLE, "font.family": _fonts()})
+    with plt.rc_context({**_STYLE, "font.family": _fonts()}):
+        try:
+            yield
+        finally:
+            interactive = plt.isinteractive()
+    plt.rcParams["interactive"] = interactive
+
+
+def use_style() -> None:
+    """The project's matplotlib style from here on, so that titles and figures of your own in a notebook go with it."""
+    plt.rcParams.update({**_STYLE, "font.family": _fonts()})
 
 
 def _fonts() -> list[str]:

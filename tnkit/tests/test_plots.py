@@ -65,6 +65,28 @@ def test_paired_values_are_counted_on_both_sides_of_no_change():
     assert ax.lines[0].get_xydata().tolist() == [[0.1, 0.1], [0.3, 0.3]]
 
 
+def test_interactive_mode_that_a_backend_turns_on_stays_on():
+    """As the first figure of a notebook does; without it the second would not be shown."""
+    import matplotlib.pyplot as plt
+
+    was_on = plt.isinteractive()
+    with plots.style():
+        plt.ion()
+    assert plt.isinteractive()
+    plt.interactive(was_on)
+
+
+def test_the_style_can_be_kept():
+    import matplotlib as mpl
+
+    with mpl.rc_context():
+        plots.use_style()
+        ax = tn.NeuronSet(((0, 1),), (2, 4)).plot()
+        ax.set_title("mine")
+        assert ax.get_title(loc="left") == "mine"
+    assert mpl.rcParams["axes.titlelocation"] == "center"
+
+
 def test_the_style_does_not_leak():
     import matplotlib as mpl
 

@@ -1,0 +1,285 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # What do transfer neurons answer to: the language, its script, or something else?
+#
+# A neuron can move Japanese sentences towards the shared space without being "about" Japanese: it may do the same to
+# every sentence. And a neuron that *is* active on Japanese only may answer to the script, to a full stop of another
+# shape, or to the order of the words. Tezuka & Inoue (*The Transfer Neurons Hypothesis*, EMNLP 2025,
+# [aclanthology.org/2025.emnlp-main.1618](https://aclanthology.org/2025.emnlp-main.1618)) measure how much a neuron's
+# activation has to do with the language of the sentence. This notebook does so too, compares the neurons with those
+# that other studies call language-specific, looks at some one by one, and ends with two controls: the same sentences in
+# Latin letters, and with their words shuffled.
+
+# %%
+import sys
+
+if "google.colab" in sys.modules:
+    # %pip install -q "tnkit[demo,measures] @ git+https://github.com/tnkit/tnkit"
+    print("tnkit is installed")
+
+# %% tags=["parameters"]
+model_id = "gemma-3-270m"  # packaged with the kit; or a Hub id, or a folder
+corpus_id = "everyday"  # packaged with the kit; or a file with one column a language
+languages = ["en", "ja", "ko", "nl", "it"]
+hub = "en"  # the language that stands for the shared space together with the one in question
+language = "ja"  # whose neurons; not one in Latin script, because of the first control
+top = 300  # how many neurons of each type
+sentences = 128  # how many of each split
+quantile = 0.95  # LAPE: a neuron must be active more often than this share of all
+figures = "../figures"
+
+# %%
+import pandas as pd
+from IPython.display import Markdown
+
+import tnkit as tn
+
+tn.plots.use_style()
+model = tn.load_model(model_id)
+corpus = tn.load_corpus(corpus_id, languages)
+train, test = ({code: texts[:sentences] for code, texts in corpus[split].items()} for split in ("train", "test"))
+name = tn.plots.language_name(language)
+
+# %% [markdown]
+# ## Finding the neurons
+#
+# As in [01_detection](01_detection.ipynb), in the training sentences. What they answer to is asked of the test
+# sentences.
+
+# %%
+found = tn.detect_all(model, train, [language], hub=hub, top=top)
+type1, type2 = found[language, "type1"].neurons, found[language, "type2"].neurons
+captured = {code: tn.capture(model, texts, keep=["activations"]) for code, texts in test.items()}
+
+# %% [markdown]
+# ## 1. What does an answer to the language look like?
+#
+# Here is one neuron: of the Type-2 neurons, the one whose activation depends most on whether the sentence is in the
+# language or not. Every point is a sentence, at its last token; the bar is the median.
+
+# %%
+ratio = tn.specificity.correlation_ratio(captured, language=language)
+eta2 = ratio.to_frame()["eta2"]
+clearest = eta2.loc[list(type2)].idxmax()
+card = tn.neuron_card(model, captured, test, clearest)
+file = tn.plots.save_figure(card.plot().figure, f"{figures}/04-clearest-neuron.png", close=False)
+
+# %% [markdown]
+# The **correlation ratio** η² puts a number on it: the share of the activation's variance that lies *between* the two
+# groups, the sentences in the language and all others. It is 0 where the groups have the same mean, 1 where the
+# activation says nothing but which group it is.
+
+# %%
+Markdown(f"For layer {clearest[0]}, neuron {clearest[1]}, η² = {eta2[clearest]:.2f}.")
+
+# %% [markdown]
+# ## 2. How many transfer neurons answer to the language?
+#
+# The share of neurons whose η² is above the value on the axis: Type-1, then Type-2, each against all other neurons of
+# the layers that it comes from. A set that answers to the language has its line on the right of the grey one.
+
+# %%
+axes = ratio.plot(neurons=type1)
+axes.set_title(f"{name}: Type-1")
+file = tn.plots.save_figure(axes.figure, f"{figures}/04-type1-ratio.png", close=False)
+
+# %%
+axes = ratio.plot(neurons=type2)
+axes.set_title(f"{name}: Type-2")
+file = tn.plots.save_figure(axes.figure, f"{figures}/04-type2-ratio.png", close=False)
+
+# %% [markdown]
+# In the table, the share of the neurons above a threshold of η² that are also significant, by three tests: p of the
+# analysis of variance as it is, the same as a false discovery rate over all neurons (q, Benjamini & Hochberg), and that
+# of Welch's test, which lets the groups vary differently. *layer-matched* is what a random set with as many neurons in
+# each layer has on average.
+
+# %%
+shares = pd.concat({"Type-1": ratio.shares(type1), "Type-2": ratio.shares(type2)}, names=["neurons"])
+shares.round(3)
+
+# %% [markdown]
+# Why both an effect size and a test? With hundreds of sentences even a tiny difference is significant, so significance
+# alone says little; it is the size of the effect that tells neurons apart.
+
+# %%
+Markdown(
+    f"Of all {ratio.q.size:,} neurons {(ratio.q < 0.05).mean():.0%} have q < 0.05, but "
+    f"{(ratio.eta2 > 0.1).mean():.0%} have η² > 0.1, and {(ratio.eta2 > 0.25).mean():.0%} η² > 0.25."
+)
+
+# %% [markdown]
+# ## 3. Are they the neurons that others call language-specific?
+#
+# Two well-known ways of finding such neurons: **LAPE** (Tang et al., ACL 2024) takes those that few languages activate,
+# by the entropy of the activation probabilities; **AP** (Kojima et al., NAACL 2024) those whose activation tells the
+# language's sentences from all others, by average precision. Where do LAPE's neurons sit?
+
+# %%
+lape = tn.specificity.lape(captured, filter_quantile=quantile, language_quantile=quantile)
+axes = lape.plot()
+axes.set_title("language-specific neurons by LAPE")
+file = tn.plots.save_figure(axes.figure, f"{figures}/04-lape.png", close=False)
+
+# %% [markdown]
+# And how many of the neurons are the same? Numbers are neurons that two sets have in common, on the diagonal the sets'
+# sizes; the colour is the Jaccard index (common ones over all).
+
+# %%
+precision = tn.specificity.average_precision(captured, language)
+sets = {"Type-1": type1, "Type-2": type2, "LAPE": lape.neurons[language]}
+sets |= {"AP, highest": precision.top(top), "AP, lowest": precision.bottom(top)}
+overlaps = tn.specificity.overlaps(sets)
+file = tn.plots.save_figure(overlaps.plot().figure, f"{figures}/04-overlap.png", close=False)
+
+# %% [markdown]
+# Two sets of this size have some neurons in common by chance. *expected in layers* is how many, for random sets with
+# the same number of neurons in each layer, and p that of at least as many as there are.
+
+# %%
+overlaps.to_frame()[["both", "expected in layers", "p in layers", "jaccard"]].round(4)
+
+# %% [markdown]
+# ## 4. Single neurons, read one by one
+#
+# A card has the test sentences in which the neuron is most active, and what it then writes: the items of the vocabulary
+# that its value vector raises and lowers most when it is read through the model's own output layer (the *logit lens*;
+# Geva et al., EMNLP 2022). First the neuron of the first picture:
+
+# %%
+card
+
+# %% [markdown]
+# Next, the Type-1 and the Type-2 neuron of the highest score.
+
+# %%
+best1 = tn.neuron_card(model, captured, test, type1[0])
+file = tn.plots.save_figure(best1.plot().figure, f"{figures}/04-best-type1.png", close=False)
+best1
+
+# %%
+best2 = tn.neuron_card(model, captured, test, type2[0])
+file = tn.plots.save_figure(best2.plot().figure, f"{figures}/04-best-type2.png", close=False)
+best2
+
+# %% [markdown]
+# Read with care: the logit lens says what a vector would do at the output, and from an early layer it has a long way to
+# go.
+#
+# ## 5. Is it the script, or the order of the words?
+#
+# The same sentences of the language once in Latin letters, once with the words of each in a random order. If the
+# neurons answer to the script, they fall silent in the first; if to the grammar, in the second.
+
+# %%
+variants = {
+    "romanised": tn.variants.romanised(corpus, [language]),
+    "shuffled": tn.variants.shuffled(corpus, [language]),
+}
+versions = {"as written": test[language]} | {what: one["test"][language][:sentences] for what, one in variants.items()}
+pd.DataFrame({what: list(texts[:4]) for what, texts in versions.items()})
+
+# %% [markdown]
+# There is a catch: all of this looks at the last token, so let us see what that is.
+
+# %%
+ids = {what: model.tokenizer(list(texts))["input_ids"] for what, texts in (versions | test).items()}
+last = {what: pd.Series([model.tokenizer.decode(one[-1:]) for one in rows]) for what, rows in ids.items()}
+pd.DataFrame({what: tokens.value_counts(normalize=True).head(2).to_dict() for what, tokens in last.items()}).round(2)
+
+# %% [markdown]
+# Where the commonest last token of the language is one that no other language has, a neuron may answer to that token
+# alone, and both pictures above would look just as clear. The romanised sentences end as those of the other languages
+# do.
+
+# %%
+read = {what: tn.capture(model, texts, keep=["activations"]) for what, texts in versions.items()}
+ratios = {
+    what: tn.specificity.correlation_ratio({**captured, language: part}, language=language)
+    for what, part in read.items()
+}
+effects = {what: one.to_frame()["eta2"] for what, one in ratios.items()}
+
+# %%
+parts = {what: effect.loc[list(type1)].to_numpy() for what, effect in effects.items()}
+axes = tn.plots.exceedance(parts, xlabel="correlation ratio η²")
+axes.set_title(f"{name} Type-1 neurons, other versions of the sentences")
+file = tn.plots.save_figure(axes.figure, f"{figures}/04-type1-variants.png", close=False)
+
+# %%
+parts = {what: effect.loc[list(type2)].to_numpy() for what, effect in effects.items()}
+axes = tn.plots.exceedance(parts, xlabel="correlation ratio η²")
+axes.set_title(f"{name} Type-2 neurons, other versions of the sentences")
+file = tn.plots.save_figure(axes.figure, f"{figures}/04-type2-variants.png", close=False)
+
+# %% [markdown]
+# The other way round: would other neurons have been found in the other versions?
+
+# %%
+sources = {what: {**train, language: one["train"][language][:sentences]} for what, one in variants.items()}
+again = {what: tn.detect_all(model, texts, [language], hub=hub, top=top) for what, texts in sources.items()}
+
+# %%
+sets = {f"{kind}, {what}": one[language, kind].neurons for kind in ("type1", "type2") for what, one in again.items()}
+sets = {"type1": type1, "type2": type2} | sets
+overlaps = tn.specificity.overlaps(dict(sorted(sets.items())))
+file = tn.plots.save_figure(overlaps.plot().figure, f"{figures}/04-variants-overlap.png", close=False)
+
+# %% [markdown]
+# ## What was found, and what it does not show
+
+# %%
+above = {kind: shares.loc[(kind, 0.1, "q < 0.05")] for kind in ("Type-1", "Type-2")}
+Markdown(
+    "**Language.** "
+    + " ".join(
+        f"Of the {kind} neurons of {name}, {row['set']:.0%} have η² > 0.1 (and q < 0.05), of random neurons of the "
+        f"same layers {row['layer-matched']:.0%}."
+        for kind, row in above.items()
+    )
+)
+
+# %%
+kinds = {"Type-1": type1, "Type-2": type2}
+kept = {
+    kind: {what: (effect.loc[list(one)] > 0.1).mean() for what, effect in effects.items()}
+    for kind, one in kinds.items()
+}
+Markdown(
+    "**Script and order.** "
+    + " ".join(
+        f"{kind}: η² > 0.1 in {row['as written']:.0%} as written, {row['romanised']:.0%} romanised, "
+        f"{row['shuffled']:.0%} shuffled; of the neurons found in romanised sentences, "
+        f"{len(kinds[kind] & again['romanised'][language, kind.replace('Type-', 'type')].neurons) / top:.0%} are the "
+        "same, in shuffled ones "
+        f"{len(kinds[kind] & again['shuffled'][language, kind.replace('Type-', 'type')].neurons) / top:.0%}."
+        for kind, row in kept.items()
+    )
+)
+
+# %% [markdown]
+# It does **not** show
+#
+# - what a neuron that does *not* answer to the language does. A transfer neuron need not be specific to be needed:
+#   [03_ablation](03_ablation.ipynb) is about being needed.
+# - that a specific neuron is *about the language*: the controls rule out script and word order, not topic, style, or
+#   the length of the sentences.
+# - that a romanised sentence is a fair control: the model has seen little text of that kind, and understands it less
+#   well.
+# - what happens at tokens other than the last.
+#
+# To turn these knobs by hand, open [00_explore](00_explore.ipynb).
