@@ -83,10 +83,11 @@ corpus.to_frame().drop(columns="split").head()
 # One pass over the sentences keeps a few vectors of each layer: the residual stream in the *middle* of the layer, to
 # which the MLP adds (**mid**), the residual stream *after* it (**post**), and the activations of all neurons. They are
 # kept at one token, the last, because it is the only one that has seen the whole sentence. Everything below is
-# arithmetic on these vectors; the model is not asked again.
+# arithmetic on these vectors; the model is not asked again. With `cache=True` they are kept on disk as well, so that
+# this notebook runs in seconds the second time (`tnkit cache` shows what is kept, and clears it).
 
 # %%
-captured = {code: tn.capture(model, texts) for code, texts in train.items()}
+captured = {code: tn.capture(model, texts, cache=True) for code, texts in train.items()}
 axes = captured[language].plot()
 axes.set_title(f"{name}: how long the vectors are")
 file = tn.plots.save_figure(axes.figure, f"{figures}/01-norms.png", close=False)
@@ -236,7 +237,7 @@ type1.to_frame().head()
 # its model, sentences and parameters, and can be saved (`found[language, "type1"].neurons.save("type1.json")`).
 
 # %%
-found = tn.detect_all(model, train, [language], hub=hub, top=top)
+found = tn.detect_all(model, train, [language], hub=hub, top=top, cache=True)
 same = (type1, type2) == (found[language, "type1"].neurons, found[language, "type2"].neurons)
 Markdown("These are the same neurons as above." if same else "These are **not** the same neurons as above.")
 
@@ -248,9 +249,9 @@ layers = {kind: one.neurons.to_frame().index.get_level_values("layer") for (_, k
 most = {kind: ones.value_counts() for kind, ones in layers.items()}
 Markdown(
     f"In {model.name}, on {len(train[language])} sentences, the {top} Type-1 neurons of {name} are "
-    f"{top / values.numel():.1%} of the early layers' neurons; layer {most['type1'].index[0]} holds most of them "
-    f"({most['type1'].iloc[0]}). Of the {top} Type-2 neurons layer {most['type2'].index[0]} holds most "
-    f"({most['type2'].iloc[0]}). The score of the best Type-1 neuron equals its definition to "
+    f"{top / values.numel():.1%} of the early layers' neurons; the fullest is layer {most['type1'].index[0]} with "
+    f"{most['type1'].iloc[0]} of them. Of the {top} Type-2 neurons, layer {most['type2'].index[0]} has most, "
+    f"{most['type2'].iloc[0]}. The score of the best Type-1 neuron equals its definition to "
     f"{abs(by_definition - closed_form):.0e}."
 )
 

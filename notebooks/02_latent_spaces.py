@@ -57,7 +57,7 @@ name, others = tn.plots.language_name(hub), [code for code in languages if code 
 # has seen the whole of it. The sentences are translations of each other.
 
 # %%
-states = {code: tn.capture(model, texts, keep=["post"]) for code, texts in test.items()}
+states = {code: tn.capture(model, texts, keep=["post"], cache=True) for code, texts in test.items()}
 states[hub]
 
 # %% [markdown]
@@ -65,7 +65,7 @@ states[hub]
 #
 # Every point below is a sentence, in the plane of the two directions in which all sentences vary most (principal
 # components, found for each layer by itself). Where languages lie apart, it is the language that tells sentences apart
-# most; where they lie on top of each other, it is something else.
+# most; where they lie on top of each other, it is something else, such as the token that a sentence ends in.
 
 # %%
 shown = [round(part * (model.n_layers - 1)) for part in (0, 0.25, 0.5, 1)]
@@ -186,14 +186,23 @@ written = {what: {code: f"{value:.3f} (layer {at})" for code, (at, value) in row
 pd.DataFrame(written).rename(index=tn.plots.language_name)
 
 # %%
-layers = [at for what in ("mutual k-NN", "retrieval@1") for at, _ in best[what].values()]
-first, last = retrieval.to_frame().iloc[[0, -1]].mean(axis=1)
-top = sum(value for _, value in best["retrieval@1"].values()) / len(others)
+ranges = {what: [at for at, _ in row.values()] for what, row in best.items()}
+course = {"centred": retrieval.to_frame().mean(axis=1), "raw": tn.geometry.beside(raw).to_frame().mean(axis=1)}
 Markdown(
-    f"In {model.name}, sentences lie most like their {name} translations between layers {min(layers)} and "
-    f"{max(layers)} of {model.n_layers} (counted from 0). In the mean over languages, retrieval is {first:.2f} after "
-    f"the first layer, {top:.2f} where it is best, and {last:.2f} after the last; chance is {retrieval.chance:.3f}."
+    f"In {model.name} (layers 0 to {model.n_layers - 1}), the languages have most neighbours in common with {name} "
+    f"after layer {', '.join(map(str, sorted(set(ranges['mutual k-NN']))))}, and find most translations after layer "
+    f"{', '.join(map(str, sorted(set(ranges['retrieval@1']))))}. In the mean over languages, retrieval goes from "
+    f"{course['centred'].iloc[0]:.2f} after the first layer to {course['centred'].max():.2f} after layer "
+    f"{course['centred'].idxmax()}, and is {course['centred'].iloc[-1]:.2f} after the last; with the means left in "
+    f"from {course['raw'].iloc[0]:.2f} to {course['raw'].max():.2f} after layer {course['raw'].idxmax()}, and "
+    f"{course['raw'].iloc[-1]:.2f} after the last. Chance is {retrieval.chance:.3f}. After layer {mean.idxmin()}, "
+    f"where the centroids are nearest, retrieval is {course['centred'][mean.idxmin()]:.2f}: near centroids alone do "
+    "not make a meeting."
 )
+
+# %% [markdown]
+# Where retrieval falls towards the end with the means left in, and not without them, languages part by moving away as a
+# whole: each takes its sentences along, and they keep their places among each other.
 
 # %% [markdown]
 # It does **not** show

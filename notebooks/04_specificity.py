@@ -61,9 +61,9 @@ name = tn.plots.language_name(language)
 # sentences.
 
 # %%
-found = tn.detect_all(model, train, [language], hub=hub, top=top)
+found = tn.detect_all(model, train, [language], hub=hub, top=top, cache=True)
 type1, type2 = found[language, "type1"].neurons, found[language, "type2"].neurons
-captured = {code: tn.capture(model, texts, keep=["activations"]) for code, texts in test.items()}
+captured = {code: tn.capture(model, texts, keep=["activations"], cache=True) for code, texts in test.items()}
 
 # %% [markdown]
 # ## 1. What does an answer to the language look like?
@@ -151,7 +151,8 @@ file = tn.plots.save_figure(overlaps.plot().figure, f"{figures}/04-overlap.png",
 # the same number of neurons in each layer, and p that of at least as many as there are.
 
 # %%
-overlaps.to_frame()[["both", "expected in layers", "p in layers", "jaccard"]].round(4)
+table = overlaps.to_frame()[["both", "expected in layers", "jaccard"]].round(3)
+table.assign(**{"p in layers": overlaps.table["p in layers"].map("{:.1e}".format)})
 
 # %% [markdown]
 # ## 4. Single neurons, read one by one
@@ -199,7 +200,10 @@ pd.DataFrame({what: list(texts[:4]) for what, texts in versions.items()})
 # %%
 ids = {what: model.tokenizer(list(texts))["input_ids"] for what, texts in (versions | test).items()}
 last = {what: pd.Series([model.tokenizer.decode(one[-1:]) for one in rows]) for what, rows in ids.items()}
-pd.DataFrame({what: tokens.value_counts(normalize=True).head(2).to_dict() for what, tokens in last.items()}).round(2)
+ends = {what: tokens.value_counts(normalize=True) for what, tokens in last.items()}
+about = {"commonest last token": {what: repr(share.index[0]) for what, share in ends.items()}}
+about["its share"] = {what: f"{share.iloc[0]:.0%}" for what, share in ends.items()}
+pd.DataFrame(about).rename(index=tn.plots.language_name)
 
 # %% [markdown]
 # Where the commonest last token of the language is one that no other language has, a neuron may answer to that token
@@ -207,7 +211,7 @@ pd.DataFrame({what: tokens.value_counts(normalize=True).head(2).to_dict() for wh
 # do.
 
 # %%
-read = {what: tn.capture(model, texts, keep=["activations"]) for what, texts in versions.items()}
+read = {what: tn.capture(model, texts, keep=["activations"], cache=True) for what, texts in versions.items()}
 ratios = {
     what: tn.specificity.correlation_ratio({**captured, language: part}, language=language)
     for what, part in read.items()
@@ -231,12 +235,16 @@ file = tn.plots.save_figure(axes.figure, f"{figures}/04-type2-variants.png", clo
 
 # %%
 sources = {what: {**train, language: one["train"][language][:sentences]} for what, one in variants.items()}
-again = {what: tn.detect_all(model, texts, [language], hub=hub, top=top) for what, texts in sources.items()}
+again = {what: tn.detect_all(model, texts, [language], hub=hub, top=top, cache=True) for what, texts in sources.items()}
 
 # %%
-sets = {f"{kind}, {what}": one[language, kind].neurons for kind in ("type1", "type2") for what, one in again.items()}
-sets = {"type1": type1, "type2": type2} | sets
-overlaps = tn.specificity.overlaps(dict(sorted(sets.items())))
+sets = {"Type-1, as written": type1} | {
+    f"Type-1, {what}": one[language, "type1"].neurons for what, one in again.items()
+}
+sets |= {"Type-2, as written": type2} | {
+    f"Type-2, {what}": one[language, "type2"].neurons for what, one in again.items()
+}
+overlaps = tn.specificity.overlaps(sets)
 file = tn.plots.save_figure(overlaps.plot().figure, f"{figures}/04-variants-overlap.png", close=False)
 
 # %% [markdown]
@@ -256,18 +264,19 @@ Markdown(
 # %%
 kinds = {"Type-1": type1, "Type-2": type2}
 kept = {
-    kind: {what: (effect.loc[list(one)] > 0.1).mean() for what, effect in effects.items()}
+    (kind, what): (effect.loc[list(one)] > 0.1).mean()
     for kind, one in kinds.items()
+    for what, effect in effects.items()
 }
+common = {label: len(kinds[label[:6]] & one) / top for label, one in sets.items()}
 Markdown(
     "**Script and order.** "
     + " ".join(
-        f"{kind}: η² > 0.1 in {row['as written']:.0%} as written, {row['romanised']:.0%} romanised, "
-        f"{row['shuffled']:.0%} shuffled; of the neurons found in romanised sentences, "
-        f"{len(kinds[kind] & again['romanised'][language, kind.replace('Type-', 'type')].neurons) / top:.0%} are the "
-        "same, in shuffled ones "
-        f"{len(kinds[kind] & again['shuffled'][language, kind.replace('Type-', 'type')].neurons) / top:.0%}."
-        for kind, row in kept.items()
+        f"{kind}: η² > 0.1 in {kept[kind, 'as written']:.0%} of the neurons as written, "
+        f"{kept[kind, 'romanised']:.0%} romanised, {kept[kind, 'shuffled']:.0%} shuffled. Of the neurons found in "
+        f"romanised sentences {common[f'{kind}, romanised']:.0%} are the same, of those found in shuffled ones "
+        f"{common[f'{kind}, shuffled']:.0%}."
+        for kind in kinds
     )
 )
 

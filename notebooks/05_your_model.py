@@ -60,7 +60,7 @@ import tnkit as tn
 
 tn.plots.use_style()
 if not Path(file).exists():
-    frame = tn.load_corpus("everyday", [hub, language]).to_frame().drop(columns="split")
+    frame = tn.load_corpus("everyday").to_frame().drop(columns="split")
     frame.to_csv(file, sep="\t", index=False)
 
 # %%
@@ -130,7 +130,7 @@ pd.DataFrame(about).rename(index=tn.plots.language_name)
 
 # %%
 perplexities = {code: tn.behaviour.perplexity(model, texts[:24]).value for code, texts in test.items()}
-states = {code: tn.capture(model, texts, keep=["post"]) for code, texts in test.items()}
+states = {code: tn.capture(model, texts, keep=["post"], cache=True) for code, texts in test.items()}
 retrieval = tn.geometry.retrieval(states[language], states[hub])
 
 # %%
@@ -151,7 +151,7 @@ Markdown(
 # ## Finding the neurons
 
 # %%
-found = tn.detect_all(model, train, [language], hub=hub, top=top)
+found = tn.detect_all(model, train, [language], hub=hub, top=top, cache=True)
 type1, type2 = found[language, "type1"], found[language, "type2"]
 figure = tn.plots.detections({"type1": type1, "type2": type2}, title=f"{name}, {Path(model.name).name}")
 written = tn.plots.save_figure(figure, f"{figures}/05-scores.png", close=False)
@@ -171,19 +171,19 @@ written = tn.plots.save_figure(axes.figure, f"{figures}/05-neurons.png", close=F
 half = len(train[hub]) // 2
 parts = {"first half": {code: texts[:half] for code, texts in train.items()}}
 parts["second half"] = {code: texts[half:] for code, texts in train.items()}
-halves = {what: tn.detect_all(model, texts, [language], hub=hub, top=top) for what, texts in parts.items()}
+halves = {what: tn.detect_all(model, texts, [language], hub=hub, top=top, cache=True) for what, texts in parts.items()}
 
 # %%
-named = {f"{kind}, {what}": one[language, kind].neurons for kind in sets for what, one in halves.items()}
+named = {f"Type-{kind[-1]}, {what}": one[language, kind].neurons for kind in sets for what, one in halves.items()}
 overlaps = tn.specificity.overlaps(named)
 written = tn.plots.save_figure(overlaps.plot().figure, f"{figures}/05-halves.png", close=False)
 
 # %%
-stable = {kind: overlaps.table.loc[(f"{kind}, first half", f"{kind}, second half")] for kind in sets}
+stable = {kind: overlaps.table.loc[(f"{kind}, first half", f"{kind}, second half")] for kind in ("Type-1", "Type-2")}
 Markdown(
     " ".join(
-        f"{kind.replace('type', 'Type-')}: {row['both']:.0f} of {top} neurons are in both halves' sets; two random "
-        f"sets with as many neurons in each layer have {row['expected in layers']:.1f} in common."
+        f"{kind}: {row['both']:.0f} of {top} neurons are in both halves' sets; two random sets with as many neurons "
+        f"in each layer have {row['expected in layers']:.1f} in common."
         for kind, row in stable.items()
     )
 )
@@ -211,7 +211,7 @@ written = tn.plots.save_figure(compared.plot_at().figure, f"{figures}/05-control
 # their layers. More on this in [04_specificity](04_specificity.ipynb).
 
 # %%
-captured = {code: tn.capture(model, texts, keep=["activations"]) for code, texts in test.items()}
+captured = {code: tn.capture(model, texts, keep=["activations"], cache=True) for code, texts in test.items()}
 ratio = tn.specificity.correlation_ratio(captured, language=language)
 axes = ratio.plot(neurons=type2.neurons)
 axes.set_title(f"{name}: Type-2")

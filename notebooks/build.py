@@ -180,11 +180,15 @@ def small(png: str) -> str:
 
 
 def check_places(output: NotebookNode, cell: NotebookNode) -> None:
+    """Refuse an output that names a place on this machine."""
     text = str({key: value for key, value in output.get("data", output).items() if key != "image/png"})
-    here = [place for place in (str(ROOT), str(Path.home()), sys.prefix) if len(place) > 5 and place in text]
-    found = here or _ABSOLUTE.findall(text)
+    here = [text.find(place) for place in (str(ROOT), str(Path.home()), sys.prefix) if len(place) > 5]
+    found = [place for place in here if place >= 0] or [match.start() for match in _ABSOLUTE.finditer(text)]
     if found:
-        raise BuildError(f"the output of the cell that begins {cell.source[:40]!r} names a place of this machine")
+        excerpt = text[max(0, min(found) - 20) : min(found) + 200]
+        raise BuildError(
+            f"the output of the cell that begins {cell.source[:40]!r} names a place of this machine: …{excerpt}…"
+        )
 
 
 def build(source: Path) -> Path:

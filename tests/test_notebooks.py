@@ -176,7 +176,8 @@ def test_its_figures_are_written_and_shown(source, pair):
         assert Image.open(io.BytesIO(base64.b64decode(picture))).mode == "P"
 
 
-def test_it_runs_with_other_parameters(source, tiny_folder, tmp_path):
+def test_it_runs_with_other_parameters(source, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("TNKIT_CACHE", str(tmp_path / "cache"))
     figures = tmp_path / "figures"
     parameters = SMALL[source.stem] | {"model_id": str(tiny_folder), "figures": str(figures)}
     run = build.execute(build.read(source), tmp_path, parameters)
