@@ -52,8 +52,8 @@ other = "ko"  # whose neurons are the last control
 top = 300  # how many neurons of each type
 seeds = 5  # draws of each random control
 sentences = 128  # how many of each split
-read = 24  # how many test sentences perplexity is taken of
-prompts = 16  # how many test sentences the model continues
+read = 16  # how many test sentences perplexity is taken of
+prompts = 12  # how many test sentences the model continues
 figures = "../figures"
 
 # %%
@@ -73,7 +73,7 @@ name, spoken = tn.plots.language_name(language), [code for code in languages if 
 # As in 01_detection, for every language: one pass over the training sentences, then arithmetic.
 
 # %%
-captured = {code: tn.capture(model, train[code]) for code in languages}
+captured = {code: tn.capture(model, train[code], cache=True) for code in languages}
 shared = {code: tn.estimate_centroids([captured[hub], captured[code]]) for code in spoken}
 own = {code: tn.estimate_centroids([captured[code]]) for code in spoken}
 
@@ -94,7 +94,8 @@ file = tn.plots.save_figure(axes.figure, f"{figures}/03-neurons.png", close=Fals
 #
 # The neurons' activations are set to 0 **at the last token** of the sentence only. Then we look at that token, layer by
 # layer: among all hub sentences, is the translation the nearest (retrieval)? The hub's sentences are read by the
-# untouched model.
+# untouched model. The share falls with the number of sentences to choose among, so compare it only with shares of as
+# many.
 
 # %%
 norms = tn.scoring.contribution_norms(model, captured[language])
@@ -202,6 +203,9 @@ file = tn.plots.save_figure(axes.figure, f"{figures}/03-continuations.png", clos
 continued.to_frame().head(8)
 
 # %% [markdown]
+# Read the table as well as the picture: a detector that chooses among a few languages may name one for broken text,
+# too.
+#
 # And with as many random neurons off, of the same layers and norms?
 
 # %%
@@ -222,8 +226,8 @@ Markdown(
     f"**Type-1.** At layer {retrieval.best_layer}, the untouched {model.name} finds {rows.loc['none', 'mean']:.0%} "
     f"of {len(test[language])} translations. With the {top} Type-1 neurons of {name} off it finds "
     f"{rows.loc['the set', 'mean']:.0%} ({rows.loc['the set', 'low']:.0%} to {rows.loc['the set', 'high']:.0%}); "
-    f"with the controls off between {random['mean'].min():.0%} and {random['mean'].max():.0%}. The control whose "
-    f"effect comes nearest is: {nearest} ({random.loc[nearest, 'mean']:.0%}, p of the difference "
+    f"with the controls off between {random['mean'].min():.0%} and {random['mean'].max():.0%}. Of the controls, the "
+    f"nearest to the set is {nearest} ({random.loc[nearest, 'mean']:.0%}, p of the difference "
     f"{random.loc[nearest, 'p']:.4f})."
 )
 
@@ -235,7 +239,7 @@ Markdown(
     f"**Type-2.** The untouched model needs {rows.loc['none', 'mean']:.2f} nats a token for {name}; with the {top} "
     f"Type-2 neurons off {rows.loc['the set', 'mean']:.2f} ({rows.loc['the set', 'low']:.2f} to "
     f"{rows.loc['the set', 'high']:.2f}); with the controls off between {random['mean'].min():.2f} and "
-    f"{random['mean'].max():.2f}. The control whose effect comes nearest is: {nearest} "
+    f"{random['mean'].max():.2f}. Of the controls, the nearest to the set is {nearest} "
     f"({random.loc[nearest, 'mean']:.2f}, p of the difference {random.loc[nearest, 'p']:.4f})."
 )
 
