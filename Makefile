@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: install demo notebooks test lint lab bench clean
+.PHONY: install demo notebooks screenshots test lint lab bench clean
 
 install: $(READY)
 
@@ -19,6 +19,9 @@ demo: install
 
 notebooks: install
 	$(BIN)/python -m notebooks.build $(NAMES)
+
+screenshots: install
+	$(BIN)/python -m tests.browser.screenshots
 
 test: install
 	$(BIN)/python -m pytest
