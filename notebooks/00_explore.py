@@ -32,7 +32,7 @@ import sys
 
 if "google.colab" in sys.modules:
     # %pip install -q "tnkit[demo,measures] @ git+https://github.com/tnkit/tnkit"
-    __import__("google.colab").output.enable_custom_widget_manager()
+    sys.modules["google.colab"].output.enable_custom_widget_manager()
 
 # %% tags=["parameters"]
 model_id = "gemma-3-270m"  # packaged with the kit; or a Hub id, or a folder
@@ -59,11 +59,13 @@ model
 # Then switch the **Type-1** neurons off and play it again, and compare with a **control**: as many random neurons of
 # the same layers and sizes.
 #
-# Below: how alike the languages' centroids are at this layer (colours run from the lowest cosine of the layer to 1), and
-# the mean of that over all pairs of languages, by layer.
+# Below: how alike the languages' centroids are at this layer (colours run from the layer's lowest cosine to 1), and the
+# mean of that over all pairs of languages, by layer.
 
 # %%
-tn.explore_spaces(model, corpus, **options)
+spaces = tn.explore_spaces(model, corpus, **options)
+tn.plots.save_figure(spaces.figure(), f"{figures}/00-spaces.png")
+spaces
 
 # %% [markdown]
 # ## 2. Which neurons are they?
@@ -75,7 +77,9 @@ tn.explore_spaces(model, corpus, **options)
 # lowers.
 
 # %%
-tn.explore_neurons(model, corpus, **options)
+neurons = tn.explore_neurons(model, corpus, **options)
+tn.plots.save_figure(neurons.figure(), f"{figures}/00-neurons.png")
+neurons
 
 # %% [markdown]
 # ## 3. What happens when they are switched off?
@@ -87,7 +91,9 @@ tn.explore_neurons(model, corpus, **options)
 # of a sentence into the prompt to see how the model goes on, before and after.
 
 # %%
-tn.explore_ablation(model, corpus, **options)
+ablation = tn.explore_ablation(model, corpus, **options)
+tn.plots.save_figure(ablation.figure(), f"{figures}/00-ablation.png")
+ablation
 
 # %% [markdown]
 # ## 4. Find your own
@@ -97,6 +103,7 @@ tn.explore_ablation(model, corpus, **options)
 
 # %%
 detection = tn.explore_detection(model, corpus, hub=languages[0], results=results, folder=figures)
+tn.plots.save_figure(detection.figure(), f"{figures}/00-detection.png")
 detection
 
 # %%
@@ -106,12 +113,12 @@ found = detection.result
 # %% [markdown]
 # ## What you can take from this, and what not
 #
-# The pictures show what the paper claims, on a model small enough for a laptop: languages that are apart in early
-# layers, together in middle ones and apart at the end; and Type-1 neurons whose absence keeps a language out of the
-# shared space where as many other neurons change little. They do not show that it is so in larger models, in other
-# languages or for longer texts; two components are a small part of the variance; and looking at many settings finds
-# some that please. For a number that you would publish, choose the setting first, then measure it with all controls and
-# more seeds, as in `03_ablation`.
+# Look for what the paper claims, on a model small enough for a laptop: languages that are apart in early layers,
+# together in middle ones and apart at the end; and Type-1 neurons whose absence keeps a language out of the shared
+# space where as many other neurons change little. The numbers stand below the pictures. They do **not** show that it is
+# so in larger models, in other languages or for longer texts; two components are a small part of the variance; and
+# looking at many settings finds some that please. For a number that you would publish, choose the setting first, then
+# measure it with all controls and more seeds, as in `03_ablation`.
 #
 # Next: `01_detection` takes detection apart, `02_latent_spaces` measures the spaces, `03_ablation` the ablations,
 # `04_specificity` asks what the neurons answer to, and `05_your_model` brings your own model and sentences.

@@ -17,11 +17,12 @@ import tnkit as tn
 from notebooks import build
 
 ROOT = Path(__file__).parents[1]
-NAMES = ["01_detection", "02_latent_spaces", "03_ablation", "04_specificity", "05_your_model"]
+NAMES = ["00_explore", "01_detection", "02_latent_spaces", "03_ablation", "04_specificity", "05_your_model"]
 SOURCES = build.sources()
 SAVED = re.compile(r"\{figures\}/([\w-]+\.png)")
 # Few sentences and a tiny random model; the notebooks' own parameters belong to the packaged one.
 SMALL = {
+    "00_explore": {"sentences": 12, "languages": ["en", "ja"]},
     "01_detection": {"top": 8, "sentences": 6},
     "02_latent_spaces": {"sentences": 12, "neighbours": 3},
     "03_ablation": {"top": 8, "sentences": 6, "read": 2, "prompts": 2, "seeds": 1, "languages": ["en", "ja", "ko"]},
