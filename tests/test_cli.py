@@ -24,10 +24,11 @@ DETECT = (
     "--centroids_path shared.safetensors --out new.json"
 )
 SHARED = "model_id TN_Type lang_for_TN sentence_path out format position dtype device_map batch_tokens quiet".split()
+SHARED += ["cache", "tp_plan"]
 FLAGS = {
     "demo": ["language", "model_id", "top_n", "out"],
-    "centroids": [*SHARED, "hub", "last_layer", "cache"],
-    "detect": [*SHARED, "cache", "top_n", "scoring_type", "centroids_path", "layers", "scores"],
+    "centroids": [*SHARED, "hub", "last_layer"],
+    "detect": [*SHARED, "top_n", "scoring_type", "centroids_path", "layers", "scores"],
     "ablate": "model_id neurons lang_for_TN sentence_path measure tokens hub seeds scores_path other figure".split(),
     "evaluate": "model_id neurons tokens tasks limit include_path out quiet".split(),
     "cache": ["clear", "models"],

@@ -8,7 +8,7 @@ for batch in tn.stream(model, sentences): ...            # the same, a batch at 
 import hashlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tnkit import shards, storage
+from tnkit import parallel, shards, storage
 from tnkit.batches import by_length, grouped, padded, provenance_of, token_weights, tokenised
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, one_of
 from tnkit.models import Model, check_layers
 from tnkit.shards import Shards
 from tnkit.trace import SITES, chosen_sites, trace_blocks
@@ -192,22 +192,33 @@ def capture(
 
 
 class Gathering:
-    """A capture in corpus order, filled from batches as they come."""
+    """A capture in corpus order, filled from batches as they come.
 
-    def __init__(self, count: int) -> None:
-        self.count, self.tensors = count, {}
+    Args:
+        places: of the sentences that will come.
+    """
+
+    def __init__(self, places: Iterable[int]) -> None:
+        self.places, self.tensors = torch.tensor(sorted(places), dtype=torch.long), {}
 
     def add(self, batch: Activations) -> None:
         """Put the sentences of a batch in their places."""
+        rows = torch.searchsorted(self.places, batch.index)
         for name, tensor in batch.tensors().items():
             if name not in self.tensors:
-                self.tensors[name] = torch.empty(tensor.shape[0], self.count, *tensor.shape[2:])
-            self.tensors[name][:, batch.index] = tensor
+                self.tensors[name] = torch.empty(tensor.shape[0], len(self.places), *tensor.shape[2:])
+            self.tensors[name][:, rows] = tensor
         self.layers, self.provenance = batch.layers, batch.provenance
+
+    def fill(self, batches: Iterable[Activations]) -> Iterator[int]:
+        """Add batches, and after each yield how many sentences it had."""
+        for batch in batches:
+            self.add(batch)
+            yield len(batch)
 
     def result(self) -> Activations:
         """The whole capture."""
-        return Activations(self.layers, torch.arange(self.count), provenance=self.provenance, **self.tensors)
+        return Activations(self.layers, self.places, provenance=self.provenance, **self.tensors)
 
 
 def gathered(batches: Iterable[Activations], count: int) -> Activations:
@@ -217,9 +228,9 @@ def gathered(batches: Iterable[Activations], count: int) -> Activations:
     >>> gathered(stream(tiny_model(), ["Hello", "Hi"], keep=["mid"], batch_tokens=1, progress=False), 2)
     Activations(2 sentences, 4 layers: mid)
     """
-    whole = Gathering(count)
-    for batch in batches:
-        whole.add(batch)
+    whole = Gathering(range(count))
+    for _ in whole.fill(batches):
+        pass
     return whole.result()
 
 
@@ -274,6 +285,18 @@ class Pass:
 
     def __len__(self) -> int:
         return sum(map(len, self.batches))
+
+    def share(self) -> "Pass":
+        """What of it falls to this process; itself where it is the only one.
+
+        Raises:
+            TnkitError: where other processes are about to do something else.
+        """
+        if parallel.size() == 1 or self.model.sharded:
+            return self
+        parallel.agree(self.shards(self.model.weights_hash, what="pass").name)
+        costs = [len(index) * len(self.tokens[index[-1]]) for index in self.batches]
+        return replace(self, batches=parallel.share(self.batches, costs))
 
     def run(self, start: int = 0, stop: int | None = None) -> Iterator[Activations]:
         """Trace the batches from number start up to number stop.
@@ -365,16 +388,11 @@ def plan(
     """
     keep = chosen_sites(keep)
     layers = check_layers(model, range(model.n_layers) if layers is None else layers)
-    _one_of("position", position, ("last", "mean"))
-    _one_of("last_layer", last_layer, ("raw", "normed"))
+    one_of("position", position, ("last", "mean"))
+    one_of("last_layer", last_layer, ("raw", "normed"))
     if last_layer == "normed" and model.final_norm_path is None:
         raise TnkitError(f"{model.name} has no final norm that tnkit knows; use last_layer='raw'")
     tokens = tokenised(model, sentences)
     provenance = provenance_of(model, sentences) | {"position": position, "last_layer": last_layer}
     batches = list(by_length([len(ids) for ids in tokens], batch_tokens))
     return Pass(model, tokens, batches, position, keep, layers, last_layer, provenance)
-
-
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise TnkitError(f"{name}={value!r} must be one of {', '.join(choices)}")

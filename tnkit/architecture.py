@@ -173,6 +173,11 @@ def value_vectors(last_map: nn.Module, width: int) -> Float[Tensor, "neuron hidd
     return vectors
 
 
+def whole(weight: Tensor) -> Tensor:
+    """A weight with all its shards, where it is spread over processes; all of them must ask."""
+    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+
+
 def output_gain(norm: nn.Module | None, multiplier: float, like: Tensor) -> Float[Tensor, "hidden"]:
     """What the branch's output is multiplied by, coordinate by coordinate, before it is added to the residual stream.
 

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from tnkit import __version__, commands
+from tnkit import __version__, commands, parallel
 from tnkit.errors import TnkitError
 
 _EPILOG = """\
@@ -25,13 +25,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = _parser().parse_args(arguments)
     try:
+        if parallel.size() > 1 and options.command not in ("centroids", "detect"):
+            raise TnkitError(f"torchrun is for centroids and detect; run tnkit {options.command} without it")
         options.run(options)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print("tnkit: interrupted; nothing was half-written", file=sys.stderr)
+        _say("interrupted; nothing was half-written")
         return 130
     except TnkitError as error:
-        print(f"tnkit: {_one_line(error)}", file=sys.stderr)
+        _say(_one_line(error))
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains on its way out
@@ -39,10 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("TNKIT_DEBUG"):
             raise
-        text = f"unexpected {type(error).__name__}: {_one_line(error)} (TNKIT_DEBUG=1 shows where)"
-        print(f"tnkit: {text}", file=sys.stderr)
+        _say(f"unexpected {type(error).__name__}: {_one_line(error)} (TNKIT_DEBUG=1 shows where)")
         return 1
     return 0
+
+
+def _say(text: str) -> None:
+    process = f" rank {parallel.rank()}:" if parallel.size() > 1 else ""
+    print(f"tnkit:{process} {text}", file=sys.stderr, flush=True)
 
 
 def _one_line(error: Exception) -> str:
@@ -229,8 +235,9 @@ def _detection_flags(command: argparse.ArgumentParser) -> None:
         help="last token, or mean over tokens (default last)",
     )
     _flag(command, "batch_tokens", type=_positive, default=768, help="most tokens in a batch (default 768)")
+    _flag(command, "tp_plan", choices=("auto",), help="spread the model over the processes of torchrun")
     _flag(
-        command, "cache", action="store_true", help="keep what is done, and go on from there after a run that was cut"
+        command, "cache", action="store_true", help="keep what is done on the way, and go on after a run that was cut"
     )
 
 

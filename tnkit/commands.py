@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+from tnkit import parallel
 from tnkit.errors import TnkitError
 
 DISTANCES = {"cos_sim": "cosine", "L2_dis": "euclidean"}
@@ -37,7 +38,8 @@ def centroids(options: argparse.Namespace) -> None:
         centroid(model, texts[language], last_layer=options.last_layer, cache=options.cache, **_reading(options))
         for language in (*hub, options.lang_for_TN)
     ]
-    print(estimate_centroids(captured).save(out, format=options.format))
+    if parallel.rank() == 0:
+        print(estimate_centroids(captured).save(out, format=options.format))
 
 
 def detect(options: argparse.Namespace) -> None:
@@ -61,6 +63,8 @@ def detect(options: argparse.Namespace) -> None:
         cache=options.cache,
         **_reading(options),
     )
+    if parallel.rank():
+        return
     written = [found.neurons.save(out, format=options.format)]
     if scores:
         written.append(found.scores.save(scores))
@@ -198,6 +202,7 @@ def _model(options: argparse.Namespace):
         revision=options.revision,
         dtype=options.dtype,
         device_map=options.device_map,
+        tp_plan=getattr(options, "tp_plan", None),
         trust_remote_code=options.trust_remote_code,
     )
 

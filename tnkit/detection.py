@@ -11,26 +11,28 @@ for step in tn.detect_steps(model, corpus): ...    # the same, a batch at a time
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from tnkit import shards, storage
-from tnkit.activations import Gathering, plan
+from tnkit import parallel, shards, storage
+from tnkit.activations import Gathering, Pass, plan
 from tnkit.centroids import CentroidAccumulator, Centroids, estimate_centroids
 from tnkit.corpora import Corpus
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, one_of
 from tnkit.models import Model, check_layers
 from tnkit.neurons import NeuronSet
 from tnkit.scoring import NeuronScores, ScoreAccumulator
-from tnkit.sums import add_up, drain
+from tnkit.sums import add_up, drain, together
 
 if TYPE_CHECKING:
     import matplotlib.axes
     import pandas as pd
 
 KINDS = ("type1", "type2")
+_SCORED = ("activations", "mid", "scale")
 _HOLD = 2 << 30  # bytes of activations held at once; a larger corpus is streamed in two passes
 
 
@@ -147,7 +149,7 @@ def detect_all(
     """
     found = {}
     steps = detect_steps(model, corpus, languages, kinds, **options)
-    with tqdm(unit=" sentences", desc="detect", disable=not progress, leave=False) as bar:
+    with tqdm(unit=" sentences", desc="detect", disable=not progress or parallel.rank() > 0, leave=False) as bar:
         for step in steps:
             bar.total = step.total
             bar.set_postfix_str(step.language, refresh=False)
@@ -255,8 +257,9 @@ class _Job:
         fingerprint, done = shards.fingerprint(self.model) if self.cache else None, 0
         centroids: dict[str, Centroids] = {}
         for name in (*shared, *names):
-            part = self._centroid if name in shared else self._language
-            for sentences, found in part(name, centroids, fingerprint):
+            planned = plan(self.model, self.texts[name], **self.options)
+            part = self._centroid if name in shared else self._stream if self._streamed(name) else self._capture
+            for sentences, found in part(name, planned, centroids, fingerprint):
                 done += sentences
                 yield Step(done, total, name, found)
 
@@ -265,41 +268,49 @@ class _Job:
         held = 4 * len(self.options["layers"]) * width * len(self.texts[name])
         return held > _HOLD if self.streaming is None else self.streaming
 
-    def _centroid(self, name: str, centroids: dict[str, Centroids], fingerprint: str | None) -> Iterator[tuple]:
-        """Estimate the centroid of a language in flat memory; yields (sentences, detections) as it goes."""
+    # Each part of the work yields (sentences, detections) as it goes, and leaves the centroid it estimates behind.
+
+    def _centroid(self, name: str, planned: Pass, centroids: dict, fingerprint: str | None) -> Iterator[tuple]:
         running = CentroidAccumulator()
-        planned = plan(self.model, self.texts[name], keep=["post"], **self.options)
-        for sentences in add_up(planned, {"centroid": running}, fingerprint=fingerprint):
+        for sentences in add_up(replace(planned, keep=("post",)), {"centroid": running}, fingerprint=fingerprint):
             yield sentences, ()
         centroids[name] = running.result()
 
-    def _language(self, name: str, centroids: dict[str, Centroids], fingerprint: str | None) -> Iterator[tuple]:
-        """Estimate the centroid of a language and score its neurons, from one capture or in two passes."""
-        keep, captured = ("mid", "activations"), None
-        if self._streamed(name):
-            yield from self._centroid(name, centroids, fingerprint)
-        else:
-            whole = Gathering(len(self.texts[name]))
-            for batch in plan(self.model, self.texts[name], keep=(*keep, "post"), **self.options).kept(fingerprint):
-                whole.add(batch)
-                yield len(batch), ()
-            captured = whole.result()
-            centroids[name] = estimate_centroids([captured])
-        running = {
-            kind: ScoreAccumulator(self.model, self._target(kind, name, centroids), distance=self.distance, layers=ones)
-            for kind, ones in self.where.items()
-        }
-        if captured is None:
-            planned = plan(self.model, self.texts[name], keep=keep, **self.options)
-            for sentences in add_up(planned, running, fingerprint=fingerprint):
-                yield sentences, ()
-        else:
-            for accumulator in running.values():
-                accumulator.add(captured)
-        yield 0, tuple(_detection(name, kind, accumulator, self.top) for kind, accumulator in running.items())
+    def _stream(self, name: str, planned: Pass, centroids: dict, fingerprint: str | None) -> Iterator[tuple]:
+        """Two passes in flat memory: one for the centroid, one for the scores."""
+        yield from self._centroid(name, planned, centroids, fingerprint)
+        scores = self._scores(name, centroids)
+        for sentences in add_up(replace(planned, keep=_SCORED), scores, fingerprint=fingerprint):
+            yield sentences, ()
+        yield 0, self._found(name, scores)
 
-    def _target(self, kind: str, name: str, centroids: dict[str, Centroids]) -> Centroids:
-        return estimate_centroids([centroids[one] for one in ((*self.hub, name) if kind == "type1" else (name,))])
+    def _capture(self, name: str, planned: Pass, centroids: dict, fingerprint: str | None) -> Iterator[tuple]:
+        """One pass, held until both are done."""
+        mine, running = planned.share(), CentroidAccumulator()
+        whole = Gathering(chain(*mine.batches))
+        for sentences in parallel.scaled(whole.fill(mine.kept(fingerprint)), len(mine), len(planned)):
+            yield sentences, ()
+        captured = [whole.result()] if len(mine) else []
+        for batch in captured:
+            running.add(batch)
+        together(mine, {"centroid": running})
+        centroids[name] = running.result()
+        scores = self._scores(name, centroids)
+        for accumulator in scores.values():
+            for batch in captured:
+                accumulator.add(batch)
+        together(mine, scores)
+        yield 0, self._found(name, scores)
+
+    def _scores(self, name: str, centroids: dict[str, Centroids]) -> dict[str, ScoreAccumulator]:
+        of, scores = {"type1": [*self.hub, name], "type2": [name]}, {}
+        for kind, layers in self.where.items():
+            target = estimate_centroids([centroids[one] for one in of[kind]])
+            scores[kind] = ScoreAccumulator(self.model, target, distance=self.distance, layers=layers)
+        return scores
+
+    def _found(self, name: str, scores: dict[str, ScoreAccumulator]) -> tuple[Detection, ...]:
+        return tuple(_detection(name, kind, accumulator, self.top) for kind, accumulator in scores.items())
 
 
 def detect_towards(
@@ -344,7 +355,7 @@ def detect_towards(
         wanted = f"the hub's language(s) and {language}" if kind == "type1" else f"{language} alone"
         raise TnkitError(f"these centroids are of {' and '.join(of)}; {kind} of {language} needs those of {wanted}")
     running = ScoreAccumulator(model, centroids, distance=distance, layers=where)
-    planned = plan(model, sentences, keep=("mid", "activations"), layers=where, **options)
+    planned = plan(model, sentences, keep=_SCORED, layers=where, **options)
     work = add_up(planned, {kind: running}, fingerprint=shards.fingerprint(model) if cache else None)
     drain(work, len(planned), desc="detect", progress=progress)
     return _detection(language, kind, running, top)
@@ -359,8 +370,7 @@ def _detection(language: str, kind: str, running: ScoreAccumulator, top: int) ->
 
 
 def _layers(model: Model, kind: str, layers: Iterable[int] | None) -> tuple[int, ...]:
-    if kind not in KINDS:
-        raise TnkitError(f"kind={kind!r} must be one of {', '.join(KINDS)}")
+    one_of("kind", kind, KINDS)
     if layers is None:
         layers = model.early_layers if kind == "type1" else model.late_layers
     return check_layers(model, layers)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tnkit import storage
+from tnkit import parallel, storage
 from tnkit.activations import (
     KEEP,
     Activations,
@@ -38,7 +38,7 @@ from tnkit.activations import (
     provenance_of,
     tokenised,
 )
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, one_of
 from tnkit.models import Model, check_layers
 from tnkit.neurons import NeuronSet
 from tnkit.trace import trace_blocks
@@ -85,8 +85,7 @@ class Ablation:
         scale: float | None = None,
         tokens: str = "all",
     ) -> None:
-        if tokens not in TOKENS:
-            raise TnkitError(f"tokens={tokens!r} must be one of {', '.join(TOKENS)}")
+        one_of("tokens", tokens, TOKENS)
         if isinstance(value, str) and (value != "mean" or means is None):
             raise TnkitError(f"value={value!r} must be a number, or 'mean' with means=a capture with activations")
         shape = (model.n_layers, model.n_neurons)
@@ -158,8 +157,12 @@ class Ablation:
             chosen = self._chosen.to(args[0].device)
             activations = args[0].clone().reshape(*chosen.shape, -1)
             rows, columns = chosen.nonzero(as_tuple=True)
-            at = (rows[:, None], columns[:, None], places)
-            activations[at] = activations[at] * self.scale if self.scale is not None else target.to(activations.dtype)
+            width = activations.shape[-1]  # less than all, where the model is spread over processes
+            first = width * parallel.rank() if width < self.model.n_neurons else 0
+            here = (places >= first) & (places < first + width)
+            at = (rows[:, None], columns[:, None], places[here] - first)
+            value = target[here].to(activations.dtype) if self.scale is None else activations[at] * self.scale
+            activations[at] = value
             self.count += len(rows) * len(places)
             return (activations.reshape(args[0].shape), *args[1:])
 
@@ -289,7 +292,7 @@ def export_ablated(model: Model, neurons: Iterable[tuple[int, int]], folder: str
         folder: a new or empty folder.
 
     Raises:
-        TnkitError: for a folder that holds something already.
+        TnkitError: for a folder that holds something already, or a model that is spread over processes.
 
     >>> from tnkit.tests.tiny import tiny_model
     >>> with tempfile.TemporaryDirectory() as work:
@@ -300,6 +303,8 @@ def export_ablated(model: Model, neurons: Iterable[tuple[int, int]], folder: str
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise TnkitError(f"{folder} is there already and is not an empty folder; choose another")
+    if model.sharded:
+        raise TnkitError(f"{model.name} is spread over processes; load it without tp_plan to write a checkpoint")
     ablation = Ablation(model, neurons)
     folder.parent.mkdir(parents=True, exist_ok=True)
     kept = []

@@ -2,6 +2,7 @@
 
 model = tn.load_model("gemma-3-270m")                       # the packaged demo model
 model = tn.load_model("meta-llama/Meta-Llama-3-8B", dtype="bfloat16", device_map="auto")
+model = tn.load_model("meta-llama/Meta-Llama-3-70B", tp_plan="auto")     # spread over the processes of torchrun
 model = tn.load_model("path/to/folder")
 model = tn.load_model(module, tokenizer=tokenizer)          # a transformers model you already have
 """
@@ -17,10 +18,12 @@ import torch
 import transformers
 from jaxtyping import Float
 from nnsight.intervention.interleaver import OutOfOrderError
+from nnsight.modeling.tp import max_tp_size
 from nnsight.modeling.transformers import TransformersModel
 from torch import Tensor, nn
+from transformers.distributed import DistributedConfig
 
-from tnkit import architecture, packaged
+from tnkit import architecture, packaged, parallel
 from tnkit.architecture import Sites
 from tnkit.errors import TnkitError
 from tnkit.trace import trace_blocks
@@ -95,6 +98,11 @@ class Model:
         """Where token ids must be put."""
         return self.module.get_input_embeddings().weight.device
 
+    @cached_property
+    def sharded(self) -> bool:
+        """Whether its weights are spread over the processes of torchrun, each of which runs every batch."""
+        return hasattr(self._last_map(0).weight, "full_tensor")
+
     @property
     def context(self) -> int | None:
         """The longest input in tokens, or None where the model states no limit."""
@@ -102,6 +110,8 @@ class Model:
 
     def value_vectors(self, layer: int) -> Float[Tensor, "neuron hidden"]:
         """The value vectors of a layer, one neuron a row: a view, in the model's dtype and on the layer's device.
+
+        Of a model that is spread over processes they are gathered, so every process must ask for them.
 
         Raises:
             TnkitError: for a layer that the model does not have.
@@ -111,7 +121,7 @@ class Model:
         torch.Size([48, 32])
         """
         check_layers(self, [layer])
-        return architecture.value_vectors(self._last_map(layer), self.hidden_size)
+        return architecture.whole(architecture.value_vectors(self._last_map(layer), self.hidden_size))
 
     def output_gain(self, layer: int) -> Float[Tensor, "hidden"]:
         """What the MLP branch is multiplied by, coordinate by coordinate, on its way to the residual stream (float32).
@@ -130,15 +140,15 @@ class Model:
             architecture.output_gain(
                 norm(block),
                 self.sites.multiplier,
-                architecture.value_vectors(self._last_map(layer), self.hidden_size)[0],
+                torch.empty(self.hidden_size, dtype=last_map.weight.dtype, device=last_map.weight.device),
             )
-            for layer, block in enumerate(self._blocks)
+            for block, last_map in zip(self._blocks, map(self._last_map, range(self.n_layers)), strict=True)
         ]
 
     def output_bias(self, layer: int) -> Float[Tensor, "hidden"]:
         """The bias of the MLP's last linear map (zeros where it has none), float32."""
         bias = getattr(self._last_map(layer), "bias", None)
-        return torch.zeros_like(self.output_gains[layer]) if bias is None else bias.detach().float()
+        return torch.zeros_like(self.output_gains[layer]) if bias is None else architecture.whole(bias.detach()).float()
 
     @cached_property
     def weights_hash(self) -> str:
@@ -149,7 +159,7 @@ class Model:
         """
         digest = hashlib.sha256()
         for name, tensor in self.module.state_dict(keep_vars=True).items():
-            flat = tensor.detach().reshape(-1)
+            flat = architecture.whole(tensor.detach()).reshape(-1)
             whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()]
             bits = flat.view(whole)
             sample = bits[:: max(1, len(bits) // 64)][:64].tolist()
@@ -199,6 +209,7 @@ def load_model(
     revision: str | None = None,
     dtype: str | torch.dtype = "auto",
     device_map: str | dict | None = None,
+    tp_plan: str | dict | None = None,
     trust_remote_code: bool = False,
 ) -> Model:
     """Load a decoder-only model and prove that its neurons are read rightly.
@@ -211,10 +222,13 @@ def load_model(
         revision: branch, tag or commit of the Hub repository.
         dtype: "auto" (as stored), "float32", "bfloat16", …
         device_map: as in transformers; "auto" spreads the model over the GPUs that are there.
+        tp_plan: "auto" spreads the weights over the processes of torchrun (tensor parallelism of transformers), for a
+            model that is larger than one GPU; all of them then run every batch together and have every result.
         trust_remote_code: run code that comes with the model; never on by default.
 
     Raises:
-        TnkitError: for an unknown model, an encoder-decoder or mixture-of-experts model, or one that fails the check.
+        TnkitError: for an unknown model, an encoder-decoder or mixture-of-experts model, one that fails the check, or
+            with `tp_plan` one that cannot be divided among the processes there are.
 
     >>> from tnkit.tests.tiny import byte_tokenizer, tiny_module
     >>> model = load_model(tiny_module("gemma3"), tokenizer=byte_tokenizer())
@@ -229,15 +243,19 @@ def load_model(
     if name in packaged.MODELS:
         folder = packaged.converted_folder(name)
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    how = {"dtype": dtype, "device_map": parallel.own_device(device_map)}
     try:
         config = transformers.AutoConfig.from_pretrained(folder, **options)
         if config.is_encoder_decoder:
             raise TnkitError(f"{name} is an encoder-decoder model ({config.model_type}); load a decoder-only model")
+        if tp_plan is not None:
+            if device_map is not None:
+                raise TnkitError(f"tp_plan and device_map={device_map!r} both say where the weights go; give one")
+            parallel.check_divides(name, max_tp_size(config))
+            how = {"dtype": dtype, "distributed_config": DistributedConfig(tp_plan=tp_plan)}
         tokenizer = tokenizer or transformers.AutoTokenizer.from_pretrained(folder, **options)
         with _quiet_loading():
-            module = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, device_map=device_map, **options
-            )
+            module = transformers.AutoModelForCausalLM.from_pretrained(folder, **how, **options)
     except TnkitError:
         raise
     except Exception as error:
@@ -330,6 +348,8 @@ def _wrap(module: nn.Module, tokenizer, name: str, revision: str | None) -> Mode
         except OutOfOrderError:  # a site that runs after the neurons is not what the branch is added to
             errors = torch.full((len(blocks),), torch.inf)
         if bool((errors <= tolerance).all()):
+            if candidate.sharded:
+                candidate.provenance  # noqa: B018 - gathers the weights, which all processes must do together
             return candidate
         tried.append((float(errors.max()), int(errors.argmax()), sites))
     error, layer, sites = min(tried, key=lambda one: one[0])

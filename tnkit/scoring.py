@@ -20,7 +20,7 @@ from torch import Tensor
 from tnkit import storage
 from tnkit.activations import Activations
 from tnkit.centroids import Centroids
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, one_of
 from tnkit.models import Model, check_layers
 from tnkit.neurons import NeuronSet
 
@@ -183,8 +183,7 @@ class ScoreAccumulator:
     """
 
     def __init__(self, model: Model, centroids: Centroids, *, distance: str = "cosine", layers=None) -> None:
-        if distance not in DISTANCES:
-            raise TnkitError(f"distance={distance!r} must be one of {', '.join(DISTANCES)}")
+        one_of("distance", distance, DISTANCES)
         self.model, self.centroids, self.distance = model, centroids.check(model), distance
         self.layers = check_layers(model, centroids.layers if layers is None else layers)
         for layer in self.layers:

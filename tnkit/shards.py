@@ -124,13 +124,17 @@ class Shards:
 def fingerprint(model: Model) -> str | None:
     """Of all in a model that decides its numbers, read as it is now: weights, buffers, configuration, sites, device.
 
-    None, with a warning, where a forward hook that is not tnkit's is at work: what it does cannot be told from outside.
+    None, with a warning, where a forward hook that is not tnkit's is at work, for what it does cannot be told from
+    outside, and where the model is spread over processes, which would have to agree on what is there.
 
     >>> from tnkit.tests.tiny import tiny_model
     >>> fingerprint(tiny_model("llama")) == fingerprint(tiny_model("llama")) != fingerprint(tiny_model("gpt2"))
     True
     """
     module = model.module
+    if model.sharded:
+        _LOG.warning("%s is spread over processes, so nothing is read from the cache or kept", model.name)
+        return None
     for path, child in module.named_modules():
         for hook in (*child._forward_hooks.values(), *child._forward_pre_hooks.values()):
             origin = getattr(getattr(hook, "func", hook), "__module__", None) or ""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from tnkit import shards
+from tnkit import parallel, shards
 from tnkit.activations import Pass, plan
 from tnkit.centroids import CentroidAccumulator, Centroids
 from tnkit.models import Model
@@ -30,6 +30,8 @@ def add_up(
 ) -> Iterator[int]:
     """Feed a pass to accumulators, and after each batch yield how many sentences it had.
 
+    Of several processes, each runs its share, and all end with the sums of the whole.
+
     Args:
         planned: from `tnkit.activations.plan`.
         running: accumulators that nothing was added to, by name.
@@ -41,6 +43,12 @@ def add_up(
     >>> list(add_up(plan(tiny_model(), SENTENCES, keep=["post"], batch_tokens=100), {"en": running}))
     [3, 2, 1]
     """
+    whole, planned = len(planned), planned.share()
+    yield from parallel.scaled(_add_up(planned, running, fingerprint), len(planned), whole)
+    together(planned, running)
+
+
+def _add_up(planned: Pass, running: Mapping[str, Any], fingerprint: str | None) -> Iterator[int]:
     kept, start = None, 0
     if fingerprint is not None:
         of = {name: accumulator.about for name, accumulator in running.items()}
@@ -60,6 +68,18 @@ def add_up(
             kept.write("sums", {"batches": torch.tensor(number), **totals})
             saved = time.monotonic()
         yield len(batch)
+
+
+def together(planned: Pass, running: Mapping[str, CentroidAccumulator | ScoreAccumulator]) -> None:
+    """Add the sums of all processes, where there are several, each of which has counted in its share of a pass."""
+    if parallel.size() == 1 or planned.model.sharded:
+        return
+    for accumulator in running.values():
+        total = accumulator.total
+        if not isinstance(total, torch.Tensor):  # nothing fell to this process
+            total = torch.zeros(len(planned.layers), planned.model.hidden_size, dtype=torch.float64)
+        count = int(parallel.added(torch.tensor(accumulator.count)))
+        accumulator.resume(parallel.added(total), count, planned.layers, planned.provenance)
 
 
 def centroid(
@@ -85,6 +105,8 @@ def centroid(
 
 def drain(work: Iterable[int], total: int, *, desc: str, progress: bool) -> None:
     """Do the work of a generator that yields how many sentences were done, under a bar."""
-    with tqdm(total=total, unit=" sentences", desc=desc, disable=not progress, leave=False) as bar:
+    with tqdm(
+        total=total, unit=" sentences", desc=desc, disable=not progress or parallel.rank() > 0, leave=False
+    ) as bar:
         for sentences in work:
             bar.update(sentences)

@@ -12,7 +12,7 @@ import tnkit as tn
 FOLDER = Path(tn.__file__).parent
 # Each module may import those before it.
 ORDER = """
-errors storage architecture packaged trace models batches shards activations centroids neurons scoring
+errors storage parallel architecture packaged trace models batches shards activations centroids neurons scoring
 readers corpora variants sums detection
 interventions comparison answers generation behaviour harness
 agreement language_neurons specificity lens cards spaces geometry

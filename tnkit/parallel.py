@@ -1,0 +1,156 @@
+"""One job in several processes, each with its share of the batches; in a single process nothing of this happens.
+
+torchrun --nproc-per-node 4 -m tnkit detect …        # or a script that calls tn.detect, run by torchrun
+
+Every process loads the model and runs the batches that fall to it; float64 sums are added over all of them, so that
+each ends with the result of the whole corpus. The first process (rank 0) writes files and shows progress.
+
+A model loaded with tp_plan="auto" is spread over the processes instead: all of them run every batch together.
+"""
+
+import atexit
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import timedelta
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from tnkit.errors import TnkitError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun tells its processes
+_PATIENCE = timedelta(hours=1)  # with a process that is there but silent; one that is gone is noticed at once
+
+
+def rank() -> int:
+    """The number of this process, 0 for the first or only one.
+
+    >>> rank(), size()
+    (0, 1)
+    """
+    return _told("get_rank", "RANK", 0)
+
+
+def size() -> int:
+    """How many processes work together."""
+    return _told("get_world_size", "WORLD_SIZE", 1)
+
+
+def share(batches: Sequence[Sequence[int]], costs: Sequence[int]) -> list[Sequence[int]]:
+    """This process's part of the batches, such that the costs are as even as can be; whole batches, in their order.
+
+    >>> share([[0, 1], [2]], [5, 3])
+    [[0, 1], [2]]
+    """
+    loads, mine = [0] * size(), []
+    for number in sorted(range(len(batches)), key=costs.__getitem__, reverse=True):
+        least = loads.index(min(loads))
+        loads[least] += costs[number]
+        mine += [number] if least == rank() else []
+    return [batches[number] for number in sorted(mine)]
+
+
+def added(total: "Tensor") -> "Tensor":
+    """The sum of a tensor on the CPU over all processes."""
+    if size() == 1:
+        return total
+    import torch.distributed as dist
+
+    total = total.clone()
+    _together(lambda group: dist.all_reduce(total, group=group))
+    return total
+
+
+def agree(about: Any) -> None:
+    """Make sure that all processes are about to do the same.
+
+    Raises:
+        TnkitError: where they are not.
+    """
+    if size() == 1:
+        return
+    import torch.distributed as dist
+
+    said = [None] * size()
+    _together(lambda group: dist.all_gather_object(said, about, group=group))
+    if any(one != said[0] for one in said):
+        raise TnkitError(
+            f"the {size()} processes were given different models, sentences or options ({said}); under torchrun all "
+            "of them must ask for the same detection"
+        )
+
+
+def scaled(counts: Iterable[int], of: int, to: int) -> Iterator[int]:
+    """Counts that add up to `to`, in proportion to counts that add up to `of`: progress of a share as of the whole.
+
+    >>> list(scaled([2, 1], 3, 6)), list(scaled([], 0, 6))
+    ([4, 2], [6])
+    """
+    done = said = 0
+    for count in counts:
+        done += count
+        now = done * to // of
+        yield now - said
+        said = now
+    if said < to:
+        yield to - said
+
+
+def own_device(device_map: Any) -> Any:
+    """A device map in which "auto" and "cuda" mean this process's GPU, where several processes work together."""
+    import torch
+
+    if size() == 1 or device_map not in ("auto", "cuda") or not torch.cuda.is_available():
+        return device_map
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', rank())) % torch.cuda.device_count()}"
+
+
+def check_divides(name: str, most: int | None) -> None:
+    """Refuse to spread a model over the processes there are where that would fail late, or silently load it whole.
+
+    Args:
+        name: of the model.
+        most: the largest number of processes it can be spread over, or None.
+    """
+    if size() == 1:
+        raise TnkitError("tp_plan spreads a model over processes, and this is the only one; start it with torchrun")
+    if (most or 1) % size():
+        ways = " or ".join(str(ways) for ways in range(2, (most or 1) + 1) if most % ways == 0)
+        raise TnkitError(
+            f"{name} cannot be spread over {size()} processes: its heads, key-value heads and neurons divide evenly "
+            f"among {ways or 'no number of'} processes; run it without tp_plan or with another number of them"
+        )
+
+
+def _told(by_torch: str, by_torchrun: str, alone: int) -> int:
+    if all(name in os.environ for name in _LAUNCHED):
+        return int(os.environ[by_torchrun])
+    import sys
+
+    dist = sys.modules.get("torch.distributed")
+    if dist and dist.is_available() and dist.is_initialized():
+        return getattr(dist, by_torch)()
+    return alone
+
+
+def _together(operation) -> None:
+    try:
+        operation(_group())
+    except RuntimeError as error:
+        raise TnkitError(
+            f"another of the {size()} processes ended or fell silent ({str(error).splitlines()[0]:.80}); its own "
+            "message says why; with cache=True / --cache a new run goes on from here"
+        ) from error
+
+
+@cache
+def _group():
+    """A gloo group of all processes: sums are on the CPU, and it notices at once when one is gone."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=_PATIENCE)
+        atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
+    return dist.new_group(backend="gloo", timeout=_PATIENCE)
