@@ -49,9 +49,9 @@ def child(number, pause=slowly):
     os._exit(0)
 
 draw, kills = random.Random(seed), 0
-while at_once == 1:
+while at_once == 1 and kills < 12:
     pid = child("whole")
-    time.sleep(draw.uniform(0.02, 0.5))
+    time.sleep(draw.uniform(0.02, 0.5) * (1 + kills / 4))  # a busy machine gets on, too
     if os.waitpid(pid, os.WNOHANG) != (0, 0):
         break
     os.kill(pid, signal.SIGKILL)
