@@ -257,10 +257,10 @@ class _Job:
         fingerprint, done = shards.fingerprint(self.model) if self.cache else None, 0
         centroids: dict[str, Centroids] = {}
         for name in (*shared, *names):
-            planned = plan(self.model, self.texts[name], **self.options)
             part = self._centroid if name in shared else self._stream if self._streamed(name) else self._capture
-            for sentences, found in part(name, planned, centroids, fingerprint):
-                done += sentences
+            # no name for the plan: the token ids of one language are gone before those of the next are there
+            for more, found in part(name, plan(self.model, self.texts[name], **self.options), centroids, fingerprint):
+                done += more
                 yield Step(done, total, name, found)
 
     def _streamed(self, name: str) -> bool:
