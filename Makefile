@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: install demo notebooks screenshots test lint lab bench clean
+.PHONY: install demo notebooks screenshots test test-ndif lint lab bench clean
 
 install: $(READY)
 
@@ -26,6 +26,16 @@ screenshots: install
 test: install
 	$(BIN)/python -m pytest
 
+# Remote models through a real NDIF server on this machine, installed apart; needs redis-server (apt-get install).
+test-ndif: install .venv-ndif/.ready
+	tests/ndif/run .venv-ndif/bin/python $(BIN)/python
+
+.venv-ndif/.ready: tests/ndif/requirements.txt
+	$(PYTHON) -m venv .venv-ndif
+	.venv-ndif/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	.venv-ndif/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python ndif==0.1.2
+	@touch $@
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,4 +47,4 @@ bench: install
 	$(BIN)/python -m tests.benchmarks
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) .venv-ndif build dist *.egg-info

@@ -7,6 +7,7 @@ import pytest
 
 from tnkit.tests.conftest import close_figures  # noqa: F401 - a fixture
 
+collect_ignore = ["ndif/cpu_server.py"]  # imports what only the server's environment has
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 

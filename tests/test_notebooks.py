@@ -109,6 +109,14 @@ def test_its_cells_are_short_and_define_nothing(pair):
         assert not kinds & {ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda}
 
 
+def test_papermill_finds_its_parameters(source):
+    import papermill
+
+    found = papermill.inspect_notebook(source.with_suffix(".ipynb"))
+    assert {"model_id", "figures"} <= set(found)
+    assert set(SMALL[source.stem]) <= set(found)
+
+
 def test_it_installs_the_kit_on_colab_from_the_one_address(pair):
     written, _ = pair
     first = code_cells(written)[0].source
@@ -253,7 +261,7 @@ def test_every_address_becomes_the_one_of_the_project():
 
 def test_an_unknown_notebook_is_named(capsys):
     assert build.main(["09_nothing"]) == 1
-    assert "no notebook 09_nothing; there are 01_detection" in capsys.readouterr().err
+    assert "no notebook 09_nothing; there are 00_explore, 01_detection" in capsys.readouterr().err
     assert [path.stem for path in build.sources(["02_latent_spaces", "01_detection.py"])] == [
         "02_latent_spaces",
         "01_detection",

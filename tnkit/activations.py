@@ -7,7 +7,7 @@ for batch in tn.stream(model, sentences): ...            # the same, a batch at 
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -243,11 +243,7 @@ def batch_of(
 
 
 def stream(model: Model, sentences: Sequence[str], *, progress: bool = True, **options) -> Iterator[Activations]:
-    """`capture`, a batch at a time: sentences come sorted by length, and `index` says which they are.
-
-    Args:
-        model, sentences, progress: as in `capture`.
-        **options: position, keep, layers, last_layer, batch_tokens, as in `capture`.
+    """`capture` with its options, a batch at a time: sentences come sorted by length, `index` says which they are.
 
     >>> from tnkit.tests.tiny import tiny_model
     >>> [part.index.tolist() for part in stream(tiny_model(), ["Hello", "Hi", "Hey"], batch_tokens=8, progress=False)]
@@ -304,6 +300,13 @@ class Pass:
         Raises:
             TnkitError: where an ablation begins or ends on the way, which would mix two models in one result.
         """
+        for found, index in self.traced(start, stop):
+            yield batch_of(found, self.layers, index, self.provenance)
+
+    def traced(
+        self, start: int = 0, stop: int | None = None, *, reduce: Callable[..., dict[str, Tensor]] | None = None
+    ) -> Iterator[tuple[dict[str, list[Tensor]], list[int]]]:
+        """What `run` is made of: what each trace returned, reduced as `trace_blocks` says, and whose it is."""
         for index in self.batches[start:stop]:
             if self.model.ablations != self.provenance.get("ablations", []):
                 raise TnkitError("an ablation began or ended in the midst of a pass; keep it on, or off, until the end")
@@ -316,8 +319,9 @@ class Pass:
                 keep=self.keep,
                 weights=token_weights(self.model, inputs, index) if self.position == "mean" else None,
                 normed_last=self.last_layer == "normed",
+                reduce=reduce,
             )
-            yield batch_of(found, self.layers, index, self.provenance)
+            yield found, index
 
     def kept(self, fingerprint: str | None) -> Iterator[Activations]:
         """`run`, but batches that the cache holds come from there, a shard at a time, and others go there.
@@ -339,7 +343,7 @@ class Pass:
             for batch in self.run(start, stop):
                 parts.append(batch)
                 if len(parts) == stop - start:
-                    cached.write(f"{number:05}", _joined(parts))
+                    cached.write(f"{number:05}", shards.joined(parts))
                 yield batch
 
     def shards(self, fingerprint: str, *, what: str, **more: Any) -> Shards:
@@ -363,11 +367,6 @@ class Pass:
             },
             f"{what} of {len(self)} sentences{named and f' ({named})'}, {self.model.name}: {', '.join(self.keep)}",
         )
-
-
-def _joined(parts: list[Activations]) -> dict[str, Tensor]:
-    sites = {name: torch.cat([getattr(part, name) for part in parts], dim=1) for name in parts[0].tensors()}
-    return {"index": torch.cat([part.index for part in parts]), **sites}
 
 
 def plan(

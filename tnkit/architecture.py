@@ -10,7 +10,9 @@ reading for which
 holds on a real forward pass. That identity has one solution for `mid`, so a reading that passes is right.
 """
 
-from collections.abc import Iterator
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -178,7 +180,7 @@ def whole(weight: Tensor) -> Tensor:
     return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
 
 
-def output_gain(norm: nn.Module | None, multiplier: float, like: Tensor) -> Float[Tensor, "hidden"]:
+def output_gain(norm: Callable[[Tensor], Tensor] | None, multiplier: float, like: Tensor) -> Float[Tensor, "hidden"]:
     """What the branch's output is multiplied by, coordinate by coordinate, before it is added to the residual stream.
 
     For a root-mean-square norm this is its learned gain, read by passing a vector of ones through it, whose root mean

@@ -11,6 +11,7 @@ from torch import Tensor
 from tnkit import storage
 from tnkit.errors import TnkitError
 from tnkit.models import Model
+from tnkit.remote import server_of
 
 
 def tokenised(model: Model, sentences: Sequence[str]) -> list[array]:
@@ -110,5 +111,6 @@ def provenance_of(model: Model, sentences: Sequence[str]) -> dict[str, Any]:
         "position": "last",
         "last_layer": "raw",
         "versions": storage.versions(),
+        **({"server": server_of(model.remote)} if model.remote else {}),
         **({"ablations": list(model.ablations)} if model.ablations else {}),
     }

@@ -4,7 +4,9 @@ language = tn.estimate_centroids([ja])        # target of Type-2
 shared = tn.estimate_centroids([en, ja])      # target of Type-1: the mean of the language centroids
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,11 +166,22 @@ class CentroidAccumulator:
     def add(self, batch: Activations) -> None:
         """Count the sentences of a batch in."""
         batch.require("post")
-        if self.count and batch.layers != self.layers:
-            raise TnkitError(f"a batch of layers {batch.layers} does not go with layers {self.layers}")
-        self.total = self.total + batch.post.sum(dim=1, dtype=torch.float64)
-        self.count += len(batch)
-        self.layers, self.provenance = batch.layers, batch.provenance
+        self._add(batch.post.sum(dim=1, dtype=torch.float64), len(batch), batch.layers, batch.provenance)
+
+    def reduction(self) -> Callable[..., Tensor]:
+        """What a remote model's server makes of each layer of a batch, so that only that travels; for `take`."""
+        return _summed_post
+
+    def take(self, totals: list[Tensor], count: int, layers: tuple[int, ...], provenance: dict[str, Any]) -> None:
+        """Count in a batch of which `reduction` was made."""
+        self._add(torch.stack([total.cpu() for total in totals]), count, layers, provenance)
+
+    def _add(self, total: Tensor, count: int, layers: tuple[int, ...], provenance: dict[str, Any]) -> None:
+        if self.count and layers != self.layers:
+            raise TnkitError(f"a batch of layers {layers} does not go with layers {self.layers}")
+        self.total = self.total + total
+        self.count += count
+        self.layers, self.provenance = layers, provenance
 
     about = "centroid"  # what the sums are of, for the cache
 
@@ -235,6 +248,11 @@ def estimate_centroids(languages: Sequence[Activations | Centroids]) -> Centroid
     values = torch.stack([part.values.double() for part in parts]).mean(dim=0).float()
     sentences = [one for part in parts for one in part.provenance.get("sentences", [])]
     return Centroids(values, first.layers, {**first.provenance, "sentences": sentences})
+
+
+def _summed_post(_layer, sites, *_weights) -> Tensor:
+    """The sum over a batch's sentences; it runs where the model does."""
+    return sites["post"].sum(dim=0, dtype=torch.float64)
 
 
 def _centroid(captured: Activations) -> Centroids:

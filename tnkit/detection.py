@@ -206,7 +206,7 @@ def detect_steps(
         position, last_layer, batch_tokens: as in `capture`.
         split: which split of a `Corpus`.
         streaming: hold nothing but sums, at the price of a second pass over each language; None does so where the
-            activations of one language would take more than 2 GiB.
+            activations of one language would take more than 2 GiB, and for a remote model: then only sums travel.
         cache: keep captures, or when streaming the sums, in the user's cache folder while it runs, and take up those
             that are there: a killed detection goes on where it stopped.
 
@@ -266,7 +266,7 @@ class _Job:
     def _streamed(self, name: str) -> bool:
         width = 2 * self.model.hidden_size + self.model.n_neurons + 1
         held = 4 * len(self.options["layers"]) * width * len(self.texts[name])
-        return held > _HOLD if self.streaming is None else self.streaming
+        return self.model.remote is not False or held > _HOLD if self.streaming is None else self.streaming
 
     # Each part of the work yields (sentences, detections) as it goes, and leaves the centroid it estimates behind.
 

@@ -83,7 +83,8 @@ def ablate(
         run, layers, label = _nats(model, texts[language], tokens), (0,), f"{MEASURE_NAMES[measure]}, {language}"
     else:
         layers = tuple(range(model.n_layers) if layers is None else layers)
-        run = _by_states(measure, model, texts, language, hub, tokens, layers, progress)
+        targets = capture(model, texts[hub], keep=["post"], layers=layers, progress=progress)
+        run = _by_states(measure, model, texts[language], targets, tokens, progress)
         label = f"{MEASURE_NAMES[measure]}, {language} and {hub}"
     return compare(run, neurons, controls=controls, seeds=seeds, name=label, layers=layers, progress=progress)
 
@@ -107,16 +108,16 @@ MEASURE_NAMES = {
 }
 
 
-def _by_states(measure: str, model: Model, texts: Texts, language: str, hub: str, tokens: str, layers, progress: bool):
-    """A function from neurons to a measure of the language with them off."""
-    targets = capture(model, texts[hub], keep=["post"], layers=layers, progress=progress)
+def _by_states(measure: str, model: Model, sentences: Sequence[str], targets: Activations, tokens: str, progress: bool):
+    """A function from neurons to a measure of the sentences with them off."""
+    layers = targets.layers
     if tokens == "last":
-        off = LastToken(model, texts[language], keep=["post"], layers=layers, progress=progress).capture
+        off = LastToken(model, sentences, keep=["post"], layers=layers, progress=progress).capture
     else:
 
         def off(neurons: NeuronSet) -> Activations:
             with Ablation(model, neurons, tokens=tokens):
-                return capture(model, texts[language], keep=["post"], layers=layers, progress=False)
+                return capture(model, sentences, keep=["post"], layers=layers, progress=False)
 
     return lambda neurons: BY_STATES[measure](off(neurons), targets)
 
@@ -203,9 +204,10 @@ def retrieval_matrix(
         )
     layers = range(model.n_layers) if layer is None else (layer,)
     nothing = NeuronSet((), (model.n_layers, model.n_neurons))
+    targets = capture(model, texts[hub], keep=["post"], layers=layers, progress=progress)
     columns = []
     for name in sets:
-        run = _by_states("retrieval", model, texts, name, hub, "last", layers, progress)
+        run = _by_states("retrieval", model, texts[name], targets, "last", progress)
         columns.append([run(off).mean(axis=1) for off in (nothing, *sets.values())])
     values = np.array(columns).transpose(2, 1, 0)  # (layer, off, read)
     place = int(values[:, 0].mean(axis=1).argmax())

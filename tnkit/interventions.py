@@ -8,15 +8,16 @@
     tn.export_ablated(model, type1, "folder")                    # a transformers checkpoint without them
 
 It works through PyTorch's forward hooks, so that captures, generation, evaluation harnesses and code of your own all
-see the same ablated model. `LastToken` re-runs only the last token of sentences whose prefix was run once, which makes
-ten seeds of a control cheap.
+see the same ablated model. A remote model is ablated inside the traces that captures and scores send, which edit the
+activations at the same places; whatever else would run it is refused. `LastToken` re-runs only the last token of
+sentences whose prefix was run once, which makes ten seeds of a control cheap.
 """
 
 import inspect
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from tnkit.activations import (
 from tnkit.errors import TnkitError, one_of
 from tnkit.models import Model, check_layers
 from tnkit.neurons import NeuronSet
-from tnkit.trace import trace_blocks
+from tnkit.trace import changed, chosen_tokens, trace_blocks
 
 TOKENS = ("last", "prompt", "all")
 
@@ -105,12 +106,16 @@ class Ablation:
         self.about |= {"tokens": tokens, **what}
         self._handles: list[Any] = []
         self._chosen: Tensor | None = None
+        self._active = False
 
     def __enter__(self) -> "Ablation":
-        if self._handles:
+        if self._active:
             raise TnkitError("this ablation is active already; make another one to nest it")
+        self._active = True
         self.model.ablations.append(self.about)
-        if not self.values:
+        if self.model.remote:
+            self.model.edits.append(self._edit)
+        if not self.values or self.model.remote:
             return self
         blocks = attrgetter(self.model.blocks_path)(self.model.module)
         decoder = self.model.module.get_submodule(self.model.blocks_path.rpartition(".")[0])
@@ -121,12 +126,15 @@ class Ablation:
         return self
 
     def __exit__(self, *_) -> None:
+        self._active = False
         self.model.ablations.remove(self.about)
+        if self.model.remote:
+            self.model.edits.remove(self._edit)
         while self._handles:
             self._handles.pop().remove()
 
     def _targets(self, layer: int, places: list[int], value: float | str, means: Activations | None):
-        device = self.model.value_vectors(layer).device
+        device = self.model.device if self.model.remote else self.model.value_vectors(layer).device
         if isinstance(value, str):
             if layer not in means.require("activations").layers:
                 raise TnkitError(f"the means hold layers {means.layers}, not {layer}; capture that layer too")
@@ -145,26 +153,23 @@ class Ablation:
         real = torch.ones(inputs.shape, dtype=torch.bool, device=inputs.device)
         if isinstance(mask, Tensor) and mask.ndim == 2:
             real = mask[:, -inputs.shape[1] :].bool()
-        if self.tokens != "all" and before:
-            real = torch.zeros_like(real)
-        elif self.tokens == "last":
-            later = real.flip(1).cumsum(1).flip(1)  # real tokens from here on
-            real = real & (later == 1)
-        self._chosen = real
+        self._chosen = chosen_tokens(real, self.tokens, decoding=bool(before))
+
+    def _edit(self, inputs: Mapping[str, Any], deepest: int) -> dict[int, tuple]:
+        """What the trace of a right-padded batch changes in each layer that it runs."""
+        chosen = chosen_tokens(inputs["attention_mask"].bool(), self.tokens)
+        run = {layer: change for layer, change in self.values.items() if layer <= deepest}
+        self.count += int(chosen.sum()) * sum(len(places) for places, _ in run.values())
+        return {layer: (chosen, *change, self.scale) for layer, change in run.items()}
 
     def _setter(self, places: Tensor, target: Tensor):
         def hook(_, args):
-            chosen = self._chosen.to(args[0].device)
-            activations = args[0].clone().reshape(*chosen.shape, -1)
-            rows, columns = chosen.nonzero(as_tuple=True)
-            width = activations.shape[-1]  # less than all, where the model is spread over processes
+            self.count += int(self._chosen.sum()) * len(places)
+            width = args[0].shape[-1]  # less than all, where the model is spread over processes
             first = width * parallel.rank() if width < self.model.n_neurons else 0
             here = (places >= first) & (places < first + width)
-            at = (rows[:, None], columns[:, None], places[here] - first)
-            value = target[here].to(activations.dtype) if self.scale is None else activations[at] * self.scale
-            activations[at] = value
-            self.count += len(rows) * len(places)
-            return (activations.reshape(args[0].shape), *args[1:])
+            change = (self._chosen, places[here] - first, target[here], self.scale)
+            return (changed(args[0], *change), *args[1:])
 
         return hook
 
@@ -173,8 +178,8 @@ class LastToken:
     """Sentences whose prefix has been run once, to capture their last token under many ablations of that token.
 
     Equal to `capture` inside `Ablation(model, neurons, tokens="last")`, because causal attention leaves the prefix
-    untouched. Where a model takes no explicit positions (ALiBi), or a sentence is longer than its sliding window, every
-    capture is a full pass.
+    untouched. Where a model takes no explicit positions (ALiBi) or is remote, or a sentence is longer than its sliding
+    window, every capture is a full pass.
 
     Args:
         model: from `load_model`.
@@ -207,7 +212,7 @@ class LastToken:
         )
         self.about = provenance_of(model, sentences)
         tokens = tokenised(model, sentences)
-        self.cached = _has_positions(model, max(map(len, tokens)))
+        self.cached = not model.remote and _has_positions(model, max(map(len, tokens)))
         self._batches: list[tuple[list[int], dict[str, Any]]] = []
         if not self.cached:
             return
@@ -292,7 +297,7 @@ def export_ablated(model: Model, neurons: Iterable[tuple[int, int]], folder: str
         folder: a new or empty folder.
 
     Raises:
-        TnkitError: for a folder that holds something already, or a model that is spread over processes.
+        TnkitError: for a folder that holds something already, or a model that is remote or spread over processes.
 
     >>> from tnkit.tests.tiny import tiny_model
     >>> with tempfile.TemporaryDirectory() as work:
@@ -303,6 +308,7 @@ def export_ablated(model: Model, neurons: Iterable[tuple[int, int]], folder: str
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise TnkitError(f"{folder} is there already and is not an empty folder; choose another")
+    module = model.module
     if model.sharded:
         raise TnkitError(f"{model.name} is spread over processes; load it without tp_plan to write a checkpoint")
     ablation = Ablation(model, neurons)
@@ -314,7 +320,7 @@ def export_ablated(model: Model, neurons: Iterable[tuple[int, int]], folder: str
                 vectors = model.value_vectors(layer)  # a view of the weights
                 kept.append((vectors, places, vectors[places].clone()))
                 vectors[places] = 0
-            model.module.save_pretrained(Path(work) / "out")
+            module.save_pretrained(Path(work) / "out")
         finally:
             for vectors, places, values in kept:
                 vectors[places] = values

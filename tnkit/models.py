@@ -5,11 +5,15 @@ model = tn.load_model("meta-llama/Meta-Llama-3-8B", dtype="bfloat16", device_map
 model = tn.load_model("meta-llama/Meta-Llama-3-70B", tp_plan="auto")     # spread over the processes of torchrun
 model = tn.load_model("path/to/folder")
 model = tn.load_model(module, tokenizer=tokenizer)          # a transformers model you already have
+model = tn.load_model("meta-llama/Llama-3.1-70B", remote=True)   # one that runs on NDIF (`tnkit.remote`)
 """
 
+from __future__ import annotations
+
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -25,11 +29,15 @@ from transformers.distributed import DistributedConfig
 
 from tnkit import architecture, packaged, parallel
 from tnkit.architecture import Sites
+from tnkit.checks import completeness_error, fingerprint, part, probed, unread
 from tnkit.errors import TnkitError
-from tnkit.trace import trace_blocks
+from tnkit.remote import checked as remote_at
+from tnkit.remote import server_of, undispatched
+from tnkit.trace import ask_module, ask_weights
+
+__all__ = ["Model", "check_layers", "completeness_error", "load_model"]
 
 _FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "layer_norm", "norm_f")
-_PROBE = "Languages meet in the middle, 2 by 2; 言葉は中で出会う。"
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +54,9 @@ class Model:
         sites: which submodules of a block are read.
         blocks_path, final_norm_path: dotted paths of the decoder blocks and of the norm after the last one.
         n_layers, n_neurons, hidden_size: numbers of layers, of neurons in a layer, of residual stream coordinates.
+        remote: False, or where it runs: True for NDIF, or a server's URL. Then no weights are here.
         ablations: what is switched off at the moment, for provenance; `tnkit.Ablation` keeps it.
+        edits: how to switch it off in the trace of a remote model; `tnkit.Ablation` keeps it.
 
     >>> from tnkit.tests.tiny import tiny_model
     >>> model = tiny_model("llama")
@@ -66,11 +76,22 @@ class Model:
     n_layers: int
     n_neurons: int
     hidden_size: int
+    remote: bool | str = False
     ablations: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    edits: list[Callable[..., dict]] = field(default_factory=list, repr=False)
 
     @property
     def module(self) -> transformers.PreTrainedModel:
-        """The plain transformers module."""
+        """The plain transformers module.
+
+        Raises:
+            TnkitError: for a remote model, whose weights are not here.
+        """
+        if self.remote:
+            raise TnkitError(
+                f"{self.name} runs on {server_of(self.remote)}, where tnkit captures, scores and ablates; "
+                f"generation, perplexity, lens, harness and export need its weights: load_model({self.name!r}) here"
+            )
         return self.lm._module
 
     @property
@@ -90,28 +111,29 @@ class Model:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the value vectors."""
-        return self._last_map(0).weight.dtype
+        """The dtype of the value vectors (of a remote model: that its server computes in)."""
+        return getattr(torch, self._there[1]) if self.remote else self._last_map(0).weight.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where token ids must be put."""
-        return self.module.get_input_embeddings().weight.device
+        """Where token ids must be put (of a remote model: here, on the CPU)."""
+        return torch.device("cpu") if self.remote else self.module.get_input_embeddings().weight.device
 
     @cached_property
     def sharded(self) -> bool:
         """Whether its weights are spread over the processes of torchrun, each of which runs every batch."""
-        return hasattr(self._last_map(0).weight, "full_tensor")
+        return hasattr(self._last_map(0).weight, "full_tensor") and not self.remote
 
     @property
     def context(self) -> int | None:
         """The longest input in tokens, or None where the model states no limit."""
-        return getattr(self.module.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        return getattr(self.lm._module.config.get_text_config(decoder=True), "max_position_embeddings", None)
 
     def value_vectors(self, layer: int) -> Float[Tensor, "neuron hidden"]:
         """The value vectors of a layer, one neuron a row: a view, in the model's dtype and on the layer's device.
 
-        Of a model that is spread over processes they are gathered, so every process must ask for them.
+        Those of a remote model are downloaded anew each time, to the CPU. Of a model that is spread over processes they
+        are gathered, so every process must ask for them.
 
         Raises:
             TnkitError: for a layer that the model does not have.
@@ -121,6 +143,8 @@ class Model:
         torch.Size([48, 32])
         """
         check_layers(self, [layer])
+        if self.remote:
+            return ask_weights(self, partial(part, 0), {layer: ()})[layer]
         return architecture.whole(architecture.value_vectors(self._last_map(layer), self.hidden_size))
 
     def output_gain(self, layer: int) -> Float[Tensor, "hidden"]:
@@ -135,6 +159,8 @@ class Model:
     @cached_property
     def output_gains(self) -> list[Float[Tensor, "hidden"]]:
         """`output_gain` of every layer."""
+        if self.remote:
+            return list(ask_weights(self, partial(part, 1), dict.fromkeys(range(self.n_layers), ())).values())
         norm = attrgetter(self.sites.norm) if self.sites.norm else (lambda _: None)
         return [
             architecture.output_gain(
@@ -147,6 +173,8 @@ class Model:
 
     def output_bias(self, layer: int) -> Float[Tensor, "hidden"]:
         """The bias of the MLP's last linear map (zeros where it has none), float32."""
+        if self.remote:
+            return ask_weights(self, partial(part, 2), {layer: ()})[layer]
         bias = getattr(self._last_map(layer), "bias", None)
         return torch.zeros_like(self.output_gains[layer]) if bias is None else architecture.whole(bias.detach()).float()
 
@@ -155,16 +183,22 @@ class Model:
         """A fingerprint of every parameter's name, shape, dtype and bits (16 hex digits).
 
         Each tensor enters through the exact integer sum of its bits and through 64 evenly spaced values, so that a
-        change of one value is seen without hashing gigabytes.
+        change of one value is seen without hashing gigabytes. A remote model's is taken on its server, and equals that
+        of the same weights here; where its blocks cannot read the weights, it is "named:" and a fingerprint of the
+        name by which the server knows the checkpoint, and vouches for that name only.
         """
-        digest = hashlib.sha256()
-        for name, tensor in self.module.state_dict(keep_vars=True).items():
-            flat = architecture.whole(tensor.detach()).reshape(-1)
-            whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()]
-            bits = flat.view(whole)
-            sample = bits[:: max(1, len(bits) // 64)][:64].tolist()
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {int(bits.sum())} {sample}\n".encode())
-        return digest.hexdigest()[:16]
+        return self._there[0] if self.remote else fingerprint(self.module)
+
+    @cached_property
+    def _there(self) -> tuple[str, str]:
+        """A remote model's weights hash, and the dtype that its server computes in."""
+        sizes = sum(tensor.numel() for tensor in self.lm._module.state_dict().values())
+        try:
+            seen, dtype = ask_module(self, fingerprint, sizes)
+        except TnkitError:  # weights that cannot be read, or not in the time that the server grants
+            seen, dtype = ask_module(self, unread)
+        key = hashlib.sha256(self.lm.to_model_key().encode()) if seen is None else None
+        return seen or f"named:{key.hexdigest()[:16]}", dtype.removeprefix("torch.")
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
@@ -181,7 +215,7 @@ class Model:
 
     @property
     def _blocks(self) -> nn.ModuleList:
-        return attrgetter(self.blocks_path)(self.module)
+        return attrgetter(self.blocks_path)(self.lm._module)
 
     def _last_map(self, layer: int) -> nn.Module:
         return attrgetter(self.sites.last_map)(self._blocks[layer])
@@ -196,7 +230,7 @@ class Model:
                 "layers": self.n_layers,
                 "neurons a layer": self.n_neurons,
                 "hidden": self.hidden_size,
-                "dtype, device": f"{self.dtype}, {self.device}",
+                "runs on": server_of(self.remote) if self.remote else f"{self.device}, in {self.dtype}",
                 "sites": self.sites,
             },
         )
@@ -211,6 +245,7 @@ def load_model(
     device_map: str | dict | None = None,
     tp_plan: str | dict | None = None,
     trust_remote_code: bool = False,
+    remote: bool | str = False,
 ) -> Model:
     """Load a decoder-only model and prove that its neurons are read rightly.
 
@@ -225,23 +260,28 @@ def load_model(
         tp_plan: "auto" spreads the weights over the processes of torchrun (tensor parallelism of transformers), for a
             model that is larger than one GPU; all of them then run every batch together and have every result.
         trust_remote_code: run code that comes with the model; never on by default.
+        remote: True leaves the weights on NDIF and runs there; a URL names another server of its kind. Captures,
+            scores and ablations then travel as traces, and only slices and sums of activations come back.
 
     Raises:
-        TnkitError: for an unknown model, an encoder-decoder or mixture-of-experts model, one that fails the check, or
-            with `tp_plan` one that cannot be divided among the processes there are.
+        TnkitError: for an unknown model, an encoder-decoder or mixture-of-experts model, one that fails the check, a
+            server that does not answer or does not have it, or with `tp_plan` a model that cannot be divided among the
+            processes there are.
 
     >>> from tnkit.tests.tiny import byte_tokenizer, tiny_module
     >>> model = load_model(tiny_module("gemma3"), tokenizer=byte_tokenizer())
     >>> print(model.sites)
     neurons at mlp.down_proj, mid = the input of pre_feedforward_layernorm, branch norm post_feedforward_layernorm
     """
+    name, folder = str(source) if isinstance(source, str | Path) else "", source
+    if name in packaged.MODELS:
+        folder = packaged.converted_folder(name)
+    there = remote_at(remote, folder, dtype=dtype, device_map=device_map or tp_plan)
     if isinstance(source, nn.Module):
         if tokenizer is None:
             raise TnkitError("a loaded model needs its tokenizer: load_model(module, tokenizer=tokenizer)")
-        return _wrap(source, tokenizer, str(getattr(source, "name_or_path", "") or type(source).__name__), revision)
-    name, folder = str(source), source
-    if name in packaged.MODELS:
-        folder = packaged.converted_folder(name)
+        name = str(getattr(source, "name_or_path", "") or type(source).__name__)
+        return _wrap(_traceable(TransformersModel, source, tokenizer), tokenizer, name, revision)
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     how = {"dtype": dtype, "device_map": parallel.own_device(device_map)}
     try:
@@ -254,44 +294,18 @@ def load_model(
             parallel.check_divides(name, max_tp_size(config))
             how = {"dtype": dtype, "distributed_config": DistributedConfig(tp_plan=tp_plan)}
         tokenizer = tokenizer or transformers.AutoTokenizer.from_pretrained(folder, **options)
-        with _quiet_loading():
-            module = transformers.AutoModelForCausalLM.from_pretrained(folder, **how, **options)
+        if there:
+            lm = _traceable(undispatched, folder, tokenizer, **options)
+        else:
+            with packaged.quiet_loading():
+                module = transformers.AutoModelForCausalLM.from_pretrained(folder, **how, **options)
+            lm = _traceable(TransformersModel, module, tokenizer)
+            revision = revision or getattr(module.config, "_commit_hash", None)
     except TnkitError:
         raise
     except Exception as error:
-        raise TnkitError(_cannot_load(name, error)) from error
-    return _wrap(module, tokenizer, name, revision or getattr(module.config, "_commit_hash", None))
-
-
-def completeness_error(model: Model) -> Float[Tensor, "layer"]:
-    """How far mid + sum of contributions + bias is from post, layer by layer, on a short text.
-
-    Relative to the size of the MLP branch's output; a wrong reading gives about 1, rounding alone 1e-6 (float32) to
-    1e-2 (bfloat16).
-
-    >>> from tnkit.tests.tiny import tiny_model
-    >>> bool((completeness_error(tiny_model("bloom")) < 1e-5).all())
-    True
-    """
-    ids = model.tokenizer(_PROBE)["input_ids"][:8]
-    lengths = torch.arange(1, len(ids) + 1)
-    mask = (torch.arange(len(ids)) < lengths[:, None]).long()
-    batch = {"input_ids": (torch.tensor(ids) * mask).to(model.device), "attention_mask": mask.to(model.device)}
-    found = trace_blocks(
-        model,
-        batch | {"use_cache": False},
-        lengths.to(model.device) - 1,
-        layers=range(model.n_layers),
-        keep=("mid", "post", "activations", "scale"),
-    )
-    errors = []
-    for layer in range(model.n_layers):
-        mid, post, activations = (found[site][layer].float() for site in ("mid", "post", "activations"))
-        written = activations @ model.value_vectors(layer).float() + model.output_bias(layer)
-        branch = found["scale"][layer][:, None] * model.output_gains[layer] * written
-        rounding = 4 * torch.finfo(found["post"][layer].dtype).eps * post.norm(dim=1)
-        errors.append(((mid + branch - post).norm(dim=1) / (branch.norm(dim=1) + rounding)).max().cpu())
-    return torch.stack(errors)
+        raise TnkitError(packaged.cannot_load(name, error)) from error
+    return _wrap(lm, tokenizer, name, revision, there)
 
 
 def check_layers(model: Model, layers) -> tuple[int, ...]:
@@ -310,9 +324,17 @@ def check_layers(model: Model, layers) -> tuple[int, ...]:
     return tuple(sorted(chosen))
 
 
-def _wrap(module: nn.Module, tokenizer, name: str, revision: str | None) -> Model:
-    """Find the sites of a loaded module by trying the readings of its blocks, and keep the one that is complete."""
-    module.eval()
+def _traceable(wrap: Callable[..., TransformersModel], source, tokenizer, **options) -> TransformersModel:
+    """The nnsight wrapper. Making it switches the caller's tokenizer to the left, which is undone."""
+    side = tokenizer.padding_side
+    lm = wrap(source, tokenizer=tokenizer, task="text-generation", **options)
+    tokenizer.padding_side = side
+    return lm
+
+
+def _wrap(lm: TransformersModel, tokenizer, name: str, revision: str | None, remote: bool | str = False) -> Model:
+    """Find the sites of a module by trying the readings of its blocks, and keep the one that is complete."""
+    module = lm._module.eval()
     path, blocks = architecture.decoder_blocks(module)
     config = module.config.get_text_config(decoder=True)
     parent, _, _ = path.rpartition(".")
@@ -325,11 +347,10 @@ def _wrap(module: nn.Module, tokenizer, name: str, revision: str | None) -> Mode
         raise TnkitError(
             f"{name} has layers of different widths ({sorted(widths)} neurons), which tnkit does not score"
         )
-    padding_side = tokenizer.padding_side
     model = Model(
         name=name,
         revision=revision,
-        lm=TransformersModel(module, tokenizer=tokenizer, task="text-generation"),
+        lm=lm,
         tokenizer=tokenizer,
         sites=first,
         blocks_path=path,
@@ -337,16 +358,16 @@ def _wrap(module: nn.Module, tokenizer, name: str, revision: str | None) -> Mode
         n_layers=len(blocks),
         n_neurons=widths.pop(),
         hidden_size=config.hidden_size,
+        remote=remote,
     )
-    tokenizer.padding_side = padding_side  # wrapping switches the caller's tokenizer to the left
-    tolerance = 1e-3 if module.dtype == torch.float32 else 0.05
     tried = []
     for sites in (first, *others):
         candidate = replace(model, sites=sites)
         try:
-            errors = completeness_error(candidate).nan_to_num(torch.inf)
+            errors, fine = probed(candidate)
         except OutOfOrderError:  # a site that runs after the neurons is not what the branch is added to
-            errors = torch.full((len(blocks),), torch.inf)
+            errors, fine = torch.full((len(blocks),), torch.inf), True
+        tolerance, errors = 1e-3 if fine else 0.05, errors.nan_to_num(torch.inf)
         if bool((errors <= tolerance).all()):
             if candidate.sharded:
                 candidate.provenance  # noqa: B018 - gathers the weights, which all processes must do together
@@ -358,31 +379,3 @@ def _wrap(module: nn.Module, tokenizer, name: str, revision: str | None) -> Mode
         f"contributions + bias misses post by {error:.2g} of the MLP branch's size (allowed {tolerance:g}) with "
         f"{sites} in {path}.{layer}; its blocks need a reading in tnkit/architecture.py"
     )
-
-
-class _quiet_loading:
-    """Silence transformers' loading bars for a moment."""
-
-    def __enter__(self) -> None:
-        self.was_on = transformers.utils.logging.is_progress_bar_enabled()
-        transformers.utils.logging.disable_progress_bar()
-
-    def __exit__(self, *_) -> None:
-        if self.was_on:
-            transformers.utils.logging.enable_progress_bar()
-
-
-def _cannot_load(name: str, error: Exception) -> str:
-    known = ", ".join(packaged.MODELS)
-    if Path(name).is_dir():
-        return f"{name} could not be loaded as a transformers model folder ({_first_line(error)})"
-    if Path(name).is_absolute() or name.startswith("."):
-        return f"there is no model folder {name}"
-    return (
-        f"unknown model {name!r}: it is not a packaged model ({known}), not a local folder, and the Hugging Face Hub "
-        f"did not give it ({_first_line(error)})"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"

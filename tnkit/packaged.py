@@ -9,6 +9,8 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -129,3 +131,34 @@ def _convert(gguf: Path, target: Path) -> None:
     module.save_pretrained(target)
     tokenizer.save_pretrained(target)
     logging.enable_progress_bar()
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Silence transformers' loading bars for a moment."""
+    from transformers.utils import logging
+
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
+
+
+def cannot_load(name: str, error: Exception) -> str:
+    """Why a model was not loaded, in a sentence."""
+    known = ", ".join(MODELS)
+    if Path(name).is_dir():
+        return f"{name} could not be loaded as a transformers model folder ({_first_line(error)})"
+    if Path(name).is_absolute() or name.startswith("."):
+        return f"there is no model folder {name}"
+    return (
+        f"unknown model {name!r}: it is not a packaged model ({known}), not a local folder, and the Hugging Face Hub "
+        f"did not give it ({_first_line(error)})"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"

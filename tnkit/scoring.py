@@ -1,15 +1,16 @@
-"""How much each neuron moves the residual stream towards a centroid: `NeuronScores`, in closed form.
+"""How much each neuron moves the residual stream towards a centroid: `NeuronScores`, by `tnkit.closed_form`.
 
-With r = m (cosine) or m - C (euclidean), every neuron's move r + c has length |r| q, where
-
-    q² = 1 + α (2 g + α),    α = |c| / |r| (signed),    g = cos(r, v),
-
-so that all neurons of a layer cost one matrix product, and none is ever added to the stream. Everything is written as a
-small difference rather than as a difference of large numbers, which keeps float32 products exact to about 1e-7 of a
-contribution's size; sums over sentences run in float64.
+The sums are taken where the value vectors are. Of a remote model, a pass (`tnkit.sums`) sends token ids and centroids
+and gets one sum a layer and neuron for each batch; `score_neurons` sends the captured states of the scored layers
+instead, since a capture does not hold its text. Value vectors, by far the largest part, never travel.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,16 +21,19 @@ from torch import Tensor
 from tnkit import storage
 from tnkit.activations import Activations
 from tnkit.centroids import Centroids
+from tnkit.closed_form import layer_total, layer_totals, sizes_written, summed_scores
 from tnkit.errors import TnkitError, one_of
 from tnkit.models import Model, check_layers
 from tnkit.neurons import NeuronSet
+from tnkit.trace import ask_weights
 
 if TYPE_CHECKING:
     import matplotlib.axes
     import pandas as pd
 
+__all__ = ["DISTANCES", "NeuronScores", "ScoreAccumulator", "score_neurons", "summed_scores"]
 DISTANCES = ("cosine", "euclidean")
-_ROWS = 64  # sentences at a time, so that the (sentence, neuron) blocks stay in the processor's cache
+_PARCEL = 32 << 20  # bytes of captured states in one request to a remote model's server
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,27 +203,43 @@ class ScoreAccumulator:
             TnkitError: where the batch lacks a layer, `mid` or `activations`.
         """
         batch.require("mid", "activations", "scale")
-        here, there = batch.provenance.get("position"), self.centroids.provenance.get("position")
+        self._check(batch.layers, batch.provenance)
+        for parcel in self._parcels(batch):
+            for layer, total in ask_weights(self.model, layer_total, parcel).items():
+                self.total[layer] += total.cpu()
+        self._counted(len(batch), batch.provenance)
+
+    def _parcels(self, batch: Activations) -> Iterator[dict[int, tuple]]:
+        """What is asked of the layers: all at once here, in requests of limited size of a remote model."""
+        sentence = 4 * (self.model.n_neurons + self.model.hidden_size + 1)
+        rows = max(1, _PARCEL // sentence) if self.model.remote else len(batch)
+        parcel: dict[int, tuple] = {}
+        room = rows * len(self.layers) if not self.model.remote else rows
+        for layer, start in product(self.layers, range(0, len(batch), rows)):
+            place, part = batch.layers.index(layer), slice(start, start + rows)
+            states = [kept[place][part] for kept in (batch.mid, batch.activations, batch.scale)]
+            states += [self.centroids.at(layer)]
+            if layer in parcel or len(states[0]) > room:
+                yield parcel
+                parcel, room = {}, rows
+            parcel[layer] = (*(state.clone() if self.model.remote else state for state in states), self.distance)
+            room -= len(states[0])
+        yield parcel
+
+    def _check(self, layers: Sequence[int], provenance: dict[str, Any]) -> None:
+        here, there = provenance.get("position"), self.centroids.provenance.get("position")
         if here and there and here != there:
             raise TnkitError(
                 f"the centroids were estimated at position={there!r}, the sentences captured at position={here!r}; "
                 "use one position for both"
             )
-        missing = [layer for layer in self.layers if layer not in batch.layers]
+        missing = [layer for layer in self.layers if layer not in layers]
         if missing:
-            raise TnkitError(f"layers {missing} were not captured; capture them or score layers={batch.layers}")
-        for layer in self.layers:
-            place = batch.layers.index(layer)
-            vectors = self.model.value_vectors(layer).float() * self.model.output_gain(layer)
-            self.total[layer] += summed_scores(
-                batch.mid[place].to(vectors.device),
-                batch.activations[place].to(vectors.device) * batch.scale[place][:, None].to(vectors.device),
-                vectors,
-                self.centroids.at(layer).to(vectors.device),
-                distance=self.distance,
-            ).cpu()
-        self.count += len(batch)
-        self.provenance = batch.provenance
+            raise TnkitError(f"layers {missing} were not captured; capture them or score layers={layers}")
+
+    def _counted(self, count: int, provenance: dict[str, Any]) -> None:
+        self.count += count
+        self.provenance = provenance
 
     @property
     def about(self) -> list[Any]:
@@ -230,6 +250,16 @@ class ScoreAccumulator:
     def resume(self, total: Tensor, count: int, layers: tuple[int, ...], provenance: dict[str, Any]) -> None:  # noqa: ARG002
         """Take up saved sums."""
         self.total, self.count, self.provenance = total, count, provenance
+
+    def reduction(self) -> Callable[..., Tensor | None]:
+        """What a remote model's server makes of each layer of a batch, so that only that travels; for `take`."""
+        return partial(layer_totals, {layer: self.centroids.at(layer).clone() for layer in self.layers}, self.distance)
+
+    def take(self, totals: list[Tensor], count: int, layers: tuple[int, ...], provenance: dict[str, Any]) -> None:
+        """Count in a batch of which `reduction` was made."""
+        self._check(layers, provenance)
+        self.total[list(self.layers)] += torch.stack([total.cpu() for total in totals])
+        self._counted(count, provenance)
 
     def merge(self, other: "ScoreAccumulator") -> None:
         """Count in what another accumulator, of the same centroid and distance, has seen."""
@@ -311,57 +341,8 @@ def contribution_norms(model: Model, activations: Activations) -> Float[Tensor, 
     """
     activations.require("activations", "scale")
     norms = torch.full((model.n_layers, model.n_neurons), torch.nan)
+    sizes = ask_weights(model, sizes_written, dict.fromkeys(activations.layers, ()))
     for place, layer in enumerate(activations.layers):
-        sizes = (model.value_vectors(layer).float() * model.output_gain(layer)).norm(dim=1).cpu()
-        norms[layer] = sizes * (activations.activations[place].abs() * activations.scale[place][:, None]).mean(dim=0)
+        written = activations.activations[place].abs() * activations.scale[place][:, None]
+        norms[layer] = sizes[layer].cpu() * written.mean(dim=0)
     return norms
-
-
-def summed_scores(
-    mid: Float[Tensor, "sentence hidden"],
-    activations: Float[Tensor, "sentence neuron"],
-    vectors: Float[Tensor, "neuron hidden"],
-    centroid: Float[Tensor, "hidden"],
-    *,
-    distance: str,
-) -> Float[Tensor, "neuron"]:
-    """The sum over sentences of every neuron's score in one layer, float64.
-
-    Products run in the dtype of `mid`. Contributions are activations × vectors. In float32 one may be up to 10^18 times
-    as long as the state it is added to; beyond that the sum is not finite, which `ScoreAccumulator.result` refuses.
-
-    >>> mid, vectors, centroid = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), torch.tensor([0.0, 1.0])
-    >>> summed_scores(mid, torch.tensor([[1.0]]), vectors, centroid, distance="cosine")
-    tensor([0.7071], dtype=torch.float64)
-    """
-    origin = mid if distance == "cosine" else mid - centroid
-    length, unit = _length_and_unit(origin)
-    size, direction = _length_and_unit(vectors)
-    _, goal = _length_and_unit(centroid)
-    towards, at = direction @ goal, unit @ goal
-    stands = (length > 0).to(mid.dtype)
-    length = torch.where(length > 0, length, 1)
-    total = torch.zeros(len(vectors), dtype=torch.float64, device=mid.device)
-    for rows in torch.arange(len(mid), device=mid.device).split(_ROWS):
-        alpha = activations[rows] * size / length[rows, None]
-        delta = (unit[rows] @ direction.T).mul_(2).add_(alpha).mul_(alpha)
-        moved = (delta + stands[rows, None]).clamp_min_(0).sqrt_()
-        further = delta.div_(moved + stands[rows, None])
-        further = further.masked_fill_(moved + stands[rows, None] == 0, 0)
-        if distance == "cosine":
-            change = alpha.mul_(towards).sub_(further.mul_(at[rows, None])).div_(moved)
-            change = torch.where(moved > 0, change, -at[rows, None])
-        else:
-            change = further.mul_(-length[rows, None])
-        total += change.sum(dim=0, dtype=torch.float64)
-    return total
-
-
-def _length_and_unit(
-    vectors: Float[Tensor, "*rows hidden"],
-) -> tuple[Float[Tensor, "*rows"], Float[Tensor, "*rows hidden"]]:
-    """Norms, and the vectors divided by them; a zero vector stays zero. Huge values do not overflow."""
-    largest = vectors.abs().amax(dim=-1, keepdim=True)
-    scaled = vectors / torch.where(largest > 0, largest, 1)
-    norm = scaled.norm(dim=-1, keepdim=True)
-    return (norm * largest)[..., 0], scaled / torch.where(norm > 0, norm, 1)

@@ -28,6 +28,7 @@ from torch import Tensor
 from tnkit import storage
 from tnkit.errors import TnkitError
 from tnkit.models import Model
+from tnkit.remote import server_of
 
 _LOG = logging.getLogger("tnkit")
 _OURS = (
@@ -36,7 +37,16 @@ _OURS = (
     "transformers.",
     "accelerate.",
 )  # hooks from here are part of the model, or in the key
-_CODE = ("architecture", "models", "trace", "batches", "activations", "centroids", "scoring")  # what makes the numbers
+_CODE = (
+    "architecture",
+    "models",
+    "trace",
+    "batches",
+    "activations",
+    "centroids",
+    "closed_form",
+    "scoring",
+)  # what makes the numbers
 _LEFT = 3600  # seconds after which the temporary file of a killed process is cleared away
 
 
@@ -121,6 +131,12 @@ class Shards:
         return digest.hexdigest()
 
 
+def joined(parts: list[Any]) -> dict[str, Tensor]:
+    """The tensors of batches, side by side."""
+    sites = {name: torch.cat([getattr(part, name) for part in parts], dim=1) for name in parts[0].tensors()}
+    return {"index": torch.cat([part.index for part in parts]), **sites}
+
+
 def fingerprint(model: Model) -> str | None:
     """Of all in a model that decides its numbers, read as it is now: weights, buffers, configuration, sites, device.
 
@@ -131,6 +147,8 @@ def fingerprint(model: Model) -> str | None:
     >>> fingerprint(tiny_model("llama")) == fingerprint(tiny_model("llama")) != fingerprint(tiny_model("gpt2"))
     True
     """
+    if model.remote:
+        return _fingerprint_there(model)
     module = model.module
     if model.sharded:
         _LOG.warning("%s is spread over processes, so nothing is read from the cache or kept", model.name)
@@ -151,6 +169,17 @@ def fingerprint(model: Model) -> str | None:
         [zlib.crc32(Path(__file__).with_name(f"{name}.py").read_bytes()) for name in _CODE],
         (str(model.sites), module.training, torch.get_float32_matmul_precision(), sorted(storage.versions().items())),
     ]
+    return hashlib.sha256(repr(about).encode()).hexdigest()[:24]
+
+
+def _fingerprint_there(model: Model) -> str | None:
+    if model.weights_hash.startswith("named:"):
+        _LOG.warning(
+            "the weights of %s cannot be read on its server, so nothing is kept or read from the cache", model.name
+        )
+        return None
+    code = [zlib.crc32(Path(__file__).with_name(f"{name}.py").read_bytes()) for name in _CODE]
+    about = [model.provenance, server_of(model.remote), code, str(model.sites), sorted(storage.versions().items())]
     return hashlib.sha256(repr(about).encode()).hexdigest()[:24]
 
 

@@ -8,6 +8,7 @@ running.result()
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from tnkit.activations import Pass, plan
 from tnkit.centroids import CentroidAccumulator, Centroids
 from tnkit.models import Model
 from tnkit.scoring import ScoreAccumulator
+from tnkit.trace import jointly
 
 _EVERY = 5.0  # seconds of work that are lost, at most, where a pass is killed
 
@@ -60,14 +62,29 @@ def _add_up(planned: Pass, running: Mapping[str, Any], fingerprint: str | None) 
                 accumulator.resume(state[name], count, planned.layers, planned.provenance)
             yield count
     saved = time.monotonic()
-    for number, batch in enumerate(planned.run(start), start + 1):
-        for accumulator in running.values():
-            accumulator.add(batch)
+    for number, sentences in enumerate(_counted_in(planned, running, start), start + 1):
         if kept and (number == len(planned.batches) or time.monotonic() - saved >= _EVERY):
             totals = {name: accumulator.total for name, accumulator in running.items()}
             kept.write("sums", {"batches": torch.tensor(number), **totals})
             saved = time.monotonic()
-        yield len(batch)
+        yield sentences
+
+
+def _counted_in(
+    planned: Pass, running: Mapping[str, CentroidAccumulator | ScoreAccumulator], start: int
+) -> Iterator[int]:
+    """Count batches in, from number start on; of a remote model only their sums come here."""
+    if not planned.model.remote:
+        for batch in planned.run(start):
+            for accumulator in running.values():
+                accumulator.add(batch)
+            yield len(batch)
+        return
+    reduce = partial(jointly, {name: accumulator.reduction() for name, accumulator in running.items()})
+    for found, index in planned.traced(start, reduce=reduce):
+        for name, accumulator in running.items():
+            accumulator.take(found[name], len(index), planned.layers, planned.provenance)
+        yield len(index)
 
 
 def together(planned: Pass, running: Mapping[str, CentroidAccumulator | ScoreAccumulator]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import tnkit as tn
-from tests.benchmarks import plain, scale
+from tests.benchmarks import explorers, plain, scale
 from tnkit.activations import by_length, padded, tokenised
 from tnkit.storage import versions, write_text
 
@@ -37,7 +37,7 @@ print(next(int(line.split()[1]) for line in open("/proc/self/status") if line.st
 def main():
     """Measure, print, write."""
     torch.set_grad_enabled(False)
-    rows = [*memory(), *scale.rows(MODEL), *speed()]
+    rows = [*explorers.rows(), *memory(), *scale.rows(MODEL), *speed()]
     lines = ["| what | measured | bound |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
     about = ", ".join(f"{name} {version}" for name, version in versions().items())
     text = (

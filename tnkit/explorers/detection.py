@@ -77,7 +77,7 @@ class DetectionExplorer(Explorer):
         self.layers = ipywidgets.IntRangeSlider(
             value=(0, model.n_layers - 1), min=0, max=model.n_layers - 1, description="Layers", disabled=True
         )
-        self.own_layers.observe(lambda change: setattr(self.layers, "disabled", change["new"]), "value")
+        ipywidgets.jslink((self.own_layers, "value"), (self.layers, "disabled"))  # at once, without the kernel
         self.start = ipywidgets.Button(description="Run", icon="play", button_style="primary", tooltip="find neurons")
         self.stop = ipywidgets.Button(
             description="Stop", icon="stop", disabled=True, tooltip="stop; keep what is found"

@@ -12,7 +12,8 @@ import tnkit as tn
 FOLDER = Path(tn.__file__).parent
 # Each module may import those before it.
 ORDER = """
-errors storage parallel architecture packaged trace models batches shards activations centroids neurons scoring
+errors storage parallel architecture packaged remote trace checks models batches shards activations centroids
+closed_form neurons scoring
 readers corpora variants sums detection
 interventions comparison answers generation behaviour harness
 agreement language_neurons specificity lens cards spaces geometry
@@ -67,9 +68,9 @@ def test_nothing_heavy_is_imported_first(statement):
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
-def test_nnsight_is_touched_in_two_modules_only():
+def test_nnsight_is_touched_in_three_modules_only():
     users = {path.stem for path in FOLDER.glob("*.py") if "nnsight" in _modules(path)}
-    assert users == {"models", "trace"}
+    assert users == {"models", "remote", "trace"}
 
 
 def _modules(path):

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from PIL import Image
 
 import tnkit as tn
-from tnkit import plots
+from tnkit import plots, style
 
 
 def test_languages_keep_distinct_colours():
@@ -93,3 +94,20 @@ def test_the_style_does_not_leak():
     before = dict(mpl.rcParams)
     tn.NeuronSet(((0, 1),), (2, 4)).plot()
     assert dict(mpl.rcParams) == before
+
+
+def test_a_missing_font_is_named_once(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(style, "_fonts", lambda: ["DejaVu Sans"])
+    style._warn_of_cjk.cache_clear()
+    for title in ("English", "日本語", "한국어"):
+        ax = tn.NeuronSet(((0, 1),), (2, 4)).plot()
+        ax.set_title(title)
+        plots.save_figure(ax.figure, tmp_path / "f.png")
+    assert caplog.text.count("fonts-noto-cjk") == 1
+
+
+def test_a_figure_says_what_it_is_about(tmp_path):
+    figure = tn.NeuronSet(((0, 1),), (2, 4)).plot().figure
+    plots.save_figure(figure, tmp_path / "f.png", about="layer 3")
+    with Image.open(tmp_path / "f.png") as image:
+        assert image.text["Description"] == "layer 3"
