@@ -44,7 +44,7 @@ lab: install
 	$(BIN)/jupyter lab notebooks
 
 bench: install
-	$(BIN)/python -m tests.benchmarks
+	$(BIN)/python -m tests.benchmarks $(NAMES)
 
 clean:
 	rm -rf $(VENV) .venv-ndif build dist *.egg-info

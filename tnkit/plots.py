@@ -72,7 +72,7 @@ def neurons_by_layer(sets: Mapping[str, "NeuronSet"], *, title: str = "", ax: Ax
                 label=f"{name} ({len(neurons)})",
                 color=colour,
             )
-        top = 1.2 * max(int(counted.max()), 1)  # room for the legend
+        top = 1.35 * max(int(counted.max()), 1)  # room for the legend
         ax.set(xlabel="layer", ylabel="neurons in the set", xlim=(-0.6, depth - 0.4), ylim=(0, top), title=title)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=20))
         ax.grid(axis="x", visible=False)

@@ -1,4 +1,4 @@
-"""Run every benchmark, print the table, and keep it in RESULTS.md.
+"""Run every benchmark, or some by name, print the tables, and keep them in RESULTS.md.
 
 Each ratio is the median over rounds; in a round the things compared run one after the other, so that a busy machine
 slows all of them.
@@ -34,20 +34,23 @@ print(next(int(line.split()[1]) for line in open("/proc/self/status") if line.st
 """
 
 
-def main():
-    """Measure, print, write."""
+def main(names):
+    """Measure the named parts, or all, print them, and put them in the place of their last results."""
     torch.set_grad_enabled(False)
-    rows = [*explorers.rows(), *memory(), *scale.rows(MODEL), *speed()]
-    lines = ["| what | measured | bound |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
+    parts = {"detection": speed, "memory": memory, "long jobs": lambda: scale.rows(MODEL), "explorers": explorers.rows}
+    unknown = [name for name in names if name not in parts]
+    if unknown:
+        sys.exit(f"there is no benchmark {', '.join(unknown)}; there are {', '.join(parts)}")
     about = ", ".join(f"{name} {version}" for name, version in versions().items())
-    text = (
-        "# Benchmarks\n\nWritten by `make bench`; every ratio compares things measured side by side in one run.\n\n"
-        f"{MODEL}, {LANGUAGE} and en, packaged corpus; {_processor()}, {torch.get_num_threads()} threads, {about}.\n\n"
-        + "\n".join(lines)
-        + "\n"
-    )
-    print(text)
-    print(write_text(Path(__file__).parent / "RESULTS.md", text))
+    machine = f"{_processor()}, {torch.get_num_threads()} threads, {about}"
+    path = Path(__file__).parent / "RESULTS.md"
+    kept = dict(part.split("\n", 1) for part in path.read_text().split("\n## ")[1:])
+    for name in names or parts:
+        rows = ["| what | measured | bound |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in parts[name]())]
+        kept[name] = "\n".join(["", f"{MODEL}, {LANGUAGE} and en, packaged corpus; {machine}.", "", *rows, ""])
+        print(f"## {name}\n{kept[name]}", flush=True)
+        sections = [f"\n## {one}\n{kept[one].rstrip()}\n" for one in parts if one in kept]
+        write_text(path, "# Benchmarks\n\nWritten by `make bench`, a part at a time.\n" + "".join(sections))
 
 
 def speed():
@@ -181,4 +184,4 @@ def _processor():
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

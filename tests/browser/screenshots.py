@@ -1,4 +1,4 @@
-"""Pictures of the explorers in JupyterLab, as the README shows them: `make screenshots`."""
+"""Pictures of the explorers in JupyterLab, as the README shows them: `make screenshots`, or some by name."""
 
 import sys
 import tempfile
@@ -45,10 +45,12 @@ def detection(seen: Seen) -> None:
 
 def main() -> None:
     """Open each explorer, use it, and take its picture."""
-    with tempfile.TemporaryDirectory() as folder, lab(Path(folder)) as running, browser() as used:
+    with tempfile.TemporaryDirectory() as folder, lab(Path(folder)) as running, browser(height=1700) as used:
         used.page.set_default_timeout(600_000)
         expect.set_options(timeout=600_000)
         for use in (spaces, neurons, ablation, detection):
+            if sys.argv[1:] and use.__name__ not in sys.argv[1:]:
+                continue
             call = f"explorer = tn.explore_{use.__name__}(model, corpus)\nexplorer"
             seen = Seen(running.open(used.page, use.__name__, [SETUP, call]), used.page)
             use(seen)

@@ -63,6 +63,7 @@ class DetectionExplorer(Explorer):
             description="Model",
             placeholder="a packaged name, a Hub id, or a folder",
             continuous_update=False,
+            layout={"width": "330px"},
         )
         self.chosen = {
             language: ipywidgets.Checkbox(value=not place, description=language_name(language), indent=False)

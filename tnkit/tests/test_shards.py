@@ -29,7 +29,7 @@ folder, work, at_once, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sy
 activations._SHARD, sums._EVERY, trace, model = 6, 0, activations.trace_blocks, tiny_model("llama")
 
 def slowly(*arguments, **options):
-    time.sleep(0.05)
+    time.sleep(0.15)
     found = trace(*arguments, **options)
     with open(f"{folder}/traced", "ab", buffering=0) as log:
         log.write(b".")
