@@ -139,3 +139,18 @@ def tiny_corpus():
     said = {"en": "I see a {} ({}).", "it": "Vedo un {} ({}).", "ja": "{}が見える（{}）。"}
     rows = {name: [said[name].format(words.split()[n % 5], n) for n in range(30)] for name, words in things.items()}
     return tn.load_corpus(pd.DataFrame({**rows, "split": ["train", "test"] * 15}))
+
+
+def held(post, layers=None, **more):
+    """A capture that holds these states as `post`."""
+    import tnkit as tn
+
+    post = torch.as_tensor(post).float()
+    return tn.Activations(
+        tuple(range(len(post))) if layers is None else layers, torch.arange(post.shape[1]), post=post, **more
+    )
+
+
+def cloud(*shape, seed=0, offset=3.0):
+    """Random states around a mean that is not zero, as hidden states are."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) + offset
