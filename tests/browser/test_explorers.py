@@ -238,8 +238,12 @@ def test_detection(lab, page):
     expect(stop).to_be_disabled()
     seen.box("Type").select_option("Type-1")
     seen.root.get_by_label("Each type's own layers").uncheck()
+    readout = seen.root.locator(".widget-hslider .widget-readout")
+    expect(seen.root.locator(".widget-hslider .noUi-target[disabled]")).to_have_count(0)
     seen.slider("Layers, to").press("ArrowLeft")
+    expect(readout).to_have_text(re.compile("^0.*2$"))
     drag(page, seen.slider("Layers, from"), 70)
+    expect(readout).to_have_text(re.compile("^1.*2$"))
     run.press("Enter")
     expect(listed).to_contain_text(re.compile("Italian Type-1.*1 to 2"))
     with seen.redrawn():
