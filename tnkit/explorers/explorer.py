@@ -51,6 +51,7 @@ class Explorer(ipywidgets.VBox):
         self._task: asyncio.Task | None = None
         self._side: asyncio.Task | None = None
         self._turning = False  # while code sets several controls
+        self._told = False  # whether a step of preparation is being shown
         self._title = ipywidgets.HTML(f"<div class='tn-title'>{html.escape(title)}</div>")
         self._hint = ipywidgets.HTML(f"<div class='tn-hint'>{html.escape(self.hint)}</div>")
         self._status = ipywidgets.HTML()
@@ -146,8 +147,8 @@ class Explorer(ipywidgets.VBox):
     def _turn_to(self, key: Hashable) -> None:
         self._wanted = key
         if key == self._shown:
-            self._say("")
-        elif key in self._frames:
+            return
+        if key in self._frames:
             self._show(key, self._frames[key])
             self._wake()
         elif not self._wake():
@@ -195,6 +196,7 @@ class Explorer(ipywidgets.VBox):
         """Prepare a key step by step; False where something else is wanted meanwhile."""
         for step in self._prepare(key):
             if tell:
+                self._told = True
                 self._say(step)
             await asyncio.sleep(0.001)  # let the kernel take messages
             if self._wanted != wanted:
@@ -211,7 +213,9 @@ class Explorer(ipywidgets.VBox):
     def _show(self, key: Hashable, frame: Frame) -> None:
         self._shown = key
         self.picture.show(frame)
-        self._say("")
+        if self._told:  # what was being prepared; another job's last word stays
+            self._told = False
+            self._say("")
         self._after(key)
 
     def _in_steps(self, steps: Iterator[str]) -> None:
@@ -236,6 +240,7 @@ class Explorer(ipywidgets.VBox):
 
     def _act(self, do: Callable[[], object]) -> None:
         """Do what a control asks; whatever goes wrong is shown in the explorer as a sentence."""
+        self._say("")
         try:
             do()
         except Exception as error:
