@@ -46,7 +46,7 @@ for streaming in (False, True):
         streaming=streaming, cache=what in ("killed", "resumed"), progress=False)
     for (language, kind), one in found.items():
         one.save(f"{folder}/{parallel.rank()}/{streaming}/{language}/{kind}")
-os.write(1, f"{parallel.rank()} {len(traced)}\n".encode())  # one piece, whoever else writes
+os.write(1, f"{parallel.rank()} {len(traced)}\\n".encode())  # one piece, whoever else writes
 """
 SPREAD = """
 import sys, warnings
