@@ -16,7 +16,7 @@ from tnkit.errors import TnkitError
 from tnkit.experiments import BY_STATES, MEASURE_NAMES
 from tnkit.explorers.explorer import Explorer, controls
 from tnkit.explorers.study import CONTROLS, Study
-from tnkit.generation import Continuations, continuations
+from tnkit.generation import continuations
 from tnkit.models import Model
 from tnkit.neurons import NeuronSet
 from tnkit.style import KIND_NAMES, language_name
@@ -48,7 +48,6 @@ class AblationExplorer(Explorer):
         self.study, self.seeds = study, seeds
         self._compared: dict[_Key, dict[str, Comparison]] = {}
         self._tables: dict[_Key, dict[str, Any]] = {}
-        self._result: Continuations | None = None
         most = min(len(layers) for layers in (study.model.early_layers, study.model.late_layers))
         counts = [count for count in _COUNTS if count <= most * study.model.n_neurons // 3]
         counts = sorted({*counts, study.top})
@@ -87,10 +86,7 @@ class AblationExplorer(Explorer):
     @property
     def result(self) -> dict[str, Comparison]:
         """What is shown: a `Comparison` by measure."""
-        key = self._key()
-        for _ in self._prepare(key):
-            pass
-        return self._compared[key]
+        return self._compared[self._ready(self._key())]
 
     def _offer(self) -> None:
         """Offer the controls and a prompt of the chosen language."""
@@ -194,7 +190,6 @@ class AblationExplorer(Explorer):
             languages=study.languages,
             progress=False,
         )
-        self._result = found
         columns = (("before", found.before, found.before_languages), ("after", found.after, found.after_languages))
         self.continued.value = "<div class='tn-words'>{}</div>".format(
             "".join(

@@ -92,10 +92,7 @@ class Explorer(ipywidgets.VBox):
 
     def figure(self) -> Figure:
         """What is shown, as a matplotlib figure."""
-        key = self._key()
-        for _ in self._prepare(key):
-            pass
-        return self._draw(key)[0]
+        return self._draw(self._ready(self._key()))[0]
 
     def save(self, folder: str | Path | None = None) -> list[Path]:
         """Write what is shown as PNG and SVG, with `parameters()` in the files' metadata.
@@ -122,9 +119,7 @@ class Explorer(ipywidgets.VBox):
         self.children = (self._title, self._hint, *rows, self.picture, *below, saving, self._status)
         self._wanted = key = self._key()
         try:
-            for _ in self._prepare(key):
-                pass
-            self._show(key, self._make(key))
+            self._show(key, self._make(self._ready(key)))
         except Exception as error:
             self._fail(error)
             raise
@@ -152,9 +147,7 @@ class Explorer(ipywidgets.VBox):
             self._show(key, self._frames[key])
             self._wake()
         elif not self._wake():
-            for _ in self._prepare(key):
-                pass
-            self._show(key, self._make(key))
+            self._show(key, self._make(self._ready(key)))
 
     def _wake(self) -> bool:
         """See to it that `_work` runs; False where there is no event loop that it could run on."""
@@ -202,6 +195,12 @@ class Explorer(ipywidgets.VBox):
             if self._wanted != wanted:
                 return False
         return self._wanted == wanted
+
+    def _ready(self, key: Hashable) -> Hashable:
+        """The key, once all that its picture needs is prepared, at one go."""
+        for _ in self._prepare(key):
+            pass
+        return key
 
     def _make(self, key: Hashable) -> Frame:
         if key not in self._frames:

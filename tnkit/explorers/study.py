@@ -58,7 +58,7 @@ class Study:
         hub: str = "en",
         sentences: int = 256,
     ) -> None:
-        self.model, self.corpus, self.hub = model, corpus, hub
+        self.model, self.hub = model, hub
         named = tuple(corpus.languages if languages is None else languages)
         self.languages = (hub, *(name for name in named if name != hub))
         self.texts = {
