@@ -1,8 +1,8 @@
 """The sum over sentences of every neuron's score, in closed form.
 
-With r = m (cosine) or m - C (euclidean), every neuron's move r + c has length |r| q, where
+With r = m (cosine) or m - C (euclidean) and c = a v, every neuron's move r + c has length |r| q, where
 
-    q² = 1 + α (2 g + α),    α = |c| / |r| (signed),    g = cos(r, v),
+    q² = 1 + 2 β (r · v) / |r| + (β |v|)²,    β = a / |r|,
 
 so that all neurons of a layer cost one matrix product, and none is ever added to the stream. Everything is written as a
 small difference rather than as a difference of large numbers, which keeps float32 products exact to about 1e-7 of a
@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 _ROWS = 64  # sentences at a time, so that the (sentence, neuron) blocks stay in the processor's cache
+_ROWS_ELSEWHERE = 1024  # on a GPU, which likes large blocks
 
 
 def summed_scores(
@@ -39,18 +40,20 @@ def summed_scores(
     """
     origin = mid if distance == "cosine" else mid - centroid
     length, unit = _length_and_unit(origin)
-    size, direction = _length_and_unit(vectors)
     _, goal = _length_and_unit(centroid)
-    towards, at = direction @ goal, unit @ goal
+    size = _length(vectors)
+    towards, at = (vectors @ goal) / torch.where(size > 0, size, 1), unit @ goal
     stands = (length > 0).to(mid.dtype)
     length = torch.where(length > 0, length, 1)
     total = torch.zeros(len(vectors), dtype=torch.float64, device=mid.device)
-    for rows in torch.arange(len(mid), device=mid.device).split(_ROWS):
-        alpha = activations[rows] * size / length[rows, None]
-        delta = (unit[rows] @ direction.T).mul_(2).add_(alpha).mul_(alpha)
-        moved = (delta + stands[rows, None]).clamp_min_(0).sqrt_()
-        further = delta.div_(moved + stands[rows, None])
-        further = further.masked_fill_(moved + stands[rows, None] == 0, 0)
+    at_once = _ROWS if mid.device.type == "cpu" else _ROWS_ELSEWHERE
+    for start in range(0, len(mid), at_once):
+        rows = slice(start, start + at_once)
+        beta, one = activations[rows] / length[rows, None], stands[rows, None]
+        alpha = beta * size
+        delta = (2 * unit[rows] @ vectors.T).mul_(beta).addcmul_(alpha, alpha)
+        moved = torch.add(delta, one, out=beta).clamp_min_(0).sqrt_()
+        further = delta.div_((moved + one).clamp_min_(torch.finfo(mid.dtype).tiny))
         if distance == "cosine":
             change = alpha.mul_(towards).sub_(further.mul_(at[rows, None])).div_(moved)
             change = torch.where(moved > 0, change, -at[rows, None])
@@ -60,10 +63,19 @@ def summed_scores(
     return total
 
 
+def _length(vectors: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows"]:
+    """Norms. Huge and minute values neither overflow nor vanish."""
+    norm = vectors.norm(dim=-1)
+    if bool(((norm > 1e-15) & (norm < 1e15)).all()):
+        return norm
+    largest = vectors.abs().amax(dim=-1, keepdim=True)
+    return ((vectors / torch.where(largest > 0, largest, 1)).norm(dim=-1, keepdim=True) * largest)[..., 0]
+
+
 def _length_and_unit(
     vectors: Float[Tensor, "*rows hidden"],
 ) -> tuple[Float[Tensor, "*rows"], Float[Tensor, "*rows hidden"]]:
-    """Norms, and the vectors divided by them; a zero vector stays zero. Huge values do not overflow."""
+    """Norms, and the vectors divided by them; a zero vector stays zero."""
     largest = vectors.abs().amax(dim=-1, keepdim=True)
     scaled = vectors / torch.where(largest > 0, largest, 1)
     norm = scaled.norm(dim=-1, keepdim=True)

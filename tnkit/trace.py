@@ -216,17 +216,21 @@ def _read(block, names, keep, how, changes) -> dict[str, Tensor]:
         last_map.input = neurons
     if "activations" in keep or "scale" in keep:
         neurons = neurons.reshape(shape)
-        scale = torch.ones(tokens, device=neurons.device)
+        before = after = neurons[..., :1]
         if names.norm:
             norm = attrgetter(names.norm)(block)
-            before = last_map.output.float()
-            before = before * output_gain(norm, names.multiplier, before[0, 0].to(neurons.dtype))
-            after = norm.output.float() * names.multiplier
+            before, after = last_map.output, norm.output
+        if weights is None:  # one token of each sentence is enough
+            neurons, before, after = (_pooled(one, last, None) for one in (neurons, before, after))
+        scale = torch.ones(before.shape[:-1], device=before.device)
+        if names.norm:
+            gain = output_gain(norm, names.multiplier, before.reshape(-1, before.shape[-1])[0].to(neurons.dtype))
+            before, after = before.float() * gain, after.float() * names.multiplier
             scale = (after * before).sum(-1) / (before * before).sum(-1).clamp_min(1e-38)
-            if weights is not None:
-                neurons = neurons * (scale / _pooled(scale, last, weights)[:, None])[..., None]
-        found = {"activations": neurons, "scale": scale}
-        values |= {site: _pooled(found[site], last, weights) for site in ("activations", "scale") if site in keep}
+        if weights is not None:
+            mean = _pooled(scale, last, weights)
+            neurons, scale = _pooled(neurons * (scale / mean[:, None])[..., None], last, weights), mean
+        values |= {site: one for site, one in (("activations", neurons), ("scale", scale)) if site in keep}
     return values
 
 
