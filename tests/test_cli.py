@@ -215,7 +215,7 @@ def test_the_cache_is_used_shown_and_cleared(tnkit, monkeypatch):
     for out in ("a.json", "b.json"):
         assert tnkit(f"centroids {both} --out c.safetensors")[0] == 0
         assert tnkit(f"detect {both} --top_n 10 --centroids_path c.safetensors --out {out}")[0] == 0
-        monkeypatch.setattr("tnkit.activations.trace_blocks", lambda *_, **__: pytest.fail("a pass was run"))
+        monkeypatch.setattr("tnkit.passes.trace_blocks", lambda *_, **__: pytest.fail("a pass was run"))
     assert Path("a.json").read_bytes() == Path("b.json").read_bytes()
     code, out, err = tnkit("cache")
     assert (code, err) == (0, "")
@@ -296,7 +296,7 @@ def test_wrong_usage(tnkit, line, said):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("two\nlines")], ids=["Ctrl-C", "a bug"])
-@pytest.mark.parametrize("place", ["tnkit.activations.trace_blocks", "os.fsync"])
+@pytest.mark.parametrize("place", ["tnkit.passes.trace_blocks", "os.fsync"])
 @pytest.mark.parametrize("line", [CENTROIDS, f"{DETECT} --scores s.safetensors"], ids=["centroids", "detect"])
 def test_a_run_cut_short_leaves_nothing(tnkit, monkeypatch, line, place, error):
     def stop(*_, **__):

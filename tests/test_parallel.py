@@ -14,7 +14,7 @@ import transformers
 
 import tnkit as tn
 from tnkit import cli, parallel
-from tnkit.activations import plan
+from tnkit.passes import plan
 from tnkit.tests.tiny import SENTENCES, byte_tokenizer, tiny_config, tiny_model, tiny_module
 
 TEXTS = [text[:length] for length in (40, 25, 12, 7, 3) for text in SENTENCES]
@@ -22,11 +22,11 @@ SCRIPT = """
 import os, signal, sys, time
 import tnkit as tn
 from tests.test_parallel import TEXTS
-from tnkit import activations, parallel, sums
+from tnkit import parallel, passes, sums
 from tnkit.tests.tiny import tiny_model
 what, folder = sys.argv[1], sys.argv[2]
-texts, trace, traced = {"en": TEXTS, "ja": TEXTS[::-1], "it": TEXTS[3:]}, activations.trace_blocks, []
-activations._SHARD, sums._EVERY = 1, 0
+texts, trace, traced = {"en": TEXTS, "ja": TEXTS[::-1], "it": TEXTS[3:]}, passes.trace_blocks, []
+passes._SHARD, sums._EVERY = 1, 0
 if what == "different" and parallel.rank():
     texts["en"] = texts["en"][:-1]
 
@@ -39,7 +39,7 @@ def traced_blocks(*arguments, **options):
             raise tn.TnkitError("this rank has a reason")
     return trace(*arguments, **options)
 
-activations.trace_blocks = traced_blocks
+passes.trace_blocks = traced_blocks
 few = what == "few"
 for streaming in (False, True):
     found = tn.detect_all(tiny_model("gemma3"), texts, ["ja", "it"], top=20, batch_tokens=10_000 if few else 60,

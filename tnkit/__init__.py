@@ -16,8 +16,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Activations": "activations",
-    "capture": "activations",
-    "stream": "activations",
+    "capture": "passes",
+    "stream": "passes",
     "Centroids": "centroids",
     "estimate_centroids": "centroids",
     "ablate": "experiments",

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from tnkit import storage
-from tnkit.activations import by_length, padded, provenance_of, tokenised
+from tnkit.batches import by_length, padded, provenance_of, tokenised
 from tnkit.errors import TnkitError
 from tnkit.generation import Answered, Continuations, answer_questions, continuations, languages_of
 from tnkit.interventions import Ablation

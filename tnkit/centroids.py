@@ -166,7 +166,7 @@ class CentroidAccumulator:
     def add(self, batch: Activations) -> None:
         """Count the sentences of a batch in."""
         batch.require("post")
-        self._add(batch.post.sum(dim=1, dtype=torch.float64), len(batch), batch.layers, batch.provenance)
+        self._add(batch.post.sum(dim=1, dtype=torch.float64).cpu(), len(batch), batch.layers, batch.provenance)
 
     def reduction(self) -> Callable[..., Tensor]:
         """What a remote model's server makes of each layer of a batch, so that only that travels; for `take`."""

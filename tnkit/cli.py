@@ -234,7 +234,12 @@ def _detection_flags(command: argparse.ArgumentParser) -> None:
         default="last",
         help="last token, or mean over tokens (default last)",
     )
-    _flag(command, "batch_tokens", type=_positive, default=768, help="most tokens in a batch (default 768)")
+    _flag(
+        command,
+        "batch_tokens",
+        type=_positive,
+        help="most tokens in a batch (default 768; on a GPU, by its free memory)",
+    )
     _flag(command, "tp_plan", choices=("auto",), help="spread the model over the processes of torchrun")
     _flag(
         command, "cache", action="store_true", help="keep what is done on the way, and go on after a run that was cut"

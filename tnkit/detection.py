@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from tnkit import parallel, shards, storage
-from tnkit.activations import Gathering, Pass, plan
+from tnkit.activations import Gathering
+from tnkit.batches import free_memory
 from tnkit.centroids import CentroidAccumulator, Centroids, estimate_centroids
 from tnkit.corpora import Corpus
 from tnkit.errors import TnkitError, one_of
 from tnkit.models import Model, check_layers
 from tnkit.neurons import NeuronSet
+from tnkit.passes import Pass, plan
 from tnkit.scoring import NeuronScores, ScoreAccumulator
 from tnkit.sums import add_up, drain, together
 
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 KINDS = ("type1", "type2")
 _SCORED = ("activations", "mid", "scale")
-_HOLD = 2 << 30  # bytes of activations held at once; a larger corpus is streamed in two passes
+_HOLD = 2 << 30  # bytes of activations held at once, on a CPU; a larger corpus is streamed in two passes
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +191,7 @@ def detect_steps(
     last_layer: str = "raw",
     split: str = "train",
     streaming: bool | None = None,
-    batch_tokens: int = 768,
+    batch_tokens: int | None = None,
     cache: bool = False,
 ) -> Iterator[Step]:
     """Detect as `detect_all` does, a batch at a time, with what is found as soon as it is; leaving the loop stops it.
@@ -206,7 +208,8 @@ def detect_steps(
         position, last_layer, batch_tokens: as in `capture`.
         split: which split of a `Corpus`.
         streaming: hold nothing but sums, at the price of a second pass over each language; None does so where the
-            activations of one language would take more than 2 GiB, and for a remote model: then only sums travel.
+            activations of one language would take more than 2 GiB (on a GPU, a third of its free memory), and for a
+            remote model: then only sums travel.
         cache: keep captures, or when streaming the sums, in the user's cache folder while it runs, and take up those
             that are there: a killed detection goes on where it stopped.
 
@@ -266,7 +269,11 @@ class _Job:
     def _streamed(self, name: str) -> bool:
         width = 2 * self.model.hidden_size + self.model.n_neurons + 1
         held = 4 * len(self.options["layers"]) * width * len(self.texts[name])
-        return self.model.remote is not False or held > _HOLD if self.streaming is None else self.streaming
+        if self.streaming is not None:
+            return self.streaming
+        device = self.model.home
+        room = free_memory(device) // 3 if device.type == "cuda" and not self.cache else _HOLD
+        return self.model.remote is not False or held > room
 
     # Each part of the work yields (sentences, detections) as it goes, and leaves the centroid it estimates behind.
 
@@ -288,7 +295,8 @@ class _Job:
         """One pass, held until both are done."""
         mine, running = planned.share(), CentroidAccumulator()
         whole = Gathering(chain(*mine.batches))
-        for sentences in parallel.scaled(whole.fill(mine.kept(fingerprint)), len(mine), len(planned)):
+        batches = mine.kept(fingerprint, device=self.model.home)
+        for sentences in parallel.scaled(whole.fill(batches), len(mine), len(planned)):
             yield sentences, ()
         captured = [whole.result()] if len(mine) else []
         for batch in captured:

@@ -14,12 +14,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tnkit import geometry, storage
-from tnkit.activations import Activations, capture
+from tnkit.activations import Activations
 from tnkit.comparison import Comparison, Control, compare
 from tnkit.errors import TnkitError
 from tnkit.interventions import Ablation, LastToken
 from tnkit.models import Model
 from tnkit.neurons import NeuronSet
+from tnkit.passes import capture
 
 if TYPE_CHECKING:
     import matplotlib.axes

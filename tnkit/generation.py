@@ -18,8 +18,8 @@ import transformers
 from tqdm.auto import tqdm
 
 from tnkit import storage
-from tnkit.activations import by_length, provenance_of, tokenised
 from tnkit.answers import Answer, QuestionScores, score
+from tnkit.batches import by_length, provenance_of, tokenised
 from tnkit.errors import TnkitError
 from tnkit.interventions import Ablation
 from tnkit.models import Model

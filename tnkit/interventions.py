@@ -27,22 +27,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tnkit import parallel, storage
-from tnkit.activations import (
-    KEEP,
-    Activations,
-    batch_of,
-    by_length,
-    capture,
-    chosen_sites,
-    gathered,
-    padded,
-    provenance_of,
-    tokenised,
-)
+from tnkit.activations import Activations, batch_of, gathered
+from tnkit.batches import by_length, padded, provenance_of, roomy, tokenised
 from tnkit.errors import TnkitError, one_of
 from tnkit.models import Model, check_layers
 from tnkit.neurons import NeuronSet
-from tnkit.trace import changed, chosen_tokens, trace_blocks
+from tnkit.passes import KEEP, capture
+from tnkit.trace import changed, chosen_sites, chosen_tokens, trace_blocks
 
 TOKENS = ("last", "prompt", "all")
 
@@ -202,7 +193,7 @@ class LastToken:
         *,
         keep: Iterable[str] = KEEP,
         layers: Iterable[int] | None = None,
-        batch_tokens: int = 768,
+        batch_tokens: int | None = None,
         progress: bool = True,
     ) -> None:
         self.model, self.sentences, self.batch_tokens = model, sentences, batch_tokens
@@ -212,12 +203,12 @@ class LastToken:
         )
         self.about = provenance_of(model, sentences)
         tokens = tokenised(model, sentences)
-        self.cached = not model.remote and _has_positions(model, max(map(len, tokens)))
+        self.cached = not model.remote and _has_positions(model, max(tokens.lengths()))
         self._batches: list[tuple[list[int], dict[str, Any]]] = []
         if not self.cached:
             return
         with tqdm(total=len(tokens), unit=" sentences", desc="prefix", disable=not progress, leave=False) as bar:
-            for index in by_length([len(ids) for ids in tokens], batch_tokens):
+            for index in by_length(tokens.lengths(), batch_tokens or roomy(model)):
                 self._batches.append((index, self._prefix([tokens[place] for place in index])))
                 bar.update(len(index))
 

@@ -119,6 +119,19 @@ class Model:
         """Where token ids must be put (of a remote model: here, on the CPU)."""
         return torch.device("cpu") if self.remote else self.module.get_input_embeddings().weight.device
 
+    @property
+    def devices(self) -> list[torch.device]:
+        """The devices that its blocks lie on, in order (of a remote model: the CPU)."""
+        if self.remote:
+            return [self.device]
+        return list(dict.fromkeys(self._last_map(layer).weight.device for layer in range(self.n_layers)))
+
+    @property
+    def home(self) -> torch.device:
+        """Where activations stay that are only summed: the GPU of a model that lies on one, the CPU for any other."""
+        devices = self.devices
+        return devices[0] if len(devices) == 1 else torch.device("cpu")
+
     @cached_property
     def sharded(self) -> bool:
         """Whether its weights are spread over the processes of torchrun, each of which runs every batch."""

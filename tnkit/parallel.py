@@ -63,6 +63,22 @@ def added(total: "Tensor") -> "Tensor":
     return total
 
 
+def least(number: int) -> int:
+    """The smallest number that any process has.
+
+    >>> least(3)
+    3
+    """
+    if size() == 1:
+        return number
+    import torch
+    import torch.distributed as dist
+
+    smallest = torch.tensor(number)
+    _together(lambda group: dist.all_reduce(smallest, dist.ReduceOp.MIN, group=group))
+    return int(smallest)
+
+
 def agree(about: Any) -> None:
     """Make sure that all processes are about to do the same.
 

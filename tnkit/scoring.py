@@ -8,7 +8,7 @@ instead, since a capture does not hold its text. Value vectors, by far the large
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -73,13 +73,13 @@ class NeuronScores:
         >>> NeuronScores(torch.tensor([[0.1, 0.3], [0.2, 0.3]]).double(), "cosine").top(3).pairs
         ((0, 1), (1, 1), (1, 0))
         """
-        pairs, scores = self._ranked(layers)
-        if not 0 < n <= len(pairs):
+        chosen, values = self._candidates(layers)
+        if not 0 < n <= len(values):
             raise TnkitError(
-                f"top {n} was asked for, layers {self._named(layers)} hold {len(pairs)} neurons; "
-                f"ask for 1 to {len(pairs)}"
+                f"top {n} was asked for, layers {self._named(layers)} hold {len(values)} neurons; "
+                f"ask for 1 to {len(values)}"
             )
-        return self._set(pairs[:n], scores[:n], {"top": n, "layers": self._named(layers)})
+        return self._best(n, chosen, values, {"top": n, "layers": self._named(layers)})
 
     def bottom(self, n: int, *, layers=None) -> NeuronSet:
         """The n neurons of lowest score, lowest first: those that move the stream away, a control.
@@ -88,7 +88,10 @@ class NeuronScores:
         ((0, 0), (1, 0))
         """
         lowest = NeuronScores(-self.values, self.distance, self.provenance).top(n, layers=layers)
-        return self._set(lowest.pairs, -torch.tensor(lowest.scores), {"bottom": n, "layers": self._named(layers)})
+        selection = {**lowest.provenance["selection"], "bottom": n}
+        del selection["top"]
+        scores = tuple(-score for score in lowest.scores)
+        return replace(lowest, scores=scores, provenance={**lowest.provenance, "selection": selection})
 
     def above(self, threshold: float, *, layers=None) -> NeuronSet:
         """The neurons whose score is greater than a threshold, best first (may be none).
@@ -96,9 +99,9 @@ class NeuronScores:
         >>> len(NeuronScores(torch.tensor([[0.1, 0.3], [0.2, 0.3]]).double(), "cosine").above(0.15))
         3
         """
-        pairs, scores = self._ranked(layers)
-        n = int((scores > threshold).sum())
-        return self._set(pairs[:n], scores[:n], {"threshold": threshold, "layers": self._named(layers)})
+        chosen, values = self._candidates(layers)
+        n = int((values > threshold).sum())
+        return self._best(n, chosen, values, {"threshold": threshold, "layers": self._named(layers)})
 
     def to_frame(self) -> "pd.DataFrame":
         """The score of every scored neuron, indexed (layer, neuron)."""
@@ -134,24 +137,28 @@ class NeuronScores:
         storage.finite(path, "values", tensors["values"].nan_to_num(nan=0.0), (None, None))
         return cls(tensors["values"], about["distance"], about.get("provenance", {}))
 
-    def _ranked(self, layers) -> tuple[list[tuple[int, int]], Tensor]:
+    def _candidates(self, layers) -> tuple[list[int], Float[Tensor, "neuron"]]:
+        """The layers to choose from, and the scores of their neurons in the order (layer, neuron)."""
         chosen = sorted(set(self.layers if layers is None else layers))
         missing = [layer for layer in chosen if layer not in self.layers]
         if missing or not chosen:
             raise TnkitError(f"layers {missing or 'none'} were not scored; scored are {self._named(None)}")
-        values = self.values[chosen]
-        order = torch.sort(values.reshape(-1), descending=True, stable=True).indices
-        width = values.shape[1]
-        return [(chosen[place // width], place % width) for place in order.tolist()], values.reshape(-1)[order]
+        return chosen, self.values[chosen].reshape(-1)
+
+    def _best(self, n: int, chosen: list[int], values: Tensor, selection: dict[str, Any]) -> NeuronSet:
+        """The n highest, best first; equal ones in their order."""
+        least = values.topk(n).values[-1] if n else torch.inf
+        places = (values >= least).nonzero()[:, 0]
+        places = places[values[places].sort(descending=True, stable=True).indices[:n]]
+        width = self.values.shape[1]
+        pairs = tuple((chosen[place // width], place % width) for place in places.tolist())
+        about = {**self.provenance, "distance": self.distance, "selection": selection}
+        return NeuronSet(pairs, tuple(self.values.shape), tuple(values[places].tolist()), about)
 
     def _named(self, layers) -> str:
         chosen = sorted(self.layers if layers is None else layers)
         whole = chosen == list(range(chosen[0], chosen[-1] + 1))
         return f"{chosen[0]} to {chosen[-1]}" if whole else ", ".join(map(str, chosen))
-
-    def _set(self, pairs, scores: Tensor, selection: dict[str, Any]) -> NeuronSet:
-        about = {**self.provenance, "distance": self.distance, "selection": selection}
-        return NeuronSet(tuple(pairs), tuple(self.values.shape), tuple(scores.tolist()), about)
 
     def _repr_html_(self) -> str:
         rows = {

@@ -43,6 +43,7 @@ _CODE = (
     "trace",
     "batches",
     "activations",
+    "passes",
     "centroids",
     "closed_form",
     "scoring",

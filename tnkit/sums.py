@@ -15,9 +15,9 @@ import torch
 from tqdm.auto import tqdm
 
 from tnkit import parallel, shards
-from tnkit.activations import Pass, plan
 from tnkit.centroids import CentroidAccumulator, Centroids
 from tnkit.models import Model
+from tnkit.passes import Pass, plan
 from tnkit.scoring import ScoreAccumulator
 from tnkit.trace import jointly
 
@@ -35,7 +35,7 @@ def add_up(
     Of several processes, each runs its share, and all end with the sums of the whole.
 
     Args:
-        planned: from `tnkit.activations.plan`.
+        planned: from `tnkit.passes.plan`.
         running: accumulators that nothing was added to, by name.
         fingerprint: of the model, from `tnkit.shards.fingerprint`, to take up sums from the cache and keep them there;
             None leaves the cache alone.
@@ -75,7 +75,7 @@ def _counted_in(
 ) -> Iterator[int]:
     """Count batches in, from number start on; of a remote model only their sums come here."""
     if not planned.model.remote:
-        for batch in planned.run(start):
+        for batch in planned.run(start, device=planned.model.home):
             for accumulator in running.values():
                 accumulator.add(batch)
             yield len(batch)

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from tqdm.auto import tqdm
 
-from tnkit.activations import Activations, capture
+from tnkit.activations import Activations
 from tnkit.comparison import Control, controls
 from tnkit.corpora import Corpus
 from tnkit.detection import KINDS, Detection, detect_steps
@@ -17,6 +17,7 @@ from tnkit.experiments import BY_STATES
 from tnkit.interventions import Ablation, LastToken
 from tnkit.models import Model
 from tnkit.neurons import NeuronSet
+from tnkit.passes import capture
 from tnkit.scoring import contribution_norms
 from tnkit.specificity import Specificity, correlation_ratio
 from tnkit.style import KIND_NAMES, language_name

@@ -18,9 +18,9 @@ from nnsight.intervention.backends.remote import RemoteError
 
 import tnkit as tn
 from tnkit import scoring
-from tnkit.activations import plan
 from tnkit.interventions import LastToken
 from tnkit.models import completeness_error
+from tnkit.passes import plan
 from tnkit.scoring import ScoreAccumulator, contribution_norms
 from tnkit.sums import add_up
 from tnkit.tests.server import rehearsing

@@ -102,7 +102,7 @@ def test_a_folder_gives_back_what_was_saved(tmp_path):
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_runs(arguments, words, monkeypatch):
-    monkeypatch.setattr("tnkit.activations.trace_blocks", lambda *_, **__: pytest.fail("a pass was run"))
+    monkeypatch.setattr("tnkit.passes.trace_blocks", lambda *_, **__: pytest.fail("a pass was run"))
     with pytest.raises(tn.TnkitError, match=words):
         tn.detect(tiny_model(), TEXTS, **arguments, **QUIET)
 
@@ -146,7 +146,7 @@ def test_a_cached_detection_runs_nothing_twice_and_gives_the_same(streaming, tmp
     model, options = tiny_model("gemma3"), {"top": 5, "batch_tokens": 100, "streaming": streaming}
     fresh = tn.detect_all(model, TEXTS, **options, **QUIET)
     tn.detect_all(model, TEXTS, cache=True, **options, **QUIET)
-    monkeypatch.setattr("tnkit.activations.trace_blocks", lambda *_, **__: pytest.fail("a pass was run"))
+    monkeypatch.setattr("tnkit.passes.trace_blocks", lambda *_, **__: pytest.fail("a pass was run"))
     again = tn.detect_all(model, TEXTS, cache=True, **options, **QUIET)
     for key, one in fresh.items():
         assert torch.equal(one.scores.values.nan_to_num(9), again[key].scores.values.nan_to_num(9))
@@ -161,6 +161,6 @@ def test_known_centroids_take_up_their_sums(tmp_path, monkeypatch):
     model, own = tiny_model("llama"), tn.sums.centroid(tiny_model("llama"), TEXTS["ja"], cache=True, **QUIET)
     how = {"language": "ja", "kind": "type2", "top": 9, "cache": True} | QUIET
     first = detect_towards(model, TEXTS["ja"], own, **how)
-    monkeypatch.setattr("tnkit.activations.trace_blocks", lambda *_, **__: pytest.fail("a pass was run"))
+    monkeypatch.setattr("tnkit.passes.trace_blocks", lambda *_, **__: pytest.fail("a pass was run"))
     assert torch.equal(tn.sums.centroid(model, TEXTS["ja"], cache=True, **QUIET).values, own.values)
     assert detect_towards(model, TEXTS["ja"], own, **how).neurons == first.neurons

@@ -21,12 +21,12 @@ QUIET = {"batch_tokens": 60, "progress": False}
 KILLED = """
 import os, random, signal, sys, time
 import torch, tnkit as tn
-from tnkit import activations, shards, sums
+from tnkit import passes, shards, sums
 from tnkit.tests.test_shards import TEXTS
 from tnkit.tests.tiny import tiny_model
 torch.set_num_threads(1)
 folder, work, at_once, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-activations._SHARD, sums._EVERY, trace, model = 6, 0, activations.trace_blocks, tiny_model("llama")
+passes._SHARD, sums._EVERY, trace, model = 6, 0, passes.trace_blocks, tiny_model("llama")
 
 def slowly(*arguments, **options):
     time.sleep(0.15)
@@ -38,7 +38,7 @@ def slowly(*arguments, **options):
 def child(number, pause=slowly):
     if pid := os.fork():
         return pid
-    activations.trace_blocks = pause
+    passes.trace_blocks = pause
     if work == "capture":
         tn.capture(model, TEXTS, batch_tokens=60, cache=True, progress=False).save(f"{folder}/{number}.safetensors")
     else:
@@ -66,22 +66,22 @@ print(kills, *ends)
 def cache(tmp_path, monkeypatch):
     """A cache of this test's own."""
     monkeypatch.setenv("TNKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("tnkit.activations._SHARD", 6)
+    monkeypatch.setattr("tnkit.passes._SHARD", 6)
     return tmp_path / "cache" / "captures"
 
 
 @pytest.fixture
 def traced(monkeypatch):
     """How many batches were traced, as a list that grows."""
-    from tnkit import activations
+    from tnkit import passes
 
-    batches, trace = [], activations.trace_blocks
+    batches, trace = [], passes.trace_blocks
 
     def counted(model, inputs, *arguments, **options):
         batches.append(len(inputs["input_ids"]))
         return trace(model, inputs, *arguments, **options)
 
-    monkeypatch.setattr(activations, "trace_blocks", counted)
+    monkeypatch.setattr(passes, "trace_blocks", counted)
     return batches
 
 
@@ -111,10 +111,10 @@ def test_a_finished_capture_is_read_and_equals_a_fresh_one(cache, traced):
 
 
 def test_shards_hold_several_batches_but_neither_too_many_sentences_nor_bytes(cache, traced, monkeypatch):
-    monkeypatch.setattr("tnkit.activations._SHARD", 64)
+    monkeypatch.setattr("tnkit.passes._SHARD", 64)
     capture()
     assert len(files(cache)) == 1 and len(traced) > 5
-    monkeypatch.setattr("tnkit.activations._SHARD_BYTES", 5000)
+    monkeypatch.setattr("tnkit.passes._SHARD_BYTES", 5000)
     capture(keep=["mid"])
     sizes = [path.stat().st_size for path in files(cache)[1:]] + [path.stat().st_size for path in files(cache)]
     assert len(files(cache)) > 3 and sorted(sizes)[len(sizes) // 2] < 8000
@@ -134,7 +134,7 @@ def test_a_capture_killed_at_any_moment_goes_on_and_loses_a_shard_at_most(tmp_pa
     assert (kills > 2, end, said) == (True, 0, "")
     fresh = capture(cache=False)
     assert_same(tn.Activations.load(tmp_path / "0.safetensors"), fresh)
-    batches = list(tn.activations.plan(tiny_model(), TEXTS, batch_tokens=60).batches)
+    batches = list(tn.passes.plan(tiny_model(), TEXTS, batch_tokens=60).batches)
     most = max(stop - start for start, stop in tn.batches.grouped(batches, 6))
     assert len((tmp_path / "traced").read_bytes()) <= len(batches) + kills * most
     assert_same(capture(), fresh)
@@ -149,7 +149,7 @@ def test_a_streamed_detection_killed_at_any_moment_goes_on_and_loses_a_batch_at_
     found = tn.NeuronScores.load(tmp_path / "0.safetensors")
     assert torch.equal(found.values.nan_to_num(9), fresh.scores.values.nan_to_num(9))
     assert found.provenance == fresh.scores.provenance
-    passes = [tn.activations.plan(tiny_model(), part, batch_tokens=60) for part in (TEXTS, TEXTS[::-1], TEXTS[::-1])]
+    passes = [tn.passes.plan(tiny_model(), part, batch_tokens=60) for part in (TEXTS, TEXTS[::-1], TEXTS[::-1])]
     assert len((tmp_path / "traced").read_bytes()) <= sum(len(one.batches) for one in passes) + kills
 
 
