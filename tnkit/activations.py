@@ -114,14 +114,13 @@ class Activations:
             TnkitError: for a missing, damaged or foreign file.
         """
         tensors, about = storage.load_tensors(path, "activations")
-        layers = about.get("layers", [])
-        index = tensors.pop("index", None)
-        if index is None or not set(tensors) <= set(SITES):
+        layers, index = storage.layers_of(path, about), tensors.pop("index", None)
+        if index is None or index.ndim != 1 or index.is_floating_point() or not set(tensors) <= set(SITES):
             raise TnkitError(f"{path} lacks the index of its sentences or holds unknown tensors; capture again")
         for name, tensor in tensors.items():
             shape = (len(layers), len(index)) + ((None,) if name != "scale" else ())
             storage.finite(path, name, tensor, shape)
-        return cls(layers=tuple(layers), index=index, provenance=about.get("provenance", {}), **tensors)
+        return cls(layers=layers, index=index, provenance=storage.provenance_of(path, about), **tensors)
 
     def _repr_html_(self) -> str:
         shapes = {name: " × ".join(map(str, tensor.shape)) for name, tensor in self.tensors().items()}

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tnkit import storage
+from tnkit import pickles, storage
 from tnkit.activations import Activations
 from tnkit.errors import TnkitError
 from tnkit.models import Model
@@ -107,7 +107,7 @@ class Centroids:
     def save(self, path: str | Path, *, format: str = "tnkit") -> Path:
         """Write a safetensors file, or with format="reference" the published code's pickle (a list of arrays)."""
         if format == "reference":
-            return storage.write_pickle(path, [row.numpy() for row in self.values])
+            return pickles.write(path, [row.numpy() for row in self.values])
         about = {"layers": list(self.layers), "provenance": self.provenance}
         return storage.save_tensors(path, "centroids", {"values": self.values}, about)
 
@@ -121,17 +121,18 @@ class Centroids:
         if Path(path).suffix in (".pkl", ".pickle"):
             return cls._from_reference(path)
         tensors, about = storage.load_tensors(path, "centroids")
-        layers = tuple(about.get("layers", ()))
-        if set(tensors) != {"values"} or not layers:
-            raise TnkitError(f"{path} lacks the values or the layers of centroids; estimate them again")
+        if set(tensors) != {"values"}:
+            raise TnkitError(f"{path} lacks the values of centroids; estimate them again")
+        layers = storage.layers_of(path, about)
         values = storage.finite(path, "values", tensors["values"], (len(layers), None))
-        return cls(values, layers, about.get("provenance", {}))
+        return cls(values, layers, storage.provenance_of(path, about))
 
     @classmethod
     def _from_reference(cls, path: str | Path) -> "Centroids":
-        content = storage.read_pickle(path)
+        content = pickles.read(path)
+        plain = isinstance(content, list | tuple) and all(type(row).__name__ == "ndarray" for row in content)
         try:
-            values = torch.stack([torch.as_tensor(row, dtype=torch.float32).reshape(-1) for row in content])
+            values = torch.stack([torch.as_tensor(row, dtype=torch.float32).reshape(-1) for row in content * plain])
         except (TypeError, ValueError, RuntimeError) as error:
             raise TnkitError(
                 f"{path} is not a list of arrays, one a layer; expected the published centroids"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from tnkit import storage
+from tnkit import pickles, storage
 from tnkit.errors import TnkitError
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ class NeuronSet(Sequence):
     def save(self, path: str | Path, *, format: str = "tnkit") -> Path:
         """Write JSON, or with format="reference" the published code's pickle (a list of pairs)."""
         if format == "reference":
-            return storage.write_pickle(path, list(self.pairs))
+            return pickles.write(path, list(self.pairs))
         content = {
             "shape": self.shape,
             "pairs": self.pairs,
@@ -234,17 +234,17 @@ class NeuronSet(Sequence):
         reference = Path(path).suffix in (".pkl", ".pickle")
         if reference and shape is None:
             raise TnkitError(f"{path} does not say what model it is of: give shape=(model.n_layers, model.n_neurons)")
-        about = (
-            {"pairs": storage.read_pickle(path), "shape": shape} if reference else storage.load_json(path, "neurons")
-        )
+        about = {"pairs": pickles.read(path), "shape": shape} if reference else storage.load_json(path, "neurons")
         try:
             pairs = tuple((_whole(layer), _whole(neuron)) for layer, neuron in about["pairs"])
             layers, width = (_whole(size) for size in about["shape"])
             scores = tuple(float(score) for score in about.get("scores", ()))
-        except (KeyError, TypeError, ValueError) as error:
+            if not np.isfinite(scores).all():
+                raise ValueError("a score is not finite")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise TnkitError(f"{path} does not hold a list of (layer, neuron) pairs of whole numbers") from error
         try:
-            return cls(pairs, (layers, width), scores, about.get("provenance") or {"file": Path(path).name})
+            return cls(pairs, (layers, width), scores, storage.provenance_of(path, about) or {"file": Path(path).name})
         except TnkitError as error:
             raise TnkitError(f"{path}: {error}") from error
 

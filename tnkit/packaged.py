@@ -62,8 +62,10 @@ def converted_folder(name: str) -> Path:
 
 
 def _is_whole(folder: Path) -> bool:
-    manifest = folder / "tnkit.json"
-    return manifest.is_file() and json.loads(manifest.read_text()) == _sizes(folder)
+    try:
+        return json.loads((folder / "tnkit.json").read_bytes()) == _sizes(folder)
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tnkit import storage
+from tnkit import pickles, storage
 from tnkit.errors import TnkitError
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _plain(path: Path, languages: Sequence[str] | None) -> "pd.DataFrame":
 def _pickle(path: Path, languages: Sequence[str] | None) -> "pd.DataFrame":
     import pandas as pd
 
-    content = storage.read_pickle(path)
+    content = pickles.read(path)
     if not isinstance(content, list | tuple) or not content:
         raise TnkitError(
             f"{path} holds {type(content).__name__}, expected a list, not empty, of sentences or of tuples of them"

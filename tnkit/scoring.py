@@ -134,8 +134,11 @@ class NeuronScores:
         tensors, about = storage.load_tensors(path, "scores")
         if set(tensors) != {"values"} or about.get("distance") not in DISTANCES or tensors["values"].ndim != 2:
             raise TnkitError(f"{path} lacks the values or the distance of scores; score again")
-        storage.finite(path, "values", tensors["values"].nan_to_num(nan=0.0), (None, None))
-        return cls(tensors["values"], about["distance"], about.get("provenance", {}))
+        scored = ~tensors["values"].isnan().all(dim=1)
+        storage.finite(path, "values", tensors["values"][scored], (None, None))
+        if not bool(scored.any()):
+            raise TnkitError(f"{path} holds no scored layer; score again")
+        return cls(tensors["values"], about["distance"], storage.provenance_of(path, about))
 
     def _candidates(self, layers) -> tuple[list[int], Float[Tensor, "neuron"]]:
         """The layers to choose from, and the scores of their neurons in the order (layer, neuron)."""

@@ -4,8 +4,8 @@ shards = Shards({"weights": …, "sentences": …}, what="capture of 256 sentenc
 shards.read("00000")                     # None where it is not there, or damaged (a warning names it)
 shards.write("00000", {"post": post})    # whole or not at all; a cache that cannot be written to is a warning
 
-A folder is named after everything that decides its numbers, and each file carries a checksum over its name, its folder
-and its tensors, so that nothing of another job is ever read. Processes that share a cache need no lock: each writes
+A folder is named after everything that decides its numbers, and each file says whose part it is, under a checksum, so
+that nothing of another job is ever read. Processes that share a cache need no lock: each writes
 under a name of its own and renames.
 """
 
@@ -88,8 +88,8 @@ class Shards:
             if not path.exists():
                 return None
             tensors, about = storage.load_tensors(path, "shard")
-            if about.get("checksum") != self._checksum(name, tensors):
-                raise TnkitError(f"{path} does not have the checksum it was written with: it is damaged")
+            if about != {"job": self.name, "part": name}:
+                raise TnkitError(f"{path} is not of this job: it was renamed or moved")
         except (TnkitError, OSError) as error:
             _LOG.warning("%s; it is made again", error)
             return None
@@ -102,7 +102,7 @@ class Shards:
         try:
             if not self.writes:
                 self._open()
-            storage.save_tensors(self._path(name), "shard", tensors, {"checksum": self._checksum(name, tensors)})
+            storage.save_tensors(self._path(name), "shard", tensors, {"job": self.name, "part": name})
             self.writes += 1
         except (TnkitError, OSError) as error:
             self.writes = None
@@ -123,13 +123,6 @@ class Shards:
         for path in self.folder.glob(".*"):
             if time.time() - path.stat().st_mtime > _LEFT:
                 path.unlink(missing_ok=True)
-
-    def _checksum(self, name: str, tensors: Mapping[str, Tensor]) -> str:
-        digest = hashlib.sha256(f"{self.name} {name}".encode())
-        for key, tensor in sorted(tensors.items()):
-            digest.update(f" {key} {tuple(tensor.shape)} {tensor.dtype} ".encode())
-            digest.update(_bytes(tensor))
-        return digest.hexdigest()
 
 
 def joined(parts: list[Any]) -> dict[str, Tensor]:
@@ -162,7 +155,7 @@ def fingerprint(model: Model) -> str | None:
                 return None
     named = [*module.named_parameters(), *module.named_buffers()]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        sums = list(pool.map(lambda one: zlib.crc32(_bytes(one[1])), named))
+        sums = list(pool.map(lambda one: zlib.crc32(storage.tensor_bytes(one[1])), named))
     about = [
         *((name, tuple(tensor.shape), tensor.dtype, tensor.device.type) for name, tensor in named),
         sums,
@@ -228,8 +221,3 @@ def _what(path: Path) -> str:
         return str(storage.load_json(path / "entry.json", "cache entry").get("what"))
     except TnkitError:
         return "unfinished"
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy() if len(flat) else b"")

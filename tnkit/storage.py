@@ -1,19 +1,15 @@
-"""Every file that tnkit writes or reads: safetensors for tensors, JSON for neuron sets, the published code's pickles.
+"""Every file that tnkit writes or reads: safetensors for tensors, JSON for neuron sets.
 
-Writes are atomic (a temporary file in the same folder, then a rename), so a reader never sees half a file. Reads are
-checked before anything is built from them, and pickles go through a reader that knows lists, tuples, dicts, strings,
-numbers and numpy arrays and nothing else, so that no file can run code.
+Writes are atomic (a temporary file in the same folder, then a rename), so a reader never sees half a file. Safetensors
+and JSON carry a checksum, so that a changed byte is an error and never another number. Reads are checked before
+anything is built from them; pickles of the published code go through `tnkit.pickles`.
 """
 
 import hashlib
 import html
-import importlib
-import io
 import json
 import math
 import os
-import pickle
-import pickletools
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
@@ -22,7 +18,8 @@ from typing import Any, BinaryIO
 
 from tnkit.errors import TnkitError
 
-_SCHEMA = 1
+_SCHEMA = 2
+_DESCRIBED = ("model", "sentences", "centroid", "selection", "versions")  # parts of provenance that are dicts
 
 
 def cache_folder() -> Path:
@@ -93,8 +90,9 @@ def save_tensors(path: str | Path, kind: str, tensors: Mapping[str, Any], about:
     """
     from safetensors.torch import save
 
-    header = {"tnkit": json.dumps({"kind": kind, "schema": _SCHEMA, "about": about}, ensure_ascii=False)}
-    data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata=header)
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    header = json.dumps({"kind": kind, "schema": _SCHEMA, "about": about}, ensure_ascii=False)
+    data = save(tensors, metadata={"tnkit": header, "checksum": _checksum(header, tensors)})
     return write_atomically(path, lambda file: file.write(data))
 
 
@@ -109,16 +107,21 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str,
     path = existing_file(path)
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("tnkit", "null"))
+            written = file.metadata() or {}
+            header = json.loads(written.get("tnkit", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise TnkitError(f"{path} is not a readable safetensors file: it is damaged or of another format") from error
-    return tensors, _checked(path, header, kind)
+    about = _checked(path, header, kind)
+    if written.get("checksum") != _checksum(written["tnkit"], tensors):
+        raise TnkitError(f"{path} does not have the checksum it was written with: it is damaged")
+    return tensors, about
 
 
 def save_json(path: str | Path, kind: str, content: Mapping[str, Any]) -> Path:
     """Write a JSON-able description."""
-    whole = {"kind": kind, "schema": _SCHEMA, "about": content}
+    whole = json.loads(json.dumps({"kind": kind, "schema": _SCHEMA, "about": content}))
+    whole["checksum"] = _checksum(json.dumps(whole, sort_keys=True), {})
     return write_text(path, json.dumps(whole, ensure_ascii=False, indent=1) + "\n")
 
 
@@ -133,7 +136,26 @@ def load_json(path: str | Path, kind: str) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise TnkitError(f"{path} is not a readable JSON file ({error})") from error
-    return _checked(path, content, kind)
+    about, checksum = _checked(path, content, kind), content.pop("checksum", None)
+    if checksum != _checksum(json.dumps(content, sort_keys=True), {}):
+        raise TnkitError(f"{path} was changed after it was saved, by hand or by damage; make it again and save it")
+    return about
+
+
+def _checksum(header: str, tensors: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(header.encode("utf-8", "surrogatepass"))
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f" {name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+        digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
+
+
+def tensor_bytes(tensor: Any) -> memoryview:
+    """The bytes of a tensor's values."""
+    import torch
+
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy() if len(flat) else b"")
 
 
 def _checked(path: Path, content: Any, kind: str) -> dict[str, Any]:
@@ -142,7 +164,7 @@ def _checked(path: Path, content: Any, kind: str) -> dict[str, Any]:
     if content.get("kind") != kind:
         raise TnkitError(f"{path} holds {content.get('kind')!s:.40}, expected {kind}")
     if content.get("schema") != _SCHEMA:
-        raise TnkitError(f"{path} has schema {content.get('schema')!s:.40}, this tnkit reads {_SCHEMA}; update tnkit")
+        raise TnkitError(f"{path} has schema {content.get('schema')!s:.40}, this tnkit reads {_SCHEMA}; make it again")
     return content["about"]
 
 
@@ -166,105 +188,33 @@ def existing_file(path: str | Path) -> Path:
         raise TnkitError(f"cannot read {path}: {error.strerror}") from error
 
 
-# Where numpy keeps what a pickled array is made of, in its old and new module names.
-_NUMPY = {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy._core.numeric", "_frombuffer"),
-    ("numpy.core.numeric", "_frombuffer"),
-}
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Knows numpy arrays by name, and how protocols 0 to 2 write bytes, and no other class or function."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in {("_codecs", "encode"), ("__builtin__", "bytes")}:
-            return self._bytes
-        if (module, name) not in _NUMPY:
-            raise pickle.UnpicklingError(f"it names {module}.{name}")
-        return getattr(importlib.import_module(module.replace("numpy.core", "numpy._core")), name)
-
-    def _bytes(self, text: Any = "", codec: Any = "latin1") -> bytes:
-        if not isinstance(text, str) or codec != "latin1":
-            raise pickle.UnpicklingError("it holds bytes that pickle did not write")
-        return text.encode("latin1")
-
-    def persistent_load(self, _: Any) -> Any:
-        raise pickle.UnpicklingError("it refers to objects outside the file")
-
-
-class _Rehearsal(_PlainUnpickler):
-    """Follows a pickle with stand-ins for numpy, and lets pass only what numpy itself writes for numbers and text.
-
-    The real ones believe the file: a dtype with a forged state reads and writes memory outside its array.
-    """
-
-    def find_class(self, module: str, name: str) -> Any:
-        found = super().find_class(module, name)
-        if (module, name) not in _NUMPY:
-            return found
-        return name if name == "ndarray" else getattr(self, name)
-
-    def dtype(self, code: Any, *how: Any) -> "_StandIn":
-        import numpy as np
-
-        if not isinstance(code, str) or how != (False, True) or np.dtype(code).kind not in "biufcSU":
-            raise pickle.UnpicklingError("it holds an array of objects or records")
-        return _StandIn([np.dtype(code).newbyteorder(order).__reduce__()[2] for order in "<>"])
-
-    def _reconstruct(self, *how: Any) -> "_StandIn":
-        if how not in (("ndarray", (0,), b"b"), ("ndarray", (0,), "b")):
-            raise pickle.UnpicklingError("it holds an array that numpy did not write")
-        return _StandIn()
-
-    def _frombuffer(self, *_: Any) -> "_StandIn":
-        return _StandIn()
-
-    def scalar(self, kind: Any, data: Any) -> "_StandIn":  # noqa: ARG002
-        return _StandIn()
-
-
-class _StandIn:
-    def __init__(self, states: list[Any] | None = None):
-        self.states = states
-
-    def __setstate__(self, state: Any) -> None:
-        if self.states is not None and state not in self.states:
-            raise pickle.UnpicklingError("it holds an array of objects or records")
-
-
-def read_pickle(path: str | Path) -> Any:
-    """Read a pickle of lists, tuples, dicts, strings, numbers and numpy arrays, and refuse any other.
+def layers_of(path: str | Path, about: Mapping[str, Any]) -> tuple[int, ...]:
+    """The layers that a file says it is of.
 
     Raises:
-        TnkitError: for a missing or damaged file, or one that names anything else (it could run code).
+        TnkitError: where they are not whole numbers, ascending.
     """
-    path = existing_file(path)
-    data = path.read_bytes()
-    try:
-        for code, argument, _ in pickletools.genops(data):
-            if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(data):
-                raise pickle.UnpicklingError("it is damaged")  # room would be made for so many objects
-        _Rehearsal(io.BytesIO(data)).load()
-        return _PlainUnpickler(io.BytesIO(data)).load()
-    except pickle.UnpicklingError as error:
-        raise TnkitError(
-            f"{path} is not a plain pickle of lists, strings, numbers and arrays ({error}); save it as TSV or JSONL"
-        ) from error
-    except Exception as error:
-        raise TnkitError(
-            f"{path} is not a readable pickle ({type(error).__name__}); save it as TSV or JSONL"
-        ) from error
+    layers = about.get("layers")
+    if not isinstance(layers, list) or not layers or not all(type(one) is int and one >= 0 for one in layers):
+        raise TnkitError(f"{path} does not say which layers it is of; make it again")
+    if sorted(set(layers)) != layers:
+        raise TnkitError(f"{path}: its layers {layers!s:.60} are not in order; make it again")
+    return tuple(layers)
 
 
-def write_pickle(path: str | Path, content: Any) -> Path:
-    """Write the published code's layout."""
-    return write_atomically(path, lambda file: pickle.dump(content, file))
+def provenance_of(path: str | Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a file says it comes from.
+
+    Raises:
+        TnkitError: where that is not laid out as tnkit writes it.
+    """
+    provenance = about.get("provenance") or {}
+    parts = provenance.items() if isinstance(provenance, dict) else [("sentences", None)]
+    for name, part in parts:
+        entries = part if name in ("sentences", "centroid") and isinstance(part, list) else [part]
+        if name in _DESCRIBED and not all(isinstance(entry, dict) for entry in entries):
+            raise TnkitError(f"{path}: its provenance is not laid out as tnkit writes it; make it again")
+    return provenance
 
 
 def finite(path: str | Path, name: str, tensor: Any, shape: tuple[int | None, ...]) -> Any:
