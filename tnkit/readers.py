@@ -13,6 +13,7 @@ from tnkit.errors import TnkitError
 if TYPE_CHECKING:
     import pandas as pd
 
+_CELLS = 100_000_000  # of a Parquet file, which can say in a kilobyte that it holds more than any memory
 
 def read_table(path: str | Path, languages: Sequence[str] | None = None) -> "pd.DataFrame":
     """Read a file by its ending.
@@ -95,13 +96,22 @@ def _jsonl(path: Path, _: Sequence[str] | None) -> "pd.DataFrame":
 
 def _parquet(path: Path, _: Sequence[str] | None) -> "pd.DataFrame":
     import pandas as pd
+    from pyarrow.parquet import ParquetFile
 
     try:
-        return pd.read_parquet(path)
+        held = ParquetFile(path).metadata
+        if held.num_rows * held.num_columns > _CELLS:
+            raise TnkitError(f"{path} holds {held.num_rows:,} rows of {held.num_columns} columns; give a part of them")
+        frame = pd.read_parquet(path, page_checksum_verification=True)
+        for name in frame.select_dtypes(["object", "string"]):
+            frame[name] = [*frame[name]]  # decoded here, where what cannot be is noticed
+    except TnkitError:
+        raise
     except Exception as error:
         raise TnkitError(
             f"{path} is not a readable Parquet file ({str(error).split(chr(10))[0]}); is its ending right?"
         ) from error
+    return frame
 
 
 def _plain(path: Path, languages: Sequence[str] | None) -> "pd.DataFrame":

@@ -1,0 +1,127 @@
+"""Jobs that are killed, that run long, and that run again: nothing is lost, nothing grows, nothing changes."""
+
+import gc
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+import tnkit as tn
+from tnkit.tests import test_shards
+from tnkit.tests.tiny import SENTENCES, tiny_model
+
+_HERE = Path(__file__).parents[2]
+_SAVED = """
+import os, random, signal, sys, time
+import torch, tnkit as tn
+from tnkit.tests.tiny import SENTENCES, tiny_model
+path, seed = sys.argv[1], int(sys.argv[2])
+found = [tn.capture(tiny_model(name), SENTENCES, progress=False) for name in ("llama", "gemma3")]
+draw, kills = random.Random(seed), 0
+found[0].save(path)
+for _ in range(int(sys.argv[3])):
+    pid = os.fork()
+    if not pid:
+        while True:
+            for one in found:
+                one.save(path)
+    time.sleep(draw.uniform(0.0, 0.02))
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    kills += 1
+    if tn.Activations.load(path).provenance["model"] not in [one.provenance["model"] for one in found]:
+        sys.exit("another capture than any that was saved")
+print(kills)
+"""
+
+
+def killed(rounds: int) -> Counter:
+    """Cached captures and streamed detections killed at random moments, and results that are saved when killed."""
+    outcome = Counter()
+    for seed in range(rounds):
+        for work in ("capture", "detect"):
+            with tempfile.TemporaryDirectory() as folder:
+                outcome["kills"] += _killed(Path(folder), work, seed)
+                outcome["jobs"] += 1
+    with tempfile.TemporaryDirectory() as folder:
+        words = [sys.executable, "-c", _SAVED, f"{folder}/x.safetensors", "0", str(100 * rounds)]
+        done = subprocess.run(words, capture_output=True, text=True, cwd=_HERE, check=True)
+        outcome["kills while saving"] = int(done.stdout)
+        outcome["half-written"] = len(list(Path(folder).glob("[!.]*"))) - 1
+    return outcome
+
+
+def _killed(folder: Path, work: str, seed: int) -> int:
+    """How often a job was killed before it came to its end, which must be that of one that was not."""
+    os.environ["TNKIT_CACHE"] = str(folder / "cache")
+    try:
+        (kills, end), said = test_shards.run_killed(folder, work, 1, seed)
+    finally:
+        del os.environ["TNKIT_CACHE"]
+    assert end == 0, said
+    if work == "capture":
+        fresh = tn.capture(tiny_model("llama"), test_shards.TEXTS, **test_shards.QUIET)
+        test_shards.assert_same(tn.Activations.load(folder / "0.safetensors"), fresh)
+    else:
+        texts = {"en": test_shards.TEXTS, "ja": test_shards.TEXTS[::-1]}
+        how = {"language": "ja", "streaming": True, "top": 9, **test_shards.QUIET}
+        fresh = tn.detect(tiny_model("llama"), texts, **how).scores
+        found = tn.NeuronScores.load(folder / "0.safetensors")
+        assert torch.equal(found.values.nan_to_num(9), fresh.values.nan_to_num(9))
+    return kills
+
+
+def memory(times: int) -> dict[str, tuple[float, float]]:
+    """Resident memory (MB) after a tenth and after all of so many captures and ablation contexts, in this process."""
+    model = tiny_model("gemma3")
+    neurons = [(layer, neuron) for layer in range(model.n_layers) for neuron in range(10)]
+
+    def captures() -> None:
+        tn.capture(model, SENTENCES, progress=False)
+
+    def ablations() -> None:
+        with tn.Ablation(model, neurons, tokens="last"):
+            tn.capture(model, SENTENCES[:1], keep=["post"], progress=False)
+
+    found = {}
+    for name, run in (("captures", captures), ("ablation contexts", ablations)):
+        sizes = []
+        for number in range(1, times + 1):
+            run()
+            if number in (times // 10, times):
+                gc.collect()
+                sizes.append(resident())
+        found[name] = (sizes[0], sizes[1])
+    return found
+
+
+def resident() -> float:
+    """Resident memory of this process, in MB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
+
+
+def repeated(batches=(30, 60, 120, 768), threads=(1, 2)) -> dict[str, float | bool]:
+    """Scores and best neurons of the same sentences: again, in other batches, with other numbers of threads."""
+    texts, model = {"en": SENTENCES, "ja": SENTENCES[::-1]}, tiny_model("gemma3")
+
+    def found(batch_tokens: int = 768):
+        how = {"language": "ja", "top": 90, "batch_tokens": batch_tokens, "progress": False}
+        return tn.detect(model, texts, **how)
+
+    first, before = found(), torch.get_num_threads()
+    again = found()
+    others = [found(batch_tokens) for batch_tokens in batches]
+    for count in threads:
+        torch.set_num_threads(count)
+        others.append(found())
+    torch.set_num_threads(before)
+    scores = first.scores.values.nan_to_num()
+    return {
+        "again, bit-equal": torch.equal(again.scores.values.nan_to_num(), scores),
+        "largest difference": max(float((one.scores.values.nan_to_num() - scores).abs().max()) for one in others),
+        "same order": all(one.neurons.pairs == first.neurons.pairs for one in (again, *others)),
+    }
