@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: install demo notebooks screenshots test test-ndif lint lab bench clean
+.PHONY: install demo notebooks screenshots test test-ndif lint lab bench reliability clean
 
 install: $(READY)
 
@@ -45,6 +45,9 @@ lab: install
 
 bench: install
 	$(BIN)/python -m tests.benchmarks $(NAMES)
+
+reliability: install
+	$(BIN)/python -m tests.reliability $(NAMES)
 
 clean:
 	rm -rf $(VENV) .venv-ndif build dist *.egg-info

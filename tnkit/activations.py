@@ -180,6 +180,18 @@ def batch_of(
     provenance: dict[str, Any],
     device: torch.device | str = "cpu",
 ) -> Activations:
-    """What a trace returned, as float32 on a device."""
+    """What a trace returned, as float32 on a device.
+
+    Raises:
+        TnkitError: where a state is not finite, with its layer and sentence.
+    """
     tensors = {name: torch.stack([part.to(device).float() for part in parts]) for name, parts in found.items()}
+    for name, tensor in tensors.items():
+        if not bool(tensor.sum().isfinite()) and len(wrong := (~tensor.isfinite()).nonzero()):
+            layer, sentence = layers[int(wrong[0, 0])], index[int(wrong[0, 1])]
+            raise TnkitError(
+                f"{name} of layer {layer} is NaN or infinite at sentence {sentence} (from 0): where the weights are "
+                "sound, the model overflows in its number format; load it with dtype='bfloat16' or 'float32', or drop "
+                "the sentence"
+            )
     return Activations(layers, torch.tensor(index), provenance=provenance, **tensors)

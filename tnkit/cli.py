@@ -41,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("TNKIT_DEBUG"):
             raise
+        if isinstance(error, MemoryError) or "memory" in str(error):  # PyTorch's own is a RuntimeError
+            _say("out of memory; ask for less at once: a smaller --batch_tokens, fewer layers, or a smaller --dtype")
+            return 1
         _say(f"unexpected {type(error).__name__}: {_one_line(error)} (TNKIT_DEBUG=1 shows where)")
         return 1
     return 0
@@ -56,7 +59,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="tnkit",
         description="Find transfer neurons of multilingual language models (Tezuka & Inoue, EMNLP 2025).",
         epilog=_EPILOG,
@@ -244,6 +247,14 @@ def _detection_flags(command: argparse.ArgumentParser) -> None:
     _flag(
         command, "cache", action="store_true", help="keep what is done on the way, and go on after a run that was cut"
     )
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes a flag's beginning for it where its two spellings are all that begin so."""
+
+    def _get_option_tuples(self, option_string: str) -> list:
+        found = super()._get_option_tuples(option_string)
+        return [*{id(one[0]): one for one in found}.values()]
 
 
 def _flag(command: argparse.ArgumentParser, name: str, **options) -> None:

@@ -260,11 +260,10 @@ def _normalised(name: str, frame: "pd.DataFrame") -> "pd.DataFrame":
         cells = [
             unicodedata.normalize("NFC", cell).strip() if isinstance(cell, str) else "" for cell in frame[language]
         ]
-        broken = [row for row, cell in enumerate(cells, 1) if re.search("[\ud800-\udfff]", cell)]
-        if broken:
-            raise TnkitError(
-                f"{name}, {language} in row {broken[0]}: half a character (a lone surrogate); mend the text"
-            )
+        for row, cell in enumerate(cells, 1):
+            if found := re.search("[\0\ud800-\udfff]", cell):
+                what = "the character NUL" if found[0] == "\0" else "half a character (a lone surrogate)"
+                raise TnkitError(f"{name}, {language} in row {row}: {what}; mend the text")
         frame[language] = cells
     return frame
 

