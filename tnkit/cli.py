@@ -1,4 +1,4 @@
-"""The command line: `tnkit demo`, `centroids`, `detect`, `ablate`, `evaluate`, `cache`.
+"""The command line: `tnkit demo`, `centroids`, `detect`, `ablate`, `evaluate`, `cache`, `doctor`.
 
 Exit codes: 0 done; 1 it could not be done, one line on standard error says why; 2 wrong usage; 130 interrupted.
 Results' paths go to standard output, progress and warnings to standard error. Flags keep the spelling of the
@@ -161,6 +161,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     _flag(command, "clear", action="store_true", help="remove captures and running sums, and say what that freed")
     _flag(command, "models", action="store_true", help="with --clear: the converted models, too")
+    _command(
+        subparsers, commands.doctor, "say what is on this machine, and what to do about what is not", "tnkit doctor"
+    )
     return parser
 
 

@@ -158,6 +158,18 @@ def cache(options: argparse.Namespace) -> None:
     print(f"{_size(sum(entry.size for entry in found)):>9}  in all, in {cache_folder()}")
 
 
+def doctor(_: argparse.Namespace) -> None:
+    """Say what is on this machine, and fail where something must be mended first."""
+    from tnkit.doctor import examine
+
+    broken = 0
+    for finding in examine():
+        print(finding, flush=True)
+        broken += finding.needed
+    if broken:
+        raise TnkitError(f"{broken} of these must be mended before tnkit works; see MEND above")
+
+
 def _size(count: int | float) -> str:
     for unit in ("B", "kB", "MB"):
         if count < 1000:

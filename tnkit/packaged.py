@@ -49,8 +49,7 @@ def converted_folder(name: str) -> Path:
     """
     from filelock import FileLock
 
-    model = MODELS[name]
-    folder = cache_folder() / "models" / f"{name}-{model.sha256[:12]}-{_LAYOUT}"
+    model, folder = MODELS[name], _folder(name)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
@@ -67,6 +66,15 @@ def converted_folder(name: str) -> Path:
             "TNKIT_CACHE names another folder"
         ) from error
     return folder
+
+
+def is_converted(name: str) -> bool:
+    """Whether a packaged model's folder has been made."""
+    return _is_whole(_folder(name))
+
+
+def _folder(name: str) -> Path:
+    return cache_folder() / "models" / f"{name}-{MODELS[name].sha256[:12]}-{_LAYOUT}"
 
 
 def _is_whole(folder: Path) -> bool:

@@ -57,6 +57,13 @@ def _is_address(url: Any) -> bool:
         return False
 
 
+def has_key() -> bool:
+    """Whether there is a key for NDIF."""
+    from nnsight import CONFIG
+
+    return bool(CONFIG.API.APIKEY)
+
+
 def server_of(remote: bool | str) -> str:
     """The server's address, without a user name or password that it may hold.
 

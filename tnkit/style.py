@@ -128,16 +128,26 @@ def save_figure(figure: Figure, path: str | Path, *, close: bool = True, about: 
     return written
 
 
+def cjk_font() -> str | None:
+    """The font that draws Japanese, Chinese and Korean, or None where there is none."""
+    return next((name for name in _fonts() if name in _CJK_FONTS), None)
+
+
 def warn_of_boxes(figure: Figure) -> None:
     """Log, once, which font package is missing where a figure's text would be drawn as boxes."""
     text = " ".join(part.get_text() for part in figure.findobj(Text))
-    if _CJK.search(text) and not set(_CJK_FONTS) & set(_fonts()):
+    if _CJK.search(text) and cjk_font() is None:
         _warn_of_cjk()
 
 
 @cache
 def _warn_of_cjk() -> None:
     _log.warning(
-        "no font with Japanese, Chinese and Korean glyphs was found, so figures show boxes in their place: install "
-        "Noto Sans CJK (Debian, Ubuntu: fonts-noto-cjk; conda: noto-fonts-cjk; elsewhere fonts.google.com/noto)"
+        "no font with Japanese, Chinese and Korean glyphs was found, so figures show boxes in their place: %s",
+        GET_CJK_FONT,
     )
+
+
+GET_CJK_FONT = (
+    "install Noto Sans CJK (Debian, Ubuntu: fonts-noto-cjk; conda: noto-fonts-cjk; elsewhere fonts.google.com/noto)"
+)

@@ -20,7 +20,7 @@ agreement language_neurons specificity lens cards spaces geometry
 experiments style heatmaps plots
 explorers.parts explorers.explorer explorers.study
 explorers.spaces explorers.neurons explorers.ablation explorers.detection explorers
-demo commands cli
+demo doctor commands cli
 """.split()
 HEAVY = ("torch", "transformers", "nnsight", "matplotlib", "pandas", "sklearn", "scipy", "ipywidgets")
 

