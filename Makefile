@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: install demo notebooks screenshots test test-ndif lint lab bench reliability clean
+.PHONY: install demo notebooks screenshots test test-ndif lint docs lab bench reliability clean
 
 install: $(READY)
 
@@ -39,6 +39,9 @@ test-ndif: install .venv-ndif/.ready
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+docs: install
+	$(BIN)/python -m docs.build
 
 lab: install
 	$(BIN)/jupyter lab notebooks

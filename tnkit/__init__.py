@@ -7,6 +7,11 @@
     found = tn.detect(model, corpus, language="ja", kind="type1", top=1000)
     found.neurons.to_frame()
 
+>>> from tnkit.tests.tiny import tiny_corpus, tiny_model
+>>> import tnkit as tn
+>>> tn.detect(tiny_model(), tiny_corpus(), language="ja", top=10, progress=False).neurons
+NeuronSet(10 neurons, layers 0 to 1)
+
 Everything heavy (torch, transformers, nnsight, matplotlib) is imported on first use.
 """
 

@@ -22,7 +22,12 @@ _DTYPES = ("auto", "float16", "bfloat16", "float32", "float64")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
+    """Run one command and return its exit code.
+
+    >>> main(["detect", "--sentence_path", "none.tsv", "--lang_for_TN", "ja", "--TN_Type", "type1", "--model_id", "x",
+    ...       "--centroids_path", "none.safetensors"])
+    1
+    """
     options = _parser().parse_args(arguments)
     try:
         if parallel.size() > 1 and options.command not in ("centroids", "detect"):

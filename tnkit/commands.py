@@ -145,7 +145,14 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def cache(options: argparse.Namespace) -> None:
-    """List what the cache folder holds, or clear it."""
+    """List what the cache folder holds, or clear it.
+
+    >>> import contextlib, io
+    >>> with contextlib.redirect_stdout(io.StringIO()) as said:
+    ...     cache(argparse.Namespace(clear=False, models=False))
+    >>> "in all, in" in said.getvalue()
+    True
+    """
     from tnkit import shards
     from tnkit.storage import cache_folder
 

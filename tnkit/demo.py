@@ -44,6 +44,8 @@ def run(
     Returns:
         The files that were written.
 
+    >>> run(language="ko", out="figures")  # doctest: +SKIP
+
     Raises:
         TnkitError: for an unknown language or model.
     """

@@ -26,7 +26,11 @@ def distance_map(
     bar: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
-    """Distances between languages as an annotated heat map; `highest` is the end of the scale."""
+    """Distances between languages as an annotated heat map; `highest` is the end of the scale.
+
+    >>> distance_map(np.array([[0, 1.5], [1.5, 0]]), ["en", "ja"], label="distance", title="3").get_title(loc="left")
+    '3'
+    """
     import seaborn
 
     names = [language_name(language) for language in languages]

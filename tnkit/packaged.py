@@ -69,7 +69,11 @@ def converted_folder(name: str) -> Path:
 
 
 def is_converted(name: str) -> bool:
-    """Whether a packaged model's folder has been made."""
+    """Whether a packaged model's folder has been made.
+
+    >>> is_converted("gemma-3-270m") in (True, False)
+    True
+    """
     return _is_whole(_folder(name))
 
 

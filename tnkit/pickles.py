@@ -121,6 +121,15 @@ def _check_key(key: Any) -> None:
 def read(path: str | Path) -> Any:
     """Read a pickle of lists, tuples, dicts, strings, numbers and numpy arrays, and refuse any other.
 
+    >>> import tempfile
+    >>> file = tempfile.mkdtemp() + "/pairs.pkl"
+    >>> read(write(file, [(0, 5), (1, 2)]))
+    [(0, 5), (1, 2)]
+    >>> _ = Path(file).write_bytes(b"cos\\nsystem\\n(S'echo harm'\\ntR.")
+    >>> read(file)
+    Traceback (most recent call last):
+    tnkit.errors.TnkitError: ...pairs.pkl is not a plain pickle of lists, ... (it names os.system)...
+
     Raises:
         TnkitError: for a missing or damaged file, or one that names anything else (it could run code).
     """

@@ -25,6 +25,12 @@ def read_table(path: str | Path, languages: Sequence[str] | None = None) -> "pd.
 
     Raises:
         TnkitError: for a file that is missing, empty, damaged, or not what its ending says.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "pairs.tsv"
+    >>> _ = file.write_text("en\\tit\\nHi!\\tCiao!\\n")
+    >>> read_table(file).to_dict("records")
+    [{'en': 'Hi!', 'it': 'Ciao!'}]
     """
     path = storage.existing_file(path)
     reader = READERS.get(path.suffix.lower())

@@ -6,6 +6,11 @@
     tn.explore_detection(model, corpus)       # find neurons, watch, stop, save, hand on
 
 Each is a widget with a picture: `figure()` gives it to code, `save()` writes it with its parameters.
+
+>>> from tnkit.tests.tiny import tiny_corpus, tiny_model
+>>> explorer = explore_detection(tiny_model(), tiny_corpus())
+>>> explorer.distance.value
+'cosine'
 """
 
 from tnkit.explorers.ablation import explore_ablation

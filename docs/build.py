@@ -1,0 +1,34 @@
+"""The API reference from the docstrings, a page a module, in build/docs; a warning is an error.
+
+python -m docs.build        # or make docs
+"""
+
+import warnings
+from pathlib import Path
+
+import pdoc
+
+import tnkit
+
+ROOT = Path(__file__).parents[1]
+OUT = ROOT / "build" / "docs"
+
+
+def modules() -> list[str]:
+    """Every module of the package but its tests."""
+    files = [*ROOT.glob("tnkit/[a-z]*.py"), *ROOT.glob("tnkit/explorers/[a-z]*.py")]
+    return sorted(".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files)
+
+
+def build(out: Path = OUT) -> int:
+    """Write the pages, and return how many."""
+    warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", "The module specification")  # the package brings some of its modules itself
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="(?!tnkit)")
+    pdoc.render.configure(docformat="google", footer_text=f"tnkit {tnkit.__version__}")
+    pdoc.pdoc("tnkit", "tnkit.explorers", *modules(), output_directory=out)
+    return len([*out.rglob("*.html")])
+
+
+if __name__ == "__main__":
+    print(f"{build()} pages in {OUT}")

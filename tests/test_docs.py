@@ -1,0 +1,26 @@
+"""The API reference builds without a warning, and every page has an example that the tests run."""
+
+import html
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_every_module_has_a_page_with_an_example(tmp_path):
+    script = (
+        "import sys; sys.path.insert(0, 'docs'); import build; from pathlib import Path; build.build(Path(sys.argv[1]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    pages = {page for page in tmp_path.rglob("*.html") if page.name != "index.html"}
+    modules = [*ROOT.glob("tnkit/[a-z]*.py"), *ROOT.glob("tnkit/explorers/[a-z]*.py")]
+    assert len(pages) == len(modules) + 2  # the two packages
+    for page in pages:
+        text = html.unescape(re.sub("<[^>]+>", "", page.read_text()))
+        assert ">>> " in text, page
+    text = html.unescape(re.sub("<[^>]+>", "", (tmp_path / "tnkit.html").read_text()))
+    for name in ("load_model", "detect_all", "NeuronSet", "explore_spaces"):
+        assert name in text
