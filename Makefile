@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: install demo notebooks screenshots test test-ndif lint docs lab bench reliability clean
+.PHONY: install demo notebooks screenshots test test-ndif test-wheel lint docs lab bench reliability clean
 
 install: $(READY)
 
@@ -35,6 +35,14 @@ test-ndif: install .venv-ndif/.ready
 	.venv-ndif/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	.venv-ndif/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python ndif==0.1.2
 	@touch $@
+
+# The wheel in an environment of its own, tested from elsewhere.
+test-wheel:
+	rm -rf build/wheel build/lib && $(PYTHON) -m venv build/wheel
+	build/wheel/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+	build/wheel/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		"$$(ls build/wheel/tnkit-*.whl)[test]"
+	cd build/wheel && bin/python -m pytest --pyargs tnkit -p no:cacheprovider
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,7 +1,10 @@
 """What is installed: conda and pip the same, every extra, the data files, the documents."""
 
 import re
+import subprocess
+import sys
 import tomllib
+import zipfile
 from itertools import chain
 from pathlib import Path
 
@@ -60,3 +63,16 @@ def test_the_readmes_links_and_pictures_are_there():
     links = re.findall(r"\]\((?!https?://|#)([^)]+)\)", text) + re.findall(r'src="(?!https?://)([^"]+)"', text)
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_wheel_holds_the_package_its_data_and_its_tests(tmp_path):
+    """`make test-wheel` also installs it into an empty environment and runs its tests there."""
+    words = ["pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT)]
+    subprocess.run([sys.executable, "-m", *words], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("tnkit-*.whl")
+    held = set(zipfile.ZipFile(wheel).namelist())
+    wanted = "data/everyday.tsv data/LICENSE explorers/picture.js explorers/explorer.css tests/tiny.py"
+    assert {f"tnkit/{name}" for name in wanted.split()} <= held
+    here = {str(path.relative_to(ROOT)) for path in ROOT.glob("tnkit/**/*.py")}
+    assert here <= held
+    assert not [name for name in held if not name.startswith(("tnkit/", "tnkit-"))]
