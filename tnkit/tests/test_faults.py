@@ -4,6 +4,8 @@ import copy
 import errno
 import logging
 
+import ipywidgets
+import pandas as pd
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -77,8 +79,6 @@ def test_a_tokenizer_without_bos_or_pad(specials, position):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_texts_in_any_script_come_back_and_are_captured_and_drawn(script, tmp_path):
-    import pandas as pd
-
     texts = SCRIPTS[script]
     corpus = tn.load_corpus(pd.DataFrame({"en": [f"{text} (en)" for text in texts], "xx": texts}), test=0.0)
     again = tn.load_corpus(corpus.save(tmp_path / "x.tsv"), ["en", "xx"])
@@ -170,3 +170,26 @@ def test_no_token_reaches_a_file_a_log_or_a_notebook(tmp_path, monkeypatch, capl
     written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert len(written) > 3 and not any(secret.encode() in data for data in written)
     assert not any(secret in text for text in shown)
+
+
+def test_nothing_of_a_text_becomes_markup():
+    evil = "<img src=x onerror=alert(1)>"
+    model = tiny_model("llama")
+    texts = {"en": [f"{evil} {text}" for text in SENTENCES], evil: [f"</td>{evil}{n}" for n in range(len(SENTENCES))]}
+    found = tn.detect(model, texts, language=evil, top=10, **QUIET)
+    captured = {name: tn.capture(model, part, **QUIET) for name, part in texts.items()}
+    shown = [found, found.neurons, found.scores, found.centroids, *captured.values()]
+    shown += [tn.neuron_card(model, captured, texts, found.neurons[0]), model]
+    shown += [tn.NeuronSet((), (2, 3), (), {"model": {"name": evil}})]
+    for result in shown:
+        assert "<img" not in result._repr_html_() and "</td></td>" not in result._repr_html_(), type(result)
+    corpus = tn.load_corpus(pd.DataFrame(texts), [*texts])
+    for explorer in (tn.explore_spaces(captured, texts), tn.explore_neurons(model, corpus, top=10)):
+        html = [widget.value for widget in _widgets(explorer) if isinstance(widget, ipywidgets.HTML)]
+        assert html and not [text for text in html if "<img" in text]
+
+
+def _widgets(widget):
+    yield widget
+    for child in getattr(widget, "children", ()):
+        yield from _widgets(child)
