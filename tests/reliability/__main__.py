@@ -4,7 +4,10 @@ make reliability                       # every part, about half an hour
 make reliability NAMES="files memory"  # some of them
 """
 
+import importlib.util
 import os
+import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -70,7 +73,20 @@ def pickled(folder: Path) -> tuple[list[tuple[str, str, str]], bool]:
         ("known payloads, every protocol", f"{found['payloads']}", f"{found['payloads let through']} let through"),
         (f"changed pickles and random programs, {SECONDS} s", f"{found['cases']:,}", said(outcome)),
     ]
-    return rows, bool(found["payloads let through"] or found["executed"] or found["hung"])
+    wrong = bool(found["payloads let through"] or found["executed"] or found["hung"])
+    if importlib.util.find_spec("atheris") is None:
+        return [*rows, ("coverage-guided, by atheris", "not tried", "pip install atheris")], wrong
+    words = ["-m", "tests.reliability.pickle_atheris", f"-max_total_time={SECONDS}", f"{folder}/seeds"]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    runs = re.search(r"Done (\d+) runs", done.stderr)
+    rows.append(
+        (
+            f"coverage-guided, by atheris, {SECONDS} s",
+            f"{int(runs[1]):,}" if runs else "?",
+            "none failed" if done.returncode == 0 else done.stderr.strip().splitlines()[-1],
+        )
+    )
+    return rows, wrong or done.returncode != 0
 
 
 def inputs(folder: Path) -> tuple[list[tuple[str, str, str]], bool]:
