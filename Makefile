@@ -42,7 +42,7 @@ test-wheel:
 	build/wheel/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
 	build/wheel/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		"$$(ls build/wheel/tnkit-*.whl)[test]"
-	cd build/wheel && bin/python -m pytest --pyargs tnkit -p no:cacheprovider
+	cd "$$(mktemp -d)" && $(CURDIR)/build/wheel/bin/python -m pytest --pyargs tnkit -p no:cacheprovider -q
 
 lint: install
 	$(BIN)/ruff check .
