@@ -1,14 +1,21 @@
 """The one error that tnkit raises on purpose: a sentence that says what, where, what was expected and what to do."""
 
+import re
+
+_CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]+")  # parts of files and names are quoted, whatever they hold
+
 
 class TnkitError(ValueError):
-    """A problem with what the caller gave; its text is meant to be read by a person.
+    """A problem with what the caller gave; its text is one line, meant to be read by a person.
 
     >>> raise TnkitError("layers 3:40 reach past the model's last layer, 17; give a range within 0:18")
     Traceback (most recent call last):
     ...
     tnkit.errors.TnkitError: layers 3:40 reach past the model's last layer, 17; give a range within 0:18
     """
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(_CONTROLS.sub(" ", text))
 
 
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

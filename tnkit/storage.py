@@ -91,8 +91,8 @@ def save_tensors(path: str | Path, kind: str, tensors: Mapping[str, Any], about:
     from safetensors.torch import save
 
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    header = json.dumps({"kind": kind, "schema": _SCHEMA, "about": about}, ensure_ascii=False)
-    data = save(tensors, metadata={"tnkit": header, "checksum": _checksum(header, tensors)})
+    header = json.dumps(_sealed(kind, about, tensors), ensure_ascii=False)
+    data = save(tensors, metadata={"tnkit": header})  # one entry: several would come in any order
     return write_atomically(path, lambda file: file.write(data))
 
 
@@ -107,22 +107,16 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str,
     path = existing_file(path)
     try:
         with safe_open(path, framework="pt") as file:
-            written = file.metadata() or {}
-            header = json.loads(written.get("tnkit", "null"))
+            header = json.loads((file.metadata() or {}).get("tnkit", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise TnkitError(f"{path} is not a readable safetensors file: it is damaged or of another format") from error
-    about = _checked(path, header, kind)
-    if written.get("checksum") != _checksum(written["tnkit"], tensors):
-        raise TnkitError(f"{path} does not have the checksum it was written with: it is damaged")
-    return tensors, about
+    return tensors, _checked(path, header, kind, tensors)
 
 
 def save_json(path: str | Path, kind: str, content: Mapping[str, Any]) -> Path:
     """Write a JSON-able description."""
-    whole = json.loads(json.dumps({"kind": kind, "schema": _SCHEMA, "about": content}))
-    whole["checksum"] = _checksum(json.dumps(whole, sort_keys=True), {})
-    return write_text(path, json.dumps(whole, ensure_ascii=False, indent=1) + "\n")
+    return write_text(path, json.dumps(_sealed(kind, content, {}), ensure_ascii=False, indent=1) + "\n")
 
 
 def load_json(path: str | Path, kind: str) -> dict[str, Any]:
@@ -136,14 +130,17 @@ def load_json(path: str | Path, kind: str) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise TnkitError(f"{path} is not a readable JSON file ({error})") from error
-    about, checksum = _checked(path, content, kind), content.pop("checksum", None)
-    if checksum != _checksum(json.dumps(content, sort_keys=True), {}):
-        raise TnkitError(f"{path} was changed after it was saved, by hand or by damage; make it again and save it")
-    return about
+    return _checked(path, content, kind, {})
 
 
-def _checksum(header: str, tensors: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(header.encode("utf-8", "surrogatepass"))
+def _sealed(kind: str, about: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says of itself, with a checksum over that and over its tensors."""
+    whole = json.loads(json.dumps({"kind": kind, "schema": _SCHEMA, "about": about}))
+    return whole | {"checksum": _checksum(whole, tensors)}
+
+
+def _checksum(whole: Mapping[str, Any], tensors: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f" {name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
         digest.update(tensor_bytes(tensor))
@@ -158,13 +155,15 @@ def tensor_bytes(tensor: Any) -> memoryview:
     return memoryview(flat.view(torch.uint8).numpy() if len(flat) else b"")
 
 
-def _checked(path: Path, content: Any, kind: str) -> dict[str, Any]:
+def _checked(path: Path, content: Any, kind: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("about"), dict):
         raise TnkitError(f"{path} was not written by tnkit; expected {kind}")
     if content.get("kind") != kind:
         raise TnkitError(f"{path} holds {content.get('kind')!s:.40}, expected {kind}")
     if content.get("schema") != _SCHEMA:
         raise TnkitError(f"{path} has schema {content.get('schema')!s:.40}, this tnkit reads {_SCHEMA}; make it again")
+    if content.pop("checksum", None) != _checksum(content, tensors):
+        raise TnkitError(f"{path} was changed after it was saved, by hand or by damage; make it again and save it")
     return content["about"]
 
 
