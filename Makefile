@@ -47,6 +47,7 @@ test-wheel:
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 docs: install
 	$(BIN)/python -m docs.build

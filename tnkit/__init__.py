@@ -16,6 +16,7 @@ Everything heavy (torch, transformers, nnsight, matplotlib) is imported on first
 """
 
 from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -60,7 +61,7 @@ answers behaviour explorers generation geometry harness lens plots scoring space
 __all__ = ["__version__", *_HOME, *_MODULES]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _HOME:
         value = getattr(import_module(f"tnkit.{_HOME[name]}"), name)
     elif name in _MODULES:

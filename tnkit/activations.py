@@ -136,7 +136,8 @@ class Gathering:
     """
 
     def __init__(self, places: Iterable[int]) -> None:
-        self.places, self.tensors = torch.tensor(sorted(places), dtype=torch.long), {}
+        self.places = torch.tensor(sorted(places), dtype=torch.long)
+        self.tensors: dict[str, Tensor] = {}
 
     def add(self, batch: Activations) -> None:
         """Put the sentences of a batch in their places."""

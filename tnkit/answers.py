@@ -109,7 +109,7 @@ class QuestionScores:
             ax = ax or plt.subplots(figsize=(6, 3.4))[1]
             ax.hist(
                 [self.f1[~self.exact], self.f1[self.exact]],
-                bins=np.linspace(0, 1, 21),
+                bins=np.linspace(0, 1, 21).tolist(),
                 stacked=True,
                 color=["#b8b8b8", plots.language_colour(self.language)],
                 label=["other", f"exact match ({self.mean_exact:.1%})"],
@@ -227,7 +227,7 @@ def _base(language: str) -> str:
 
 
 @cache
-def _articles(base: str) -> re.Pattern | None:
+def _articles(base: str) -> re.Pattern[str] | None:
     if base == "ar":
         return re.compile("ال")
     if base in _BEGINNINGS:

@@ -14,12 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from tnkit.errors import TnkitError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers.pytorch_utils import Conv1D
 
 _LAST_MAPS = (
     "mlp.down_proj",
@@ -70,7 +75,7 @@ class Sites:
         return f"neurons at {self.last_map}, mid = {mid}" + (f", branch norm {self.norm}" if self.norm else "")
 
 
-def decoder_blocks(module: nn.Module) -> tuple[str, nn.ModuleList]:
+def decoder_blocks(module: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """The list of decoder blocks in a transformers model, and its dotted path.
 
     Raises:
@@ -112,7 +117,7 @@ def decoder_blocks(module: nn.Module) -> tuple[str, nn.ModuleList]:
     return found[0]
 
 
-def readings(block: nn.Module, config) -> Iterator[Sites]:
+def readings(block: nn.Module, config: PreTrainedConfig) -> Iterator[Sites]:
     """The ways to read a block, the likeliest first.
 
     Raises:
@@ -143,14 +148,15 @@ def has(module: nn.Module, path: str) -> bool:
     >>> has(torch.nn.Sequential(torch.nn.Linear(2, 2)), "0"), has(torch.nn.Linear(2, 2), "mlp.fc2")
     (True, False)
     """
+    found: object = module
     for part in path.split("."):
-        module = getattr(module, part, None)
-        if not isinstance(module, nn.Module):
+        found = getattr(found, part, None)
+        if not isinstance(found, nn.Module):
             return False
     return True
 
 
-def value_vectors(last_map: nn.Module, width: int) -> Float[Tensor, "neuron hidden"]:
+def value_vectors(last_map: nn.Linear | Conv1D, width: int) -> Float[Tensor, "neuron hidden"]:
     """The columns of an MLP's last linear map, one a row, in the map's own dtype.
 
     Args:

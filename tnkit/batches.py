@@ -3,7 +3,7 @@
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,9 +18,13 @@ from tnkit.remote import server_of
 _CPU_TOKENS, _GPU_TOKENS = 768, 16_384
 _NEURON_STATES, _HIDDEN_STATES = 4, 16  # of a token, that a block holds at once
 _SHORT = 4  # tokens of a short sentence
+if TYPE_CHECKING:
+    Numbers = array[int]
+else:
+    Numbers = array  # which takes no parameter before Python 3.12
 
 
-class Tokens(Sequence):
+class Tokens(Sequence[Numbers]):
     """Token ids of sentences, end to end in one array, so that a large corpus takes hardly more than its ids.
 
     >>> tokens = Tokens([[256, 7], [256]])
@@ -37,12 +41,12 @@ class Tokens(Sequence):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    def __getitem__(self, place: int) -> array:
+    def __getitem__(self, place: int) -> Numbers:  # type: ignore[override]  # it has no slices
         if not 0 <= place < len(self):
             raise IndexError(place)
         return self._ids[self._ends[place] : self._ends[place + 1]]
 
-    def lengths(self) -> array:
+    def lengths(self) -> Numbers:
         """How many tokens each sentence has."""
         return array("i", (end - start for start, end in pairwise(self._ends)))
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -265,7 +265,7 @@ def perplexity_matrix(
 def _mean_nll(model: Model, inputs: dict[str, Tensor], last: Int[Tensor, "sentence"]) -> Float[np.ndarray, "sentence"]:
     """Each sentence's mean loss over its tokens after the first; the head runs on real tokens, a slice at a time."""
     targets, real = inputs["input_ids"][:, 1:], inputs["attention_mask"][:, 1:].bool()
-    rows = max(1, _LOGITS // len(model.module.get_input_embeddings().weight))
+    rows = max(1, _LOGITS // len(cast(torch.nn.Embedding, model.module.get_input_embeddings()).weight))
     with torch.inference_mode():
         decoder = model.module.get_submodule(model.blocks_path.rpartition(".")[0])
         states = decoder(**inputs, use_cache=False).last_hidden_state[:, :-1]
@@ -281,7 +281,10 @@ def _mean_nll(model: Model, inputs: dict[str, Tensor], last: Int[Tensor, "senten
 
 def _head(model: Model, decoder: torch.nn.Module, states: Float[Tensor, "token hidden"]) -> Float[Tensor, "token item"]:
     """The logits of final states, by the model's own code after its decoder, its scales and caps of logits included."""
-    with _returning(decoder, BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=states[None])):
+    output = BaseModelOutputWithPastAndCrossAttentions(
+        last_hidden_state=states[None],  # type: ignore[arg-type]  # FloatTensor there means any floats
+    )
+    with _returning(decoder, output):
         return model.module(input_ids=torch.zeros(1, len(states), dtype=torch.long, device=model.device)).logits[0]
 
 

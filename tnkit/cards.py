@@ -71,8 +71,8 @@ class NeuronCard:
     def _repr_html_(self) -> str:
         left = "style='text-align:left'"
         rows = "".join(
-            f"<tr><td>{row.activation:+.2f}</td><td {left}>{html.escape(row.language)}</td>"
-            f"<td {left}>{_marked(row.text, span)}</td></tr>"
+            f"<tr><td>{row.activation:+.2f}</td><td {left}>{html.escape(str(row.language))}</td>"
+            f"<td {left}>{_marked(str(row.text), span)}</td></tr>"
             for row, span in zip(self.sentences.itertuples(), self.spans, strict=True)
         )
         words = ""
@@ -116,7 +116,8 @@ def neuron_card(
     high, low = (top_sentences(captured, sentences, neuron, n=n, lowest=lowest) for lowest in (False, True))
     strongest = high if abs(high["activation"].iloc[0]) >= abs(low["activation"].iloc[0]) else low
     activations = {
-        name: part.activations[part.layers.index(layer), :, place].numpy() for name, part in captured.items()
+        name: part.tensors()["activations"][part.layers.index(layer), :, place].numpy()
+        for name, part in captured.items()
     }
     spans = tuple(_last_token(model, text) for text in strongest["text"])
     return NeuronCard((layer, place), activations, strongest, promoted(model, (layer, place), k=k), spans)

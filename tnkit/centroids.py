@@ -6,7 +6,7 @@ shared = tn.estimate_centroids([en, ja])      # target of Type-1: the mean of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -166,8 +166,8 @@ class CentroidAccumulator:
 
     def add(self, batch: Activations) -> None:
         """Count the sentences of a batch in."""
-        batch.require("post")
-        self._add(batch.post.sum(dim=1, dtype=torch.float64).cpu(), len(batch), batch.layers, batch.provenance)
+        total = batch.require("post").tensors()["post"].sum(dim=1, dtype=torch.float64).cpu()
+        self._add(total, len(batch), batch.layers, batch.provenance)
 
     def reduction(self) -> Callable[..., Tensor]:
         """What a remote model's server makes of each layer of a batch, so that only that travels; for `take`."""
@@ -208,7 +208,8 @@ class CentroidAccumulator:
             raise TnkitError("there are no sentences to take a centroid of")
         about = {key: value for key, value in self.provenance.items() if key != "sentences"}
         sentences = [{**self.provenance.get("sentences", {}), "n": self.count}]
-        return Centroids((self.total / self.count).float(), self.layers, {**about, "sentences": sentences})
+        values = torch.as_tensor(self.total / self.count).float()
+        return Centroids(values, self.layers, {**about, "sentences": sentences})
 
 
 def estimate_centroids(languages: Sequence[Activations | Centroids]) -> Centroids:
@@ -251,7 +252,7 @@ def estimate_centroids(languages: Sequence[Activations | Centroids]) -> Centroid
     return Centroids(values, first.layers, {**first.provenance, "sentences": sentences})
 
 
-def _summed_post(_layer, sites, *_weights) -> Tensor:
+def _summed_post(_layer: int, sites: Mapping[str, Tensor], *_weights: Tensor) -> Tensor:
     """The sum over a batch's sentences; it runs where the model does."""
     return sites["post"].sum(dim=0, dtype=torch.float64)
 

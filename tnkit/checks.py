@@ -6,6 +6,8 @@ Both questions are put where the weights are, so that they can be put to a remot
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -14,10 +16,13 @@ from torch import Tensor
 from tnkit.architecture import whole
 from tnkit.trace import trace_blocks
 
+if TYPE_CHECKING:
+    from tnkit.models import Model
+
 _PROBE = "Languages meet in the middle, 2 by 2; 言葉は中で出会う。"
 
 
-def completeness_error(model) -> Float[Tensor, "layer"]:
+def completeness_error(model: Model) -> Float[Tensor, "layer"]:
     """How far mid + sum of contributions + bias is from post, layer by layer, on a short text.
 
     Relative to the size of the MLP branch's output; a wrong reading gives about 1, rounding alone 1e-6 (float32) to
@@ -30,7 +35,7 @@ def completeness_error(model) -> Float[Tensor, "layer"]:
     return probed(model)[0]
 
 
-def probed(model) -> tuple[Float[Tensor, "layer"], bool]:
+def probed(model: Model) -> tuple[Float[Tensor, "layer"], bool]:
     """The completeness error of each layer, and whether the model computes in float32 or better.
 
     Raises:
@@ -59,7 +64,9 @@ def probed(model) -> tuple[Float[Tensor, "layer"], bool]:
     return torch.stack([error.cpu() for error in found["error"]]), float(found["rounding"][0]) < 1e-6
 
 
-def _incompleteness(_, sites, vectors, gain, bias) -> dict[str, Tensor]:
+def _incompleteness(
+    _: int, sites: Mapping[str, Tensor], vectors: Tensor, gain: Tensor, bias: Tensor
+) -> dict[str, Tensor]:
     """Of one layer, by how much its parts miss its output; it runs where the model does."""
     mid, post, activations = (sites[site].float() for site in ("mid", "post", "activations"))
     branch = sites["scale"][:, None] * gain * (activations @ vectors.float() + bias)
@@ -68,13 +75,18 @@ def _incompleteness(_, sites, vectors, gain, bias) -> dict[str, Tensor]:
     return {"error": error.max(), "rounding": torch.tensor(eps)}
 
 
-def fingerprint(module, size: int | None = None) -> str | None:
-    """`Model.weights_hash` of a module; None where its weights are not there, or not of the expected size."""
+def fingerprint_there(module: Any, size: int) -> str | None:
+    """`fingerprint` of a model on a server; None where its weights are not there, or not of the expected size."""
     state = module.state_dict(keep_vars=True)
-    if size is not None and size != sum(tensor.numel() * (not tensor.is_meta) for tensor in state.values()):
+    if size != sum(tensor.numel() * (not tensor.is_meta) for tensor in state.values()):
         return None
+    return fingerprint(module)
+
+
+def fingerprint(module: Any) -> str:
+    """`Model.weights_hash` of a module, or of nnsight's wrapper of one."""
     digest = hashlib.sha256()
-    for name, tensor in state.items():
+    for name, tensor in module.state_dict(keep_vars=True).items():
         flat = whole(tensor.detach()).reshape(-1)
         kind = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()]
         bits = flat.view(kind)
@@ -83,7 +95,7 @@ def fingerprint(module, size: int | None = None) -> str | None:
     return digest.hexdigest()[:16]
 
 
-def unread(_module) -> None:
+def unread(_module: Any) -> None:
     """The fingerprint of weights that cannot be read."""
     return None
 

@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from tnkit import __version__, commands, parallel
 from tnkit.errors import TnkitError
@@ -150,10 +151,10 @@ def _parser() -> argparse.ArgumentParser:
     _flag(command, "out", help="table to write, .csv (default: LANG-MEASURE.csv here)")
     _flag(command, "figure", help="also draw it to this .png file")
 
-    example = (
+    example = [
         "tnkit evaluate --model_id gemma-3-270m --neurons ja-type1-neurons.json --tasks mmlu_prox_lite_ja --limit 100"
-    )
-    command = _command(subparsers, commands.evaluate, "run lm-evaluation-harness tasks with a neuron set off", example)
+    ]
+    command = _command(subparsers, commands.evaluate, "run lm-evaluation-harness tasks with a neuron set off", *example)
     _model_flags(command)
     _neuron_flags(command, "prompt")
     _flag(command, "tasks", type=_names, required=True, help="task names, comma-separated")
@@ -179,7 +180,12 @@ class _Formatter(argparse.HelpFormatter):
         return text if text.endswith("\n") else super()._fill_text(text, width, indent)
 
 
-def _command(subparsers, run: Callable, summary: str, *example: str) -> argparse.ArgumentParser:
+def _command(
+    subparsers: "argparse._SubParsersAction[_Parser]",
+    run: Callable[..., None],
+    summary: str,
+    *example: str,
+) -> argparse.ArgumentParser:
     command = subparsers.add_parser(
         run.__name__,
         help=summary,
@@ -260,12 +266,12 @@ def _detection_flags(command: argparse.ArgumentParser) -> None:
 class _Parser(argparse.ArgumentParser):
     """Takes a flag's beginning for it where its two spellings are all that begin so."""
 
-    def _get_option_tuples(self, option_string: str) -> list:
+    def _get_option_tuples(self, option_string: str) -> list[Any]:
         found = super()._get_option_tuples(option_string)
         return [*{id(one[0]): one for one in found}.values()]
 
 
-def _flag(command: argparse.ArgumentParser, name: str, **options) -> None:
+def _flag(command: argparse.ArgumentParser, name: str, **options: Any) -> None:
     spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
     if "choices" not in options and options.get("action") != "store_true":
         options["metavar"] = name.upper()

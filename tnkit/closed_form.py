@@ -13,6 +13,8 @@ These functions also run on a remote model's server, and keep to what `tnkit.tra
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -82,19 +84,39 @@ def _length_and_unit(
     return (norm * largest)[..., 0], scaled / torch.where(norm > 0, norm, 1)
 
 
-def sizes_written(vectors, gain, _bias) -> Tensor:
+def sizes_written(
+    vectors: Float[Tensor, "neuron hidden"], gain: Float[Tensor, "hidden"], _bias: Float[Tensor, "hidden"]
+) -> Float[Tensor, "neuron"]:
     """The lengths of a layer's value vectors, as they reach the residual stream."""
     return (vectors.float() * gain).norm(dim=1)
 
 
-def layer_totals(centroids, distance, layer, sites, *weights) -> Tensor | None:
+def layer_totals(
+    centroids: Mapping[int, Tensor],
+    distance: str,
+    layer: int,
+    sites: Mapping[str, Tensor],
+    vectors: Tensor,
+    gain: Tensor,
+    bias: Tensor,
+) -> Tensor | None:
     """A batch's summed scores in one layer, where there is a centroid for it; it runs where the model does."""
     if layer not in centroids:
         return None
-    return layer_total(*weights, sites["mid"], sites["activations"], sites["scale"], centroids[layer], distance)
+    mid, activations, scale = sites["mid"], sites["activations"], sites["scale"]
+    return layer_total(vectors, gain, bias, mid, activations, scale, centroids[layer], distance)
 
 
-def layer_total(vectors, gain, _bias, mid, activations, scale, centroid, distance) -> Tensor:
+def layer_total(
+    vectors: Float[Tensor, "neuron hidden"],
+    gain: Float[Tensor, "hidden"],
+    _bias: Float[Tensor, "hidden"],
+    mid: Float[Tensor, "sentence hidden"],
+    activations: Float[Tensor, "sentence neuron"],
+    scale: Float[Tensor, "sentence"],
+    centroid: Float[Tensor, "hidden"],
+    distance: str,
+) -> Float[Tensor, "neuron"]:
     """The summed scores of sentences in one layer, from what a pass keeps of them and the layer's weights."""
     device = vectors.device
     return summed_scores(

@@ -3,10 +3,19 @@
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tnkit import parallel
 from tnkit.errors import TnkitError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tnkit.corpora import Split
+    from tnkit.models import Model
+    from tnkit.neurons import NeuronSet
 
 DISTANCES = {"cos_sim": "cosine", "L2_dis": "euclidean"}
 
@@ -112,7 +121,9 @@ def ablate(options: argparse.Namespace) -> None:
         print(plots.save_figure(found.plot().figure, figure))
 
 
-def _generated(model, prompts, neurons, options: argparse.Namespace):
+def _generated(
+    model: "Model", prompts: Sequence[str], neurons: "NeuronSet", options: argparse.Namespace
+) -> "pd.DataFrame":
     """Continuations with nothing, the set, and a control of the same layers off."""
     import pandas as pd
 
@@ -185,7 +196,7 @@ def _size(count: int | float) -> str:
     return f"{count:.1f} GB"
 
 
-def _neurons(path: str, model):
+def _neurons(path: str, model: "Model") -> "NeuronSet":
     import tnkit as tn
 
     found = tn.NeuronSet.load(path, shape=(model.n_layers, model.n_neurons))
@@ -198,7 +209,7 @@ def _neurons(path: str, model):
     return found
 
 
-def _sentences(options: argparse.Namespace, languages: list[str]):
+def _sentences(options: argparse.Namespace, languages: list[str]) -> "Split":
     import tnkit as tn
 
     corpus = tn.load_corpus(options.sentence_path, languages, test=0.0)
@@ -208,7 +219,7 @@ def _sentences(options: argparse.Namespace, languages: list[str]):
     return texts
 
 
-def _model(options: argparse.Namespace):
+def _model(options: argparse.Namespace) -> "Model":
     import huggingface_hub
     import transformers
 
@@ -236,7 +247,7 @@ def _layers(options: argparse.Namespace, n_layers: int) -> range | None:
     return options.layers and range(*options.layers)
 
 
-def _reading(options: argparse.Namespace) -> dict:
+def _reading(options: argparse.Namespace) -> dict[str, Any]:
     return {"position": options.position, "batch_tokens": options.batch_tokens, "progress": _progress(options)}
 
 

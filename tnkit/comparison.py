@@ -104,7 +104,7 @@ class Comparison:
         layer = self.best_layer if layer is None else layer
         if layer not in self.layers:
             raise TnkitError(f"layer {layer} was not measured; measured are {self.layers[0]} to {self.layers[-1]}")
-        return self.to_frame().loc[layer]
+        return self.to_frame().loc[[layer]].droplevel("layer")
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw each condition's mean by layer, with its interval as a band."""
@@ -122,7 +122,9 @@ class Comparison:
     def _conditions(self) -> dict[str, Float[np.ndarray, "seed layer sentence"]]:
         return {"none": self.untouched[None], "the set": self.ablated[None], **self.controls}
 
-    def _resampled(self, values, weights, random) -> Float[np.ndarray, "resample layer"]:
+    def _resampled(
+        self, values: np.ndarray, weights: np.ndarray, random: np.random.Generator
+    ) -> Float[np.ndarray, "resample layer"]:
         """Means over resampled sentences, and over resampled seeds."""
         seeds = len(values)
         chosen = random.multinomial(seeds, np.full(seeds, 1 / seeds), len(weights)) / seeds
@@ -130,7 +132,9 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         means = self.at()["mean"]
-        return storage.html_card(f"Comparison: {self.measure}", {name: float(mean) for name, mean in means.items()})
+        return storage.html_card(
+            f"Comparison: {self.measure}", {str(name): float(mean) for name, mean in means.items()}
+        )
 
 
 def _ratio(these: np.ndarray, those: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 from tnkit import readers, storage
 from tnkit.errors import TnkitError
@@ -27,7 +27,7 @@ _log = logging.getLogger("tnkit")
 
 
 @dataclass(frozen=True)
-class Sentences(Sequence):
+class Sentences(Sequence[str]):
     """The sentences of one language and split; a sequence of str that remembers where it is from.
 
     >>> Sentences(("Hi!", "Bye!"), language="en")[1]
@@ -42,7 +42,13 @@ class Sentences(Sequence):
     def __len__(self) -> int:
         return len(self.texts)
 
-    def __getitem__(self, place):
+    @overload
+    def __getitem__(self, place: SupportsIndex) -> str: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> "Sentences": ...
+
+    def __getitem__(self, place: SupportsIndex | slice) -> "str | Sentences":
         """A sentence, or of a slice the sentences in it."""
         if isinstance(place, slice):
             return Sentences(self.texts[place], self.language, self.corpus, self.split)
@@ -52,7 +58,7 @@ class Sentences(Sequence):
         return iter(self.texts)
 
 
-class Split(dict):
+class Split(dict[str, Sentences]):
     """Language → `Sentences`, aligned by place."""
 
     def __missing__(self, language: str) -> Sentences:
@@ -108,7 +114,7 @@ class Corpus:
         )
 
     def _repr_html_(self) -> str:
-        sizes = self.frame["split"].value_counts().to_dict()
+        sizes = {str(split): count for split, count in self.frame["split"].value_counts().items()}
         return storage.html_card("Corpus", {"name": self.name, "languages": self.languages, **sizes, **self.dropped})
 
 
@@ -298,8 +304,8 @@ def _split(frame: "pd.DataFrame", test: float) -> list[str]:
     links = coo_matrix((np.ones(len(where[0])), where), shape=(offset, offset))
     group = connected_components(links, directed=False)[1][: len(frame)]
     members: dict[int, list[int]] = {}
-    for row in rows:
-        members.setdefault(int(group[row]), []).append(int(row))
+    for row in range(len(frame)):
+        members.setdefault(int(group[row]), []).append(row)
     keys = {number: min(_row_hash(frame.iloc[row]) for row in places) for number, places in members.items()}
     split, wanted = ["train"] * len(frame), round(test * len(frame))
     for number in sorted(members, key=keys.__getitem__):

@@ -61,8 +61,7 @@ def run(
     say(f"corpus {corpus.name}: {len(train[_HUB])} training and {len(test[_HUB])} test sentences each in "
         + ", ".join(map(plots.language_name, corpus.languages)))  # fmt: skip
 
-    quiet = {"progress": progress}
-    found = tn.detect_all(loaded, corpus, hub=_HUB, top=top, **quiet)
+    found = tn.detect_all(loaded, corpus, hub=_HUB, top=top, progress=progress)
     for kind in KINDS:
         say(_found(found[language, kind]))
     by_kind = {kind: found[language, kind] for kind in KINDS}
@@ -74,12 +73,12 @@ def run(
         *(one.neurons.save(out / f"{language}-{kind}.json") for kind, one in by_kind.items()),
     ]
     shown = (loaded.n_layers // 8, loaded.n_layers // 2, loaded.n_layers - 1)
-    states = {one: tn.capture(loaded, train[one], keep=["post"], layers=shown, **quiet) for one in corpus.languages}
+    how = {"keep": ["post"], "layers": shown, "progress": progress}
+    states = {one: tn.capture(loaded, train[one], **how) for one in corpus.languages}
     files.append(plots.save_figure(spaces.pca(states).plot(), out / "spaces.png"))
 
-    compared = _compare(
-        loaded, corpus, {one: found[one, "type1"] for one in corpus.languages[1:]}, language, seeds=seeds, **quiet
-    )
+    all_type1 = {one: found[one, "type1"] for one in corpus.languages[1:]}
+    compared = _compare(loaded, corpus, all_type1, language, seeds=seeds, progress=progress)
     say(_compared(compared, name))
     axes = compared.plot()
     axes.set(
@@ -88,14 +87,14 @@ def run(
     )
     files.append(plots.save_figure(axes.figure, out / "ablation.png"))
     type1 = {one: found[one, "type1"].neurons for one in corpus.languages[1:]}
-    matrix = tn.retrieval_matrix(loaded, test, type1, hub=_HUB, **quiet)
+    matrix = tn.retrieval_matrix(loaded, test, type1, hub=_HUB, progress=progress)
     say(_specific(matrix))
     axes = matrix.plot()
     axes.set_title(f"Type-1 neurons off at the last token ({loaded.name})")
     files.append(plots.save_figure(axes.figure, out / "specificity.png"))
     type2 = {one: found[one, "type2"].neurons for one in corpus.languages[1:]}
     some = {one: test[one][:_READ] for one in type2}
-    confused = behaviour.perplexity_matrix(loaded, some, type2, **quiet)
+    confused = behaviour.perplexity_matrix(loaded, some, type2, progress=progress)
     say(_confused(confused, _READ))
     axes = confused.plot()
     axes.set_title(f"Type-2 neurons off at every token ({loaded.name})")
@@ -107,17 +106,18 @@ def run(
     return files
 
 
-def _compare(model: "Model", corpus: "Corpus", found: dict[str, Detection], language: str, **how) -> Comparison:
+def _compare(
+    model: "Model", corpus: "Corpus", found: dict[str, Detection], language: str, *, seeds: int, progress: bool
+) -> Comparison:
     """Retrieval of translations with the language's Type-1 neurons off, and with each of five controls off."""
     own, other = found[language], next(one for one in found if one != language)
     layers = model.early_layers
-    captured = tn.capture(
-        model, corpus["train"][language], keep=["activations"], layers=layers, progress=how["progress"]
-    )
+    captured = tn.capture(model, corpus["train"][language], keep=["activations"], layers=layers, progress=progress)
     norms = contribution_norms(model, captured)
     others = {f"{plots.language_name(other)} Type-1": found[other].neurons}
     controls = tn.controls(own.neurons, layers=layers, norms=norms, scores=own.scores, others=others)
-    return tn.ablate(model, corpus["test"], own.neurons, language=language, hub=_HUB, controls=controls, **how)
+    how = {"controls": controls, "seeds": seeds, "progress": progress}
+    return tn.ablate(model, corpus["test"], own.neurons, language=language, hub=_HUB, **how)
 
 
 def _found(found: Detection) -> str:

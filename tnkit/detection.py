@@ -10,7 +10,7 @@ for step in tn.detect_steps(model, corpus): ...    # the same, a batch at a time
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 KINDS = ("type1", "type2")
 _SCORED = ("activations", "mid", "scale")
+_Work = Iterator[tuple[int, tuple["Detection", ...]]]  # sentences done, and what that finished
 _HOLD = 2 << 30  # bytes of activations held at once, on a CPU; a larger corpus is streamed in two passes
 
 
@@ -80,13 +81,9 @@ class Detection:
         folder = Path(folder)
         neurons = NeuronSet.load(folder / "neurons.json")
         about = neurons.provenance.get("selection", {})
-        return cls(
-            about.get("language", ""),
-            about.get("kind", ""),
-            neurons,
-            NeuronScores.load(folder / "scores.safetensors"),
-            Centroids.load(folder / "centroids.safetensors"),
-        )
+        scores = NeuronScores.load(folder / "scores.safetensors")
+        centroids = Centroids.load(folder / "centroids.safetensors")
+        return cls(about.get("language", ""), about.get("kind", ""), neurons, scores, centroids)
 
     def _repr_html_(self) -> str:
         about = {"language": self.language, "kind": self.kind, "distance": self.scores.distance}
@@ -94,12 +91,7 @@ class Detection:
 
 
 def detect(
-    model: Model,
-    corpus: Corpus | Mapping[str, Sequence[str]],
-    *,
-    language: str,
-    kind: str = "type1",
-    **options,
+    model: Model, corpus: Corpus | Mapping[str, Sequence[str]], *, language: str, kind: str = "type1", **options: Any
 ) -> Detection:
     """Detect the transfer neurons of one language and kind (Tezuka & Inoue, EMNLP 2025).
 
@@ -128,15 +120,14 @@ def detect_all(
     kinds: Sequence[str] = KINDS,
     *,
     progress: bool = True,
-    **options,
+    **options: Any,
 ) -> dict[tuple[str, str], Detection]:
     """Detect the transfer neurons of several languages and kinds, capturing every sentence once.
 
     Args:
         model, corpus, languages, kinds: as in `detect_steps`.
         progress: show a bar.
-        **options: hub, top, distance, layers, position, last_layer, split, streaming, batch_tokens and cache, as in
-            `detect_steps`.
+        **options: hub, top, distance, layers, position, split, cache and the others of `detect_steps`.
 
     Returns:
         A `Detection` for each (language, kind).
@@ -149,7 +140,7 @@ def detect_all(
     >>> sorted(found)
     [('it', 'type1'), ('it', 'type2')]
     """
-    found = {}
+    found: dict[tuple[str, str], Detection] = {}
     steps = detect_steps(model, corpus, languages, kinds, **options)
     with tqdm(unit=" sentences", desc="detect", disable=not progress or parallel.rank() > 0, leave=False) as bar:
         for step in steps:
@@ -231,10 +222,11 @@ def detect_steps(
     hub = (hub,) if isinstance(hub, str) else tuple(hub)
     languages = [name for name in texts if name not in hub] if languages is None else list(languages)
     where = {kind: _layers(model, kind, layers) for kind in kinds}
-    _check(texts, languages, kinds, hub, top, where, model.n_neurons)
-    options = {"position": position, "last_layer": last_layer, "batch_tokens": batch_tokens}
+    options: dict[str, Any] = {"position": position, "last_layer": last_layer, "batch_tokens": batch_tokens}
     options["layers"] = tuple(sorted(set().union(*where.values())))
-    return _Job(model, texts, hub, languages, where, top, distance, streaming, cache, options).steps()
+    job = _Job(model, texts, hub, languages, where, top, distance, streaming, cache, options)
+    job.check()
+    return job.steps()
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,6 +243,23 @@ class _Job:
     streaming: bool | None
     cache: bool
     options: dict[str, Any]
+    centroids: dict[str, Centroids] = field(default_factory=dict)  # of each language so far
+
+    def check(self) -> None:
+        """Refuse what cannot be done before a long pass begins."""
+        if not self.languages or not self.where:
+            raise TnkitError(f"name at least one language and kind; the corpus has {', '.join(self.texts)}")
+        shared = self.hub if "type1" in self.where else ()
+        missing = [name for name in (*self.languages, *shared) if name not in self.texts]
+        if missing:
+            raise TnkitError(f"the corpus has no sentences in {', '.join(missing)}; it has {', '.join(self.texts)}")
+        alone = next((name for name in self.languages if "type1" in self.where and set(self.hub) <= {name}), None)
+        if alone:
+            raise TnkitError(
+                f"Type-1 neurons of {alone} need another hub: with hub={alone!r} the shared centroid is its own"
+            )
+        for layers in self.where.values():
+            _check_size(self.top, layers, self.model.n_neurons)
 
     def steps(self) -> Iterator[Step]:
         shared = [name for name in self.hub if "type1" in self.where and name not in self.languages]
@@ -258,11 +267,10 @@ class _Job:
         total = sum(len(self.texts[name]) * (1 + self._streamed(name)) for name in names)
         total += sum(len(self.texts[name]) for name in shared)
         fingerprint, done = shards.fingerprint(self.model) if self.cache else None, 0
-        centroids: dict[str, Centroids] = {}
         for name in (*shared, *names):
             part = self._centroid if name in shared else self._stream if self._streamed(name) else self._capture
             # no name for the plan: the token ids of one language are gone before those of the next are there
-            for more, found in part(name, plan(self.model, self.texts[name], **self.options), centroids, fingerprint):
+            for more, found in part(name, plan(self.model, self.texts[name], **self.options), fingerprint):
                 done += more
                 yield Step(done, total, name, found)
 
@@ -277,21 +285,21 @@ class _Job:
 
     # Each part of the work yields (sentences, detections) as it goes, and leaves the centroid it estimates behind.
 
-    def _centroid(self, name: str, planned: Pass, centroids: dict, fingerprint: str | None) -> Iterator[tuple]:
+    def _centroid(self, name: str, planned: Pass, fingerprint: str | None) -> _Work:
         running = CentroidAccumulator()
         for sentences in add_up(replace(planned, keep=("post",)), {"centroid": running}, fingerprint=fingerprint):
             yield sentences, ()
-        centroids[name] = running.result()
+        self.centroids[name] = running.result()
 
-    def _stream(self, name: str, planned: Pass, centroids: dict, fingerprint: str | None) -> Iterator[tuple]:
+    def _stream(self, name: str, planned: Pass, fingerprint: str | None) -> _Work:
         """Two passes in flat memory: one for the centroid, one for the scores."""
-        yield from self._centroid(name, planned, centroids, fingerprint)
-        scores = self._scores(name, centroids)
+        yield from self._centroid(name, planned, fingerprint)
+        scores = self._scores(name)
         for sentences in add_up(replace(planned, keep=_SCORED), scores, fingerprint=fingerprint):
             yield sentences, ()
         yield 0, self._found(name, scores)
 
-    def _capture(self, name: str, planned: Pass, centroids: dict, fingerprint: str | None) -> Iterator[tuple]:
+    def _capture(self, name: str, planned: Pass, fingerprint: str | None) -> _Work:
         """One pass, held until both are done."""
         mine, running = planned.share(), CentroidAccumulator()
         whole = Gathering(chain(*mine.batches))
@@ -302,18 +310,18 @@ class _Job:
         for batch in captured:
             running.add(batch)
         together(mine, {"centroid": running})
-        centroids[name] = running.result()
-        scores = self._scores(name, centroids)
+        self.centroids[name] = running.result()
+        scores = self._scores(name)
         for accumulator in scores.values():
             for batch in captured:
                 accumulator.add(batch)
         together(mine, scores)
         yield 0, self._found(name, scores)
 
-    def _scores(self, name: str, centroids: dict[str, Centroids]) -> dict[str, ScoreAccumulator]:
+    def _scores(self, name: str) -> dict[str, ScoreAccumulator]:
         of, scores = {"type1": [*self.hub, name], "type2": [name]}, {}
         for kind, layers in self.where.items():
-            target = estimate_centroids([centroids[one] for one in of[kind]])
+            target = estimate_centroids([self.centroids[one] for one in of[kind]])
             scores[kind] = ScoreAccumulator(self.model, target, distance=self.distance, layers=layers)
         return scores
 
@@ -333,7 +341,7 @@ def detect_towards(
     layers: Iterable[int] | None = None,
     cache: bool = False,
     progress: bool = True,
-    **options,
+    **options: Any,
 ) -> Detection:
     """Detect transfer neurons against centroids estimated before: one pass in flat memory.
 
@@ -382,22 +390,6 @@ def _layers(model: Model, kind: str, layers: Iterable[int] | None) -> tuple[int,
     if layers is None:
         layers = model.early_layers if kind == "type1" else model.late_layers
     return check_layers(model, layers)
-
-
-def _check(texts, languages, kinds, hub, top, where, n_neurons) -> None:
-    """Refuse what cannot be done before a long pass begins."""
-    if not languages or not kinds:
-        raise TnkitError(f"name at least one language and kind; the corpus has {', '.join(texts)}")
-    missing = [name for name in (*languages, *(hub if "type1" in kinds else ())) if name not in texts]
-    if missing:
-        raise TnkitError(f"the corpus has no sentences in {', '.join(missing)}; it has {', '.join(texts)}")
-    alone = next((name for name in languages if "type1" in kinds and set(hub) <= {name}), None)
-    if alone:
-        raise TnkitError(
-            f"Type-1 neurons of {alone} need another hub: with hub={alone!r} the shared centroid is its own"
-        )
-    for layers in where.values():
-        _check_size(top, layers, n_neurons)
 
 
 def _check_size(top: int, layers: Sequence[int], n_neurons: int) -> None:

@@ -80,6 +80,7 @@ def ablate(
     for name in (language,) if measure == "perplexity" else (language, hub):
         if name not in texts:
             raise TnkitError(f"there are no sentences in {name!r}; there are {', '.join(texts)}")
+    run: Callable[[NeuronSet], np.ndarray | Tensor]
     if measure == "perplexity":
         run, layers, label = _nats(model, texts[language], tokens), (0,), f"{MEASURE_NAMES[measure]}, {language}"
     else:
@@ -91,7 +92,7 @@ def ablate(
 
 
 def _similarity(off: Activations, targets: Activations) -> Tensor:
-    return torch.nn.functional.cosine_similarity(off.post, targets.post, dim=-1)
+    return torch.nn.functional.cosine_similarity(off.tensors()["post"], targets.tensors()["post"], dim=-1)
 
 
 # What can be measured on the hidden states of a language beside those of the hub: (layer, sentence) each.
@@ -109,18 +110,21 @@ MEASURE_NAMES = {
 }
 
 
-def _by_states(measure: str, model: Model, sentences: Sequence[str], targets: Activations, tokens: str, progress: bool):
+def _by_states(
+    measure: str, model: Model, sentences: Sequence[str], targets: Activations, tokens: str, progress: bool
+) -> "Callable[[NeuronSet], np.ndarray | Tensor]":
     """A function from neurons to a measure of the sentences with them off."""
-    layers = targets.layers
+    layers, measured = targets.layers, BY_STATES[measure]
     if tokens == "last":
-        off = LastToken(model, sentences, keep=["post"], layers=layers, progress=progress).capture
-    else:
+        prefix = LastToken(model, sentences, keep=["post"], layers=layers, progress=progress)
+        return lambda neurons: measured(prefix.capture(neurons), targets)
 
-        def off(neurons: NeuronSet) -> Activations:
-            with Ablation(model, neurons, tokens=tokens):
-                return capture(model, sentences, keep=["post"], layers=layers, progress=False)
+    def off(neurons: NeuronSet) -> "np.ndarray | Tensor":
+        with Ablation(model, neurons, tokens=tokens):
+            found = capture(model, sentences, keep=["post"], layers=layers, progress=False)
+        return measured(found, targets)
 
-    return lambda neurons: BY_STATES[measure](off(neurons), targets)
+    return off
 
 
 def _nats(model: Model, sentences: Sequence[str], tokens: str) -> Callable[[NeuronSet], np.ndarray]:
@@ -209,7 +213,7 @@ def retrieval_matrix(
     columns = []
     for name in sets:
         run = _by_states("retrieval", model, texts[name], targets, "last", progress)
-        columns.append([run(off).mean(axis=1) for off in (nothing, *sets.values())])
+        columns.append([np.asarray(run(off)).mean(axis=1) for off in (nothing, *sets.values())])
     values = np.array(columns).transpose(2, 1, 0)  # (layer, off, read)
     place = int(values[:, 0].mean(axis=1).argmax())
     return RetrievalMatrix(values[place], ("none", *sets), tuple(sets), tuple(layers)[place])

@@ -27,6 +27,7 @@ from tnkit.models import Model
 if TYPE_CHECKING:
     import matplotlib.axes
     import pandas as pd
+    from lingua import LanguageDetector
 
 _BYTES = 8  # of letters in UTF-8, below which no language is named: 8 Latin letters, 4 Cyrillic, 3 Japanese
 
@@ -87,9 +88,9 @@ class Continuations:
         return plots.language_shares(self.shares(), ax=ax)
 
     def _repr_html_(self) -> str:
-        rows = {"prompts": len(self.prompts), "changed": self.changed, "values set": self.count}
+        rows: dict[str, Any] = {"prompts": len(self.prompts), "changed": self.changed, "values set": self.count}
         for name, column in self.shares().items():
-            rows[name] = [f"{language} {share:.0%}" for language, share in column.items() if share]
+            rows[str(name)] = [f"{language} {share:.0%}" for language, share in column.items() if share]
         return storage.html_card("Continuations", rows)
 
 
@@ -239,10 +240,9 @@ def answer_questions(
     ablation = Ablation(model, neurons, tokens=tokens)
     both = _both(model, prompts, ablation, **how, batch_tokens=batch_tokens, progress=progress)
     before, after = (tuple(text.strip().partition("\n")[0].strip() for text in texts) for texts in both)
-    scores = (score(texts, answers, language) for texts in (before, after))
-    return Answered(
-        tuple(questions), before, after, *scores, ablation.count, _provenance(model, prompts, ablation) | how
-    )
+    about = _provenance(model, prompts, ablation) | how
+    scored, scored_after = (score(texts, answers, language) for texts in (before, after))
+    return Answered(tuple(questions), before, after, scored, scored_after, ablation.count, about)
 
 
 def languages_of(texts: Sequence[str], *, candidates: Iterable[str] | None = None) -> tuple[str | None, ...]:
@@ -274,7 +274,7 @@ def languages_of(texts: Sequence[str], *, candidates: Iterable[str] | None = Non
 
 
 @cache
-def _detector(candidates: tuple[str, ...] | None):
+def _detector(candidates: tuple[str, ...] | None) -> "LanguageDetector":
     try:
         from lingua import IsoCode639_1, Language, LanguageDetectorBuilder
     except ImportError as error:
@@ -294,7 +294,9 @@ def _detector(candidates: tuple[str, ...] | None):
     return LanguageDetectorBuilder.from_iso_codes_639_1(*(IsoCode639_1.from_str(code) for code in candidates)).build()
 
 
-def _both(model: Model, prompts: Sequence[str], ablation: Ablation, **how) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _both(
+    model: Model, prompts: Sequence[str], ablation: Ablation, **how: Any
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The continuations untouched and ablated; without neurons the second are the first."""
     before = _generate(model, prompts, **how)
     if not ablation.values:
@@ -350,10 +352,11 @@ def _generate(
                 batch[row, width - len(ids[place]) :] = torch.tensor(ids[place])
                 mask[row, width - len(ids[place]) :] = 1
             inputs = {"input_ids": batch.to(model.device), "attention_mask": mask.to(model.device)}
-            for place, row in zip(index, model.module.generate(**inputs, generation_config=options), strict=True):
+            rows = model.module.generate(**inputs, generation_config=options)  # type: ignore[operator]  # of a mixin
+            for place, row in zip(index, rows, strict=True):
                 new = row[width:].tolist()
                 end = next((at for at, token in enumerate(new) if token in ends), len(new))
-                texts[place] = model.tokenizer.decode(new[:end], skip_special_tokens=True)
+                texts[place] = str(model.tokenizer.decode(new[:end], skip_special_tokens=True))
             bar.update(len(index))
     return tuple(texts)
 

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from tnkit.models import Model
 if TYPE_CHECKING:
     import matplotlib.axes
     import pandas as pd
+    from lm_eval.tasks import TaskManager
 
 UNPARSED = "unparsed"
 _INVALID = "[invalid]"  # what the harness's extracting filters answer where they find nothing
@@ -156,7 +158,7 @@ def evaluate(
     return Evaluation(_table(before, after), before, after, ablation.count, about)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name == "TnkitLM":
         return _class()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -178,7 +180,7 @@ def _class() -> type:
             **options: as in lm_eval.models.huggingface.HFLM.
         """
 
-        def __init__(self, model: Model, *, batch_size: int = 8, **options) -> None:
+        def __init__(self, model: Model, *, batch_size: int = 8, **options: Any) -> None:
             log = logging.getLogger("lm_eval.models.huggingface")
             level = log.level
             log.setLevel(logging.ERROR)  # it warns of a loaded module, which is the point here
@@ -188,7 +190,12 @@ def _class() -> type:
                 log.setLevel(level)
             self.ablations = model.ablations
 
-        def _loglikelihood_tokens(self, requests, disable_tqdm=False, override_bs=None):
+        def _loglikelihood_tokens(
+            self,
+            requests: list[tuple[tuple[str, str], list[int], list[int]]],
+            disable_tqdm: bool = False,
+            override_bs: int | None = None,
+        ) -> list[tuple[float, bool]]:
             """As HFLM's, one length at a time.
 
             HFLM pads without an attention mask, so that the last token of a padded row would be padding.
@@ -213,7 +220,7 @@ def _class() -> type:
     return TnkitLM
 
 
-def _lm_eval():
+def _lm_eval() -> ModuleType:
     try:
         import lm_eval
     except ImportError as error:
@@ -223,7 +230,7 @@ def _lm_eval():
     return lm_eval
 
 
-def _manager(tasks: list[str | dict[str, Any]], include_path: str | Path | None):
+def _manager(tasks: list[str | dict[str, Any]], include_path: str | Path | None) -> "TaskManager":
     """An index of tasks: of the include path alone where every task is there, or is a whole configuration."""
     from lm_eval.tasks import TaskManager
 
@@ -256,8 +263,8 @@ def _table(before: dict[str, Any], after: dict[str, Any]) -> "pd.DataFrame":
             values = [_values(run, name, metric) for run in samples]
             rows[task, name, metric] = _row(value, after["results"][task][key], values)
         for name, fallbacks in _fallbacks(before["configs"].get(task, {})).items():
-            values = [_unparsed(run, name, fallbacks) for run in samples]
-            rows[task, name, UNPARSED] = _row(values[0].mean(), values[1].mean(), values)
+            first, second = (_unparsed(run, name, fallbacks) for run in samples)
+            rows[task, name, UNPARSED] = _row(first.mean(), second.mean(), [first, second])
     index = pd.MultiIndex.from_tuples(rows, names=["task", "filter", "metric"])
     return pd.DataFrame(rows.values(), index=index)
 
@@ -266,7 +273,7 @@ def _values(samples: list[dict[str, Any]], name: str, metric: str) -> np.ndarray
     """A metric's value for each document, where it has one number a document."""
     found = [one.get(metric) for one in samples if one["filter"] == name]
     return (
-        np.array(found, dtype=float) if found and all(np.ndim(one) == 0 and one is not None for one in found) else None
+        np.array(found, dtype=float) if found and all(one is not None and np.ndim(one) == 0 for one in found) else None
     )
 
 

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from tnkit.style import language_name, style
 
@@ -102,7 +103,7 @@ def overlap_matrix(overlaps: "Overlaps", *, ax: Axes | None = None) -> Axes:
     names = list(overlaps.sets)
     jaccard = np.full((len(names), len(names)), np.nan)
     both = np.diag([len(neurons) for neurons in overlaps.sets.values()])
-    for (first, second), row in overlaps.table.iterrows():
+    for (first, second), (_, row) in zip(overlaps.table.index, overlaps.table.iterrows(), strict=True):
         a, b = names.index(first), names.index(second)
         jaccard[a, b] = jaccard[b, a] = row["jaccard"]
         both[a, b] = both[b, a] = row["both"]
@@ -166,7 +167,7 @@ def perplexities(frame: "pd.DataFrame", *, ax: Axes | None = None) -> Axes:
             ax=ax,
         )
         for row, column in zip(*own.astype(bool).nonzero(), strict=True):
-            ax.add_patch(plt.Rectangle((column, row), 1, 1, fill=False, edgecolor="black", lw=2, clip_on=False))
+            ax.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="black", lw=2, clip_on=False))
         ax.set(xlabel="language read", ylabel="neurons switched off")
         ax.tick_params(length=0)
         ax.tick_params(axis="y", rotation=0)

@@ -17,7 +17,7 @@ import inspect
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from tnkit.errors import TnkitError, one_of
 from tnkit.models import Model, check_layers
 from tnkit.neurons import NeuronSet
 from tnkit.passes import KEEP, capture
-from tnkit.trace import changed, chosen_sites, chosen_tokens, trace_blocks
+from tnkit.trace import Change, changed, chosen_sites, chosen_tokens, trace_blocks
 
 TOKENS = ("last", "prompt", "all")
 
@@ -90,13 +90,13 @@ class Ablation:
         self.values = {
             layer: self._targets(layer, places, value, means) for layer, places in self.neurons.by_layer().items()
         }
-        what = {"scale": scale} if scale is not None else {"value": value}
+        what: dict[str, Any] = {"scale": scale} if scale is not None else {"value": value}
         if isinstance(value, str):
             what["means"] = storage.text_hash(str(target.tolist()) for _, target in self.values.values())
         self.about = {"neurons": len(self.neurons), "hash": storage.text_hash(map(str, sorted(self.neurons)))}
         self.about |= {"tokens": tokens, **what}
         self._handles: list[Any] = []
-        self._chosen: Tensor | None = None
+        self._chosen: Tensor  # set as each forward pass begins
         self._active = False
 
     def __enter__(self) -> "Ablation":
@@ -116,7 +116,7 @@ class Ablation:
             self._handles.append(last_map.register_forward_pre_hook(self._setter(places, target)))
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._active = False
         self.model.ablations.remove(self.about)
         if self.model.remote:
@@ -124,37 +124,40 @@ class Ablation:
         while self._handles:
             self._handles.pop().remove()
 
-    def _targets(self, layer: int, places: list[int], value: float | str, means: Activations | None):
+    def _targets(
+        self, layer: int, places: list[int], value: float | str, means: Activations | None
+    ) -> tuple[Tensor, Tensor]:
         device = self.model.device if self.model.remote else self.model.value_vectors(layer).device
-        if isinstance(value, str):
+        if isinstance(value, str) and means is not None:
             if layer not in means.require("activations").layers:
                 raise TnkitError(f"the means hold layers {means.layers}, not {layer}; capture that layer too")
-            target = means.activations[means.layers.index(layer)][:, places].double().mean(dim=0).float()
+            values = means.tensors()["activations"][means.layers.index(layer)]
+            target = values[:, places].double().mean(dim=0).float()
         else:
             target = torch.full((len(places),), float(value))
         return torch.tensor(places, device=device), target.to(device)
 
-    def _choose_tokens(self, decoder, args, kwargs) -> None:
+    def _choose_tokens(self, decoder: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note which (sentence, token) places of this forward pass are to be set."""
         given = dict(zip(_parameters(decoder), args, strict=False)) | kwargs
         inputs = given.get("input_ids")
         inputs = given["inputs_embeds"][..., 0] if inputs is None else inputs
         past, mask = given.get("past_key_values"), given.get("attention_mask")
-        before = past.get_seq_length() if hasattr(past, "get_seq_length") else 0
+        before = past.get_seq_length() if past is not None and hasattr(past, "get_seq_length") else 0
         real = torch.ones(inputs.shape, dtype=torch.bool, device=inputs.device)
         if isinstance(mask, Tensor) and mask.ndim == 2:
             real = mask[:, -inputs.shape[1] :].bool()
         self._chosen = chosen_tokens(real, self.tokens, decoding=bool(before))
 
-    def _edit(self, inputs: Mapping[str, Any], deepest: int) -> dict[int, tuple]:
+    def _edit(self, inputs: Mapping[str, Any], deepest: int) -> dict[int, Change]:
         """What the trace of a right-padded batch changes in each layer that it runs."""
         chosen = chosen_tokens(inputs["attention_mask"].bool(), self.tokens)
         run = {layer: change for layer, change in self.values.items() if layer <= deepest}
         self.count += int(chosen.sum()) * sum(len(places) for places, _ in run.values())
         return {layer: (chosen, *change, self.scale) for layer, change in run.items()}
 
-    def _setter(self, places: Tensor, target: Tensor):
-        def hook(_, args):
+    def _setter(self, places: Tensor, target: Tensor) -> Callable[..., tuple[Any, ...]]:
+        def hook(_: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             self.count += int(self._chosen.sum()) * len(places)
             width = args[0].shape[-1]  # less than all, where the model is spread over processes
             first = width * parallel.rank() if width < self.model.n_neurons else 0
@@ -212,7 +215,7 @@ class LastToken:
                 self._batches.append((index, self._prefix([tokens[place] for place in index])))
                 bar.update(len(index))
 
-    def capture(self, neurons: Iterable[tuple[int, int]], **how) -> Activations:
+    def capture(self, neurons: Iterable[tuple[int, int]], **how: Any) -> Activations:
         """`capture` of the sentences with neurons ablated at their last token.
 
         Args:

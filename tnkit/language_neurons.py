@@ -5,7 +5,7 @@ lape(captured).neurons["ja"]                               # Tang et al., 2024
 average_precision(captured, "ja").top(1000)                # Kojima et al., 2024
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ from tnkit.neurons import NeuronSet
 if TYPE_CHECKING:
     import matplotlib.axes
     import pandas as pd
+
+    from tnkit.specificity import Specificity
 
 _NEURONS = 256  # at a time
 
@@ -103,7 +105,7 @@ def lape(
     for name, value in options.items():
         if not 0 < value <= 1:
             raise TnkitError(f"{name}={value} must be a share above 0 and at most 1")
-    shares = [np.count_nonzero(part.activations.numpy() > threshold, axis=1) / len(part) for part in languages.values()]
+    shares = [np.count_nonzero(_values(part) > threshold, axis=1) / len(part) for part in languages.values()]
     probabilities = np.stack(shares, axis=-1)
     total = probabilities.sum(axis=-1, keepdims=True)
     relative = np.divide(probabilities, total, out=np.full_like(probabilities, 1 / len(languages)), where=total > 0)
@@ -211,18 +213,19 @@ def alike(languages: Mapping[str, Activations], least: int = 1) -> Activations:
     """The first capture, once all have finite activations of some sentences, of the same layers and width."""
     if len(languages) < least:
         raise TnkitError(f"{len(languages)} language(s) were captured; compare at least {least}")
-    first = next(iter(languages.values())).require("activations")
+    first = next(iter(languages.values()))
     for name, part in languages.items():
-        layers, width = part.layers, part.require("activations").activations.shape[2]
-        if (layers, width) != (first.layers, first.activations.shape[2]):
+        values = part.require("activations").tensors()["activations"]
+        layers, width = part.layers, values.shape[2]
+        if (layers, width) != (first.layers, _values(first).shape[2]):
             raise TnkitError(
                 f"{name} was captured at layers {list(layers)} of {width} neurons, {next(iter(languages))} at "
-                f"{list(first.layers)} of {first.activations.shape[2]}; capture them alike"
+                f"{list(first.layers)} of {_values(first).shape[2]}; capture them alike"
             )
         if not len(part):
             raise TnkitError(f"the capture of {name} has no sentences")
-        if not all(bool(bound.isfinite()) for bound in part.activations.aminmax()):
-            finite = part.activations.isfinite().all(dim=2).all(dim=1).tolist()
+        if not all(bool(bound.isfinite()) for bound in values.aminmax()):
+            finite = values.isfinite().all(dim=2).all(dim=1).tolist()
             raise TnkitError(
                 f"activations of {name} in layer {layers[finite.index(False)]} hold NaN or Inf; capture again with the "
                 "model in float32 or bfloat16"
@@ -233,7 +236,7 @@ def alike(languages: Mapping[str, Activations], least: int = 1) -> Activations:
 def model_shape(captured: Activations) -> tuple[int, int]:
     """The model's layers and neurons a layer; a capture of no known model ends at its last layer."""
     layers = captured.provenance.get("model", {}).get("layers", max(captured.layers) + 1)
-    return layers, captured.activations.shape[2]
+    return layers, _values(captured).shape[2]
 
 
 def joint_provenance(languages: Mapping[str, Activations]) -> dict[str, Any]:
@@ -251,7 +254,15 @@ def neuron_frame(layers: Sequence[int], columns: Mapping[str, np.ndarray]) -> "p
     return pd.DataFrame({name: values.ravel() for name, values in columns.items()}, index=index)
 
 
-def extreme(result, values: np.ndarray, n: int, layers, selection: dict, *, lowest: bool = False) -> NeuronSet:
+def extreme(
+    result: "AveragePrecision | Specificity",
+    values: np.ndarray,
+    n: int,
+    layers: Iterable[int] | None,
+    selection: dict[str, Any],
+    *,
+    lowest: bool = False,
+) -> NeuronSet:
     """The n neurons of highest (or lowest) value in some layers."""
     layers = result.layers if layers is None else tuple(sorted(set(layers)))
     missing = [layer for layer in layers if layer not in result.layers]
@@ -265,7 +276,9 @@ def extreme(result, values: np.ndarray, n: int, layers, selection: dict, *, lowe
     return _named(order, values, layers, result.shape, {**result.provenance, "selection": selection})
 
 
-def _named(places: np.ndarray, values: np.ndarray, layers, shape: tuple[int, int], provenance: dict) -> NeuronSet:
+def _named(
+    places: np.ndarray, values: np.ndarray, layers: Sequence[int], shape: tuple[int, int], provenance: dict[str, Any]
+) -> NeuronSet:
     """A set of the neurons at flat places of (layer, neuron) values, which are their scores."""
     pairs = [(layers[place // values.shape[1]], place % values.shape[1]) for place in places.tolist()]
     return NeuronSet(tuple(pairs), shape, tuple(values.ravel()[places].tolist()), provenance)
@@ -286,9 +299,13 @@ def _precision(
     return np.einsum("ns,ns->n", gained, found / np.arange(1, len(positive) + 1)) / positive.sum()
 
 
+def _values(captured: Activations) -> Float[np.ndarray, "layer sentence neuron"]:
+    return captured.tensors()["activations"].numpy()
+
+
 def _blocks(languages: Mapping[str, Activations]) -> Iterator[list[np.ndarray]]:
     """Of each layer the activations of all sentences, (neuron, sentence), in pieces that stay in the cache."""
-    for layers in zip(*(part.activations.numpy() for part in languages.values()), strict=True):
+    for layers in zip(*map(_values, languages.values()), strict=True):
         whole = np.concatenate(layers)
         yield [
             np.ascontiguousarray(whole[:, start : start + _NEURONS].T) for start in range(0, whole.shape[1], _NEURONS)

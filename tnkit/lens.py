@@ -148,10 +148,10 @@ def frozen_norm(norm: nn.Module, vectors: Float[Tensor, "neuron hidden"]) -> Flo
         return vectors.float() * gain.to(vectors.device)
 
 
-def _pairs(model: Model, neuron) -> tuple[tuple[int, int], ...]:
+def _pairs(model: Model, neuron: tuple[int, int] | Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     if not len(neuron):
         raise TnkitError("no neurons were named; name one as (layer, neuron), or several")
-    several = neuron if isinstance(neuron[0], Sequence) else [neuron]
+    several: Sequence[Any] = neuron if isinstance(neuron[0], Sequence) else [neuron]
     pairs = tuple((int(layer), int(place)) for layer, place in several)
     check_layers(model, [layer for layer, _ in pairs])
     outside = next((pair for pair in pairs if not 0 <= pair[1] < model.n_neurons), None)
@@ -167,6 +167,6 @@ def _texts(model: Model, ids: Int[Tensor, "neuron token"]) -> tuple[tuple[str, .
     tokenizer = model.tokenizer
     texts = {}
     for token in ids.unique().tolist():
-        text = tokenizer.decode([token])
+        text = str(tokenizer.decode([token]))
         texts[token] = text if text and "�" not in text else str(tokenizer.convert_ids_to_tokens(token))
     return tuple(tuple(texts[token] for token in row) for row in ids.tolist())

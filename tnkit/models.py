@@ -11,12 +11,12 @@ model = tn.load_model("meta-llama/Llama-3.1-70B", remote=True)   # one that runs
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 import transformers
@@ -25,15 +25,17 @@ from nnsight.intervention.interleaver import OutOfOrderError
 from nnsight.modeling.tp import max_tp_size
 from nnsight.modeling.transformers import TransformersModel
 from torch import Tensor, nn
-from transformers.distributed import DistributedConfig
+from transformers import PreTrainedTokenizerBase
+from transformers.distributed.configuration_utils import DistributedConfig
+from transformers.pytorch_utils import Conv1D
 
-from tnkit import architecture, packaged, parallel
+from tnkit import architecture, packaged, parallel, storage
 from tnkit.architecture import Sites
-from tnkit.checks import completeness_error, fingerprint, part, probed, unread
+from tnkit.checks import completeness_error, fingerprint, fingerprint_there, part, probed, unread
 from tnkit.errors import TnkitError
 from tnkit.remote import checked as remote_at
 from tnkit.remote import server_of, undispatched
-from tnkit.trace import ask_module, ask_weights
+from tnkit.trace import Change, ask_module, ask_weights
 
 __all__ = ["Model", "check_layers", "completeness_error", "load_model"]
 
@@ -69,7 +71,7 @@ class Model:
     name: str
     revision: str | None
     lm: TransformersModel = field(repr=False)
-    tokenizer: transformers.PreTrainedTokenizerBase = field(repr=False)
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
     sites: Sites
     blocks_path: str
     final_norm_path: str | None
@@ -78,7 +80,7 @@ class Model:
     hidden_size: int
     remote: bool | str = False
     ablations: list[dict[str, Any]] = field(default_factory=list, repr=False)
-    edits: list[Callable[..., dict]] = field(default_factory=list, repr=False)
+    edits: list[Callable[..., dict[int, Change]]] = field(default_factory=list, repr=False)
 
     @property
     def module(self) -> transformers.PreTrainedModel:
@@ -117,7 +119,9 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where token ids must be put (of a remote model: here, on the CPU)."""
-        return torch.device("cpu") if self.remote else self.module.get_input_embeddings().weight.device
+        if self.remote:
+            return torch.device("cpu")
+        return cast(nn.Embedding, self.module.get_input_embeddings()).weight.device
 
     @property
     def devices(self) -> list[torch.device]:
@@ -207,11 +211,12 @@ class Model:
         """A remote model's weights hash, and the dtype that its server computes in."""
         sizes = sum(tensor.numel() for tensor in self.lm._module.state_dict().values())
         try:
-            seen, dtype = ask_module(self, fingerprint, sizes)
+            seen, dtype = ask_module(self, fingerprint_there, sizes)
         except TnkitError:  # weights that cannot be read, or not in the time that the server grants
             seen, dtype = ask_module(self, unread)
-        key = hashlib.sha256(self.lm.to_model_key().encode()) if seen is None else None
-        return seen or f"named:{key.hexdigest()[:16]}", dtype.removeprefix("torch.")
+        if seen is None:
+            seen = f"named:{hashlib.sha256(self.lm.to_model_key().encode()).hexdigest()[:16]}"
+        return seen, dtype.removeprefix("torch.")
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
@@ -230,13 +235,11 @@ class Model:
     def _blocks(self) -> nn.ModuleList:
         return attrgetter(self.blocks_path)(self.lm._module)
 
-    def _last_map(self, layer: int) -> nn.Module:
+    def _last_map(self, layer: int) -> nn.Linear | Conv1D:
         return attrgetter(self.sites.last_map)(self._blocks[layer])
 
     def _repr_html_(self) -> str:
-        from tnkit.storage import html_card
-
-        return html_card(
+        return storage.html_card(
             "Model",
             {
                 "name": self.name,
@@ -252,11 +255,11 @@ class Model:
 def load_model(
     source: str | Path | nn.Module,
     *,
-    tokenizer: transformers.PreTrainedTokenizerBase | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     revision: str | None = None,
     dtype: str | torch.dtype = "auto",
-    device_map: str | dict | None = None,
-    tp_plan: str | dict | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    tp_plan: Literal["auto"] | dict[str, str] | None = None,
     trust_remote_code: bool = False,
     remote: bool | str = False,
 ) -> Model:
@@ -286,19 +289,19 @@ def load_model(
     >>> print(model.sites)
     neurons at mlp.down_proj, mid = the input of pre_feedforward_layernorm, branch norm post_feedforward_layernorm
     """
-    name, folder = str(source) if isinstance(source, str | Path) else "", source
+    name = str(source) if isinstance(source, str | Path) else ""
     if name in packaged.MODELS:
-        folder = packaged.converted_folder(name)
-    there = remote_at(remote, folder, dtype=dtype, device_map=device_map or tp_plan)
+        source = packaged.converted_folder(name)
+    there = remote_at(remote, source, dtype=dtype, device_map=device_map or tp_plan)
     if isinstance(source, nn.Module):
         if tokenizer is None:
             raise TnkitError("a loaded model needs its tokenizer: load_model(module, tokenizer=tokenizer)")
         name = str(getattr(source, "name_or_path", "") or type(source).__name__)
-        return _wrap(_traceable(TransformersModel, source, tokenizer), tokenizer, name, revision)
-    options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    how = {"dtype": dtype, "device_map": parallel.own_device(device_map)}
+        return _wrap(_traceable(TransformersModel, source, tokenizer), tokenizer, name, revision, there)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    how: dict[str, Any] = {"dtype": dtype, "device_map": parallel.own_device(device_map)}
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, **options)
+        config = transformers.AutoConfig.from_pretrained(source, **options)
         if config.is_encoder_decoder:
             raise TnkitError(f"{name} is an encoder-decoder model ({config.model_type}); load a decoder-only model")
         if tp_plan is not None:
@@ -306,12 +309,12 @@ def load_model(
                 raise TnkitError(f"tp_plan and device_map={device_map!r} both say where the weights go; give one")
             parallel.check_divides(name, max_tp_size(config))
             how = {"dtype": dtype, "distributed_config": DistributedConfig(tp_plan=tp_plan)}
-        tokenizer = tokenizer or transformers.AutoTokenizer.from_pretrained(folder, **options)
+        tokenizer = tokenizer or transformers.AutoTokenizer.from_pretrained(source, **options)
         if there:
-            lm = _traceable(undispatched, folder, tokenizer, **options)
+            lm = _traceable(partial(undispatched, **options), source, tokenizer)
         else:
             with packaged.quiet_loading():
-                module = transformers.AutoModelForCausalLM.from_pretrained(folder, **how, **options)
+                module = transformers.AutoModelForCausalLM.from_pretrained(source, **how, **options)
             lm = _traceable(TransformersModel, module, tokenizer)
             revision = revision or getattr(module.config, "_commit_hash", None)
     except TnkitError:
@@ -321,7 +324,7 @@ def load_model(
     return _wrap(lm, tokenizer, name, revision, there)
 
 
-def check_layers(model: Model, layers) -> tuple[int, ...]:
+def check_layers(model: Model, layers: Iterable[int]) -> tuple[int, ...]:
     """The layers as a tuple of ints, ascending.
 
     Raises:
@@ -337,15 +340,19 @@ def check_layers(model: Model, layers) -> tuple[int, ...]:
     return tuple(sorted(chosen))
 
 
-def _traceable(wrap: Callable[..., TransformersModel], source, tokenizer, **options) -> TransformersModel:
+def _traceable(
+    wrap: Callable[..., TransformersModel], source: str | Path | nn.Module, tokenizer: PreTrainedTokenizerBase
+) -> TransformersModel:
     """The nnsight wrapper. Making it switches the caller's tokenizer to the left, which is undone."""
     side = tokenizer.padding_side
-    lm = wrap(source, tokenizer=tokenizer, task="text-generation", **options)
+    lm = wrap(source, tokenizer=tokenizer, task="text-generation")
     tokenizer.padding_side = side
     return lm
 
 
-def _wrap(lm: TransformersModel, tokenizer, name: str, revision: str | None, remote: bool | str = False) -> Model:
+def _wrap(
+    lm: TransformersModel, tokenizer: PreTrainedTokenizerBase, name: str, revision: str | None, remote: bool | str
+) -> Model:
     """Find the sites of a module by trying the readings of its blocks, and keep the one that is complete."""
     module = lm._module.eval()
     path, blocks = architecture.decoder_blocks(module)
@@ -353,9 +360,8 @@ def _wrap(lm: TransformersModel, tokenizer, name: str, revision: str | None, rem
     parent, _, _ = path.rpartition(".")
     norm = next((norm for norm in _FINAL_NORMS if architecture.has(module.get_submodule(parent), norm)), None)
     first, *others = architecture.readings(blocks[0], config)
-    widths = {
-        len(architecture.value_vectors(attrgetter(first.last_map)(block), config.hidden_size)) for block in blocks
-    }
+    maps = map(attrgetter(first.last_map), blocks)
+    widths = {len(architecture.value_vectors(last_map, config.hidden_size)) for last_map in maps}
     if len(widths) > 1:
         raise TnkitError(
             f"{name} has layers of different widths ({sorted(widths)} neurons), which tnkit does not score"

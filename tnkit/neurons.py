@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import numpy as np
 from torch import Tensor
@@ -25,7 +25,7 @@ Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class NeuronSet(Sequence):
+class NeuronSet(Sequence[Pair]):
     """An ordered set of (layer, neuron) pairs.
 
     Attributes:
@@ -66,7 +66,13 @@ class NeuronSet(Sequence):
     def __contains__(self, pair: object) -> bool:
         return pair in self.pairs
 
-    def __getitem__(self, place):
+    @overload
+    def __getitem__(self, place: SupportsIndex) -> Pair: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> "NeuronSet": ...
+
+    def __getitem__(self, place: SupportsIndex | slice) -> "Pair | NeuronSet":
         """A pair, or of a slice the set of those neurons."""
         if not isinstance(place, slice):
             return self.pairs[place]

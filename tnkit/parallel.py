@@ -10,16 +10,18 @@ A model loaded with tp_plan="auto" is spread over the processes instead: all of 
 
 import atexit
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tnkit.errors import TnkitError
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.distributed import ProcessGroup
 
+_Batch = TypeVar("_Batch", bound=Sequence[int])
 _LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun tells its processes
 _PATIENCE = timedelta(hours=1)  # with a process that is there but silent; one that is gone is noticed at once
 
@@ -38,7 +40,7 @@ def size() -> int:
     return _told("get_world_size", "WORLD_SIZE", 1)
 
 
-def share(batches: Sequence[Sequence[int]], costs: Sequence[int]) -> list[Sequence[int]]:
+def share(batches: Sequence[_Batch], costs: Sequence[int]) -> list[_Batch]:
     """This process's part of the batches, such that the costs are as even as can be; whole batches, in their order.
 
     >>> share([[0, 1], [2]], [5, 3])
@@ -132,8 +134,9 @@ def check_divides(name: str, most: int | None) -> None:
     """
     if size() == 1:
         raise TnkitError("tp_plan spreads a model over processes, and this is the only one; start it with torchrun")
-    if (most or 1) % size():
-        ways = " or ".join(str(ways) for ways in range(2, (most or 1) + 1) if most % ways == 0)
+    most = most or 1
+    if most % size():
+        ways = " or ".join(str(ways) for ways in range(2, most + 1) if most % ways == 0)
         raise TnkitError(
             f"{name} cannot be spread over {size()} processes: its heads, key-value heads and neurons divide evenly "
             f"among {ways or 'no number of'} processes; run it without tp_plan or with another number of them"
@@ -151,7 +154,7 @@ def _told(by_torch: str, by_torchrun: str, alone: int) -> int:
     return alone
 
 
-def _together(operation) -> None:
+def _together(operation: "Callable[[ProcessGroup], object]") -> None:
     try:
         operation(_group())
     except RuntimeError as error:
@@ -162,7 +165,7 @@ def _together(operation) -> None:
 
 
 @cache
-def _group():
+def _group() -> "ProcessGroup":
     """A gloo group of all processes: sums are on the CPU, and it notices at once when one is gone."""
     import torch.distributed as dist
 

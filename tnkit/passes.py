@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from tnkit import parallel, shards
 from tnkit.activations import Activations, batch_of, gathered
-from tnkit.batches import Tokens, by_length, grouped, padded, provenance_of, roomy, token_weights, tokenised
+from tnkit.batches import Numbers, Tokens, by_length, grouped, padded, provenance_of, roomy, token_weights, tokenised
 from tnkit.errors import TnkitError, one_of
 from tnkit.models import Model, check_layers
 from tnkit.shards import Shards
@@ -83,7 +83,7 @@ def capture(
     return gathered(_shown(parts, len(sentences), progress), len(sentences))
 
 
-def stream(model: Model, sentences: Sequence[str], *, progress: bool = True, **options) -> Iterator[Activations]:
+def stream(model: Model, sentences: Sequence[str], *, progress: bool = True, **options: Any) -> Iterator[Activations]:
     """`capture` with its options, a batch at a time: sentences come sorted by length, `index` says which they are.
 
     >>> from tnkit.tests.tiny import tiny_model
@@ -113,7 +113,7 @@ class Pass:
 
     model: Model
     tokens: Tokens
-    batches: list[array]
+    batches: list[Numbers]
     position: str
     keep: tuple[str, ...]
     layers: tuple[int, ...]
@@ -147,7 +147,7 @@ class Pass:
 
     def traced(
         self, start: int = 0, stop: int | None = None, *, reduce: Callable[..., dict[str, Tensor]] | None = None
-    ) -> Iterator[tuple[dict[str, list[Tensor]], array]]:
+    ) -> Iterator[tuple[dict[str, list[Tensor]], Numbers]]:
         """What `run` is made of: what each trace returned, reduced as `trace_blocks` says, and whose it is.
 
         Where a GPU runs out of memory, this batch and those after it run in halves, or halves of those.

@@ -8,8 +8,9 @@ import importlib
 import io
 import pickle
 import pickletools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tnkit.errors import TnkitError
 from tnkit.storage import existing_file, write_atomically
@@ -26,9 +27,10 @@ _NUMPY = {
     ("numpy.core.numeric", "_frombuffer"),
 }
 _SETS = ("EMPTY_SET", "ADDITEMS", "FROZENSET")
+_LOAD: dict[int, Callable[[Any], None]] = pickle._Unpickler.dispatch  # what Python does, by operation
 
 
-class _PlainUnpickler(pickle.Unpickler):
+class _Plain:
     """Knows numpy arrays by name, and how protocols 0 to 2 write bytes, and no other class or function."""
 
     def find_class(self, module: str, name: str) -> Any:
@@ -43,21 +45,26 @@ class _PlainUnpickler(pickle.Unpickler):
             raise pickle.UnpicklingError("it holds bytes that pickle did not write")
         return text.encode("latin1")
 
-    def persistent_load(self, _: Any) -> Any:
+    def persistent_load(self, pid: Any) -> Any:  # noqa: ARG002 - unpicklers name it so
         raise pickle.UnpicklingError("it refers to objects outside the file")
 
 
-class _Rehearsal(pickle._Unpickler):
+class _PlainUnpickler(_Plain, pickle.Unpickler):
+    """Reads what `_Plain` knows."""
+
+
+class _Rehearsal(_Plain, pickle._Unpickler):
     """Follows a pickle with stand-ins for numpy, and lets pass only what numpy itself writes for numbers and text.
 
     The real ones believe the file: a dtype with a forged state reads and writes memory outside its array. And a tuple
     of tuples of tuples that share their parts is small in the file, but as a key of a dict it is walked to its end.
     """
 
-    dispatch = pickle._Unpickler.dispatch.copy()
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = _LOAD.copy()
+    stack: list[Any]
 
     def find_class(self, module: str, name: str) -> Any:
-        found = _PlainUnpickler.find_class(self, module, name)
+        found = super().find_class(module, name)
         if (module, name) not in _NUMPY:
             return found
         return name if name == "ndarray" else getattr(self, name)
@@ -67,7 +74,8 @@ class _Rehearsal(pickle._Unpickler):
 
         if not isinstance(code, str) or how != (False, True) or np.dtype(code).kind not in "biufcSU":
             raise pickle.UnpicklingError("it holds an array of objects or records")
-        return _StandIn([np.dtype(code).newbyteorder(order).__reduce__()[2] for order in "<>"])
+        both = np.dtype(code).newbyteorder("<"), np.dtype(code).newbyteorder(">")
+        return _StandIn([one.__reduce__()[2] for one in both])
 
     def _reconstruct(self, *how: Any) -> "_StandIn":
         if how not in (("ndarray", (0,), b"b"), ("ndarray", (0,), "b")):
@@ -77,21 +85,19 @@ class _Rehearsal(pickle._Unpickler):
     def _frombuffer(self, *_: Any) -> "_StandIn":
         return _StandIn()
 
-    _bytes, persistent_load = _PlainUnpickler._bytes, _PlainUnpickler.persistent_load
-
     def load_setitem(self) -> None:
         _check_key(self.stack[-2])
-        super().load_setitem()
+        _LOAD[pickle.SETITEM[0]](self)
 
     def load_setitems(self) -> None:
         for key in self.stack[::2]:
             _check_key(key)
-        super().load_setitems()
+        _LOAD[pickle.SETITEMS[0]](self)
 
     def load_dict(self) -> None:
         for key in self.stack[::2]:
             _check_key(key)
-        super().load_dict()
+        _LOAD[pickle.DICT[0]](self)
 
     dispatch |= {
         pickle.SETITEM[0]: load_setitem,
@@ -137,7 +143,7 @@ def read(path: str | Path) -> Any:
     data = path.read_bytes()
     try:
         for code, argument, _ in pickletools.genops(data):
-            if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(data):
+            if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > len(data):
                 raise pickle.UnpicklingError("it is damaged")  # room would be made for so many objects
             if code.name in _SETS:
                 raise pickle.UnpicklingError("it holds a set")

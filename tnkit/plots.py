@@ -1,7 +1,7 @@
 """Figures from results: results in, matplotlib axes or figures out."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -26,6 +26,7 @@ from tnkit.style import (
 if TYPE_CHECKING:
     import pandas as pd
 
+    from tnkit.detection import Detection
     from tnkit.geometry import PrincipalComponents
     from tnkit.neurons import NeuronSet
     from tnkit.scoring import NeuronScores
@@ -40,7 +41,8 @@ def lines_by_layer(
     spoken = all(map(is_language, frame.columns))
     with style():
         ax = ax or plt.subplots(figsize=(6, 3.4))[1]
-        for place, (name, column) in enumerate(frame.items()):
+        for place, (code, column) in enumerate(frame.items()):
+            name = str(code)
             label, colour = (language_name(name), language_colour(name)) if spoken else (name, PALETTE[place % 8])
             ax.plot(frame.index, column, label=label, color=colour, marker=MARKERS[place % 8], ms=4)
         if chance is not None:
@@ -96,9 +98,9 @@ def score_distribution(
     unit = "cosine" if scores.distance == "cosine" else "distance"
     with style():
         ax = ax or plt.subplots(figsize=(6, 3.4))[1]
-        ax.hist(values, bins=bins, color="#b8b8b8", label=f"all {len(values):,} neurons")
+        ax.hist(values, bins=bins.tolist(), color="#b8b8b8", label=f"all {len(values):,} neurons")
         if len(taken):
-            ax.hist(taken, bins=bins, color=colour, label=f"chosen {len(taken):,}, score ≥ {taken.min():.2g}")
+            ax.hist(taken, bins=bins.tolist(), color=colour, label=f"chosen {len(taken):,}, score ≥ {taken.min():.2g}")
             ax.axvline(taken.min(), color=colour, lw=1, ls="--")
         ax.axvline(0, color="#555555", lw=0.8)
         ax.set(
@@ -121,15 +123,15 @@ def score_distributions(scores: Mapping[str, "NeuronScores"], *, title: str = ""
         ax = ax or plt.subplots(figsize=(6, 3.4))[1]
         for name, part in values.items():
             colour = language_colour(name)
-            ax.hist(part, bins=bins, histtype="stepfilled", color=colour, alpha=0.15)
-            ax.hist(part, bins=bins, histtype="step", color=colour, lw=1.4, label=language_name(name))
+            ax.hist(part, bins=bins.tolist(), histtype="stepfilled", color=colour, alpha=0.15)
+            ax.hist(part, bins=bins.tolist(), histtype="step", color=colour, lw=1.4, label=language_name(name))
         ax.axvline(0, color="#555555", lw=0.8)
         ax.set(xlabel=f"score (mean change of {unit})", ylabel="neurons", yscale="log", ylim=(0.7, None), title=title)
         ax.legend()
     return ax
 
 
-def detections(found: Mapping[str, "object"], *, title: str = "") -> Figure:
+def detections(found: Mapping[str, "Detection"], *, title: str = "") -> Figure:
     """The score distributions of a language's detections by kind, side by side."""
     with style():
         figure, axes = plt.subplots(1, len(found), figsize=(5.2 * len(found), 3.4), squeeze=False)
@@ -162,10 +164,11 @@ def space(
         ax = ax or plt.subplots(figsize=(4.4, 4))[1]
         if joined:
             lines = np.stack(list(points.values()), axis=1)
-            ax.add_collection(LineCollection(lines, colors="#777777", linewidths=0.4, alpha=0.45, zorder=1))
+            ax.add_collection(LineCollection(list(lines), colors="#777777", linewidths=0.4, alpha=0.45, zorder=1))
         for number, (language, part) in enumerate(points.items()):
             ax.scatter(
-                *part.T,
+                part[:, 0],
+                part[:, 1],
                 s=14,
                 alpha=0.6,
                 linewidths=0,
@@ -174,13 +177,14 @@ def space(
                 label=language_name(language),
             )
         if centroids:
-            means = [part.mean(axis=0) for part in points.values()]
-            look = {"edgecolors": "black", "linewidths": 1, "zorder": 4}
-            for language, mean in zip(points, means, strict=True):
-                ax.scatter(*mean, s=90, color=language_colour(language), marker="D", **look)
-            ax.scatter(*np.mean(means, axis=0), s=260, color="white", marker="*", **look)
-        x, y = (f"PC {one + 1} ({components.explained[place, one]:.0%} of variance)" for one in pair)
-        ax.set(xlabel=x, ylabel=y.replace(" of variance", ""), title=f"layer {layer}")
+            means = np.stack([part.mean(axis=0) for part in points.values()])
+            look: dict[str, Any] = {"edgecolors": "black", "linewidths": 1, "zorder": 4}
+            for language, (x, y) in zip(points, means, strict=True):
+                ax.scatter(x, y, s=90, color=language_colour(language), marker="D", **look)
+            x, y = means.mean(axis=0)
+            ax.scatter(x, y, s=260, color="white", marker="*", **look)
+        across, up = (f"PC {one + 1} ({components.explained[place, one]:.0%} of variance)" for one in pair)
+        ax.set(xlabel=across, ylabel=up.replace(" of variance", ""), title=f"layer {layer}")
         ax.ticklabel_format(scilimits=(-2, 4))
         ax.locator_params(nbins=5)
     return ax
@@ -194,7 +198,7 @@ def spaces(components: "PrincipalComponents", layers: Sequence[int], *, centroid
             space(components, layer, centroids=centroids, ax=ax)
         handles, labels = axes[0][0].get_legend_handles_labels()
         legend = figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), markerscale=2.5)
-        for handle in legend.legend_handles:
+        for handle in filter(None, legend.legend_handles):
             handle.set_alpha(1)
     return figure
 
@@ -203,14 +207,14 @@ def paired(
     before: Sequence[float], after: Sequence[float], *, xlabel: str, ylabel: str, ax: Axes | None = None
 ) -> Axes:
     """A point a sentence, after against before, beside the line on which nothing changes."""
-    before, after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
-    low, high = min(before.min(), after.min()), max(before.max(), after.max())
+    x, y = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
+    low, high = min(x.min(), y.min()), max(x.max(), y.max())
     with style():
         ax = ax or plt.subplots(figsize=(4.4, 4))[1]
         ax.plot([low, high], [low, high], color="#555555", lw=1, ls="--", label="no change")
-        up = after > before
+        up = y > x
         for above, name, colour in ((up, "greater after", "#0072B2"), (~up, "smaller or equal", "#D55E00")):
-            ax.scatter(before[above], after[above], s=12, alpha=0.7, lw=0, color=colour, label=f"{name}: {above.sum()}")
+            ax.scatter(x[above], y[above], s=12, alpha=0.7, lw=0, color=colour, label=f"{name}: {above.sum()}")
         ax.set(xlabel=xlabel, ylabel=ylabel)
         ax.legend()
     return ax
@@ -224,8 +228,8 @@ def activations_by_language(activations: Mapping[str, np.ndarray], *, title: str
         for place, (language, values) in enumerate(activations.items()):
             colour, sideways = language_colour(language), place + random.uniform(-0.12, 0.12, len(values))
             if np.ptp(values) > 0:
-                (body,) = ax.violinplot(values, [place], widths=0.8, showextrema=False)["bodies"]
-                body.set(facecolor=colour, alpha=0.3, lw=0)
+                ax.violinplot(values, [place], widths=0.8, showextrema=False)
+                ax.collections[-1].set(facecolor=colour, alpha=0.3, lw=0)
             ax.scatter(sideways, values, s=6, alpha=0.5, lw=0, color=colour)
             ax.hlines(np.median(values), place - 0.36, place + 0.36, color="black", lw=1.6, zorder=3)
         ax.axhline(0, color="#555555", lw=0.8)
@@ -306,14 +310,16 @@ def conditions(frame: "pd.DataFrame", *, xlabel: str, title: str = "", ax: Axes 
     """Each condition's mean with its interval on a line of its own; the numbers stand beside it."""
     with style():
         ax = ax or plt.subplots(figsize=(7, 1.1 + 0.36 * len(frame)))[1]
-        for place, (name, row) in enumerate(frame.iterrows()):
+        names = list(map(str, frame.index))
+        for place, (name, (_, row)) in enumerate(zip(names, frame.iterrows(), strict=True)):
             colour = {"none": "#555555", "the set": "#D55E00"}.get(name, "#0072B2")
             ax.hlines(place, row["low"], row["high"], color=colour, lw=2)
             ax.plot(row["mean"], place, "o", color=colour, ms=6)
             ax.annotate(
                 f"{row['mean']:.3f}", (1.01, place), xycoords=("axes fraction", "data"), va="center", color=colour
             )
-        labels = [f"{name} ({row['seeds']:.0f} seeds)" if row["seeds"] > 1 else name for name, row in frame.iterrows()]
+        seeds = zip(names, frame["seeds"], strict=True)
+        labels = [f"{name} ({drawn:.0f} seeds)" if drawn > 1 else name for name, drawn in seeds]
         ax.set_yticks(range(len(frame)), labels)
         ax.set(xlabel=xlabel, title=title, ylim=(len(frame) - 0.5, -0.5))
         ax.grid(axis="y", visible=False)
@@ -325,7 +331,7 @@ def losses(values: np.ndarray, *, whole: float, ax: Axes | None = None) -> Axes:
     with style():
         ax = ax or plt.subplots(figsize=(6, 3.4))[1]
         low, high = values.min(), values.max()
-        ax.hist(values, bins=np.linspace(low, high if high > low else low + 1, 31), color="#b8b8b8")
+        ax.hist(values, bins=np.linspace(low, high if high > low else low + 1, 31).tolist(), color="#b8b8b8")
         ax.axvline(whole, color="#D55E00", lw=1.5, label=f"whole text: {whole:.2f}")
         ax.set(xlabel="nats per token of a sentence", ylabel="sentences")
         ax.legend()

@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tnkit import pickles, storage
 from tnkit.errors import TnkitError
@@ -52,7 +52,7 @@ def _text(path: Path) -> str:
     return text
 
 
-def _separated(path: Path, separator: str, quoting: int) -> "pd.DataFrame":
+def _separated(path: Path, separator: str, quoting: Literal[0, 3]) -> "pd.DataFrame":
     import pandas as pd
 
     reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=separator, quoting=quoting, strict=True)

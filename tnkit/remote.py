@@ -11,10 +11,13 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tnkit.errors import TnkitError
+
+if TYPE_CHECKING:
+    from nnsight.modeling.transformers import TransformersModel
 
 # What the service says, and what to do about it.
 _ADVICE = (
@@ -72,11 +75,11 @@ def server_of(remote: bool | str) -> str:
     """
     from nnsight import CONFIG
 
-    parts = urlsplit(CONFIG.API.HOST if remote is True else remote)
+    parts = urlsplit(CONFIG.API.HOST if remote is True else str(remote))
     return f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
 
 
-def undispatched(source: str | Path, **options: Any):
+def undispatched(source: str | Path, **options: Any) -> "TransformersModel":
     """The nnsight wrapper of a model whose weights stay on the server, built from its configuration alone.
 
     A folder is named to the server as it is: a server on this machine can read it.

@@ -7,7 +7,7 @@ instead, since a capture does not hold its text. Value vectors, by far the large
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
@@ -60,7 +60,7 @@ class NeuronScores:
         """The layers that were scored."""
         return torch.nonzero(~self.values.isnan().all(dim=1))[:, 0].tolist()
 
-    def top(self, n: int, *, layers=None) -> NeuronSet:
+    def top(self, n: int, *, layers: Collection[int] | None = None) -> NeuronSet:
         """The n neurons of highest score, best first; equal scores keep the order (layer, neuron).
 
         Args:
@@ -81,7 +81,7 @@ class NeuronScores:
             )
         return self._best(n, chosen, values, {"top": n, "layers": self._named(layers)})
 
-    def bottom(self, n: int, *, layers=None) -> NeuronSet:
+    def bottom(self, n: int, *, layers: Collection[int] | None = None) -> NeuronSet:
         """The n neurons of lowest score, lowest first: those that move the stream away, a control.
 
         >>> NeuronScores(torch.tensor([[0.1, 0.3], [0.2, 0.3]]).double(), "cosine").bottom(2).pairs
@@ -93,7 +93,7 @@ class NeuronScores:
         scores = tuple(-score for score in lowest.scores)
         return replace(lowest, scores=scores, provenance={**lowest.provenance, "selection": selection})
 
-    def above(self, threshold: float, *, layers=None) -> NeuronSet:
+    def above(self, threshold: float, *, layers: Collection[int] | None = None) -> NeuronSet:
         """The neurons whose score is greater than a threshold, best first (may be none).
 
         >>> len(NeuronScores(torch.tensor([[0.1, 0.3], [0.2, 0.3]]).double(), "cosine").above(0.15))
@@ -140,7 +140,7 @@ class NeuronScores:
             raise TnkitError(f"{path} holds no scored layer; score again")
         return cls(tensors["values"], about["distance"], storage.provenance_of(path, about))
 
-    def _candidates(self, layers) -> tuple[list[int], Float[Tensor, "neuron"]]:
+    def _candidates(self, layers: Collection[int] | None) -> tuple[list[int], Float[Tensor, "neuron"]]:
         """The layers to choose from, and the scores of their neurons in the order (layer, neuron)."""
         chosen = sorted(set(self.layers if layers is None else layers))
         missing = [layer for layer in chosen if layer not in self.layers]
@@ -156,9 +156,9 @@ class NeuronScores:
         width = self.values.shape[1]
         pairs = tuple((chosen[place // width], place % width) for place in places.tolist())
         about = {**self.provenance, "distance": self.distance, "selection": selection}
-        return NeuronSet(pairs, tuple(self.values.shape), tuple(values[places].tolist()), about)
+        return NeuronSet(pairs, (len(self.values), width), tuple(values[places].tolist()), about)
 
-    def _named(self, layers) -> str:
+    def _named(self, layers: Collection[int] | None) -> str:
         chosen = sorted(self.layers if layers is None else layers)
         whole = chosen == list(range(chosen[0], chosen[-1] + 1))
         return f"{chosen[0]} to {chosen[-1]}" if whole else ", ".join(map(str, chosen))
@@ -196,7 +196,14 @@ class ScoreAccumulator:
     True
     """
 
-    def __init__(self, model: Model, centroids: Centroids, *, distance: str = "cosine", layers=None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        centroids: Centroids,
+        *,
+        distance: str = "cosine",
+        layers: Iterable[int] | None = None,
+    ) -> None:
         one_of("distance", distance, DISTANCES)
         self.model, self.centroids, self.distance = model, centroids.check(model), distance
         self.layers = check_layers(model, centroids.layers if layers is None else layers)
@@ -219,15 +226,16 @@ class ScoreAccumulator:
                 self.total[layer] += total.cpu()
         self._counted(len(batch), batch.provenance)
 
-    def _parcels(self, batch: Activations) -> Iterator[dict[int, tuple]]:
+    def _parcels(self, batch: Activations) -> Iterator[dict[int, tuple[Any, ...]]]:
         """What is asked of the layers: all at once here, in requests of limited size of a remote model."""
         sentence = 4 * (self.model.n_neurons + self.model.hidden_size + 1)
         rows = max(1, _PARCEL // sentence) if self.model.remote else len(batch)
-        parcel: dict[int, tuple] = {}
+        parcel: dict[int, tuple[Any, ...]] = {}
         room = rows * len(self.layers) if not self.model.remote else rows
         for layer, start in product(self.layers, range(0, len(batch), rows)):
             place, part = batch.layers.index(layer), slice(start, start + rows)
-            states = [kept[place][part] for kept in (batch.mid, batch.activations, batch.scale)]
+            kept = batch.tensors()
+            states = [kept[name][place][part] for name in ("mid", "activations", "scale")]
             states += [self.centroids.at(layer)]
             if layer in parcel or len(states[0]) > room:
                 yield parcel
@@ -302,7 +310,12 @@ class ScoreAccumulator:
 
 
 def score_neurons(
-    model: Model, activations: Activations, centroids: Centroids, *, distance: str = "cosine", layers=None
+    model: Model,
+    activations: Activations,
+    centroids: Centroids,
+    *,
+    distance: str = "cosine",
+    layers: Iterable[int] | None = None,
 ) -> NeuronScores:
     """Score every neuron against a centroid (Tezuka & Inoue, EMNLP 2025).
 
@@ -349,10 +362,10 @@ def contribution_norms(model: Model, activations: Activations) -> Float[Tensor, 
     >>> contribution_norms(tiny_model(), tn.capture(tiny_model(), SENTENCES, progress=False)).shape
     torch.Size([4, 48])
     """
-    activations.require("activations", "scale")
+    kept = activations.require("activations", "scale").tensors()
     norms = torch.full((model.n_layers, model.n_neurons), torch.nan)
     sizes = ask_weights(model, sizes_written, dict.fromkeys(activations.layers, ()))
     for place, layer in enumerate(activations.layers):
-        written = activations.activations[place].abs() * activations.scale[place][:, None]
+        written = kept["activations"][place].abs() * kept["scale"][place][:, None]
         norms[layer] = sizes[layer].cpu() * written.mean(dim=0)
     return norms

@@ -79,7 +79,8 @@ class Shards:
     def __init__(self, key: Mapping[str, Any], what: str) -> None:
         text = json.dumps(key, sort_keys=True, ensure_ascii=False)
         self.name = hashlib.sha256(text.encode()).hexdigest()[:24]
-        self.what, self.folder, self.writes = what, folder() / self.name, 0
+        self.what, self.folder = what, folder() / self.name
+        self.writes: int | None = 0  # None once one has failed
 
     def read(self, name: str) -> dict[str, Tensor] | None:
         """The tensors of that name, or None where they are not there or not what was written."""

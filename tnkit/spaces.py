@@ -104,7 +104,7 @@ def pca(
         raise TnkitError(f"{components} components need at least {max(components, 2)} sentences")
     if not 1 <= components <= width:
         raise TnkitError(f"components={components} must be between 1 and {width}, the hidden states' width")
-    points: dict[str, list] = {language: [] for language in languages}
+    points: dict[str, list[np.ndarray]] = {language: [] for language in languages}
     explained = []
     for layer in layers:
         here = [part[languages[language].layers.index(layer)] for language, part in parts.items()]
@@ -172,7 +172,9 @@ class CentroidDistances:
             raise TnkitError(f"there is no language {language!r}; there are {', '.join(self.languages)}")
         column = self.to_frame()[f"{self.distance} distance"]
         others = [name for name in self.languages if name != language]
-        return column.unstack("other").xs(language, level="language")[others].rename_axis(columns=None)
+        wide = column.unstack("other")
+        mine = wide[wide.index.get_level_values("language") == language].droplevel("language")
+        return mine[others].rename_axis(columns=None)
 
     def plot(self, layer: int, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw the distances after a layer as a heat map."""

@@ -8,7 +8,7 @@ lape(captured).neurons["ja"], average_precision(captured, "ja").top(1000)
 Activations come as a mapping from language to capture, with any number of sentences each, at the captured position.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -205,12 +205,12 @@ def correlation_ratio(
     if few is not None:
         raise TnkitError(f"the group {few} has {counts[few]} sentence; a variance needs at least 2")
     moments = {name: _moments(part) for name, part in languages.items()}
-    means, squares = [], []
+    centres, spreads = [], []
     for name, inside in members.items():
         mean = sum(len(languages[one]) * moments[one][0] for one in inside) / counts[name]
-        means.append(mean)
-        squares.append(sum(moments[one][1] + len(languages[one]) * (moments[one][0] - mean) ** 2 for one in inside))
-    means, squares = np.stack(means), np.stack(squares)
+        centres.append(mean)
+        spreads.append(sum(moments[one][1] + len(languages[one]) * (moments[one][0] - mean) ** 2 for one in inside))
+    means, squares = np.stack(centres), np.stack(spreads)
     sizes = np.array(list(counts.values()), dtype=np.float64)[:, None, None]
     n, k = int(sizes.sum()), len(sizes)
     between = (sizes * (means - (sizes * means).sum(axis=0) / n) ** 2).sum(axis=0)
@@ -270,17 +270,16 @@ def top_sentences(
 
     if isinstance(captured, Activations):
         name = captured.provenance.get("sentences", {}).get("language", "")
-        captured, sentences = {name: captured}, {name: sentences}
+        captured, sentences = {name: captured}, {name: list(sentences)}
     layer, place = neuron
     if n < 1:
         raise TnkitError(f"n={n} sentences were asked for; ask for at least 1")
     parts = []
     for name, part in captured.items():
-        part.require("activations")
-        if layer not in part.layers or not 0 <= place < part.activations.shape[2]:
+        kept = part.require("activations").tensors()["activations"]
+        if layer not in part.layers or not 0 <= place < kept.shape[2]:
             raise TnkitError(
-                f"neuron {neuron} was not captured; captured are layers {list(part.layers)} of "
-                f"{part.activations.shape[2]} neurons"
+                f"neuron {neuron} was not captured; captured are layers {list(part.layers)} of {kept.shape[2]} neurons"
             )
         texts = sentences.get(name) if isinstance(sentences, Mapping) else None
         if texts is None:
@@ -290,14 +289,14 @@ def top_sentences(
             texts
         ):
             raise TnkitError(f"these are not the {about.get('n', len(part))} sentences of {name} that were captured")
-        values = part.activations[part.layers.index(layer), :, place].numpy()
+        values = kept[part.layers.index(layer), :, place].numpy()
         frame = pd.DataFrame({"language": name, "sentence": part.index.numpy(), "activation": values})
         parts.append(frame.assign(text=[texts[row] for row in part.index.tolist()]))
     frame = pd.concat(parts).sort_values("activation", ascending=lowest, kind="stable")[:n]
     return frame.set_index(pd.RangeIndex(1, len(frame) + 1, name="rank"))
 
 
-def _welch(means, variances, sizes) -> tuple[np.ndarray, int, np.ndarray]:
+def _welch(means: np.ndarray, variances: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, int, np.ndarray]:
     """Welch's F and its degrees of freedom; groups come along the first axis."""
     k = len(means)
     weights = np.divide(sizes, variances, out=np.ones_like(variances), where=variances > 0)
@@ -310,14 +309,16 @@ def _welch(means, variances, sizes) -> tuple[np.ndarray, int, np.ndarray]:
 def _moments(part: Activations) -> tuple[np.ndarray, np.ndarray]:
     """Mean and sum of squared deviations of each neuron, float64, a layer at a time."""
     means, squares = [], []
-    for values in part.activations.numpy():
+    for values in part.tensors()["activations"].numpy():
         means.append(values.mean(axis=0, dtype=np.float64))
         deviations = values - means[-1]
         squares.append(np.einsum("sn,sn->n", deviations, deviations))
     return np.stack(means), np.stack(squares)
 
 
-def _members(languages, language: str | None, groups: Mapping[str, str] | None) -> dict[str, tuple[str, ...]]:
+def _members(
+    languages: Iterable[str], language: str | None, groups: Mapping[str, str] | None
+) -> dict[str, tuple[str, ...]]:
     """The languages of each group, in the order in which they come."""
     groups = {name: name for name in languages} if groups is None else groups
     missing = [name for name in languages if name not in groups]

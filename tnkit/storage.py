@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from tnkit.errors import TnkitError
 
@@ -47,7 +47,7 @@ def text_hash(sentences: Iterable[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> Path:
+def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> Path:
     """Let `write` fill a temporary file, flush it to disk, and put it in the place of `path`.
 
     Raises:

@@ -7,12 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.text import Text
 
 from tnkit import storage
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
 
 # Okabe & Ito's palette, which readers with any colour vision tell apart; a language keeps its colour everywhere.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#000000")
@@ -31,7 +35,7 @@ MARKERS = "osD^vPX*"
 _CJK_FONTS = (
     "Noto Sans CJK JP", "Hiragino Sans", "Yu Gothic", "Noto Sans CJK KR", "Apple SD Gothic Neo", "Malgun Gothic",
 )  # fmt: skip
-_STYLE = {
+_STYLE: "dict[RcKeyType, Any]" = {
     "font.family": ["DejaVu Sans", *_CJK_FONTS, "Noto Sans"],
     "font.size": 10,
     "axes.titlesize": 11,
@@ -108,16 +112,16 @@ def is_language(code: object) -> bool:
     return code in _NAMES
 
 
-def save_figure(figure: Figure, path: str | Path, *, close: bool = True, about: str = "") -> Path:
+def save_figure(figure: Figure | SubFigure, path: str | Path, *, close: bool = True, about: str = "") -> Path:
     """Write a figure in the format of its ending, atomically; the same figure gives the same bytes, without a date.
 
     Args:
-        figure: what to write.
+        figure: what to write, whole.
         path: where to; its folder is made.
         close: close it afterwards; False leaves it open, so that a notebook still shows it.
         about: a description for the file's metadata (PNG, SVG).
     """
-    path = Path(path)
+    figure, path = figure.get_figure(root=True), Path(path)
     ending = path.suffix.lstrip(".") or "png"
     metadata = {**_UNDATED.get(ending, {}), **({"Description": about} if about else {})}
     warn_of_boxes(figure)

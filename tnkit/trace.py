@@ -12,10 +12,10 @@ block saves comes back.
 
 from __future__ import annotations  # shapes in signatures then travel as text, and need no jaxtyping over there
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from operator import attrgetter
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nnsight
 import torch
@@ -26,12 +26,16 @@ from tnkit.architecture import output_gain, value_vectors, whole
 from tnkit.errors import TnkitError
 from tnkit.remote import served
 
+if TYPE_CHECKING:
+    from tnkit.models import Model
+
 SITES = ("pre", "mid", "post", "activations", "scale")
 _UNITS = 1024  # unit vectors sent through a linear map at a time
+Change = tuple[Tensor, Tensor, Tensor, float | None]  # of a layer's activations, as `changed` takes it
 
 
 def trace_blocks(
-    model,
+    model: Model,
     inputs: Mapping[str, Any],
     last: Int[Tensor, "sentence"],
     *,
@@ -66,11 +70,11 @@ def trace_blocks(
         TnkitError: where a remote model's server fails, in its words.
     """
     blocks = attrgetter(model.blocks_path)(model.lm)
-    final_norm = attrgetter(model.final_norm_path)(model.lm) if normed_last else None
+    final_norm: Any = attrgetter(model.final_norm_path)(model.lm) if normed_last and model.final_norm_path else None
     names, size, keep = SimpleNamespace(**vars(model.sites)), (model.n_neurons, model.hidden_size), frozenset(keep)
     layers, tokens = tuple(layers), tuple(inputs["input_ids"].shape)
     normed = model.n_layers - 1 if normed_last else None
-    changes: dict[int, list[tuple]] = {}
+    changes: dict[int, list[Change]] = {}
     for edit in model.edits:
         for layer, change in edit(inputs, layers[-1]).items():
             changes.setdefault(layer, []).append(change)
@@ -92,7 +96,7 @@ def trace_blocks(
     return found
 
 
-def ask_weights(model, question: Callable[..., Any], given: Mapping[int, tuple]) -> dict[int, Any]:
+def ask_weights(model: Model, question: Callable[..., Any], given: Mapping[int, tuple[Any, ...]]) -> dict[int, Any]:
     """Put a question to the weights of some layers, where they are.
 
     Args:
@@ -124,7 +128,7 @@ def ask_weights(model, question: Callable[..., Any], given: Mapping[int, tuple])
     return answers
 
 
-def ask_module(model, question: Callable[..., Any], *extra: Any) -> tuple[Any, str]:
+def ask_module(model: Model, question: Callable[..., Any], *extra: Any) -> tuple[Any, str]:
     """Put a question to the whole model where it runs; the answer, and the dtype that its first block computes in."""
     block, root = attrgetter(model.blocks_path)(model.lm)[0], model.lm
     token = {"input_ids": torch.zeros(1, 1, dtype=torch.long), "use_cache": False}
@@ -187,13 +191,21 @@ def exactly(function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
 
 
-def jointly(reductions, layer, sites, *weights) -> dict[str, Tensor]:
+def jointly(
+    reductions: Mapping[str, Callable[..., Tensor | None]], layer: int, sites: Mapping[str, Tensor], *weights: Tensor
+) -> dict[str, Tensor]:
     """What each of several reductions, by name, makes of a layer; those that make nothing of it are left out."""
     made = {name: reduction(layer, sites, *weights) for name, reduction in reductions.items()}
     return {name: total for name, total in made.items() if total is not None}
 
 
-def _read(block, names, keep, how, changes) -> dict[str, Tensor]:
+def _read(
+    block: Any,
+    names: SimpleNamespace,
+    keep: Collection[str],
+    how: tuple[tuple[int, ...], Tensor, Tensor | None],
+    changes: Sequence[Change],
+) -> dict[str, Tensor]:
     """The wanted sites of one block but `post`, at one token of each sentence, in the order in which they come."""
     tokens, last, weights = how
     shape, values = (*tokens, -1), {}
@@ -234,7 +246,7 @@ def _read(block, names, keep, how, changes) -> dict[str, Tensor]:
     return values
 
 
-def _weights(block, names, neurons: int, hidden: int) -> tuple[Tensor, Tensor, Tensor]:
+def _weights(block: Any, names: SimpleNamespace, neurons: int, hidden: int) -> tuple[Tensor, Tensor, Tensor]:
     """A layer's value vectors (neuron, hidden), output gain and output bias, wherever the weights are.
 
     Where this block cannot see a weight whole (a server may run it in a process of its own, beside a model without
@@ -262,5 +274,5 @@ def _pooled(values: Tensor, last: Tensor, weights: Tensor | None) -> Tensor:
     return (values.detach().float() * weights.reshape(*weights.shape, *[1] * (values.ndim - 2))).sum(dim=1)
 
 
-def _first(output: Tensor | tuple) -> Tensor:
+def _first(output: Tensor | tuple[Any, ...]) -> Tensor:
     return output[0] if isinstance(output, tuple) else output

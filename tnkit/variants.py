@@ -297,7 +297,7 @@ def _hepburn(kana: str) -> str:
     return re.sub("([aeiou])(ー+)", lambda found: found[1] * (1 + len(found[2])), latin).replace("ー", "")
 
 
-def _syllable(found: re.Match) -> str:
+def _syllable(found: re.Match[str]) -> str:
     kana, small = found[1], _SMALL.get(found[2], "")
     sound = _KANA.get(kana, kana)
     if not small or sound[-1] == small:

@@ -18,7 +18,7 @@ from tests.reliability import damage, fuzz, jobs, payloads
 from tnkit.storage import versions, write_text
 
 RESULTS = Path(__file__).parents[1] / "RELIABILITY.md"
-CUTS, FLIPS, SECONDS, EXAMPLES, ROUNDS, TIMES = 200, 1000, 300, 5_000, 10, 1000
+CUTS, FLIPS, SECONDS, EXAMPLES, ROUNDS, TIMES = 200, 1000, 180, 3_000, 6, 1000
 
 
 def main(names: list[str]) -> int:

@@ -15,6 +15,7 @@ from tnkit.detection import Detection
 from tnkit.errors import TnkitError
 from tnkit.experiments import BY_STATES, MEASURE_NAMES
 from tnkit.explorers.explorer import Explorer, controls
+from tnkit.explorers.parts import Places
 from tnkit.explorers.study import CONTROLS, Study
 from tnkit.generation import continuations
 from tnkit.models import Model
@@ -29,7 +30,7 @@ _NEW = 25  # tokens of a continuation
 class _Key(NamedTuple):
     language: str
     kind: str
-    count: int
+    size: int
     scope: str
     control: str
 
@@ -114,9 +115,9 @@ class AblationExplorer(Explorer):
             return
         study = self.study
         yield from study.detecting(study.others, [key.kind])
-        neurons = study.neurons(key.language, key.kind, key.count)
-        drawn = study.controls(key.language, key.kind, key.count)[key.control]
-        drawn = [drawn] if isinstance(drawn, NeuronSet) else [drawn(seed) for seed in range(self.seeds)]
+        neurons = study.neurons(key.language, key.kind, key.size)
+        control = study.controls(key.language, key.kind, key.size)[key.control]
+        drawn = [control] if isinstance(control, NeuronSet) else [control(seed) for seed in range(self.seeds)]
         tokens = "last" if key.scope == "last" else "all"  # nothing is generated here, so the prompt is all there is
         nothing = NeuronSet((), neurons.shape)
         values = []
@@ -141,21 +142,23 @@ class AblationExplorer(Explorer):
 
     def _near(self, key: _Key) -> Iterable[_Key]:
         if key.scope == "last":  # other scopes take a full pass each: too much to do unasked
-            for count in sorted(self.count.options, key=lambda count: abs(count - key.count)):
-                yield key._replace(count=count)
+            for count in sorted(self.count.options, key=lambda count: abs(count - key.size)):
+                yield key._replace(size=count)
 
-    def _draw(self, key: _Key) -> tuple[Figure, str, list, list[int]]:
+    def _draw(self, key: _Key) -> tuple[Figure, str, Places, list[int]]:
         tables = self._tables[key]
         name = f"{language_name(key.language)} {KIND_NAMES[key.kind]}"
         with plots.style():
-            figure = Figure(figsize=(8.6, 3.9), layout="none")
+            figure = Figure(figsize=(8.6, 3.9))
+            figure.set_layout_engine("none")
             for place, (measure, table) in enumerate(tables.items()):
                 ax = figure.add_axes((0.065 + 0.325 * place, 0.24, 0.265, 0.63))
                 plots.conditions_by_layer(table, ylabel="", ax=ax)
                 ax.set_title(MEASURE_NAMES[measure])
                 handles, labels = ax.get_legend_handles_labels()
-                ax.get_legend().remove()
-            labels = ["nothing off", f"{key.count} {name} neurons off", f"as many off: {key.control}"]
+                if legend := ax.get_legend():
+                    legend.remove()
+            labels = ["nothing off", f"{key.size} {name} neurons off", f"as many off: {key.control}"]
             figure.legend(handles, labels, loc="lower center", ncols=3, bbox_to_anchor=(0.5, 0.0))
         alt = f"Similarity, retrieval and mutual k-NN with {self.study.hub} by layer: {', '.join(labels)}"
         return figure, alt, [], []

@@ -13,6 +13,7 @@ from tnkit.corpora import Corpus, load_corpus
 from tnkit.detection import KINDS, Detection, detect_steps
 from tnkit.errors import TnkitError
 from tnkit.explorers.explorer import Explorer, controls
+from tnkit.explorers.parts import Places
 from tnkit.explorers.study import usual_top
 from tnkit.models import Model, load_model
 from tnkit.scoring import DISTANCES
@@ -188,15 +189,16 @@ class DetectionExplorer(Explorer):
         language, kind = self.view.value
         return _Key(language, kind, self._runs[language, kind])
 
-    def _draw(self, key: _Key) -> tuple[Figure, str, list, list[int]]:
+    def _draw(self, key: _Key) -> tuple[Figure, str, Places, list[int]]:
         detection = self.result[key.language, key.kind]
         kinds = {kind: self.result[key.language, kind].neurons for kind in KINDS if (key.language, kind) in self.result}
         name = f"{language_name(key.language)} {KIND_NAMES[key.kind]}"
         with plots.style():
-            figure = Figure(figsize=(8.4, 3.5), layout="none")
+            figure = Figure(figsize=(8.4, 3.5))
+            figure.set_layout_engine("none")
             where = figure.add_axes((0.075, 0.15, 0.41, 0.73))
             plots.neurons_by_layer(kinds, title=f"{language_name(key.language)} transfer neurons", ax=where)
-            where.xaxis.get_major_locator().set_params(nbins=9)
+            where.locator_params(axis="x", nbins=9)
             scores = figure.add_axes((0.57, 0.15, 0.41, 0.73))
             plots.score_distribution(
                 detection.scores, chosen=detection.neurons, colour=KIND_COLOURS[key.kind], ax=scores

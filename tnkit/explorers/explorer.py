@@ -15,19 +15,20 @@ import re
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ipywidgets
 from matplotlib.figure import Figure
 
 from tnkit import storage
 from tnkit.errors import TnkitError
-from tnkit.explorers.parts import Frame, Picture, rendered
+from tnkit.explorers.parts import Frame, Picture, Places, rendered
 from tnkit.style import save_figure
 
 _KEPT = 400  # frames, about 100 KB each
 _PAUSE = 0.02  # seconds left to the kernel between two frames that are drawn ahead
 _log = logging.getLogger("tnkit")
+_Key = TypeVar("_Key", bound=Hashable)
 
 
 class Explorer(ipywidgets.VBox):
@@ -48,8 +49,8 @@ class Explorer(ipywidgets.VBox):
         self._frames: dict[Hashable, Frame] = {}
         self._wanted: Hashable = None
         self._shown: Hashable = None
-        self._task: asyncio.Task | None = None
-        self._side: asyncio.Task | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._side: asyncio.Task[None] | None = None
         self._turning = False  # while code sets several controls
         self._told = False  # whether a step of preparation is being shown
         self._title = ipywidgets.HTML(f"<div class='tn-title'>{html.escape(title)}</div>")
@@ -63,25 +64,25 @@ class Explorer(ipywidgets.VBox):
         super().__init__()
         self.add_class("tn-explorer")
 
-    # What a subclass says.
+    # What a subclass says; each has a kind of key of its own.
 
     def _key(self) -> Hashable:
         """The values of the controls that the picture depends on."""
         raise NotImplementedError
 
-    def _prepare(self, key: Hashable) -> Iterator[str]:  # noqa: ARG002 - for those that need it
+    def _prepare(self, key: Any) -> Iterator[str]:  # noqa: ARG002 - for those that need it
         """Compute what the picture of a key needs, a step at a time; yields what is being done before each."""
         yield from ()
 
-    def _draw(self, key: Hashable) -> tuple[Figure, str, list, list[int]]:
+    def _draw(self, key: Any) -> tuple[Figure, str, Places, list[int]]:
         """The figure of a key, what it shows in words, and its points as in `rendered`."""
         raise NotImplementedError
 
-    def _near(self, key: Hashable) -> Iterable[Hashable]:  # noqa: ARG002
+    def _near(self, key: Any) -> Iterable[Hashable]:  # noqa: ARG002
         """The keys that one move of a slider leads to, likeliest first."""
         return ()
 
-    def _after(self, key: Hashable) -> None:
+    def _after(self, key: Any) -> None:
         """Bring what stands beside the picture up to date."""
 
     def parameters(self) -> dict[str, Any]:
@@ -110,8 +111,8 @@ class Explorer(ipywidgets.VBox):
         values = [_slug(name, value) for name, value in about["controls"].items()]
         stem = "-".join([self.name, *(value for value in values if value)])[:120]
         folder = self.folder if folder is None else Path(folder)
-        about = json.dumps({"explorer": self.name, **about, "versions": storage.versions()}, ensure_ascii=False)
-        return [save_figure(self.figure(), folder / f"{stem}.{ending}", about=about) for ending in ("png", "svg")]
+        said = json.dumps({"explorer": self.name, **about, "versions": storage.versions()}, ensure_ascii=False)
+        return [save_figure(self.figure(), folder / f"{stem}.{ending}", about=said) for ending in ("png", "svg")]
 
     def _open(self, *rows: ipywidgets.Widget, below: Iterable[ipywidgets.Widget] = ()) -> None:
         """Put the parts together and draw the first picture."""
@@ -196,7 +197,7 @@ class Explorer(ipywidgets.VBox):
                 return False
         return self._wanted == wanted
 
-    def _ready(self, key: Hashable) -> Hashable:
+    def _ready(self, key: _Key) -> _Key:
         """The key, once all that its picture needs is prepared, at one go."""
         for _ in self._prepare(key):
             pass
@@ -259,7 +260,7 @@ class Explorer(ipywidgets.VBox):
         if self._status.value != said:
             self._status.value = said
 
-    def _repr_mimebundle_(self, **how: Any) -> dict[str, Any]:
+    def _repr_mimebundle_(self, **how: Any) -> dict[str, Any] | tuple[Any, ...]:
         """The widget, and beside it a still picture for where no widget can run, such as a page on GitHub."""
         bundle = super()._repr_mimebundle_(**how)
         data = bundle[0] if isinstance(bundle, tuple) else bundle

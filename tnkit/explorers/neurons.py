@@ -13,7 +13,7 @@ from tnkit.corpora import Corpus
 from tnkit.detection import Detection
 from tnkit.errors import TnkitError
 from tnkit.explorers.explorer import Explorer, controls
-from tnkit.explorers.parts import Table
+from tnkit.explorers.parts import Places, Table
 from tnkit.explorers.study import Study
 from tnkit.models import Model
 from tnkit.neurons import NeuronSet
@@ -119,16 +119,17 @@ class NeuronsExplorer(Explorer):
                 if 0 <= place < len(pairs):
                     yield key._replace(neuron=pairs[place])
 
-    def _draw(self, key: _Key) -> tuple[Figure, str, list, list[int]]:
-        kind, shown = KIND_NAMES[key.kind], dict.fromkeys((key.language, key.beside))
-        shown = [language for language in shown if (language, key.kind) in self._sets]
+    def _draw(self, key: _Key) -> tuple[Figure, str, Places, list[int]]:
+        kind, both = KIND_NAMES[key.kind], dict.fromkeys((key.language, key.beside))
+        shown = [language for language in both if (language, key.kind) in self._sets]
         layer, number = key.neuron
         with plots.style():
-            figure = Figure(figsize=(8.2, 5.9), layout="none")
+            figure = Figure(figsize=(8.2, 5.9))
+            figure.set_layout_engine("none")
             where = figure.add_axes((0.085, 0.57, 0.39, 0.36))
             plots.neurons_by_layer({language: self._sets[language, key.kind] for language in shown}, ax=where)
             where.set_title(f"where {kind} neurons sit")
-            where.xaxis.get_major_locator().set_params(nbins=9)
+            where.locator_params(axis="x", nbins=9)
             where.axvline(layer, color="#555555", lw=1, ls="--")
             scores = {language: self.found[language, key.kind].scores for language in shown}
             spread = figure.add_axes((0.58, 0.57, 0.39, 0.36))

@@ -4,18 +4,22 @@ Both draw in the browser and need nothing from the network.
 """
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import anywidget
 import numpy as np
 import traitlets
 from jaxtyping import Float, Int
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 _HERE = Path(__file__).parent
 SCALE = 1.5  # pixels drawn for each pixel shown, so that text stays sharp
 _DPI = 96
+Places = list[tuple[Axes, np.ndarray | Sequence[float], np.ndarray | Sequence[float]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +39,7 @@ class Frame:
     ids: Int[np.ndarray, "point"]
 
 
-def rendered(figure: Figure, alt: str, places: list, ids: list[int]) -> Frame:
+def rendered(figure: Figure, alt: str, places: Places, ids: list[int]) -> Frame:
     """A figure as a frame; `places` are (axes, x, y), x and y arrays in the axes' units, `ids` one number a point.
 
     >>> figure = Figure(figsize=(4, 3))
@@ -95,7 +99,7 @@ class Table(anywidget.AnyWidget):
 
     _esm = _HERE / "table.js"
     columns = traitlets.List(traitlets.Unicode()).tag(sync=True)
-    rows = traitlets.List().tag(sync=True)
+    rows: "traitlets.List[Any]" = traitlets.List().tag(sync=True)
     digits = traitlets.List(traitlets.Int()).tag(sync=True)
     chosen = traitlets.Int(0).tag(sync=True)
     label = traitlets.Unicode("").tag(sync=True)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import ipywidgets
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tnkit import heatmaps, plots
@@ -13,6 +14,7 @@ from tnkit.corpora import Corpus
 from tnkit.detection import Detection
 from tnkit.errors import TnkitError
 from tnkit.explorers.explorer import Explorer, controls
+from tnkit.explorers.parts import Places
 from tnkit.explorers.study import NOTHING, OFFS, Study
 from tnkit.models import Model
 from tnkit.spaces import CentroidDistances, PrincipalComponents, centroid_distances, pca
@@ -89,7 +91,7 @@ class SpacesExplorer(Explorer):
         return _Key(self.layer.value, self.off.value, languages, self.pair.value, self.joined.value)
 
     def _prepare(self, key: _Key) -> Iterator[str]:
-        if key.off != NOTHING:
+        if self.study and key.off != NOTHING:
             yield from self.study.switching_off(key.off, key.languages)
         if (key.off, key.languages) not in self._kept:
             self._kept[key.off, key.languages] = centroid_distances(self._states(key))
@@ -98,7 +100,7 @@ class SpacesExplorer(Explorer):
             self._kept[key.off, key.languages, key.layer] = found
 
     def _states(self, key: _Key) -> dict[str, Activations]:
-        off = {} if key.off == NOTHING else self.study.switched_off(key.off, key.languages)
+        off = self.study.switched_off(key.off, key.languages) if self.study and key.off != NOTHING else {}
         return {language: off.get(language, self.states[language]) for language in key.languages}
 
     def _near(self, key: _Key) -> Iterable[_Key]:
@@ -107,18 +109,19 @@ class SpacesExplorer(Explorer):
         for layer in sorted(layers, key=lambda layer: abs(layers.index(layer) - here)):
             yield key._replace(layer=layer)
 
-    def _draw(self, key: _Key) -> tuple[Figure, str, list, list[int]]:
+    def _draw(self, key: _Key) -> tuple[Figure, str, Places, list[int]]:
         components: PrincipalComponents = self._kept[key.off, key.languages, key.layer]
         distances: CentroidDistances = self._kept[key.off, key.languages]
         pair = _PAIRS[key.pair]
         with plots.style():
-            figure = Figure(figsize=(8.2, 6.9), layout="none")
+            figure = Figure(figsize=(8.2, 6.9))
+            figure.set_layout_engine("none")
             plane = figure.add_axes((0.105, 0.46, 0.69, 0.49))
             plots.space(components, key.layer, pair=pair, joined=key.joined, ax=plane)
             off = "" if key.off == NOTHING else f", off: {key.off}"
             plane.set_title(f"layer {key.layer}{off}")
             legend = plane.legend(loc="upper left", bbox_to_anchor=(1.02, 1), markerscale=2.5)
-            for handle in legend.legend_handles:
+            for handle in filter(None, legend.legend_handles):
                 handle.set_alpha(1)
             similar = 1 - distances.values
             here = similar[distances.layers.index(key.layer)]
@@ -134,9 +137,9 @@ class SpacesExplorer(Explorer):
         ]
         names = ", ".join(map(language_name, key.languages))
         alt = f"Sentences in {names} at layer {key.layer}, principal components {key.pair}{off}; cosines of centroids"
-        return figure, alt, [(plane, *part.T) for part in coordinates], ids
+        return figure, alt, [(plane, part[:, 0], part[:, 1]) for part in coordinates], ids
 
-    def _draw_profile(self, ax, distances: CentroidDistances, similar: np.ndarray, layer: int) -> None:
+    def _draw_profile(self, ax: Axes, distances: CentroidDistances, similar: np.ndarray, layer: int) -> None:
         """The mean cosine between two languages' centroids by layer, and where the slider stands."""
         count = len(distances.languages)
         mean = (similar.sum(axis=(1, 2)) - count) / (count * (count - 1))
@@ -200,10 +203,12 @@ def explore_spaces(
     'layer 3'
     """
     if isinstance(source, Model):
-        if corpus is None:
+        if not isinstance(corpus, Corpus):
             raise TnkitError("a model needs a corpus: explore_spaces(model, corpus)")
         study = Study.of(source, corpus, found=found, languages=languages, hub=hub, sentences=sentences)
         return SpacesExplorer(study.all_states(), study.texts["test"], study=study, folder=folder)
+    if isinstance(corpus, Corpus):
+        raise TnkitError('captures need the sentences that were captured, by language, such as corpus["test"]')
     states = {language: source[language].require("post") for language in languages or source}
     if len({len(part) for part in states.values()}) != 1 or len(states) < 2:
         raise TnkitError("captures of at least two languages with the same number of sentences are needed")

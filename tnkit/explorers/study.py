@@ -106,8 +106,8 @@ class Study:
     def states(self, language: str, *, progress: bool = False) -> Activations:
         """The residual stream of the test sentences, nothing switched off."""
         texts = self.texts["test"][language]
-        how = {"keep": ["post"], "cache": True, "progress": progress}
-        return self._once(("states", language), lambda: capture(self.model, texts, **how))
+        run = partial(capture, self.model, texts, keep=["post"], cache=True, progress=progress)
+        return self._once(("states", language), run)
 
     def all_states(self) -> dict[str, Activations]:
         """`states` of every language, with a bar."""
@@ -116,8 +116,8 @@ class Study:
     def activations(self, language: str, *, progress: bool = False) -> Activations:
         """Everything of the training sentences."""
         texts = self.texts["train"][language]
-        how = {"cache": True, "progress": progress}
-        return self._once(("activations", language), lambda: capture(self.model, texts, **how))
+        run = partial(capture, self.model, texts, cache=True, progress=progress)
+        return self._once(("activations", language), run)
 
     def all_activations(self) -> dict[str, Activations]:
         """`activations` of every language, with a bar."""
@@ -192,11 +192,11 @@ class Study:
 
     def _off(self, language: str, neurons: NeuronSet, tokens: str) -> Activations:
         texts = self.texts["test"][language]
-        how = {"keep": ["post"], "progress": False}
         if tokens == "last":
-            return self._once(("prefix", language), partial(LastToken, self.model, texts, **how)).capture(neurons)
+            prefix = partial(LastToken, self.model, texts, keep=["post"], progress=False)
+            return self._once(("prefix", language), prefix).capture(neurons)
         with Ablation(self.model, neurons, tokens=tokens):
-            return capture(self.model, texts, **how)
+            return capture(self.model, texts, keep=["post"], progress=False)
 
     def specificity(self) -> Specificity:
         """η² of every neuron's activation with the language, over all languages' training sentences."""
