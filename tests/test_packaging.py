@@ -76,3 +76,18 @@ def test_the_wheel_holds_the_package_its_data_and_its_tests(tmp_path):
     here = {str(path.relative_to(ROOT)) for path in ROOT.glob("tnkit/**/*.py")}
     assert here <= held
     assert not [name for name in held if not name.startswith(("tnkit/", "tnkit-"))]
+
+
+def test_every_pin_serves_the_oldest_python_that_is_promised():
+    """Debian 12 has Python 3.11.2; a pin that needs a later one sends pip looking through every other version."""
+    from importlib import metadata
+
+    from packaging.specifiers import SpecifierSet
+
+    oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
+    for name in pinned():
+        try:
+            wanted = metadata.metadata(name).get("Requires-Python")
+        except metadata.PackageNotFoundError:  # of another system, or the demo's
+            continue
+        assert not wanted or SpecifierSet(wanted).contains(oldest), f"{name} needs Python {wanted}"
