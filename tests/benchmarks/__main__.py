@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import tnkit as tn
-from tests.benchmarks import gpu, plain, scale
+from tests.benchmarks import choices, gpu, plain, scale
 from tnkit.storage import versions, write_text
 
 MODEL, LANGUAGE, TOP, ROUNDS = "gemma-3-270m", "ja", 300, 7
@@ -22,7 +22,13 @@ MODEL, LANGUAGE, TOP, ROUNDS = "gemma-3-270m", "ja", 300, 7
 def main(names):
     """Measure the named parts, or all, print them, and put them in the place of their last results."""
     torch.set_grad_enabled(False)
-    parts = {"detection": speed, "long jobs": lambda: scale.rows(MODEL), "explorers": in_browser, "gpu": gpu.rows}
+    parts = {
+        "detection": speed,
+        "choices": lambda: choices.rows(MODEL),
+        "long jobs": lambda: scale.rows(MODEL),
+        "explorers": in_browser,
+        "gpu": gpu.rows,
+    }
     unknown = [name for name in names if name not in parts]
     if unknown:
         sys.exit(f"there is no benchmark {', '.join(unknown)}; there are {', '.join(parts)}")

@@ -1,0 +1,76 @@
+"""What could make detection faster on a CPU: number format, attention, threads, batch size; beside what is used."""
+
+import statistics
+import time
+
+import torch
+
+import tnkit as tn
+from tnkit.batches import by_length, tokenised
+
+TOP, ROUNDS, BATCHES = 300, 3, (192, 384, 1536, 6144)
+
+
+def rows(name: str) -> list[tuple[str, str, str]]:
+    """A row of the table for each choice: its time over that of what is used, and what it costs."""
+    model, half = tn.load_model(name), tn.load_model(name, dtype="bfloat16")
+    train = tn.load_corpus("everyday", ["en", "ja"])["train"]
+    texts = {language: sentences[:96] for language, sentences in train.items()}
+
+    def detect(model=model, **how):
+        return tn.detect_all(model, texts, ["ja"], top=TOP, progress=False, **how)
+
+    def eager():
+        model.module.set_attn_implementation("eager")
+        try:
+            return detect()
+        finally:
+            model.module.set_attn_implementation("sdpa")
+
+    def one_thread():
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return detect()
+        finally:
+            torch.set_num_threads(threads)
+
+    runs = {"as it is": detect, "bfloat16": lambda: detect(half), "eager": eager, "one thread": one_thread}
+    runs |= {f"{size}": lambda size=size: detect(batch_tokens=size) for size in BATCHES}
+    times, found = {run: [] for run in runs}, {}
+    for _ in range(ROUNDS):
+        for run, call in runs.items():
+            started = time.perf_counter()
+            found[run] = call()
+            times[run].append(time.perf_counter() - started)
+    ratio = {run: _ratio(taken, times["as it is"]) for run, taken in times.items()}
+    exact, rounded = found["as it is"], found["bfloat16"]
+    errors = []
+    for key, one in exact.items():
+        here, there = (part[key].scores.values[one.scores.layers] for part in (rounded, exact))
+        same = len(set(rounded[key].neurons.pairs) & set(one.neurons.pairs)) / TOP
+        errors.append(f"{key[1]} {float((here - there).norm() / there.norm()):.1%}, top {TOP} {same:.0%} the same")
+    return [
+        ("bfloat16 instead of float32; relative error of scores: " + "; ".join(errors), ratio["bfloat16"], "not used"),
+        ("eager attention instead of SDPA", ratio["eager"], "not used"),
+        (f"one thread instead of {torch.get_num_threads()}", ratio["one thread"], "not used"),
+        *(
+            (f"{size} tokens a batch instead of 768; {waste(model, texts, size)}", ratio[f"{size}"], "not used")
+            for size in BATCHES
+        ),
+        (f"768 tokens a batch; {waste(model, texts, 768)}", "1 ×", "used"),
+    ]
+
+
+def waste(model: tn.Model, texts: dict, size: int) -> str:
+    """How much of the batches is padding."""
+    real = padded = 0
+    for sentences in texts.values():
+        lengths = tokenised(model, sentences).lengths()
+        real += sum(lengths)
+        padded += sum(len(index) * max(lengths[place] for place in index) for index in by_length(lengths, size))
+    return f"{1 - real / padded:.1%} padding"
+
+
+def _ratio(these: list[float], those: list[float]) -> str:
+    return f"{statistics.median(this / that for this, that in zip(these, those, strict=True)):.2f} ×"
