@@ -50,10 +50,10 @@ hub = "en"  # the language that stands for the shared space together with each o
 language = "ja"  # whose neurons are switched off
 other = "ko"  # whose neurons are the last control
 top = 300  # how many neurons of each type
-seeds = 5  # draws of each random control
-sentences = 128  # how many of each split
-read = 16  # how many test sentences perplexity is taken of
-prompts = 12  # how many test sentences the model continues
+seeds = 4  # draws of each random control
+sentences = 96  # how many of each split
+read = 8  # how many test sentences perplexity is taken of
+prompts = 8  # how many test sentences the model continues
 figures = "../figures"
 
 # %%
