@@ -192,7 +192,7 @@ def _class() -> type:
 
         def _loglikelihood_tokens(
             self,
-            requests: list[tuple[tuple[str, str], list[int], list[int]]],
+            requests: Sequence[tuple[Any, list[int], list[int]]],
             disable_tqdm: bool = False,
             override_bs: int | None = None,
         ) -> list[tuple[float, bool]]:
