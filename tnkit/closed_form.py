@@ -70,8 +70,7 @@ def _length(vectors: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows"]:
     norm = vectors.norm(dim=-1)
     if bool(((norm > 1e-15) & (norm < 1e15)).all()):
         return norm
-    largest = vectors.abs().amax(dim=-1, keepdim=True)
-    return ((vectors / torch.where(largest > 0, largest, 1)).norm(dim=-1, keepdim=True) * largest)[..., 0]
+    return _length_and_unit(vectors)[0]
 
 
 def _length_and_unit(

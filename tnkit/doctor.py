@@ -7,7 +7,6 @@ for finding in examine():
 import os
 import platform
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -58,9 +57,8 @@ def examine() -> Iterator[Finding]:
 
 def _versions() -> Iterator[Finding]:
     python = f"Python {platform.python_version()}, {platform.platform(terse=True)}, {platform.machine()}"
-    old = "" if sys.version_info >= (3, 11) else "tnkit needs Python 3.11 or newer"
     yield Finding("tnkit", f"{__version__} in {Path(__file__).parent}")
-    yield Finding("python", python, old, bool(old))
+    yield Finding("python", python)
     from packaging.requirements import Requirement
 
     for requirement in map(Requirement, metadata.requires("tnkit") or []):
