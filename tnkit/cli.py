@@ -47,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("TNKIT_DEBUG"):
             raise
-        if isinstance(error, MemoryError) or "memory" in str(error):  # PyTorch's own is a RuntimeError
+        said = str(error).lower()
+        if isinstance(error, MemoryError) or "out of memory" in said or "allocate memory" in said:  # PyTorch's own
             _say("out of memory; ask for less at once: a smaller --batch_tokens, fewer layers, or a smaller --dtype")
             return 1
         _say(f"unexpected {type(error).__name__}: {_one_line(error)} (TNKIT_DEBUG=1 shows where)")
