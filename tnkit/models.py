@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from operator import attrgetter
 from pathlib import Path
@@ -21,7 +21,6 @@ from typing import Any, Literal, cast
 import torch
 import transformers
 from jaxtyping import Float
-from nnsight.intervention.interleaver import OutOfOrderError
 from nnsight.modeling.tp import max_tp_size
 from nnsight.modeling.transformers import TransformersModel
 from torch import Tensor, nn
@@ -31,7 +30,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tnkit import architecture, packaged, parallel, storage
 from tnkit.architecture import Sites
-from tnkit.checks import completeness_error, fingerprint, fingerprint_there, part, probed, unread
+from tnkit.checks import completeness_error, fingerprint, fingerprint_there, part, proved, unread
 from tnkit.errors import TnkitError
 from tnkit.remote import checked as remote_at
 from tnkit.remote import server_of, undispatched
@@ -353,7 +352,7 @@ def _traceable(
 def _wrap(
     lm: TransformersModel, tokenizer: PreTrainedTokenizerBase, name: str, revision: str | None, remote: bool | str
 ) -> Model:
-    """Find the sites of a module by trying the readings of its blocks, and keep the one that is complete."""
+    """A model of the reading of its blocks that is complete."""
     module = lm._module.eval()
     path, blocks = architecture.decoder_blocks(module)
     config = module.config.get_text_config(decoder=True)
@@ -379,22 +378,7 @@ def _wrap(
         hidden_size=config.hidden_size,
         remote=remote,
     )
-    tried = []
-    for sites in (first, *others):
-        candidate = replace(model, sites=sites)
-        try:
-            errors, fine = probed(candidate)
-        except OutOfOrderError:  # a site that runs after the neurons is not what the branch is added to
-            errors, fine = torch.full((len(blocks),), torch.inf), True
-        tolerance, errors = 1e-3 if fine else 0.05, errors.nan_to_num(torch.inf)
-        if bool((errors <= tolerance).all()):
-            if candidate.sharded:
-                candidate.provenance  # noqa: B018 - gathers the weights, which all processes must do together
-            return candidate
-        tried.append((float(errors.max()), int(errors.argmax()), sites))
-    error, layer, sites = min(tried, key=lambda one: one[0])
-    raise TnkitError(
-        f"{type(module).__name__} is not an architecture that tnkit reads rightly: in layer {layer}, mid + sum of "
-        f"contributions + bias misses post by {error:.2g} of the MLP branch's size (allowed {tolerance:g}) with "
-        f"{sites} in {path}.{layer}; its blocks need a reading in tnkit/architecture.py"
-    )
+    model = proved(model, (first, *others))
+    if model.sharded:
+        model.provenance  # noqa: B018 - gathers the weights, which all processes must do together
+    return model

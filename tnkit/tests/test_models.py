@@ -1,6 +1,7 @@
 """Loading: what is right is loaded, what is not is refused by name."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -70,15 +71,32 @@ def test_a_wrong_reading_of_the_block_fails_the_check(name):
     """The check must be able to fail: every other site that exists in the block is noticed."""
     model = tiny_model(name)
     wrong = Sites(model.sites.last_map, "input_layernorm" if name != "olmo2" else "self_attn", norm=model.sites.norm)
-    from dataclasses import replace
-
     assert completeness_error(replace(model, sites=wrong)).max() > 0.05
 
 
 def test_ignoring_the_norm_of_the_branch_fails_the_check():
     model = tiny_model("gemma3")
-    from dataclasses import replace
+    assert completeness_error(replace(model, sites=replace(model.sites, norm=None))).max() > 0.5
 
+
+def test_states_beyond_the_range_of_float16_are_told_as_that():
+    module = copy.deepcopy(tiny_module("gemma3")).half()
+    with torch.no_grad():
+        module.model.layers[2].post_feedforward_layernorm.weight[:] = 6e4
+    with pytest.raises(tn.TnkitError, match=r"not finite, first in layer 2, in float16; try dtype='bfloat16'"):
+        tn.load_model(module, tokenizer=byte_tokenizer())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_first_token_that_dwarfs_the_branch_is_rounded_not_misread(dtype):
+    """Gemma writes 10^5 in a coordinate of BOS: in half precision the sum rounds by as much as the branch adds."""
+    module = copy.deepcopy(tiny_module("gemma3")).to(dtype)
+    with torch.no_grad():
+        module.get_input_embeddings().weight[256, 3] = 9e3
+    model = tn.load_model(module, tokenizer=byte_tokenizer())
+    first = tn.capture(model, [""], keep=("mid", "post"), progress=False)
+    assert first.post.abs().max() > 3e4
+    assert completeness_error(model).max() < (1e-3 if dtype == torch.float32 else 0.05)
     assert completeness_error(replace(model, sites=replace(model.sites, norm=None))).max() > 0.5
 
 
@@ -139,8 +157,6 @@ def test_one_changed_weight_changes_the_hash():
 
 def test_layers_of_early_and_late_follow_the_paper():
     model = tiny_model("llama")
-    from dataclasses import replace
-
     for depth, boundary in ((32, 20), (18, 11), (30, 18), (1, 0), (80, 50)):
         deep = replace(model, n_layers=depth)
         assert (deep.early_layers, deep.late_layers) == (range(boundary), range(boundary, depth))
