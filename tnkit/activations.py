@@ -120,7 +120,7 @@ class Activations:
         for name, tensor in tensors.items():
             shape = (len(layers), len(index)) + ((None,) if name != "scale" else ())
             storage.finite(path, name, tensor, shape)
-        return cls(layers=layers, index=index, provenance=storage.provenance_of(path, about), **tensors)
+        return cls(layers=layers, index=index, provenance=storage.stated_provenance(path, about), **tensors)
 
     def _repr_html_(self) -> str:
         shapes = {name: " × ".join(map(str, tensor.shape)) for name, tensor in self.tensors().items()}

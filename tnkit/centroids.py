@@ -125,7 +125,7 @@ class Centroids:
             raise TnkitError(f"{path} lacks the values of centroids; estimate them again")
         layers = storage.layers_of(path, about)
         values = storage.finite(path, "values", tensors["values"], (len(layers), None))
-        return cls(values, layers, storage.provenance_of(path, about))
+        return cls(values, layers, storage.stated_provenance(path, about))
 
     @classmethod
     def _from_reference(cls, path: str | Path) -> "Centroids":

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Float64
 
 from tnkit import storage
 from tnkit.activations import Activations
 from tnkit.errors import TnkitError
-from tnkit.neurons import NeuronSet
+from tnkit.neurons import NeuronSet, ranked
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -123,7 +124,9 @@ def lape(
     neurons = {}
     for place, name in enumerate(languages):
         given = lowest[probabilities[..., place].ravel()[lowest] > _quantile(probabilities, language_quantile)]
-        neurons[name] = _named(given, values, first.layers, model_shape(first), {**about, "language": name})
+        pairs = tuple((first.layers[place // values.shape[1]], place % values.shape[1]) for place in given.tolist())
+        scores = tuple(values.ravel()[given].tolist())
+        neurons[name] = NeuronSet(pairs, model_shape(first), scores, {**about, "language": name})
     return ActivationEntropy(
         values, probabilities, neurons, first.layers, tuple(languages), joint_provenance(languages)
     )
@@ -272,16 +275,8 @@ def extreme(
             f"{values.shape[1]} neurons: ask for layers among them, and for 1 neuron or more, up to all they have"
         )
     values = values[[result.layers.index(layer) for layer in layers]]
-    order = np.argsort(values if lowest else -values, axis=None, kind="stable")[:n]
-    return _named(order, values, layers, result.shape, {**result.provenance, "selection": selection})
-
-
-def _named(
-    places: np.ndarray, values: np.ndarray, layers: Sequence[int], shape: tuple[int, int], provenance: dict[str, Any]
-) -> NeuronSet:
-    """A set of the neurons at flat places of (layer, neuron) values, which are their scores."""
-    pairs = [(layers[place // values.shape[1]], place % values.shape[1]) for place in places.tolist()]
-    return NeuronSet(tuple(pairs), shape, tuple(values.ravel()[places].tolist()), provenance)
+    about = {**result.provenance, "selection": selection}
+    return ranked(torch.from_numpy(values), n, layers, result.shape[0], about, lowest=lowest)
 
 
 def _precision(

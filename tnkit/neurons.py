@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import numpy as np
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from tnkit import pickles, storage
@@ -250,7 +252,8 @@ class NeuronSet(Sequence[Pair]):
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise TnkitError(f"{path} does not hold a list of (layer, neuron) pairs of whole numbers") from error
         try:
-            return cls(pairs, (layers, width), scores, storage.provenance_of(path, about) or {"file": Path(path).name})
+            stated = storage.stated_provenance(path, about) or {"file": Path(path).name}
+            return cls(pairs, (layers, width), scores, stated)
         except TnkitError as error:
             raise TnkitError(f"{path}: {error}") from error
 
@@ -281,3 +284,30 @@ def _whole(number: Any) -> int:
     if isinstance(number, bool) or int(number) != number:
         raise ValueError(f"{number!r} is not a whole number")
     return int(number)
+
+
+def ranked(
+    values: Float[Tensor, "layer neuron"],
+    n: int,
+    layers: Sequence[int],
+    n_layers: int,
+    provenance: dict[str, Any],
+    *,
+    lowest: bool = False,
+) -> NeuronSet:
+    """The n neurons of highest (or lowest) value, best first; equal ones keep the order (layer, neuron).
+
+    Args:
+        values: a row for each of `layers`.
+        n_layers: how many the model has.
+
+    >>> ranked(torch.tensor([[0.1, 0.3], [0.2, 0.3]]), 3, [2, 5], 6, {}).pairs
+    ((2, 1), (5, 1), (5, 0))
+    """
+    flat = -values.reshape(-1) if lowest else values.reshape(-1)
+    least = flat.topk(n).values[-1] if n else torch.inf
+    places = (flat >= least).nonzero()[:, 0]
+    places = places[flat[places].sort(descending=True, stable=True).indices[:n]]
+    width = values.shape[1]
+    pairs = tuple((layers[place // width], place % width) for place in places.tolist())
+    return NeuronSet(pairs, (n_layers, width), tuple(values.reshape(-1)[places].tolist()), provenance)

@@ -8,11 +8,11 @@ instead, since a capture does not hold its text. Value vectors, by far the large
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -24,7 +24,7 @@ from tnkit.centroids import Centroids
 from tnkit.closed_form import layer_total, layer_totals, sizes_written, summed_scores
 from tnkit.errors import TnkitError, one_of
 from tnkit.models import Model, check_layers
-from tnkit.neurons import NeuronSet
+from tnkit.neurons import NeuronSet, ranked
 from tnkit.trace import ask_weights
 
 if TYPE_CHECKING:
@@ -73,13 +73,7 @@ class NeuronScores:
         >>> NeuronScores(torch.tensor([[0.1, 0.3], [0.2, 0.3]]).double(), "cosine").top(3).pairs
         ((0, 1), (1, 1), (1, 0))
         """
-        chosen, values = self._candidates(layers)
-        if not 0 < n <= len(values):
-            raise TnkitError(
-                f"top {n} was asked for, layers {self._named(layers)} hold {len(values)} neurons; "
-                f"ask for 1 to {len(values)}"
-            )
-        return self._best(n, chosen, values, {"top": n, "layers": self._named(layers)})
+        return self._extreme("top", n, layers)
 
     def bottom(self, n: int, *, layers: Collection[int] | None = None) -> NeuronSet:
         """The n neurons of lowest score, lowest first: those that move the stream away, a control.
@@ -87,11 +81,7 @@ class NeuronScores:
         >>> NeuronScores(torch.tensor([[0.1, 0.3], [0.2, 0.3]]).double(), "cosine").bottom(2).pairs
         ((0, 0), (1, 0))
         """
-        lowest = NeuronScores(-self.values, self.distance, self.provenance).top(n, layers=layers)
-        selection = {**lowest.provenance["selection"], "bottom": n}
-        del selection["top"]
-        scores = tuple(-score for score in lowest.scores)
-        return replace(lowest, scores=scores, provenance={**lowest.provenance, "selection": selection})
+        return self._extreme("bottom", n, layers)
 
     def above(self, threshold: float, *, layers: Collection[int] | None = None) -> NeuronSet:
         """The neurons whose score is greater than a threshold, best first (may be none).
@@ -101,7 +91,7 @@ class NeuronScores:
         """
         chosen, values = self._candidates(layers)
         n = int((values > threshold).sum())
-        return self._best(n, chosen, values, {"threshold": threshold, "layers": self._named(layers)})
+        return ranked(values, n, chosen, len(self.values), self._about(layers, threshold=threshold))
 
     def to_frame(self) -> "pd.DataFrame":
         """The score of every scored neuron, indexed (layer, neuron)."""
@@ -138,25 +128,31 @@ class NeuronScores:
         storage.finite(path, "values", tensors["values"][scored], (None, None))
         if not bool(scored.any()):
             raise TnkitError(f"{path} holds no scored layer; score again")
-        return cls(tensors["values"], about["distance"], storage.provenance_of(path, about))
+        return cls(tensors["values"], about["distance"], storage.stated_provenance(path, about))
 
-    def _candidates(self, layers: Collection[int] | None) -> tuple[list[int], Float[Tensor, "neuron"]]:
-        """The layers to choose from, and the scores of their neurons in the order (layer, neuron)."""
+    def _candidates(self, layers: Collection[int] | None) -> tuple[list[int], Float[Tensor, "layer neuron"]]:
+        """The layers to choose from, and the scores of their neurons."""
         chosen = sorted(set(self.layers if layers is None else layers))
         missing = [layer for layer in chosen if layer not in self.layers]
         if missing or not chosen:
             raise TnkitError(f"layers {missing or 'none'} were not scored; scored are {self._named(None)}")
-        return chosen, self.values[chosen].reshape(-1)
+        return chosen, self.values[chosen]
 
-    def _best(self, n: int, chosen: list[int], values: Tensor, selection: dict[str, Any]) -> NeuronSet:
-        """The n highest, best first; equal ones in their order."""
-        least = values.topk(n).values[-1] if n else torch.inf
-        places = (values >= least).nonzero()[:, 0]
-        places = places[values[places].sort(descending=True, stable=True).indices[:n]]
-        width = self.values.shape[1]
-        pairs = tuple((chosen[place // width], place % width) for place in places.tolist())
-        about = {**self.provenance, "distance": self.distance, "selection": selection}
-        return NeuronSet(pairs, (len(self.values), width), tuple(values[places].tolist()), about)
+    def _extreme(self, end: Literal["top", "bottom"], n: int, layers: Collection[int] | None) -> NeuronSet:
+        """The n neurons at one end of the scores."""
+        chosen, values = self._candidates(layers)
+        if not 0 < n <= values.numel():
+            raise TnkitError(
+                f"{end} {n} was asked for, layers {self._named(layers)} hold {values.numel()} neurons; "
+                f"ask for 1 to {values.numel()}"
+            )
+        about = self._about(layers, **{end: n})
+        return ranked(values, n, chosen, len(self.values), about, lowest=end == "bottom")
+
+    def _about(self, layers: Collection[int] | None, **selection: Any) -> dict[str, Any]:
+        """The provenance of neurons chosen from these scores."""
+        selection["layers"] = self._named(layers)
+        return {**self.provenance, "distance": self.distance, "selection": selection}
 
     def _named(self, layers: Collection[int] | None) -> str:
         chosen = sorted(self.layers if layers is None else layers)

@@ -201,7 +201,7 @@ def layers_of(path: str | Path, about: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(layers)
 
 
-def provenance_of(path: str | Path, about: Mapping[str, Any]) -> dict[str, Any]:
+def stated_provenance(path: str | Path, about: Mapping[str, Any]) -> dict[str, Any]:
     """Where a file says it comes from.
 
     Raises:
