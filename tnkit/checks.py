@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from nnsight.intervention.interleaver import OutOfOrderError
 from torch import Tensor
 
 from tnkit.architecture import Sites, whole
 from tnkit.errors import TnkitError
-from tnkit.trace import trace_blocks
+from tnkit.trace import OutOfOrderError, trace_blocks
 
 if TYPE_CHECKING:
     from tnkit.models import Model
 
 _PROBE = "Languages meet in the middle, 2 by 2; 言葉は中で出会う。"
+_PIECE = 1 << 18  # values of a weight summed at a time, so that they stay in the processor's cache
 
 
 def completeness_error(model: Model) -> Float[Tensor, "layer"]:
@@ -122,8 +122,9 @@ def fingerprint(module: Any) -> str:
         flat = whole(tensor.detach()).reshape(-1)
         kind = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()]
         bits = flat.view(kind)
+        total = torch.stack([piece.sum() for piece in bits.split(_PIECE)]).sum()  # one sum makes 64-bit copies of all
         sample = bits[:: max(1, len(bits) // 64)][:64].tolist()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {int(bits.sum())} {sample}\n".encode())
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {int(total)} {sample}\n".encode())
     return digest.hexdigest()[:16]
 
 

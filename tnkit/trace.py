@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import nnsight
 import torch
 from jaxtyping import Bool, Float, Int
+from nnsight.intervention.interleaver import OutOfOrderError as OutOfOrderError  # of a site that runs too early
 from torch import Tensor
 
 from tnkit.architecture import output_gain, value_vectors, whole

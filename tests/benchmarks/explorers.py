@@ -80,5 +80,5 @@ def hovers(page, seen):
 
 
 def _row(what, took, bound="< 100 ms median"):
-    ninth = sorted(took)[int(0.9 * len(took))]
-    return what, f"{statistics.median(took):.0f} ms median, {ninth:.0f} ms nine in ten ({len(took)} times)", bound
+    ninth = f", {sorted(took)[int(0.9 * len(took))]:.0f} ms nine in ten" if len(took) >= 10 else ""
+    return what, f"{statistics.median(took):.0f} ms median{ninth} ({len(took)} times)", bound
