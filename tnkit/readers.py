@@ -13,7 +13,9 @@ from tnkit.errors import TnkitError
 if TYPE_CHECKING:
     import pandas as pd
 
-_CELLS = 100_000_000  # of a Parquet file, which can say in a kilobyte that it holds more than any memory
+# Of a Parquet file, which can say in a kilobyte that it holds more than any memory, and repeat one value for ever.
+_CELLS, _BYTES = 100_000_000, 2 << 30
+_ROWS = 256  # decoded at a time
 
 
 def read_table(path: str | Path, languages: Sequence[str] | None = None) -> "pd.DataFrame":
@@ -102,14 +104,24 @@ def _jsonl(path: Path, _: Sequence[str] | None) -> "pd.DataFrame":
 
 
 def _parquet(path: Path, _: Sequence[str] | None) -> "pd.DataFrame":
-    import pandas as pd
+    import pyarrow
     from pyarrow.parquet import ParquetFile
 
     try:
-        held = ParquetFile(path).metadata
-        if held.num_rows * held.num_columns > _CELLS:
-            raise TnkitError(f"{path} holds {held.num_rows:,} rows of {held.num_columns} columns; give a part of them")
-        frame = pd.read_parquet(path, page_checksum_verification=True)
+        with ParquetFile(path, page_checksum_verification=True) as source:
+            held, names, parts, size = source.metadata, source.schema_arrow.names, [], 0
+            if len(set(names)) != len(names):
+                raise TnkitError(f"{path}: a column is named twice in {names}; name each column once")
+            if held.num_rows * held.num_columns > _CELLS:
+                raise TnkitError(
+                    f"{path} holds {held.num_rows:,} rows of {held.num_columns} columns; give a part of them"
+                )
+            for part in source.iter_batches(_ROWS):
+                parts.append(part)
+                size += part.nbytes
+                if size > _BYTES:
+                    raise TnkitError(f"{path} holds more than {_BYTES >> 20:,} MiB of text; give a part of it")
+            frame = pyarrow.Table.from_batches(parts, source.schema_arrow).to_pandas()
         for name in frame.select_dtypes(["object", "string"]):
             frame[name] = [*frame[name]]  # decoded here, where what cannot be is noticed
     except TnkitError:

@@ -5,8 +5,11 @@ import io
 import json
 import pickle
 
+import numpy as np
 import pandas as pd
+import pyarrow
 import pytest
+from pyarrow.parquet import write_table
 
 import tnkit as tn
 from tnkit import readers
@@ -126,7 +129,7 @@ WRONG = {
     "parquet.tsv": (TABLES["table.parquet"], r", line \d+: not .*; (save it as UTF-8|is its ending right\?)"),
     "twice.tsv": (b"en\tja\ten\na\tb\tc\n", r", line 1: a column is named twice .*name each column once"),
     "twice.csv": (b"en,en \na,b\n", r", line 1: a column is named twice"),
-    "twice.parquet": (parquet(en=["a"], ja=["b"]).replace(b"ja", b"en"), r" is not a readable Parquet file"),
+    "twice.parquet": (parquet(en=["a"], ja=["b"]).replace(b"ja", b"en"), r": a column is named twice in .'en', 'en'"),
     "nameless.tsv": (b"\n\na\tb\n", r", line 1: no names of columns; name each by its language code"),
     "header.tsv": (b"en\tja\n", r" has no sentences"),
     "broken.jsonl": (b'{"en": "a"}\n\n{"en": "a"\n', r", line 3: not JSON \(.*give one object a line"),
@@ -197,3 +200,19 @@ def test_a_file_cut_anywhere_is_an_error_or_some_of_its_rows(tmp_path, name):
         else:
             rows = frame.reindex(columns=LANGUAGES).astype(object).to_numpy().tolist()
             assert [tuple(row) for row in rows[:-1]] == PAIRS[: max(len(rows) - 1, 0)]
+
+
+def test_a_parquet_file_that_unfolds_into_more_than_memory_is_refused(tmp_path, monkeypatch):
+    """A value that is stored once can stand in every row: 400 bytes here that would be 5 GB."""
+    monkeypatch.setattr(readers, "_BYTES", 1 << 28)
+    once = pyarrow.DictionaryArray.from_arrays(np.zeros(50_000, dtype="int32"), ["a" * 100_000])
+    long = pyarrow.nulls(60_000_000)
+    for name, columns, size, words in [
+        ("bomb.parquet", {"en": once}, 400, "holds more than 256 MiB of text; give a part of it"),
+        ("long.parquet", {"en": long, "ja": long}, 300_000, "holds 60,000,000 rows of 2 columns; give a part of them"),
+    ]:
+        table = pyarrow.table(columns)
+        write_table(table, tmp_path / name, store_schema=False, compression="zstd", row_group_size=len(table))
+        assert (tmp_path / name).stat().st_size < size
+        with pytest.raises(tn.TnkitError, match=f"{name} {words}"):
+            readers.read_table(tmp_path / name)
