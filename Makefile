@@ -58,7 +58,9 @@ lab: install
 bench: install
 	$(BIN)/python -m tests.benchmarks $(NAMES)
 
+# Coverage-guided fuzzing has a part in it where atheris has a build (Linux).
 reliability: install
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: atheris==3.0.0
 	$(BIN)/python -m tests.reliability $(NAMES)
 
 clean:

@@ -215,6 +215,14 @@ def test_nothing_off_changes_nothing_and_runs_once(folder, monkeypatch):
     assert model.weights_hash == weights
 
 
+def test_data_that_the_hub_does_not_give_is_named(tmp_path):
+    (tmp_path / "far.yaml").write_text(
+        f"task: far\ndataset_path: nobody/nothing\ntest_split: test\n{TASKS['choice']}\n"
+    )
+    with pytest.raises(tn.TnkitError, match=r"the data of far could not be read \(.*nobody/nothing.*\); check the net"):
+        harness.evaluate(tiny_model(), "far", include_path=tmp_path, progress=False)
+
+
 def test_what_cannot_be_run_is_refused(folder, monkeypatch):
     model = tiny_model()
     for tasks, how, message in (

@@ -116,7 +116,7 @@ def evaluate(
 
     Raises:
         TnkitError: for no or unknown tasks, a limit that is not positive, tokens="last" where continuations have
-            several tokens, and where lm_eval is missing.
+            several tokens, data that the Hub does not give, and where lm_eval is missing.
 
     >>> from datasets import Dataset
     >>> documents = Dataset.from_list([{"question": "Roma è in", "choices": [" Italia", " Asia"], "label": 0}])
@@ -145,6 +145,13 @@ def evaluate(
                 with ablation:
                     after = lm_eval.simple_evaluate(harnessed, **options)
             before = lm_eval.simple_evaluate(harnessed, **options)
+        except OSError as error:  # so are the errors of the Hub and of the network
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            names = ", ".join(task if isinstance(task, str) else str(task.get("task")) for task in tasks)
+            raise TnkitError(
+                f"the data of {names} could not be read ({reason}); check the network, and whether the data set asks "
+                "for a token (hf auth login); once read, it stays in the cache"
+            ) from error
         finally:
             model.tokenizer.padding_side, model.tokenizer.pad_token = padding
     after = before if after is None else after
