@@ -13,9 +13,11 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from tnkit.errors import TnkitError
 from tnkit.storage import cache_folder, write_text
@@ -137,22 +139,25 @@ def _parts(name: str, model: PackagedModel) -> list[Path]:
     return parts
 
 
-def _convert(gguf: Path, target: Path) -> None:
+def _convert(joined: Path, target: Path) -> None:
     """Dequantise a Gemma GGUF file into a float32 transformers folder."""
+    import gguf
     import torch
     from tokenizers import processors
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    source: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    tokenizer = AutoTokenizer.from_pretrained(**source)
+    source: dict[str, Any] = {"pretrained_model_name_or_path": joined.parent, "gguf_file": joined.name}
+    # Asked for tokenizer, config and weights, transformers parses the file anew each time: half of the minute.
+    with mock.patch.object(gguf, "GGUFReader", cache(gguf.GGUFReader)):
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        module = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     # The reader drops the file's add_bos_token; without <bos> Gemma's perplexity is about 20 times higher.
     bos = tokenizer.bos_token
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.bos_token_id)]
     )
-    module = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     for owner, name in (
         (module.config, "quantization_config"),
         (module, "hf_quantizer"),
