@@ -124,7 +124,7 @@ def lape(
     neurons = {}
     for place, name in enumerate(languages):
         given = lowest[probabilities[..., place].ravel()[lowest] > _quantile(probabilities, language_quantile)]
-        pairs = tuple((first.layers[place // values.shape[1]], place % values.shape[1]) for place in given.tolist())
+        pairs = tuple((first.layers[at // values.shape[1]], at % values.shape[1]) for at in given.tolist())
         scores = tuple(values.ravel()[given].tolist())
         neurons[name] = NeuronSet(pairs, model_shape(first), scores, {**about, "language": name})
     return ActivationEntropy(
