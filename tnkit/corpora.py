@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 from tnkit import readers, storage
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, first_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -201,9 +201,9 @@ def hub_file(repository: str, file: str, revision: str | None = None) -> Path:
     try:
         return Path(hf_hub_download(repository, file, repo_type="dataset", revision=revision))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TnkitError(
-            f"the Hugging Face Hub did not give {file} of the data set {repository} ({reason}); check name and network"
+            f"the Hugging Face Hub did not give {file} of the data set {repository} ({first_line(error)}); "
+            "check name and network"
         ) from error
 
 

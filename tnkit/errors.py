@@ -25,3 +25,12 @@ def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     """
     if value not in choices:
         raise TnkitError(f"{name}={value!r} must be one of {', '.join(choices)}")
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says, in one line; its type where it says nothing.
+
+    >>> first_line(OSError("no route\\nto the host")), first_line(OSError())
+    ('no route', 'OSError')
+    """
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tnkit import storage
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, first_line
 from tnkit.interventions import Ablation
 from tnkit.models import Model
 
@@ -146,11 +146,10 @@ def evaluate(
                     after = lm_eval.simple_evaluate(harnessed, **options)
             before = lm_eval.simple_evaluate(harnessed, **options)
         except OSError as error:  # so are the errors of the Hub and of the network
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
             names = ", ".join(task if isinstance(task, str) else str(task.get("task")) for task in tasks)
             raise TnkitError(
-                f"the data of {names} could not be read ({reason}); check the network, and whether the data set asks "
-                "for a token (hf auth login); once read, it stays in the cache"
+                f"the data of {names} could not be read ({first_line(error)}); check the network, and whether the "
+                "data set asks for a token (hf auth login); once read, it stays in the cache"
             ) from error
         finally:
             model.tokenizer.padding_side, model.tokenizer.pad_token = padding
