@@ -202,7 +202,19 @@ axes.set(title=f"{name}: Type-1 neurons off", ylabel="translations found (retrie
 written = tn.plots.save_figure(axes.figure, f"{figures}/05-ablation.png", close=False)
 
 # %%
-written = tn.plots.save_figure(compared.plot_at().figure, f"{figures}/05-controls.png", close=False)
+trained = {code: tn.capture(model, train[code], keep=["post"], cache=True) for code in (hub, language)}
+layer, _ = tn.geometry.retrieval(trained[language], trained[hub]).best()  # chosen without the test sentences
+written = tn.plots.save_figure(compared.plot_at(layer).figure, f"{figures}/05-controls.png", close=False)
+
+# %% [markdown]
+# Zero is not what a neuron writes when it has nothing to say. Set to their mean over the training sentences, the same
+# neurons lose what they say about a sentence as well. If retrieval stays where it was, zeroing removed a constant.
+
+# %%
+means = tn.capture(model, train[language], keep=["activations"], cache=True)
+with tn.Ablation(model, type1.neurons, tokens="last", value="mean", means=means):
+    averaged = tn.capture(model, test[language], keep=["post"])
+at_means = tn.geometry.retrieval(averaged, states[hub]).to_frame().loc[layer].item()
 
 # %% [markdown]
 # ## Check 5: do they answer to the language at all?
@@ -231,14 +243,16 @@ written = tn.plots.save_figure(axes.figure, f"{figures}/05-ratio.png", close=Fal
 # ## What was found, and what it does not show
 
 # %%
-rows = compared.at()
+rows = compared.at(layer)
 random = rows.drop(["none", "the set"])
 Markdown(
-    f"In {Path(model.name).name}, at layer {compared.best_layer}, {rows.loc['none', 'mean']:.0%} of "
-    f"{len(test[language])} {name} sentences find their translation; with {top} Type-1 neurons off "
-    f"{rows.loc['the set', 'mean']:.0%} ({rows.loc['the set', 'low']:.0%} to {rows.loc['the set', 'high']:.0%}), "
-    f"with controls off {random['mean'].min():.0%} to {random['mean'].max():.0%}. The largest p of a difference from "
-    f"a control is {random['p'].max():.4f}."
+    f"In {Path(model.name).name}, at layer {layer} (the best for training sentences), {rows.loc['none', 'mean']:.0%} "
+    f"of {len(test[language])} {name} sentences find their translation by mean-centred cosine; with {top} Type-1 "
+    f"neurons set to zero at the last token {rows.loc['the set', 'mean']:.0%} (95 % interval "
+    f"{rows.loc['the set', 'low']:.0%} to {rows.loc['the set', 'high']:.0%}), with controls at zero "
+    f"{random['mean'].min():.0%} to "
+    f"{random['mean'].max():.0%}. The largest p of a difference from a control is {random['p'].max():.4f}. With the "
+    f"same neurons at their mean over the training sentences: {at_means:.0%}."
 )
 
 # %% [markdown]

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tnkit as tn
-from tnkit import behaviour, plots, spaces
+from tnkit import behaviour, geometry, plots, spaces
 from tnkit.comparison import Comparison
 from tnkit.detection import KINDS, Detection
 from tnkit.experiments import RetrievalMatrix
+from tnkit.geometry import ByLayer
 from tnkit.scoring import contribution_norms
 
 if TYPE_CHECKING:
@@ -73,31 +74,32 @@ def run(
         *(one.neurons.save(out / f"{language}-{kind}.json") for kind, one in by_kind.items()),
     ]
     shown = (loaded.n_layers // 8, loaded.n_layers // 2, loaded.n_layers - 1)
-    how = {"keep": ["post"], "layers": shown, "progress": progress}
-    states = {one: tn.capture(loaded, train[one], **how) for one in corpus.languages}
-    files.append(plots.save_figure(spaces.pca(states).plot(), out / "spaces.png"))
+    states = {one: tn.capture(loaded, train[one], keep=["post"], progress=progress) for one in corpus.languages}
+    files.append(plots.save_figure(spaces.pca(states, layers=shown).plot(), out / "spaces.png"))
 
+    layer, _ = geometry.retrieval(states[language], states[_HUB]).best()
     all_type1 = {one: found[one, "type1"] for one in corpus.languages[1:]}
-    compared = _compare(loaded, corpus, all_type1, language, seeds=seeds, progress=progress)
-    say(_compared(compared, name))
+    compared, at_means = _compare(loaded, corpus, all_type1, language, seeds=seeds, progress=progress)
+    say(_compared(compared, name, layer))
+    say(_at_means(at_means, name, layer))
     axes = compared.plot()
     axes.set(
-        title=f"{name}: {top} Type-1 neurons off at the last token ({loaded.name})",
-        ylabel="translations found (retrieval@1)",
+        title=f"{name}: {top} Type-1 neurons set to zero at the last token ({loaded.name})",
+        ylabel="translations found (mean-centred retrieval@1)",
     )
     files.append(plots.save_figure(axes.figure, out / "ablation.png"))
     type1 = {one: found[one, "type1"].neurons for one in corpus.languages[1:]}
-    matrix = tn.retrieval_matrix(loaded, test, type1, hub=_HUB, progress=progress)
+    matrix = tn.retrieval_matrix(loaded, test, type1, hub=_HUB, layer=layer, progress=progress)
     say(_specific(matrix))
     axes = matrix.plot()
-    axes.set_title(f"Type-1 neurons off at the last token ({loaded.name})")
+    axes.set_title(f"Type-1 neurons set to zero at the last token ({loaded.name})")
     files.append(plots.save_figure(axes.figure, out / "specificity.png"))
     type2 = {one: found[one, "type2"].neurons for one in corpus.languages[1:]}
     some = {one: test[one][:_READ] for one in type2}
     confused = behaviour.perplexity_matrix(loaded, some, type2, progress=progress)
     say(_confused(confused, _READ))
     axes = confused.plot()
-    axes.set_title(f"Type-2 neurons off at every token ({loaded.name})")
+    axes.set_title(f"Type-2 neurons set to zero at every token ({loaded.name})")
     files.append(plots.save_figure(axes.figure, out / "perplexity.png"))
 
     say(f"\ndone in {time.perf_counter() - started:.0f} s; wrote")
@@ -108,16 +110,22 @@ def run(
 
 def _compare(
     model: "Model", corpus: "Corpus", found: dict[str, Detection], language: str, *, seeds: int, progress: bool
-) -> Comparison:
-    """Retrieval of translations with the language's Type-1 neurons off, and with each of five controls off."""
+) -> tuple[Comparison, ByLayer]:
+    """Retrieval of translations with the language's Type-1 neurons, and each of five controls, set to zero.
+
+    And with the same neurons set to their mean over the language's training sentences.
+    """
     own, other = found[language], next(one for one in found if one != language)
-    layers = model.early_layers
+    layers, test = model.early_layers, corpus["test"]
     captured = tn.capture(model, corpus["train"][language], keep=["activations"], layers=layers, progress=progress)
     norms = contribution_norms(model, captured)
     others = {f"{plots.language_name(other)} Type-1": found[other].neurons}
     controls = tn.controls(own.neurons, layers=layers, norms=norms, scores=own.scores, others=others)
     how = {"controls": controls, "seeds": seeds, "progress": progress}
-    return tn.ablate(model, corpus["test"], own.neurons, language=language, hub=_HUB, **how)
+    compared = tn.ablate(model, test, own.neurons, language=language, hub=_HUB, **how)
+    with tn.Ablation(model, own.neurons, tokens="last", value="mean", means=captured):
+        at_means = tn.capture(model, test[language], keep=["post"], progress=progress)
+    return compared, geometry.retrieval(at_means, tn.capture(model, test[_HUB], keep=["post"], progress=progress))
 
 
 def _found(found: Detection) -> str:
@@ -140,15 +148,14 @@ def _found(found: Detection) -> str:
     )
 
 
-def _compared(compared: Comparison, name: str) -> str:
-    rows = compared.at()
-    layer = compared.layers[int(compared.untouched.mean(axis=1).argmax())]
+def _compared(compared: Comparison, name: str, layer: int) -> str:
+    rows = compared.at(layer)
     worst = rows.drop("the set")["ratio high"].max()
     lines = [
         "",
-        f"Translations found (retrieval@1) of {compared.untouched.shape[1]} {name} test sentences at layer {layer}, "
-        "where the untouched model does best:",
-        f"  {'neurons off at the last token':<33}{'found':>6}  {'95 % interval':<14}  {'set / this':>10}  "
+        f"Translations found (mean-centred retrieval@1) of {compared.untouched.shape[1]} {name} test sentences, at "
+        f"layer {layer}, the best for training sentences in the untouched model:",
+        f"  {'set to zero at the last token':<33}{'found':>6}  {'95 % interval':<14}  {'set / this':>10}  "
         f"{'95 % interval':<14}  p",
     ]
     for condition, row in rows.iterrows():
@@ -157,21 +164,28 @@ def _compared(compared: Comparison, name: str) -> str:
         if condition != "the set":
             line += f"  {row['ratio']:10.2f}  {row['ratio low']:.2f} – {row['ratio high']:.2f}    {row['p']:.4f}"
         lines.append(line)
-    lines.append(
-        f"  with the set off, at most {worst:.0%} (upper bounds) of what is found with nothing or a control off"
-    )
+    lines.append(f"  with the set at zero, at most {worst:.0%} (upper bounds) of what any row above finds")
     return "\n".join(lines)
 
 
+def _at_means(retrieval: ByLayer, name: str, layer: int) -> str:
+    share = retrieval.columns["retrieval@1"][retrieval.layers.index(layer)]
+    return (
+        f"  {'the set at its mean, not at zero':<33}{share:6.3f}  (mean over {name} training sentences; where this is "
+        "near untouched, zeroing\n  removes a constant, and the neurons' values for each sentence are not needed)"
+    )
+
+
 def _specific(matrix: RetrievalMatrix) -> str:
-    head = f"\nThe same at layer {matrix.layer}, Type-1 neurons of one language off (rows), another read (columns):\n"
+    head = f"\nAt layer {matrix.layer} too: Type-1 neurons of one language at zero (rows), another read (columns):\n"
     table = matrix.to_frame().rename(index=plots.language_name, columns=plots.language_name)
     return head + table.rename_axis(index=None, columns=None).round(3).to_string(line_width=100)
 
 
 def _confused(matrix: "behaviour.PerplexityMatrix", count: int) -> str:
     head = (
-        f"\nPerplexity of {count} test sentences, Type-2 neurons of one language off (rows), another read (columns):\n"
+        f"\nPerplexity of {count} test sentences, Type-2 neurons of one language at zero (rows), another read "
+        "(columns):\n"
     )
     table = matrix.to_frame()["perplexity"].unstack(sort=False)
     table = table.rename(index=plots.language_name, columns=plots.language_name)
