@@ -14,7 +14,7 @@ from tnkit.geometry import ByLayer
 from tnkit.scoring import contribution_norms
 
 if TYPE_CHECKING:
-    from tnkit.corpora import Corpus
+    from tnkit.corpora import Sentences, Split
     from tnkit.models import Model
 
 _HUB = "en"
@@ -79,7 +79,8 @@ def run(
 
     layer, _ = geometry.retrieval(states[language], states[_HUB]).best()
     all_type1 = {one: found[one, "type1"] for one in corpus.languages[1:]}
-    compared, at_means = _compare(loaded, corpus, all_type1, language, seeds=seeds, progress=progress)
+    captured = tn.capture(loaded, train[language], keep=["activations"], progress=progress)
+    compared, at_means = _compare(loaded, test, captured, all_type1, language, seeds=seeds, progress=progress)
     say(_compared(compared, name, layer))
     say(_at_means(at_means, name, layer))
     axes = compared.plot()
@@ -98,6 +99,8 @@ def run(
     some = {one: test[one][:_READ] for one in type2}
     confused = behaviour.perplexity_matrix(loaded, some, type2, progress=progress)
     say(_confused(confused, _READ))
+    read = {one: test[one][:_READ] for one in (language, _HUB)}
+    say(_type2_at_means(loaded, type2[language], captured, read, progress=progress))
     axes = confused.plot()
     axes.set_title(f"Type-2 neurons set to zero at every token ({loaded.name})")
     files.append(plots.save_figure(axes.figure, out / "perplexity.png"))
@@ -109,15 +112,21 @@ def run(
 
 
 def _compare(
-    model: "Model", corpus: "Corpus", found: dict[str, Detection], language: str, *, seeds: int, progress: bool
+    model: "Model",
+    test: "Split",
+    captured: tn.Activations,
+    found: dict[str, Detection],
+    language: str,
+    *,
+    seeds: int,
+    progress: bool,
 ) -> tuple[Comparison, ByLayer]:
     """Retrieval of translations with the language's Type-1 neurons, and each of five controls, set to zero.
 
-    And with the same neurons set to their mean over the language's training sentences.
+    And with the same neurons set to their mean over what was captured.
     """
     own, other = found[language], next(one for one in found if one != language)
-    layers, test = model.early_layers, corpus["test"]
-    captured = tn.capture(model, corpus["train"][language], keep=["activations"], layers=layers, progress=progress)
+    layers = model.early_layers
     norms = contribution_norms(model, captured)
     others = {f"{plots.language_name(other)} Type-1": found[other].neurons}
     controls = tn.controls(own.neurons, layers=layers, norms=norms, scores=own.scores, others=others)
@@ -180,6 +189,21 @@ def _specific(matrix: RetrievalMatrix) -> str:
     head = f"\nAt layer {matrix.layer} too: Type-1 neurons of one language at zero (rows), another read (columns):\n"
     table = matrix.to_frame().rename(index=plots.language_name, columns=plots.language_name)
     return head + table.rename_axis(index=None, columns=None).round(3).to_string(line_width=100)
+
+
+def _type2_at_means(
+    model: "Model", neurons: tn.NeuronSet, captured: tn.Activations, read: "dict[str, Sentences]", *, progress: bool
+) -> str:
+    """What the same neurons do at their mean: nats per token of their own language and of the hub."""
+    untouched = {one: behaviour.perplexity(model, texts, progress=progress).nats for one, texts in read.items()}
+    with tn.Ablation(model, neurons, value="mean", means=captured):
+        at_means = {one: behaviour.perplexity(model, texts, progress=progress).nats for one, texts in read.items()}
+    changes = (f"{at_means[one] / untouched[one] - 1:+.0%} on {plots.language_name(one)}" for one in read)
+    own = plots.language_name(next(iter(read)))
+    return (
+        f"  {own} Type-2 neurons at their mean over {own} training sentences, not at zero, change nats per token by "
+        + " and ".join(changes)
+    )
 
 
 def _confused(matrix: "behaviour.PerplexityMatrix", count: int) -> str:
