@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: install demo notebooks screenshots test test-ndif test-wheel lint docs lab bench reliability clean
+.PHONY: install demo notebooks screenshots test test-kernels test-ndif test-wheel lint docs lab bench reliability clean
 
 install: $(READY)
 
@@ -25,6 +25,11 @@ screenshots: install
 
 test: install
 	$(BIN)/python -m pytest
+
+# The tests that compare numbers, with the kernels of other processors and with 1 and 2 threads.
+# NAMES="avx2-2" is one setting, ARGS="tnkit/tests/test_scoring.py" some tests.
+test-kernels: install
+	NAMES="$(NAMES)" ARGS="$(ARGS)" tests/kernels $(BIN)/python
 
 # Remote models through a real NDIF server on this machine, installed apart; needs redis-server (apt-get install).
 test-ndif: install .venv-ndif/.ready

@@ -28,6 +28,7 @@ from PIL import Image
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
 TIMEOUT = 900  # seconds a cell
+FIRST = 120  # seconds for the first cell, which imports; a kernel that has lost its first message never answers
 LARGEST = 1_000_000  # bytes a notebook
 VIEW, STATE = "application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json"
 _ERROR_CLASS = re.compile(r"""class=["'][^"']*\btn-error\b""")
@@ -79,8 +80,15 @@ def tagged(notebook: NotebookNode) -> int:
     return found[0]
 
 
-def execute(notebook: NotebookNode, folder: Path, parameters: Mapping[str, Any] | None = None) -> NotebookNode:
+def execute(
+    notebook: NotebookNode, folder: Path, parameters: Mapping[str, Any] | None = None, *, timeout: int = TIMEOUT
+) -> NotebookNode:
     """Run a notebook in a folder, as papermill would, and refuse it where a cell or a widget's callback raised.
+
+    A kernel that does not answer the first cell is replaced once.
+
+    Args:
+        timeout: seconds a cell.
 
     Raises:
         BuildError: with the cell's error, or the widget's.
@@ -88,13 +96,6 @@ def execute(notebook: NotebookNode, folder: Path, parameters: Mapping[str, Any] 
     if parameters:
         lines = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
         notebook.cells.insert(tagged(notebook) + 1, nbformat.v4.new_code_cell(lines))
-    client = NotebookClient(
-        notebook,
-        timeout=TIMEOUT,
-        kernel_name="python3",
-        record_timing=False,
-        resources={"metadata": {"path": str(folder)}},
-    )
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
@@ -102,7 +103,12 @@ def execute(notebook: NotebookNode, folder: Path, parameters: Mapping[str, Any] 
         "PYTHONPATH": os.pathsep.join(paths),
     }
     try:
-        client.execute(env=environment)
+        try:
+            _run(notebook, folder, environment, timeout)
+        except CellTimeoutError:
+            if any(cell.get("execution_count") for cell in notebook.cells):
+                raise
+            _run(notebook, folder, environment, timeout)
     except CellExecutionError as error:
         raise BuildError(f"a cell raised {error.ename}: {error.evalue}\n{error}") from error
     except (CellTimeoutError, DeadKernelError) as error:
@@ -111,6 +117,19 @@ def execute(notebook: NotebookNode, folder: Path, parameters: Mapping[str, Any] 
     if raised:
         raise BuildError("a widget's callback raised: " + "; ".join(raised))
     return notebook
+
+
+def _run(notebook: NotebookNode, folder: Path, environment: Mapping[str, str], timeout: int) -> None:
+    """Run all cells in a new kernel."""
+    first = next((cell for cell in notebook.cells if cell.cell_type == "code"), None)
+    client = NotebookClient(
+        notebook,
+        timeout_func=lambda cell: min(timeout, FIRST) if cell is first else timeout,
+        kernel_name="python3",
+        record_timing=False,
+        resources={"metadata": {"path": str(folder)}},
+    )
+    client.execute(env=environment)
 
 
 def callback_errors(notebook: NotebookNode) -> list[str]:

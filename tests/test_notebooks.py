@@ -225,7 +225,27 @@ def test_a_cell_that_raises_stops_the_build(tmp_path):
 )
 def test_a_widget_whose_callback_raised_stops_the_build(tmp_path, widget):
     with pytest.raises(build.BuildError, match=r"callback raised: (ValueError: no such layer|ZeroDivisionError)"):
-        build.execute(cells(f"import ipywidgets\nfrom IPython.display import display\n{widget}"), tmp_path)
+        build.execute(cells(f"import ipywidgets\nfrom IPython.display import display\n{widget}"), tmp_path, timeout=60)
+
+
+@pytest.mark.parametrize(("silent", "first"), [(1, True), (2, True), (1, False)])
+def test_a_kernel_that_does_not_answer_the_first_cell_is_replaced_once(tmp_path, monkeypatch, silent, first):
+    started, execute_cell = [], build.NotebookClient.async_execute_cell
+
+    async def lost(client, cell, place, **options):
+        started.extend([place] if place == 0 else [])
+        if len(started) <= silent and place == (0 if first else 1):
+            raise build.CellTimeoutError.error_from_timeout_and_cell("no answer", 60, cell)
+        return await execute_cell(client, cell, place, **options)
+
+    monkeypatch.setattr(build.NotebookClient, "async_execute_cell", lost)
+    if silent == 1 and first:
+        run = build.execute(cells("print(x)"), tmp_path, timeout=60)
+        assert run.cells[1].outputs[0].text == "1\n"
+    else:
+        with pytest.raises(build.BuildError, match="no answer"):
+            build.execute(cells("print(x)"), tmp_path, timeout=60)
+    assert len(started) == (2 if first else 1)
 
 
 def test_widgets_become_pictures_bars_go_and_nothing_of_the_run_stays(tmp_path):

@@ -46,4 +46,5 @@ def test_a_session_does_not_grow():
 
 def test_scores_are_the_same_again_and_in_any_batches_and_threads():
     found = jobs.repeated()
-    assert found["again, bit-equal"] and found["same order"] and found["largest difference"] < 1e-6
+    assert found.pop("largest difference") < 1e-6
+    assert all(found.values()), found

@@ -71,7 +71,7 @@ class NeuronCard:
     def _repr_html_(self) -> str:
         left = "style='text-align:left'"
         rows = "".join(
-            f"<tr><td>{row.activation:+.2f}</td><td {left}>{html.escape(str(row.language))}</td>"
+            f"<tr><td>{row.activation:+z.2f}</td><td {left}>{html.escape(str(row.language))}</td>"
             f"<td {left}>{_marked(str(row.text), span)}</td></tr>"
             for row, span in zip(self.sentences.itertuples(), self.spans, strict=True)
         )

@@ -154,7 +154,8 @@ class CentroidAccumulator:
     >>> running = CentroidAccumulator()
     >>> for batch in tn.stream(tiny_model(), SENTENCES, batch_tokens=64, progress=False):
     ...     running.add(batch)
-    >>> torch.allclose(running.result().values, estimate_centroids([whole]).values)
+    >>> stored = estimate_centroids([whole]).values
+    >>> bool((running.result().values - stored).norm() < 1e-5 * stored.norm())
     True
     """
 

@@ -142,7 +142,7 @@ def _found(found: Detection) -> str:
     values = found.scores.values[found.scores.layers]
     chosen = found.neurons
     best = (
-        f"({layer}, {neuron}) {score:+.4f}" for (layer, neuron), score in zip(chosen[:5], chosen.scores, strict=False)
+        f"({layer}, {neuron}) {score:+z.4f}" for (layer, neuron), score in zip(chosen[:5], chosen.scores, strict=False)
     )
     kind, language = found.kind.replace("type", "Type-"), plots.language_name(found.language)
     return "\n".join(

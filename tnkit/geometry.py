@@ -121,7 +121,7 @@ class ByLayer:
         for name, values in self.columns.items():
             if not np.isnan(values).all():
                 layer, highest = self.best(name)
-                rows[name] = f"{highest:.4g} at layer {layer}, lowest {np.nanmin(values):.4g}"
+                rows[name] = f"{highest:z.4g} at layer {layer}, lowest {np.nanmin(values):z.4g}"
         return storage.html_card(f"{self.measure}, {len(self.layers)} layers", rows)
 
 

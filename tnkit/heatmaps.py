@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from tnkit.agreement import Overlaps
 
+_ROUNDING = 1e-12  # a panel of distances no larger than this holds zeros that were rounded
+
 
 def distance_map(
     values: np.ndarray,
@@ -29,13 +31,17 @@ def distance_map(
 ) -> Axes:
     """Distances between languages as an annotated heat map; `highest` is the end of the scale.
 
+    A distance below a millionth of the scale is written as 0: its digits are rounding errors.
+
     >>> distance_map(np.array([[0, 1.5], [1.5, 0]]), ["en", "ja"], label="distance", title="3").get_title(loc="left")
     '3'
     """
     import seaborn
 
     names = [language_name(language) for language in languages]
-    written = [[f"{value:,.0f}" if value >= 99.5 else f"{value:.2g}" for value in row] for row in values]
+    top = highest or values.max()
+    top = top if top > _ROUNDING else 1
+    written = [["0" if value < 1e-6 * top else _short(value) for value in row] for row in values]
     with style():
         ax = ax or plt.subplots(figsize=(1.8 + 0.75 * len(names), 1.2 + 0.6 * len(names)))[1]
         seaborn.heatmap(
@@ -44,7 +50,7 @@ def distance_map(
             fmt="",
             cmap="Blues",
             vmin=0,
-            vmax=highest or values.max() or 1,
+            vmax=top,
             square=True,
             linewidths=1,
             cbar=bar,
@@ -60,6 +66,11 @@ def distance_map(
     return ax
 
 
+def _short(distance: float) -> str:
+    """Two digits, and whole numbers from 100 on."""
+    return f"{distance:,.0f}" if distance >= 99.5 else f"{distance:.2g}"
+
+
 def similarity_map(
     values: np.ndarray, languages: Sequence[str], *, lowest: float, title: str = "", ax: Axes | None = None
 ) -> Axes:
@@ -71,7 +82,7 @@ def similarity_map(
         for row, column in np.ndindex(values.shape):
             dark = values[row, column] > lowest + 0.6 * (1 - lowest)
             shade = "white" if dark else "black"
-            ax.text(column, row, f"{values[row, column]:.3f}", ha="center", va="center", color=shade, fontsize=8.5)
+            ax.text(column, row, f"{values[row, column]:z.3f}", ha="center", va="center", color=shade, fontsize=8.5)
         ax.set_xticks(range(len(names)), names)
         ax.set_yticks(range(len(names)), names)
         ax.set_title(title)
@@ -130,7 +141,7 @@ def matrix(frame: "pd.DataFrame", *, xlabel: str, ylabel: str, value: str, ax: A
     with style():
         ax = ax or plt.subplots(figsize=(2.4 + 1.1 * frame.shape[1], 1.5 + 0.55 * frame.shape[0]))[1]
         named = frame.rename(index=language_name, columns=language_name)
-        sns.heatmap(named, annot=True, fmt=".2f", cmap="viridis", linewidths=1, cbar_kws={"label": value}, ax=ax)
+        sns.heatmap(named, annot=True, fmt="z.2f", cmap="viridis", linewidths=1, cbar_kws={"label": value}, ax=ax)
         ax.set(xlabel=xlabel, ylabel=ylabel)
         ax.tick_params(axis="y", rotation=0)
     return ax
@@ -146,7 +157,7 @@ def perplexities(frame: "pd.DataFrame", *, ax: Axes | None = None) -> Axes:
     )
     numbers = np.vectorize(lambda value: f"{value:,.0f}" if 99.5 <= value < 1e6 else f"{value:.3g}")(values)
     written = [
-        [number if place == 0 else f"{number}\n{change:+.1%}" for number, change in zip(*row, strict=True)]
+        [number if place == 0 else f"{number}\n{change:+z.1%}" for number, change in zip(*row, strict=True)]
         for place, row in enumerate(zip(numbers, changes, strict=True))
     ]
     known = np.abs(changes[np.isfinite(changes)])

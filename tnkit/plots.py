@@ -100,7 +100,7 @@ def score_distribution(
         ax = ax or plt.subplots(figsize=(6, 3.4))[1]
         ax.hist(values, bins=bins.tolist(), color="#b8b8b8", label=f"all {len(values):,} neurons")
         if len(taken):
-            ax.hist(taken, bins=bins.tolist(), color=colour, label=f"chosen {len(taken):,}, score ≥ {taken.min():.2g}")
+            ax.hist(taken, bins=bins.tolist(), color=colour, label=f"chosen {len(taken):,}, score ≥ {taken.min():z.2g}")
             ax.axvline(taken.min(), color=colour, lw=1, ls="--")
         ax.axvline(0, color="#555555", lw=0.8)
         ax.set(
@@ -316,7 +316,7 @@ def conditions(frame: "pd.DataFrame", *, xlabel: str, title: str = "", ax: Axes 
             ax.hlines(place, row["low"], row["high"], color=colour, lw=2)
             ax.plot(row["mean"], place, "o", color=colour, ms=6)
             ax.annotate(
-                f"{row['mean']:.3f}", (1.01, place), xycoords=("axes fraction", "data"), va="center", color=colour
+                f"{row['mean']:z.3f}", (1.01, place), xycoords=("axes fraction", "data"), va="center", color=colour
             )
         seeds = zip(names, frame["seeds"], strict=True)
         labels = [f"{name} ({drawn:.0f} seeds)" if drawn > 1 else name for name, drawn in seeds]

@@ -188,7 +188,8 @@ class ScoreAccumulator:
     >>> running = ScoreAccumulator(model, target)
     >>> for batch in tn.stream(model, SENTENCES, batch_tokens=64, progress=False):
     ...     running.add(batch)
-    >>> torch.allclose(running.result().values, score_neurons(model, whole, target).values)
+    >>> stored = score_neurons(model, whole, target).values
+    >>> bool((running.result().values - stored).norm() < 1e-5 * stored.norm())
     True
     """
 

@@ -236,9 +236,11 @@ def centroid_distances(languages: Mapping[str, Activations], *, distance: str = 
     centroids = torch.stack([part.mean(dim=1, dtype=torch.float64) for part in parts], dim=1)
     if distance == "cosine":
         units = unit(centroids)
-        values = (1 - units @ units.mT).clamp_(0, 2)
+        zero = ~units.any(dim=-1)
+        values = (_apart(units).square() / 2).clamp_(max=2)  # 1 - cosine, without the rounding of a difference from 1
+        values = torch.where(zero[:, :, None] | zero[:, None], 1, values)
     else:
-        values = torch.cdist(centroids, centroids, compute_mode="donot_use_mm_for_euclid_dist")
+        values = _apart(centroids)
     values.diagonal(dim1=1, dim2=2).zero_()
     layers = next(iter(languages.values())).layers
     return CentroidDistances(values.numpy(), tuple(languages), layers, distance, origin(*languages.values()))
@@ -317,6 +319,11 @@ def unit(points: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
     """Vectors divided by their norm; a zero vector stays zero, so that its cosine with any other is 0."""
     norm = points.norm(dim=-1, keepdim=True)
     return points / torch.where(norm > 0, norm, 1)
+
+
+def _apart(points: Float[Tensor, "layer row width"]) -> Float[Tensor, "layer row row"]:
+    """Euclidean distances between the rows of each layer, from differences: 0 for equal rows, whatever the kernel."""
+    return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def centre(points: Float[Tensor, "sentence width"]) -> Float[Tensor, "sentence width"]:

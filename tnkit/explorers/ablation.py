@@ -167,7 +167,7 @@ class AblationExplorer(Explorer):
         rows = []
         for measure, compared in self._compared[key].items():
             table = self._tables[key][measure].loc[compared.best_layer]
-            shown = [f"{row['mean']:.3f} ({row['low']:.2f} – {row['high']:.2f})" for _, row in table.iterrows()]
+            shown = [f"{row['mean']:z.3f} ({row['low']:z.2f} – {row['high']:z.2f})" for _, row in table.iterrows()]
             p = table.iloc[-1]["p"]
             cells = [MEASURE_NAMES[measure], str(compared.best_layer), *shown, f"{p:.4f}" if p > 0.0001 else "≤ 0.0001"]
             rows.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))

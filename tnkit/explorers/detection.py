@@ -172,7 +172,7 @@ class DetectionExplorer(Explorer):
             f"<tr><td>{html.escape(name)}</td><td>{len(self.result[key].neurons)}</td>"
             f"<td>{html.escape(self.result[key].scores.distance)}</td>"
             f"<td>{self.result[key].scores.layers[0]} to {self.result[key].scores.layers[-1]}</td>"
-            f"<td>{self.result[key].neurons.scores[0]:+.4g}</td><td>{self.result[key].neurons.scores[-1]:+.4g}</td></tr>"
+            f"<td>{self.result[key].neurons.scores[0]:+z.4g}</td><td>{self.result[key].neurons.scores[-1]:+z.4g}</td></tr>"
             for name, key in options
         )
         heads = ("", "neurons", "distance", "layers", "best score", "last score")

@@ -146,7 +146,7 @@ class NeuronsExplorer(Explorer):
             else:
                 violins.set_axis_off()
                 title += ": give a model and a corpus to see what it answers to"
-            violins.set_title(title + ("" if np.isnan(score) else f", score {score:+.4f}"))
+            violins.set_title(title + ("" if np.isnan(score) else f", score {score:+z.4f}"))
         names = " and ".join(map(language_name, shown))
         alt = f"{kind} neurons of {names} by layer, their scores, and the activations of layer {layer}, neuron {number}"
         return figure, alt, [], []

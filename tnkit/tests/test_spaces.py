@@ -1,12 +1,13 @@
 """Principal components and distances between centroids, against numpy, scipy and scikit-learn."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.spatial.distance import cdist
 
 import tnkit as tn
-from tnkit import geometry
+from tnkit import geometry, heatmaps
 from tnkit.tests.tiny import SENTENCES, cloud, held, tiny_model
 
 
@@ -116,3 +117,30 @@ def test_cosine_panels_share_one_scale(captured):
     ]
     same = geometry.centroid_distances({"en": captured["en"], "it": captured["en"]})
     assert [text.get_text() for text in same.plot(0).texts] == ["0"] * 4
+    assert not same.values.any()
+
+
+def test_rounding_errors_are_drawn_as_zero_on_the_panels_scale():
+    def drawn(*values, **options):
+        ax = heatmaps.distance_map(np.array(values).reshape(2, 2), ["en", "it"], label="", **options)
+        return [text.get_text() for text in ax.texts], ax.collections[0].get_clim()
+
+    assert drawn(0, 2.2e-16, 2.2e-16, 0) == (["0"] * 4, (0, 1))
+    assert drawn(0, 3e-8, 3e-8, 0.4) == (["0", "0", "0", "0.4"], (0, 0.4))
+    assert drawn(0, 3e-8, 3e-8, 0) == (["0", "3e-08", "3e-08", "0"], (0, 3e-8))
+    assert drawn(0, 3e-8, 3e-8, 0, highest=0.5) == (["0"] * 4, (0, 0.5))
+    assert drawn(0, 1, 1, 2e7) == (["0", "0", "0", "20,000,000"], (0, 2e7))
+
+
+def test_numbers_that_round_to_zero_have_no_sign():
+    ax = heatmaps.similarity_map(np.array([[1, -0.0001], [-0.0001, 1]]), ["en", "it"], lowest=-1.0)
+    assert [text.get_text() for text in ax.texts] == ["1.000", "0.000", "0.000", "1.000"]
+    ax = heatmaps.matrix(pd.DataFrame({"it": [-0.001]}, index=["ja"]), xlabel="", ylabel="", value="")
+    assert [text.get_text() for text in ax.texts] == ["0.00"]
+
+
+def test_small_cosine_distances_keep_their_digits():
+    angle = 1e-9  # 1 - cosine is 5e-19, which a difference from 1 cannot hold
+    post = [torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[1.0, angle]]])]
+    found = geometry.centroid_distances({"en": held(post[0]), "it": held(post[1])})
+    assert found.values[0, 0, 1] == pytest.approx(angle**2 / 2, rel=1e-6)
