@@ -1,10 +1,11 @@
-"""Which model a result was made with, and whether it is the one at hand: `check_made_with`."""
+"""Where results come from: `check_made_with` (the model at hand?) and `check_alike` (captured in one way?)."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from tnkit.errors import TnkitError
@@ -49,6 +50,31 @@ def check_made_with(model: Model, provenance: Any, what: str) -> None:
                 f"{what} were made with {theirs.get('name')} in {theirs.get('dtype')} (weights {weights}), not with "
                 f"{model.name} in {model.provenance['dtype']} (weights {model.weights_hash}) as it is now; make them "
                 "with this model, or pass list(neurons) to use the same places in another model"
+            )
+
+
+def check_alike(provenances: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse to average what was captured in different ways: from other models, under other ablations, elsewhere.
+
+    Args:
+        provenances: of the captures; those that say nothing of a model or position are not compared.
+
+    Raises:
+        TnkitError: naming the first difference.
+
+    >>> check_alike([{"position": "last"}, {"position": "mean"}])
+    Traceback (most recent call last):
+    ...
+    tnkit.errors.TnkitError: captures of different position ('last' and 'mean') cannot be averaged; capture all alike
+    """
+    first, *others = [one for one in provenances if "model" in one or "position" in one] or [{}]
+    for other, name in product(others, ("model", "position", "last_layer", "ablations")):
+        one, two = first.get(name), other.get(name)
+        if isinstance(one, dict) and isinstance(two, dict):
+            one, two = ({key: side[key] for key in side if one.get(key) != two.get(key)} for side in (one, two))
+        if one != two:
+            raise TnkitError(
+                f"captures of different {name} ({one!r} and {two!r}) cannot be averaged; capture all alike"
             )
 
 
