@@ -16,6 +16,7 @@ from jaxtyping import Float
 from tnkit.activations import Activations
 from tnkit.lens import PromotedTokens, promoted
 from tnkit.models import Model
+from tnkit.provenance import check_made_with
 from tnkit.specificity import top_sentences
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def neuron_card(
         k: how many items of the vocabulary at each end.
 
     Raises:
-        TnkitError: as `tnkit.specificity.top_sentences` and `tnkit.lens.promoted` do.
+        TnkitError: for a capture of another model; as `tnkit.specificity.top_sentences` and `tnkit.lens.promoted` do.
 
     >>> import tnkit as tn
     >>> from tnkit.tests.tiny import tiny_model, SENTENCES
@@ -113,6 +114,7 @@ def neuron_card(
     (2, 8)
     """
     layer, place = neuron
+    check_made_with(model, [part.provenance for part in captured.values()], "these captured states")
     high, low = (top_sentences(captured, sentences, neuron, n=n, lowest=lowest) for lowest in (False, True))
     strongest = high if abs(high["activation"].iloc[0]) >= abs(low["activation"].iloc[0]) else low
     activations = {

@@ -19,6 +19,7 @@ from tnkit import pickles, storage
 from tnkit.activations import Activations
 from tnkit.errors import TnkitError
 from tnkit.models import Model
+from tnkit.provenance import check_alike, check_made_with
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -79,12 +80,7 @@ class Centroids:
                 f"these centroids have {depth} layers of width {width} ({made_with.get('name', 'model unknown')}), "
                 f"{model.name} has {model.n_layers} of width {model.hidden_size}; estimate them with {model.name}"
             )
-        if made_with and made_with["weights"] != model.weights_hash:
-            raise TnkitError(
-                f"these centroids were made with {made_with['name']} in {made_with['dtype']} (weights "
-                f"{made_with['weights']}), not with {model.name} in {model.provenance['dtype']} (weights "
-                f"{model.weights_hash}); estimate them with the model that you score"
-            )
+        check_made_with(model, self.provenance, "these centroids")
         return self
 
     def to_frame(self) -> "pd.DataFrame":
@@ -180,7 +176,8 @@ class CentroidAccumulator:
 
     def _add(self, total: Tensor, count: int, layers: tuple[int, ...], provenance: dict[str, Any]) -> None:
         if self.count and layers != self.layers:
-            raise TnkitError(f"a batch of layers {layers} does not go with layers {self.layers}")
+            raise TnkitError(f"a batch of layers {layers} cannot be added to layers {self.layers}")
+        check_alike([self.provenance, provenance])
         self.total = self.total + total
         self.count += count
         self.layers, self.provenance = layers, provenance
@@ -194,7 +191,8 @@ class CentroidAccumulator:
     def merge(self, other: "CentroidAccumulator") -> None:
         """Count in what another accumulator has seen."""
         if self.count and other.count and other.layers != self.layers:
-            raise TnkitError(f"centroids of layers {other.layers} do not go with layers {self.layers}")
+            raise TnkitError(f"centroids of layers {other.layers} cannot be merged with layers {self.layers}")
+        check_alike([self.provenance, other.provenance])
         self.total = self.total + other.total
         self.count += other.count
         self.layers, self.provenance = other.layers or self.layers, other.provenance or self.provenance
@@ -226,7 +224,7 @@ def estimate_centroids(languages: Sequence[Activations | Centroids]) -> Centroid
         `Centroids` with values (layer, hidden), float32, summed in float64.
 
     Raises:
-        TnkitError: for none, or for captures that do not go together.
+        TnkitError: for none, or for captures of different models, layers or positions, or under different ablations.
 
     >>> from tnkit.tests.tiny import tiny_model
     >>> import tnkit as tn
@@ -239,13 +237,8 @@ def estimate_centroids(languages: Sequence[Activations | Centroids]) -> Centroid
     if not parts:
         raise TnkitError("there are no languages to take a centroid of")
     first = parts[0]
+    check_alike([part.provenance for part in parts])
     for part in parts[1:]:
-        for name in ("model", "position", "last_layer"):
-            if part.provenance.get(name) != first.provenance.get(name):
-                raise TnkitError(
-                    f"captures of different {name} do not make one centroid: {first.provenance.get(name)} and "
-                    f"{part.provenance.get(name)}"
-                )
         if part.layers != first.layers:
             raise TnkitError(f"captures of layers {first.layers} and {part.layers} do not make one centroid")
     values = torch.stack([part.values.double() for part in parts]).mean(dim=0).float()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tnkit import storage
 from tnkit.errors import TnkitError
 from tnkit.models import Model, check_layers
+from tnkit.provenance import check_made_with
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,8 +84,8 @@ def promoted(model: Model, neuron: tuple[int, int] | Sequence[tuple[int, int]], 
         `PromotedTokens`: float32, on the CPU.
 
     Raises:
-        TnkitError: for a neuron that the model does not have, more items than the vocabulary has, or a model whose
-            final norm or unembedding does not fit the residual stream.
+        TnkitError: for a neuron that the model does not have, a `NeuronSet` of another model, more items than the
+            vocabulary has, or a model whose final norm or unembedding does not fit the residual stream.
 
     >>> from tnkit.tests.tiny import tiny_model
     >>> found = promoted(tiny_model(), [(0, 1), (3, 5)], k=4)
@@ -92,6 +93,7 @@ def promoted(model: Model, neuron: tuple[int, int] | Sequence[tuple[int, int]], 
     (torch.Size([2, 4]), True)
     """
     pairs = _pairs(model, neuron)
+    check_made_with(model, getattr(neuron, "provenance", {}), "these neurons")
     head = model.module.get_output_embeddings()
     if model.final_norm_path is None or head is None or head.weight.shape[1] != model.hidden_size:
         raise TnkitError(

@@ -25,6 +25,7 @@ from tnkit.closed_form import layer_total, layer_totals, sizes_written, summed_s
 from tnkit.errors import TnkitError, one_of
 from tnkit.models import Model, check_layers
 from tnkit.neurons import NeuronSet, ranked
+from tnkit.provenance import check_alike, check_made_with
 from tnkit.trace import ask_weights
 
 if TYPE_CHECKING:
@@ -214,7 +215,7 @@ class ScoreAccumulator:
         """Count the sentences of a batch in.
 
         Raises:
-            TnkitError: where the batch lacks a layer, `mid` or `activations`.
+            TnkitError: where the batch lacks a layer, `mid` or `activations`, or comes from another model.
         """
         batch.require("mid", "activations", "scale")
         self._check(batch.layers, batch.provenance)
@@ -242,6 +243,9 @@ class ScoreAccumulator:
         yield parcel
 
     def _check(self, layers: Sequence[int], provenance: dict[str, Any]) -> None:
+        if provenance is not self.provenance:  # batches of one pass share theirs
+            check_made_with(self.model, provenance, "these captured states")
+            check_alike([self.provenance, provenance])
         here, there = provenance.get("position"), self.centroids.provenance.get("position")
         if here and there and here != there:
             raise TnkitError(
@@ -282,6 +286,7 @@ class ScoreAccumulator:
             raise TnkitError(
                 f"scores of {other.distance}, layers {other.layers}, do not add to {self.distance}, {self.layers}"
             )
+        check_alike([self.provenance, other.provenance])
         self.total += other.total
         self.count += other.count
         self.provenance = other.provenance or self.provenance
@@ -330,7 +335,9 @@ def score_neurons(
         `NeuronScores`, (layer, neuron), float64; positive is nearer.
 
     Raises:
-        TnkitError: for an unknown distance, centroids of another model, or a capture that lacks what is needed.
+        TnkitError: for an unknown distance, centroids or a capture of another model (or of this one before its weights
+            or dtype changed), or a capture that lacks what is needed. A capture made under an ablation is scored as it
+            is, and the scores' provenance says so.
 
     >>> from tnkit.tests.tiny import tiny_model, SENTENCES
     >>> import tnkit as tn
@@ -354,11 +361,15 @@ def contribution_norms(model: Model, activations: Activations) -> Float[Tensor, 
     Returns:
         (layer, neuron), float32, in units of the residual stream; NaN where a layer was not captured.
 
+    Raises:
+        TnkitError: for a capture of another model.
+
     >>> from tnkit.tests.tiny import tiny_model, SENTENCES
     >>> import tnkit as tn
     >>> contribution_norms(tiny_model(), tn.capture(tiny_model(), SENTENCES, progress=False)).shape
     torch.Size([4, 48])
     """
+    check_made_with(model, activations.provenance, "these captured states")
     kept = activations.require("activations", "scale").tensors()
     norms = torch.full((model.n_layers, model.n_neurons), torch.nan)
     sizes = ask_weights(model, sizes_written, dict.fromkeys(activations.layers, ()))

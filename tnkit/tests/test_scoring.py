@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import tnkit as tn
-from tnkit.scoring import DISTANCES, ScoreAccumulator, summed_scores
+from tnkit.scoring import DISTANCES, ScoreAccumulator, contribution_norms, summed_scores
 from tnkit.tests.tiny import SENTENCES, byte_tokenizer, tiny_model, tiny_module
 
 every_distance = pytest.mark.parametrize("distance", DISTANCES)
@@ -172,6 +172,49 @@ def test_centroids_of_other_weights_or_another_shape_are_refused():
         tn.score_neurons(qwen, tn.capture(qwen, SENTENCES, progress=False), tn.estimate_centroids([captured]))
     with pytest.raises(tn.TnkitError, match="have 2 layers of width 32"):
         tn.score_neurons(llama, captured, tn.Centroids(torch.ones(2, 32), (0, 1)))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda module: module.model.layers[1].mlp.down_proj.weight.data[3, 5].mul_(1.5),
+        lambda module: module.to(torch.bfloat16),
+    ],
+    ids=["weights", "dtype"],
+)
+def test_a_capture_is_scored_only_in_the_model_that_was_captured(edit):
+    """The model may be another of the same shape, or this one after an edit."""
+    module = copy.deepcopy(tiny_module("llama"))
+    model = tn.load_model(module, tokenizer=byte_tokenizer())
+    captured = tn.capture(model, SENTENCES, progress=False)
+    target = tn.Centroids(tn.estimate_centroids([captured]).values, captured.layers)
+    tn.score_neurons(model, captured, target)
+    edit(module)
+    with pytest.raises(tn.TnkitError, match=r"these captured states were made with .* not with .* as it is now"):
+        tn.score_neurons(model, captured, target)
+    with pytest.raises(tn.TnkitError, match="these captured states were made with"):
+        contribution_norms(model, captured)
+    with pytest.raises(tn.TnkitError, match="these captured states were made with"):
+        tn.neuron_card(model, {"en": captured}, {"en": SENTENCES}, (1, 5))
+    neurons = tn.NeuronSet(((1, 5),), (4, 48), provenance=captured.provenance)
+    with pytest.raises(tn.TnkitError, match="these neurons were made with"):
+        tn.lens.promoted(model, neurons)
+    assert tn.lens.promoted(model, list(neurons)).neurons == ((1, 5),)
+
+
+def test_an_ablated_capture_is_scored_as_it_is_and_says_so_but_makes_no_centroid_with_an_untouched_one():
+    model = tiny_model("llama")
+    untouched = tn.capture(model, SENTENCES, progress=False)
+    with tn.Ablation(model, [(1, 7)], tokens="last"):
+        ablated = tn.capture(model, SENTENCES, progress=False)
+    scores = tn.score_neurons(model, ablated, tn.estimate_centroids([untouched]))
+    assert scores.values[1, 7] == 0 and scores.provenance["ablations"] == ablated.provenance["ablations"]
+    with pytest.raises(tn.TnkitError, match=r"of different ablations \(None and \[.*capture all alike"):
+        tn.estimate_centroids([untouched, ablated])
+    running = ScoreAccumulator(model, tn.estimate_centroids([untouched]))
+    running.add(untouched)
+    with pytest.raises(tn.TnkitError, match="of different ablations"):
+        running.add(ablated)
 
 
 def test_states_that_are_not_finite_are_named():

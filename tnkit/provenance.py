@@ -1,0 +1,89 @@
+"""Where results come from: `check_made_with` (the model at hand?) and `check_alike` (captured in one way?)."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from tnkit.errors import TnkitError
+
+if TYPE_CHECKING:
+    from tnkit.models import Model
+
+_LOG = logging.getLogger("tnkit")
+_OLD_HASH = re.compile("[0-9a-f]{16}")  # of tnkit up to 0.1: sums of weights, blind to their order
+_TOLD: set[str] = set()  # which results were warned about
+
+
+def check_made_with(model: Model, provenance: Any, what: str) -> None:
+    """Refuse a result that was made with other weights than the model has now.
+
+    A result that does not say which weights it was made with passes. So does one with a hash of an old tnkit, which
+    cannot be compared: a warning says so.
+
+    Args:
+        model: from `load_model`.
+        provenance: of the result; models that it names at any depth are checked.
+        what: what the result is, for the message, as in "these neurons".
+
+    Raises:
+        TnkitError: naming both models, their weights hashes, and how to use the result on purpose.
+
+    >>> from tnkit.tests.tiny import tiny_model
+    >>> check_made_with(tiny_model(), {"model": tiny_model().provenance}, "these neurons")
+    >>> check_made_with(tiny_model(), {"model": tiny_model("qwen3").provenance}, "these neurons")
+    Traceback (most recent call last):
+    ...
+    tnkit.errors.TnkitError: these neurons were made with Qwen3ForCausalLM in float32 (weights ...
+    """
+    made_with = {one["weights"]: one for one in _models(provenance)}
+    for weights, theirs in made_with.items():
+        if _OLD_HASH.fullmatch(str(weights)):
+            if what not in _TOLD:
+                _LOG.warning("%s: an older tnkit recorded their model's weights, so these cannot be compared", what)
+            _TOLD.add(what)
+        elif weights != model.weights_hash:
+            raise TnkitError(
+                f"{what} were made with {theirs.get('name')} in {theirs.get('dtype')} (weights {weights}), not with "
+                f"{model.name} in {model.provenance['dtype']} (weights {model.weights_hash}) as it is now; make them "
+                "with this model, or pass list(neurons) to use the same places in another model"
+            )
+
+
+def check_alike(provenances: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse to average what was captured in different ways: from other models, under other ablations, elsewhere.
+
+    Args:
+        provenances: of the captures; those that say nothing of a model or position are not compared.
+
+    Raises:
+        TnkitError: naming the first difference.
+
+    >>> check_alike([{"position": "last"}, {"position": "mean"}])
+    Traceback (most recent call last):
+    ...
+    tnkit.errors.TnkitError: captures of different position ('last' and 'mean') cannot be averaged; capture all alike
+    """
+    first, *others = [one for one in provenances if "model" in one or "position" in one] or [{}]
+    for other, name in product(others, ("model", "position", "last_layer", "ablations")):
+        one, two = first.get(name), other.get(name)
+        if isinstance(one, dict) and isinstance(two, dict):
+            one, two = ({key: side[key] for key in side if one.get(key) != two.get(key)} for side in (one, two))
+        if one != two:
+            raise TnkitError(
+                f"captures of different {name} ({one!r} and {two!r}) cannot be averaged; capture all alike"
+            )
+
+
+def _models(provenance: Any) -> Iterator[dict[str, Any]]:
+    """The models with weights that a provenance names, also those of the sets that a set was made of."""
+    if isinstance(provenance, dict):
+        if isinstance(model := provenance.get("model"), dict) and "weights" in model:
+            yield model
+        provenance = list(provenance.values())
+    if isinstance(provenance, list):
+        for part in provenance:
+            yield from _models(part)
