@@ -13,6 +13,7 @@ holds on a real forward pass. That identity has one solution for `mid`, so a rea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -45,10 +46,14 @@ _READS_MID = (
     "ln_2",
     "norm_2",
     "final_layer_norm",
+    "ffn_norm",
+    "pre_ff_layernorm",
     "mlp",
+    "feed_forward",
 )
 _BRANCH_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm")
 _PARALLEL_FLAGS = ("use_parallel_residual", "parallel_attn", "new_decoder_architecture")
+MERGE = "merge the adapter into the weights (peft's merge_and_unload()) and load the result"
 _EXPERTS = ("experts", "router", "block_sparse_moe", "shared_expert")
 
 
@@ -101,6 +106,10 @@ def decoder_blocks(module: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         and len(child) == depth
         and any(has(child[0], site) for site in _LAST_MAPS + _ATTENTIONS)
     ]
+    if len(found) > 1:  # an image encoder may be as deep as the text model
+        decoder = module.get_decoder()
+        texts = [(path, blocks) for path, blocks in found if any(child is blocks for child in decoder.modules())]
+        found = texts or found
     for path, blocks in found:
         for index, block in enumerate(blocks):
             expert = next((part for part, _ in block.named_modules() if part.split(".")[-1] in _EXPERTS), None)
@@ -127,8 +136,8 @@ def readings(block: nn.Module, config: PreTrainedConfig) -> Iterator[Sites]:
     if last_map is None:
         children = ", ".join(name for name, _ in block.named_children())
         raise TnkitError(
-            f"{type(block).__name__} is not a block that tnkit knows: none of {', '.join(_LAST_MAPS)} is in it "
-            f"(it has {children})"
+            f"{type(block).__name__} is not a decoder block that tnkit knows: it has {children}, but no last linear "
+            f"map of an MLP by a usual name ({', '.join(_LAST_MAPS[:3])}, …)"
         )
     attention = next((name for name in _ATTENTIONS if has(block, name)), None)
     mids: list[str | None] = [name for name in _READS_MID if has(block, name)]
@@ -154,6 +163,92 @@ def has(module: nn.Module, path: str) -> bool:
         if not isinstance(found, nn.Module):
             return False
     return True
+
+
+def width(blocks: nn.ModuleList, path: str, last_map: str, hidden: int) -> int:
+    """The number of neurons in every block.
+
+    Raises:
+        TnkitError: where a block has no such last map, or the numbers differ.
+    """
+    without = [number for number, block in enumerate(blocks) if not has(block, last_map)]
+    if without:
+        raise TnkitError(
+            f"{path}.{without[0]} has no {last_map}, which {path}.0 has; tnkit reads blocks of one kind only"
+        )
+    widths = {len(value_vectors(block.get_submodule(last_map), hidden)) for block in blocks}
+    if len(widths) > 1:
+        raise TnkitError(
+            f"{path} has layers of different widths ({sorted(widths)} neurons), which tnkit does not score"
+        )
+    return widths.pop()
+
+
+def check_plain(module: nn.Module) -> None:
+    """Refuse a module with adapters in it, or parts that are compiled, around which nothing can be read or changed.
+
+    Raises:
+        TnkitError: naming the first such part.
+
+    >>> check_plain(torch.nn.Linear(2, 2))
+    """
+    for path, child in module.named_modules():
+        kind = type(child)
+        if any(base.__module__.startswith("peft.") for base in kind.__mro__):
+            raise TnkitError(
+                f"{path or 'the model'} is an adapter ({kind.__name__}), which changes value vectors; {MERGE}"
+            )
+        if child._compiled_call_impl is not None:
+            raise TnkitError(
+                f"{path or 'the model'} ({kind.__name__}) is compiled in place, so that its inside is neither read nor "
+                "changed; load the model before compile() is called"
+            )
+
+
+def check_map(last_map: nn.Module, where: str) -> None:
+    """Refuse a last map whose weight is made anew in each pass, or that has more parameters than a weight and a bias.
+
+    So are a parametrisation, a weight or spectral norm, a pruning mask, and a low-rank adapter of one's own.
+
+    Raises:
+        TnkitError: naming what it has.
+
+    >>> check_map(torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(2, 2)), "mlp.down_proj")
+    Traceback (most recent call last):
+    ...
+    tnkit.errors.TnkitError: mlp.down_proj (ParametrizedLinear) is not a plain linear map: it has the parameters bias, \
+parametrizations.weight.original0, parametrizations.weight.original1; write the weight out (remove_parametrizations, \
+remove_weight_norm, prune.remove or a merge of the adapter) and load the model again
+    """
+    names = [name for name, _ in last_map.named_parameters()]
+    if "weight" not in last_map._parameters or not set(names) <= {"weight", "bias"}:
+        raise TnkitError(
+            f"{where} ({type(last_map).__name__}) is not a plain linear map: it has the parameters "
+            f"{', '.join(names[:5]) or 'none'}; write the weight out (remove_parametrizations, remove_weight_norm, "
+            "prune.remove or a merge of the adapter) and load the model again"
+        )
+
+
+def present(module: nn.Module) -> AbstractContextManager[None]:
+    """A context in which the weights of a module are there, also where accelerate keeps them on the CPU or on disk."""
+    if not hasattr(module, "_hf_hook"):
+        return nullcontext()
+    from accelerate.utils import align_module_device
+
+    return align_module_device(module)
+
+
+def device_of(module: nn.Linear | nn.Embedding | Conv1D) -> torch.device:
+    """Where a module computes: where its weight is, or where accelerate brings it for each pass.
+
+    >>> device_of(torch.nn.Linear(2, 2))
+    device(type='cpu')
+    """
+    outer = getattr(module, "_hf_hook", None)
+    for hook in (outer, *getattr(outer, "hooks", ())):
+        if module.weight.is_meta and getattr(hook, "execution_device", None) is not None:
+            return torch.device(hook.execution_device)
+    return module.weight.device
 
 
 def value_vectors(last_map: nn.Linear | Conv1D, width: int) -> Float[Tensor, "neuron hidden"]:

@@ -1,4 +1,4 @@
-"""What is asked of a loaded model before anything else: are its neurons read rightly, and which weights are these?
+"""What is asked of a loaded model before anything else: are its neurons read correctly, and which weights are these?
 
 Both questions are put where the weights are, so that they can be put to a remote model as well.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tnkit.architecture import Sites, whole
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, last_line
 from tnkit.storage import tensor_bytes
 from tnkit.trace import OutOfOrderError, trace_blocks
 
@@ -40,74 +40,141 @@ def completeness_error(model: Model) -> Float[Tensor, "layer"]:
     >>> bool((completeness_error(tiny_model("bloom")) < 1e-5).all())
     True
     """
-    return _probed(model)[0]
+    return _probed(model).incomplete
+
+
+def causality_error(model: Model) -> Float[Tensor, "layer"]:
+    """How far a token's state changes with later tokens, or with padding, layer by layer, relative to its size.
+
+    Beginnings of a short text, in one padded batch, are compared with the same tokens of the whole text, unpadded. It
+    is rounding where attention is causal, and about 1 where it is not.
+
+    >>> from tnkit.tests.tiny import tiny_model
+    >>> bool((causality_error(tiny_model("bloom")) < 1e-5).all())
+    True
+    """
+    return _probed(model).acausal
 
 
 def proved(model: Model, readings: Iterable[Sites]) -> Model:
     """The model with the first reading of its blocks that is complete.
 
     Raises:
-        TnkitError: where none is, or where its states are not finite.
+        TnkitError: where none is, where its states are not finite, or where they depend on later tokens or on padding.
     """
-    tried = []
+    kind, tried = type(model.lm._module).__name__, []
     for sites in readings:
         candidate = replace(model, sites=sites)
         try:
-            errors, fine = _probed(candidate)
+            probe = _probed(candidate)
         except OutOfOrderError:  # a site that runs after the neurons is not what the branch is added to
-            errors, fine = torch.full((model.n_layers,), torch.inf), True
-        if bool(errors.isnan().any()):
+            tried.append((torch.inf, 0, sites, "it runs after the neurons"))
+            continue
+        except TnkitError:
+            raise
+        except Exception as error:
+            tried.append((torch.inf, 0, sites, f"{type(error).__name__}: {last_line(error)}"))
+            continue
+        if bool(probe.incomplete.isnan().any()):
             raise TnkitError(
-                f"{model.name} computes values that are not finite, first in layer {int(errors.isnan().int().argmax())}"
-                f", in {str(model.dtype).removeprefix('torch.')}; try dtype='bfloat16' or 'float32', whose range is "
-                "wider than float16's; if that fails too, its weights are damaged"
+                f"{model.name} computes values that are not finite, first in layer "
+                f"{int(probe.incomplete.isnan().int().argmax())}, in {str(model.dtype).removeprefix('torch.')}; try "
+                "dtype='bfloat16' or 'float32', whose range is wider than float16's; if that fails too, its weights "
+                "are damaged"
             )
-        tolerance = 1e-3 if fine else 0.05
-        if bool((errors <= tolerance).all()):
+        if bool((probe.incomplete <= (1e-3 if probe.fine else 0.05)).all()):
+            _check_causal(model, probe)
             return candidate
-        tried.append((float(errors.max()), int(errors.argmax()), sites))
-    error, layer, best = min(tried, key=lambda one: one[0])
+        tried.append((float(probe.incomplete.max()), int(probe.incomplete.argmax()), sites, ""))
+    error, layer, best, reason = min(tried, key=lambda one: one[0])
+    where = f"with {best} in {model.blocks_path}.{layer}"
+    if reason:
+        raise TnkitError(f"{kind} is not an architecture that tnkit can trace: {where}, the pass failed ({reason})")
     raise TnkitError(
-        f"{type(model.lm._module).__name__} is not an architecture that tnkit reads rightly: in layer {layer}, mid + "
-        f"sum of contributions + bias misses post by {error:.2g} of the MLP branch's size (allowed {tolerance:g}) with "
-        f"{best} in {model.blocks_path}.{layer}; its blocks need a reading in tnkit/architecture.py"
+        f"{kind} is not an architecture that tnkit reads correctly: in layer {layer}, mid + sum of contributions + "
+        f"bias misses post by {error:.2g} of the MLP branch's size {where}; its blocks need a reading in "
+        "tnkit/architecture.py"
     )
 
 
-def _probed(model: Model) -> tuple[Float[Tensor, "layer"], bool]:
-    """The completeness error of each layer, and whether the model computes in float32 or better."""
-    ids = model.tokenizer(_PROBE)["input_ids"][:8]
-    lengths = torch.arange(1, len(ids) + 1)
-    mask = (torch.arange(len(ids)) < lengths[:, None]).long()
-    found = trace_blocks(
+def _check_causal(model: Model, probe: _Probe) -> None:
+    if not bool((probe.acausal <= (1e-3 if probe.fine else 0.1)).all()):
+        layer = int(probe.acausal.argmax())
+        raise TnkitError(
+            f"{type(model.lm._module).__name__} does not attend causally: in layer {layer}, later tokens or padding "
+            f"change the state of a token by {float(probe.acausal[layer]):.2g} of its size, so that a sentence would "
+            "depend on its batch; load a model whose tokens see only the tokens before them"
+        )
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """What a short text shows of a model, layer by layer, and whether it computes in float32 or better."""
+
+    incomplete: Float[Tensor, "layer"]
+    acausal: Float[Tensor, "layer"]
+    fine: bool
+
+
+def _probed(model: Model) -> _Probe:
+    """Run the beginnings of a short text, padded, and then the whole text, unpadded, read where each of those ends."""
+    ids = torch.tensor(_probe_ids(model))
+    beginnings = torch.ones(len(ids), len(ids), dtype=torch.long).tril()
+    found = _run(
         model,
-        {
-            "input_ids": (torch.tensor(ids) * mask).to(model.device),
-            "attention_mask": mask.to(model.device),
-            "use_cache": False,
-        },
-        lengths.to(model.device) - 1,
-        layers=range(model.n_layers),
+        ids,
+        beginnings,
         keep=("mid", "post", "activations", "scale"),
-        reduce=_incompleteness if model.remote else None,
+        reduce=_measured if model.remote else None,
     )
     if not model.remote:  # outside the pass, where weights that are spread over processes can be gathered
         weights = (model.value_vectors, model.output_gain, model.output_bias)
         sites = [{site: kept[layer] for site, kept in found.items()} for layer in range(model.n_layers)]
-        checked = [_incompleteness(layer, one, *(ask(layer) for ask in weights)) for layer, one in enumerate(sites)]
+        checked = [_measured(layer, one, *(ask(layer) for ask in weights)) for layer, one in enumerate(sites)]
         found = {name: [one[name] for one in checked] for name in checked[0]}
-    return torch.stack([error.cpu() for error in found["error"]]), float(found["rounding"][0]) < 1e-6
+    whole_text = _run(model, ids, torch.ones_like(beginnings), keep=("post",))["post"]
+    changed = [
+        (
+            (padded.cpu() - unpadded.cpu()).float().norm(dim=1) / unpadded.cpu().float().norm(dim=1).clamp_min(1e-38)
+        ).max()
+        for padded, unpadded in zip(found["post"], whole_text, strict=True)
+    ]
+    incomplete = torch.stack([error.cpu() for error in found["error"]])
+    return _Probe(incomplete, torch.stack(changed), float(found["rounding"][0]) < 1e-6)
 
 
-def _incompleteness(
-    _: int, sites: Mapping[str, Tensor], vectors: Tensor, gain: Tensor, bias: Tensor
-) -> dict[str, Tensor]:
-    """Of one layer, by how much its parts miss its output; it runs where the model does."""
+def _run(model: Model, ids: Tensor, mask: Tensor, **how: Any) -> dict[str, list[Tensor]]:
+    """Sites of every layer, from a batch of the same tokens, as far as the mask shows them, at its diagonal."""
+    inputs = {"input_ids": (ids * mask).to(model.device), "attention_mask": mask.to(model.device), "use_cache": False}
+    last = torch.arange(len(ids), device=model.device)
+    return trace_blocks(model, inputs, last, layers=range(model.n_layers), **how)
+
+
+def _probe_ids(model: Model) -> list[int]:
+    """The first token ids of a short text.
+
+    Raises:
+        TnkitError: where there are none, or the model has no embedding for one: the tokenizer is another model's.
+    """
+    ids = model.tokenizer(_PROBE)["input_ids"][:8]
+    known = model.lm._module.get_input_embeddings().weight.shape[0]
+    if not ids or max(ids) >= known:
+        raise TnkitError(
+            f"the tokenizer does not belong to {model.name}: it makes {f'token {max(ids)}' if ids else 'no tokens'} of "
+            f"a short text, and the model has {known} token embeddings; give the tokenizer that the model was trained "
+            "with"
+        )
+    return ids
+
+
+def _measured(_: int, sites: Mapping[str, Tensor], vectors: Tensor, gain: Tensor, bias: Tensor) -> dict[str, Tensor]:
+    """Of one layer, by how much its parts miss its output, and that output; it runs where the model does."""
     mid, post, activations = (sites[site].float() for site in ("mid", "post", "activations"))
     branch = sites["scale"][:, None] * gain * (activations @ vectors.float() + bias)
     eps = torch.finfo(sites["post"].dtype).eps  # two roundings: the branch, or two branches, and the sum
     missed = ((mid + branch - post).norm(dim=1) - eps * post.norm(dim=1)).clamp_min(0)
-    return {"error": (missed / branch.norm(dim=1).clamp_min(1e-38)).max(), "rounding": torch.tensor(eps)}
+    error = (missed / branch.norm(dim=1).clamp_min(1e-38)).max()
+    return {"error": error, "rounding": torch.tensor(eps), "post": sites["post"]}
 
 
 def fingerprint_there(module: Any, size: int) -> str | None:

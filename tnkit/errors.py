@@ -34,3 +34,13 @@ def first_line(error: Exception) -> str:
     ('no route', 'OSError')
     """
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def last_line(error: Exception) -> str:
+    """The end of another library's error, where it holds a traceback; else its first line.
+
+    >>> last_line(RuntimeError("Traceback (most recent call last):\\n  File x\\nKeyError: 'y'"))
+    "KeyError: 'y'"
+    """
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines and "Traceback" in lines[0] else first_line(error)

@@ -11,7 +11,8 @@ model = tn.load_model("meta-llama/Llama-3.1-70B", remote=True)   # one that runs
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from operator import attrgetter
@@ -24,19 +25,28 @@ from jaxtyping import Float
 from nnsight.modeling.tp import max_tp_size
 from nnsight.modeling.transformers import TransformersModel
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.pytorch_utils import Conv1D
 
-from tnkit import architecture, packaged, parallel, storage
+from tnkit import architecture, packaged, parallel, sources, storage
 from tnkit.architecture import Sites
-from tnkit.checks import completeness_error, fingerprint, fingerprint_there, part, proved, unread, weights_hash
-from tnkit.errors import TnkitError
+from tnkit.checks import (
+    causality_error,
+    completeness_error,
+    fingerprint,
+    fingerprint_there,
+    part,
+    proved,
+    unread,
+    weights_hash,
+)
+from tnkit.errors import TnkitError, last_line
 from tnkit.remote import checked as remote_at
 from tnkit.remote import server_of, undispatched
 from tnkit.trace import Change, ask_module, ask_weights
 
-__all__ = ["Model", "check_layers", "completeness_error", "load_model"]
+__all__ = ["Model", "causality_error", "check_layers", "completeness_error", "load_model"]
 
 _FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "layer_norm", "norm_f")
 
@@ -120,14 +130,14 @@ class Model:
         """Where token ids must be put (of a remote model: here, on the CPU)."""
         if self.remote:
             return torch.device("cpu")
-        return cast(nn.Embedding, self.module.get_input_embeddings()).weight.device
+        return architecture.device_of(cast(nn.Embedding, self.module.get_input_embeddings()))
 
     @property
     def devices(self) -> list[torch.device]:
-        """The devices that its blocks lie on, in order (of a remote model: the CPU)."""
+        """The devices that its blocks compute on, in order (of a remote model: the CPU)."""
         if self.remote:
             return [self.device]
-        return list(dict.fromkeys(self._last_map(layer).weight.device for layer in range(self.n_layers)))
+        return list(dict.fromkeys(architecture.device_of(self._last_map(layer)) for layer in range(self.n_layers)))
 
     @property
     def home(self) -> torch.device:
@@ -143,7 +153,42 @@ class Model:
     @property
     def context(self) -> int | None:
         """The longest input in tokens, or None where the model states no limit."""
-        return getattr(self.lm._module.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        return getattr(self._config, "max_position_embeddings", None)
+
+    @property
+    def window(self) -> int | None:
+        """The fewest tokens that any of its layers attends to, or None where all attend to every token before.
+
+        >>> from tnkit.tests.tiny import tiny_model
+        >>> tiny_model("gemma3").window, tiny_model("llama").window
+        (64, None)
+        """
+        local = "local" in (getattr(self._config, "attention_layers", None) or ())  # GPT-Neo
+        names = ["sliding_window", "attention_chunk_size", "attention_window_size", *(["window_size"] if local else [])]
+        widths = [getattr(self._config, name, None) for name in names]
+        return min((width for width in widths if isinstance(width, int) and width > 0), default=None)
+
+    def check_unchanged(self, layer: int | None = None) -> None:
+        """Refuse to go on where an adapter was added, a part compiled or replaced, since the model was loaded.
+
+        Args:
+            layer: look at this layer alone.
+
+        Raises:
+            TnkitError: naming the module.
+
+        >>> from tnkit.tests.tiny import tiny_model
+        >>> tiny_model("llama").check_unchanged()
+        """
+        if self.remote:
+            return
+        architecture.check_plain(self.lm._module if layer is None else self._blocks[layer])
+        for number in range(self.n_layers) if layer is None else [layer]:
+            where = f"{self.blocks_path}.{number}.{self.sites.last_map}"
+            last_map = self._last_map(number)
+            architecture.check_map(last_map, where)
+            if attrgetter(where)(self.lm)._module is not last_map:
+                raise TnkitError(f"{where} was replaced after {self.name} was loaded; load the module again")
 
     def value_vectors(self, layer: int) -> Float[Tensor, "neuron hidden"]:
         """The value vectors of a layer, one neuron a row: a view, in the model's dtype and on the layer's device.
@@ -152,7 +197,7 @@ class Model:
         are gathered, so every process must ask for them.
 
         Raises:
-            TnkitError: for a layer that the model does not have.
+            TnkitError: for a layer that the model does not have, or a last map that is no plain linear map any more.
 
         >>> from tnkit.tests.tiny import tiny_model
         >>> tiny_model("gpt2").value_vectors(0).shape
@@ -161,7 +206,9 @@ class Model:
         check_layers(self, [layer])
         if self.remote:
             return ask_weights(self, partial(part, 0), {layer: ()})[layer]
-        return architecture.whole(architecture.value_vectors(self._last_map(layer), self.hidden_size))
+        self.check_unchanged(layer)
+        with architecture.present(self._last_map(layer)):
+            return architecture.whole(architecture.value_vectors(self._last_map(layer), self.hidden_size))
 
     def output_gain(self, layer: int) -> Float[Tensor, "hidden"]:
         """What the MLP branch is multiplied by, coordinate by coordinate, on its way to the residual stream (float32).
@@ -172,11 +219,11 @@ class Model:
         check_layers(self, [layer])
         if self.remote:
             return self._gains_there[layer]
-        norm, weight = self.sites.norm, self._last_map(layer).weight
+        norm, last_map = self.sites.norm, self._last_map(layer)
         return architecture.output_gain(
             attrgetter(norm)(self._blocks[layer]) if norm else None,
             self.sites.multiplier,
-            torch.empty(self.hidden_size, dtype=weight.dtype, device=weight.device),
+            torch.empty(self.hidden_size, dtype=last_map.weight.dtype, device=architecture.device_of(last_map)),
         )
 
     @cached_property
@@ -188,8 +235,11 @@ class Model:
         """The bias of the MLP's last linear map (zeros where it has none), float32."""
         if self.remote:
             return ask_weights(self, partial(part, 2), {layer: ()})[layer]
-        bias = getattr(self._last_map(layer), "bias", None)
-        return torch.zeros_like(self.output_gain(layer)) if bias is None else architecture.whole(bias.detach()).float()
+        with architecture.present(self._last_map(layer)):
+            bias = getattr(self._last_map(layer), "bias", None)
+            if bias is None:
+                return torch.zeros_like(self.output_gain(layer))
+            return architecture.whole(bias.detach()).float()
 
     @property
     def weights_hash(self) -> str:
@@ -238,6 +288,10 @@ class Model:
         }
 
     @property
+    def _config(self) -> transformers.PreTrainedConfig:
+        return self.lm._module.config.get_text_config(decoder=True)
+
+    @property
     def _blocks(self) -> nn.ModuleList:
         return attrgetter(self.blocks_path)(self.lm._module)
 
@@ -269,15 +323,17 @@ def load_model(
     trust_remote_code: bool = False,
     remote: bool | str = False,
 ) -> Model:
-    """Load a decoder-only model and prove that its neurons are read rightly.
+    """Load a decoder-only model and prove that its neurons are read correctly.
 
-    One tiny forward pass checks that mid + sum of contributions + bias = post in every layer.
+    One tiny forward pass checks, in every layer, that mid + sum of contributions + bias = post, and that neither later
+    tokens nor padding change a token's state. The module is put into eval mode, and stays so.
 
     Args:
-        source: the packaged model's name, a Hub id, a local folder, or a loaded transformers model.
-        tokenizer: needed with a loaded model.
+        source: the packaged model's name, a Hub id, a local folder, or a loaded transformers model, with or without
+            its head, also inside a pipeline, a wrapper of nnsight, `DataParallel` or `torch.compile`.
+        tokenizer: needed with a loaded model, unless its wrapper brings one; it stays as it is.
         revision: branch, tag or commit of the Hub repository.
-        dtype: "auto" (as stored), "float32", "bfloat16", …
+        dtype: "auto" (as stored), "float32", "bfloat16", "float16", "float64", or their short names.
         device_map: as in transformers; "auto" spreads the model over the GPUs that are there.
         tp_plan: "auto" spreads the weights over the processes of torchrun (tensor parallelism of transformers), for a
             model that is larger than one GPU; all of them then run every batch together and have every result.
@@ -286,24 +342,24 @@ def load_model(
             scores and ablations then travel as traces, and only slices and sums of activations come back.
 
     Raises:
-        TnkitError: for an unknown model, an encoder-decoder or mixture-of-experts model, one that fails the check, a
-            server that does not answer or does not have it, or with `tp_plan` a model that cannot be divided among the
-            processes there are.
+        TnkitError: for an unknown model, a checkpoint that lacks weights, a model with an adapter, an encoder-decoder
+            or mixture-of-experts model, one that fails the checks, a server that does not answer or does not have it,
+            or with `tp_plan` a model that cannot be divided among the processes there are.
 
     >>> from tnkit.tests.tiny import byte_tokenizer, tiny_module
     >>> model = load_model(tiny_module("gemma3"), tokenizer=byte_tokenizer())
     >>> print(model.sites)
     neurons at mlp.down_proj, mid = the input of pre_feedforward_layernorm, branch norm post_feedforward_layernorm
     """
-    name = str(source) if isinstance(source, str | Path) else ""
-    if name in packaged.MODELS:
-        source = packaged.converted_folder(name)
+    dtype = sources.dtype_of(dtype)
+    source, tokenizer = sources.unwrapped(source, tokenizer)
+    name = str(source) if isinstance(source, str | Path) else str(source.name_or_path or type(source).__name__)
     there = remote_at(remote, source, dtype=dtype, device_map=device_map or tp_plan)
     if isinstance(source, nn.Module):
-        if tokenizer is None:
-            raise TnkitError("a loaded model needs its tokenizer: load_model(module, tokenizer=tokenizer)")
-        name = str(getattr(source, "name_or_path", "") or type(source).__name__)
-        return _wrap(_traceable(TransformersModel, source, tokenizer), tokenizer, name, revision, there)
+        with _told(type(source).__name__):
+            return _wrap(_traceable(TransformersModel, source, cast(Any, tokenizer)), tokenizer, name, revision, there)
+    if name in packaged.MODELS:
+        source = packaged.converted_folder(name)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     how: dict[str, Any] = {"dtype": dtype, "device_map": parallel.own_device(device_map)}
     try:
@@ -319,15 +375,14 @@ def load_model(
         if there:
             lm = _traceable(partial(undispatched, **options), source, tokenizer)
         else:
-            with packaged.quiet_loading():
-                module = transformers.AutoModelForCausalLM.from_pretrained(source, **how, **options)
-            lm = _traceable(TransformersModel, module, tokenizer)
-            revision = revision or getattr(module.config, "_commit_hash", None)
+            lm = _traceable(TransformersModel, sources.checkpoint(source, config, how, options), tokenizer)
+            revision = revision or getattr(lm._module.config, "_commit_hash", None)
     except TnkitError:
         raise
     except Exception as error:
-        raise TnkitError(packaged.cannot_load(name, error)) from error
-    return _wrap(lm, tokenizer, name, revision, there)
+        raise TnkitError(sources.cannot_load(name, error, packaged.MODELS)) from error
+    with _told(type(lm._module).__name__):
+        return _wrap(lm, tokenizer, name, revision, there)
 
 
 def check_layers(model: Model, layers: Iterable[int]) -> tuple[int, ...]:
@@ -346,18 +401,39 @@ def check_layers(model: Model, layers: Iterable[int]) -> tuple[int, ...]:
     return tuple(sorted(chosen))
 
 
+@contextmanager
+def _told(kind: str) -> Iterator[None]:
+    """What goes wrong while a model of that class is looked at, as a sentence."""
+    try:
+        yield
+    except TnkitError:
+        raise
+    except Exception as error:
+        raise TnkitError(
+            f"{kind} is not a model that tnkit can read ({type(error).__name__}: {last_line(error)}); load a "
+            "decoder-only language model of transformers"
+        ) from error
+
+
 def _traceable(
     wrap: Callable[..., TransformersModel], source: str | Path | nn.Module, tokenizer: PreTrainedTokenizerBase
 ) -> TransformersModel:
-    """The nnsight wrapper. Making it switches the caller's tokenizer to the left, which is undone."""
-    side = tokenizer.padding_side
-    lm = wrap(source, tokenizer=tokenizer, task="text-generation")
-    tokenizer.padding_side = side
+    """The nnsight wrapper. Making it gives the caller's tokenizer a pad token and another side, which is undone."""
+    before = {name: getattr(tokenizer, name, None) for name in ("padding_side", "truncation_side", "pad_token")}
+    generates = not isinstance(source, PreTrainedModel) or source.can_generate()
+    with sources.quiet_loading():
+        lm = wrap(source, tokenizer=tokenizer, task="text-generation" if generates else "feature-extraction")
+    for name, value in before.items():
+        setattr(tokenizer, name, value)
     return lm
 
 
 def _wrap(
-    lm: TransformersModel, tokenizer: PreTrainedTokenizerBase, name: str, revision: str | None, remote: bool | str
+    lm: TransformersModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    name: str,
+    revision: str | None,
+    remote: bool | str,
 ) -> Model:
     """A model of the reading of its blocks that is complete."""
     module = lm._module.eval()
@@ -366,25 +442,20 @@ def _wrap(
     parent, _, _ = path.rpartition(".")
     norm = next((norm for norm in _FINAL_NORMS if architecture.has(module.get_submodule(parent), norm)), None)
     first, *others = architecture.readings(blocks[0], config)
-    maps = map(attrgetter(first.last_map), blocks)
-    widths = {len(architecture.value_vectors(last_map, config.hidden_size)) for last_map in maps}
-    if len(widths) > 1:
-        raise TnkitError(
-            f"{name} has layers of different widths ({sorted(widths)} neurons), which tnkit does not score"
-        )
     model = Model(
         name=name,
         revision=revision,
         lm=lm,
-        tokenizer=tokenizer,
+        tokenizer=cast(Any, tokenizer),
         sites=first,
         blocks_path=path,
         final_norm_path=norm and f"{parent}.{norm}",
         n_layers=len(blocks),
-        n_neurons=widths.pop(),
+        n_neurons=architecture.width(blocks, path, first.last_map, config.hidden_size),
         hidden_size=config.hidden_size,
         remote=remote,
     )
+    model.check_unchanged()
     model = proved(model, (first, *others))
     if model.sharded:
         model.provenance  # noqa: B018 - gathers the weights, which all processes must do together

@@ -10,8 +10,6 @@ import json
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -147,12 +145,15 @@ def _convert(joined: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
+    from tnkit.sources import check_complete
+
     logging.disable_progress_bar()
     source: dict[str, Any] = {"pretrained_model_name_or_path": joined.parent, "gguf_file": joined.name}
     # Asked for tokenizer, config and weights, transformers parses the file anew each time: half of the minute.
     with mock.patch.object(gguf, "GGUFReader", cache(gguf.GGUFReader)):
         tokenizer = AutoTokenizer.from_pretrained(**source)
-        module = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        module, info = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32, output_loading_info=True)
+    check_complete(joined.name, info)
     # The reader drops the file's add_bos_token; without <bos> Gemma's perplexity is about 20 times higher.
     bos = tokenizer.bos_token
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -169,34 +170,3 @@ def _convert(joined: Path, target: Path) -> None:
     module.save_pretrained(target)
     tokenizer.save_pretrained(target)
     logging.enable_progress_bar()
-
-
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Silence transformers' loading bars for a moment."""
-    from transformers.utils import logging
-
-    was_on = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_on:
-            logging.enable_progress_bar()
-
-
-def cannot_load(name: str, error: Exception) -> str:
-    """Why a model was not loaded, in a sentence."""
-    known = ", ".join(MODELS)
-    if Path(name).is_dir():
-        return f"{name} could not be loaded as a transformers model folder ({_first_line(error)})"
-    if Path(name).is_absolute() or name.startswith("."):
-        return f"there is no model folder {name}"
-    return (
-        f"unknown model {name!r}: it is not a packaged model ({known}), not a local folder, and the Hugging Face Hub "
-        f"did not give it ({_first_line(error)})"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"

@@ -258,6 +258,7 @@ def plan(
     [array('i', [1, 2]), array('i', [0])]
     """
     keep = chosen_sites(keep)
+    model.check_unchanged()
     layers = check_layers(model, range(model.n_layers) if layers is None else layers)
     one_of("position", position, ("last", "mean"))
     one_of("last_layer", last_layer, ("raw", "normed"))

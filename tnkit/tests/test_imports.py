@@ -12,8 +12,8 @@ import tnkit as tn
 FOLDER = Path(tn.__file__).parent
 # Each module may import those before it.
 ORDER = """
-errors storage provenance pickles parallel architecture packaged remote trace checks models batches shards activations
-passes centroids closed_form neurons scoring
+errors storage provenance pickles parallel architecture sources packaged remote trace checks models batches shards
+activations passes centroids closed_form neurons scoring
 readers corpora variants sums detection
 interventions comparison answers generation behaviour harness
 agreement language_neurons specificity lens cards spaces geometry
@@ -68,9 +68,9 @@ def test_nothing_heavy_is_imported_first(statement):
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
-def test_nnsight_is_touched_in_three_modules_only():
+def test_nnsight_is_touched_in_four_modules_only():
     users = {path.stem for path in FOLDER.glob("*.py") if "nnsight" in _modules(path)}
-    assert users == {"models", "remote", "trace"}
+    assert users == {"models", "remote", "sources", "trace"}
 
 
 def _modules(path):
