@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from tnkit import parallel, shards, storage
+from tnkit import fingerprints, parallel, storage
 from tnkit.activations import Gathering
 from tnkit.batches import free_memory
 from tnkit.centroids import CentroidAccumulator, Centroids, estimate_centroids
@@ -266,7 +266,7 @@ class _Job:
         names = sorted(self.languages, key=lambda one: one not in self.hub)  # a hub's centroid is needed by the others
         total = sum(len(self.texts[name]) * (1 + self._streamed(name)) for name in names)
         total += sum(len(self.texts[name]) for name in shared)
-        fingerprint, done = shards.fingerprint(self.model) if self.cache else None, 0
+        fingerprint, done = fingerprints.fingerprint(self.model) if self.cache else None, 0
         for name in (*shared, *names):
             part = self._centroid if name in shared else self._stream if self._streamed(name) else self._capture
             # no name for the plan: the token ids of one language are gone before those of the next are there
@@ -372,7 +372,7 @@ def detect_towards(
         raise TnkitError(f"these centroids are of {' and '.join(of)}; {kind} of {language} needs those of {wanted}")
     running = ScoreAccumulator(model, centroids, distance=distance, layers=where)
     planned = plan(model, sentences, keep=_SCORED, layers=where, **options)
-    work = add_up(planned, {kind: running}, fingerprint=shards.fingerprint(model) if cache else None)
+    work = add_up(planned, {kind: running}, fingerprint=fingerprints.fingerprint(model) if cache else None)
     drain(work, len(planned), desc="detect", progress=progress)
     return _detection(language, kind, running, top)
 

@@ -20,6 +20,7 @@ from tnkit import parallel, shards
 from tnkit.activations import Activations, batch_of, gathered
 from tnkit.batches import Numbers, Tokens, by_length, grouped, padded, provenance_of, roomy, token_weights, tokenised
 from tnkit.errors import TnkitError, one_of
+from tnkit.fingerprints import fingerprint
 from tnkit.models import Model, check_layers
 from tnkit.shards import Shards
 from tnkit.trace import chosen_sites, trace_blocks
@@ -56,15 +57,18 @@ def capture(
         batch_tokens: the most tokens in a batch, padding included; None takes 768 on a CPU, and on a GPU as many as
             half of its free memory holds, up to 16,384. A batch that a GPU has no memory for is halved.
         cache: keep what is captured in the user's cache folder while it runs, and read from there what was captured
-            before from the same weights, tokens and options, under the same ablations. A killed capture goes on where
-            it stopped. `tnkit cache` shows and clears what is kept.
+            before from the same model, tokens and options, under the same ablations; what of the model counts, and
+            where it cannot be told, `tnkit.fingerprints.fingerprint` says. What is read equals a fresh capture to
+            rounding, and bit for bit with the same number of threads on the same machine. A killed capture goes on
+            where it stopped. `tnkit cache` shows and clears what is kept.
         progress: show a bar.
 
     Returns:
         `Activations`: float32, on the CPU.
 
     Raises:
-        TnkitError: for no sentences, one that has no tokens or more than the model's context, or a wrong option.
+        TnkitError: for no sentences, one that has no tokens or more than the model's context, a wrong option, a model
+            in training mode, or under `torch.autocast`.
 
     >>> from tnkit.tests.tiny import tiny_model
     >>> capture(tiny_model(), ["Hi!"], keep=["post"], layers=range(2), progress=False)
@@ -79,7 +83,7 @@ def capture(
         last_layer=last_layer,
         batch_tokens=batch_tokens,
     )
-    parts = planned.kept(shards.fingerprint(model)) if cache else planned.run()
+    parts = planned.kept(fingerprint(model)) if cache else planned.run()
     return gathered(_shown(parts, len(sentences), progress), len(sentences))
 
 
@@ -193,17 +197,17 @@ class Pass:
             reduce=reduce,
         )
 
-    def kept(self, fingerprint: str | None, *, device: torch.device = _CPU) -> Iterator[Activations]:
+    def kept(self, key: str | None, *, device: torch.device = _CPU) -> Iterator[Activations]:
         """`run`, but batches that the cache holds come from there, a shard at a time, and others go there.
 
         Args:
-            fingerprint: of the model, from `tnkit.shards.fingerprint`; None leaves the cache alone.
+            key: of the model, from `tnkit.fingerprints.fingerprint`; None leaves the cache alone.
             device: where batches stay that neither come from the cache nor go there.
         """
-        if fingerprint is None:
+        if key is None:
             yield from self.run(device=device)
             return
-        cached = self.shards(fingerprint, what="capture")
+        cached = self.shards(key, what="capture")
         widths = {"activations": self.model.n_neurons, "scale": 1}
         size = 4 * len(self.layers) * sum(widths.get(name, self.model.hidden_size) for name in self.keep)
         for number, (start, stop) in enumerate(grouped(self.batches, min(_SHARD, _SHARD_BYTES // size))):
@@ -217,7 +221,7 @@ class Pass:
                     cached.write(f"{number:05}", shards.joined(parts))
                 yield batch
 
-    def shards(self, fingerprint: str, *, what: str, **more: Any) -> Shards:
+    def shards(self, key: str, *, what: str, **more: Any) -> Shards:
         """The place in the cache of this pass, or with `more` of something made from it."""
         ids = hashlib.sha256()
         for tokens in self.tokens:
@@ -230,7 +234,7 @@ class Pass:
         named = " ".join(str(about[name]) for name in ("corpus", "split", "language") if name in about)
         return Shards(
             {
-                "model": fingerprint,
+                "model": key,
                 "tokens": ids.hexdigest(),
                 "sentences": about["hash"],
                 "ablations": self.provenance.get("ablations", []),

@@ -14,9 +14,7 @@ import json
 import logging
 import shutil
 import time
-import zlib
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -27,27 +25,8 @@ from torch import Tensor
 
 from tnkit import storage
 from tnkit.errors import TnkitError
-from tnkit.models import Model
-from tnkit.remote import server_of
 
 _LOG = logging.getLogger("tnkit")
-_OURS = (
-    "tnkit.interventions.",
-    "torch.",
-    "transformers.",
-    "accelerate.",
-)  # hooks from here are part of the model, or in the key
-_CODE = (
-    "architecture",
-    "models",
-    "trace",
-    "batches",
-    "activations",
-    "passes",
-    "centroids",
-    "closed_form",
-    "scoring",
-)  # what makes the numbers
 _LEFT = 3600  # seconds after which the temporary file of a killed process is cleared away
 
 
@@ -130,52 +109,6 @@ def joined(parts: list[Any]) -> dict[str, Tensor]:
     """The tensors of batches, side by side."""
     sites = {name: torch.cat([getattr(part, name) for part in parts], dim=1) for name in parts[0].tensors()}
     return {"index": torch.cat([part.index for part in parts]), **sites}
-
-
-def fingerprint(model: Model) -> str | None:
-    """Of all in a model that decides its numbers, read as it is now: weights, buffers, configuration, sites, device.
-
-    None, with a warning, where a forward hook that is not tnkit's is at work, for what it does cannot be told from
-    outside, and where the model is spread over processes, which would have to agree on what is there.
-
-    >>> from tnkit.tests.tiny import tiny_model
-    >>> fingerprint(tiny_model("llama")) == fingerprint(tiny_model("llama")) != fingerprint(tiny_model("gpt2"))
-    True
-    """
-    if model.remote:
-        return _fingerprint_there(model)
-    module = model.module
-    if model.sharded:
-        _LOG.warning("%s is spread over processes, so nothing is read from the cache or kept", model.name)
-        return None
-    for path, child in module.named_modules():
-        for hook in (*child._forward_hooks.values(), *child._forward_pre_hooks.values()):
-            origin = getattr(getattr(hook, "func", hook), "__module__", None) or ""
-            if not f"{origin}.".startswith(_OURS):
-                _LOG.warning("%s has a forward hook of %s, so nothing is read from the cache or kept", path, origin)
-                return None
-    named = [*module.named_parameters(), *module.named_buffers()]
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        sums = list(pool.map(lambda one: zlib.crc32(storage.tensor_bytes(one[1])), named))
-    about = [
-        *((name, tuple(tensor.shape), tensor.dtype, tensor.device.type) for name, tensor in named),
-        sums,
-        (type(module).__name__, module.config.to_json_string(use_diff=False), module.config._attn_implementation),
-        [zlib.crc32(Path(__file__).with_name(f"{name}.py").read_bytes()) for name in _CODE],
-        (str(model.sites), module.training, torch.get_float32_matmul_precision(), sorted(storage.versions().items())),
-    ]
-    return hashlib.sha256(repr(about).encode()).hexdigest()[:24]
-
-
-def _fingerprint_there(model: Model) -> str | None:
-    if model.weights_hash.startswith("named:"):
-        _LOG.warning(
-            "the weights of %s cannot be read on its server, so nothing is kept or read from the cache", model.name
-        )
-        return None
-    code = [zlib.crc32(Path(__file__).with_name(f"{name}.py").read_bytes()) for name in _CODE]
-    about = [model.provenance, server_of(model.remote), code, str(model.sites), sorted(storage.versions().items())]
-    return hashlib.sha256(repr(about).encode()).hexdigest()[:24]
 
 
 def folder() -> Path:

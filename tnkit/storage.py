@@ -10,6 +10,7 @@ import html
 import json
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
@@ -30,8 +31,9 @@ def cache_folder() -> Path:
 
 
 def versions() -> dict[str, str]:
-    """The versions of the packages that decide a number, for provenance."""
-    return {name: metadata.version(name) for name in ("tnkit", "torch", "transformers", "nnsight")}
+    """The versions of the packages that decide a number, for provenance: of those in memory, where they were loaded."""
+    names = ("tnkit", "torch", "transformers", "nnsight")
+    return {name: getattr(sys.modules.get(name), "__version__", None) or metadata.version(name) for name in names}
 
 
 def text_hash(sentences: Iterable[str]) -> str:

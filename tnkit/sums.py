@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from tnkit import parallel, shards
+from tnkit import fingerprints, parallel
 from tnkit.centroids import CentroidAccumulator, Centroids
 from tnkit.models import Model
 from tnkit.passes import Pass, plan
@@ -37,8 +37,8 @@ def add_up(
     Args:
         planned: from `tnkit.passes.plan`.
         running: accumulators that nothing was added to, by name.
-        fingerprint: of the model, from `tnkit.shards.fingerprint`, to take up sums from the cache and keep them there;
-            None leaves the cache alone.
+        fingerprint: of the model, from `tnkit.fingerprints.fingerprint`, to take up sums from the cache and keep them
+            there; None leaves the cache alone.
 
     >>> from tnkit.tests.tiny import tiny_model, SENTENCES
     >>> running = CentroidAccumulator()
@@ -115,7 +115,7 @@ def centroid(
     Centroids(unnamed, 4 layers)
     """
     running, planned = CentroidAccumulator(), plan(model, sentences, keep=["post"], **options)
-    work = add_up(planned, {"centroid": running}, fingerprint=shards.fingerprint(model) if cache else None)
+    work = add_up(planned, {"centroid": running}, fingerprint=fingerprints.fingerprint(model) if cache else None)
     drain(work, len(planned), desc="centroid", progress=progress)
     return running.result()
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from tnkit.architecture import output_gain, value_vectors, whole
 from tnkit.errors import TnkitError
+from tnkit.fingerprints import check_repeatable
 from tnkit.remote import served
 
 if TYPE_CHECKING:
@@ -68,8 +69,10 @@ def trace_blocks(
         in its dtype or float32.
 
     Raises:
-        TnkitError: where a remote model's server fails, in its words.
+        TnkitError: for a module in training mode or under autocast; where a remote model's server fails, in its words.
     """
+    if not model.remote:
+        check_repeatable(model.module)
     blocks = attrgetter(model.blocks_path)(model.lm)
     final_norm: Any = attrgetter(model.final_norm_path)(model.lm) if normed_last and model.final_norm_path else None
     names, size, keep = SimpleNamespace(**vars(model.sites)), (model.n_neurons, model.hidden_size), frozenset(keep)

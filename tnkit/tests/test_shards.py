@@ -3,6 +3,7 @@
 With the same number of threads, bit for bit: another number may add up in another order.
 """
 
+import copy
 import logging
 import os
 import random
@@ -16,10 +17,11 @@ import pytest
 import torch
 
 import tnkit as tn
-from tnkit import shards
+from tnkit import fingerprints, shards
 from tnkit.tests.tiny import SENTENCES, byte_tokenizer, tiny_model, tiny_module
 
 TEXTS = [text[:length] for length in (40, 25, 12, 7, 3) for text in SENTENCES]
+PINNED = [1.73678, 1.917897, 0.243358, 2.24935, 1.048396, 0.8724384, 0.134578, 2.466083, 0.004288249]
 QUIET = {"batch_tokens": 60, "progress": False}
 # Children of one process, so that torch is imported once: each captures with a pause before every batch.
 KILLED = """
@@ -307,6 +309,52 @@ def test_under_someone_elses_hook_nothing_is_kept_or_read(cache, caplog):
         handle.remove()
     assert "model.layers.1 has a forward hook" in caplog.text
     assert files(cache) == before
+
+
+def test_the_ablation_of_another_wrapper_is_never_kept():
+    first = tiny_model("llama")
+    second = tn.load_model(first.module, tokenizer=first.tokenizer)
+    plain = capture(first, cache=False)
+    with tn.Ablation(first, [(1, 7)]):
+        ablated = capture(second)
+    assert not torch.equal(ablated.post, plain.post)
+    assert torch.equal(capture(second).post, plain.post)
+
+
+def test_the_probe_is_not_counted_by_an_ablation():
+    model = tiny_model("llama")
+    with tn.Ablation(model, [(1, 7), (2, 3)], tokens="last") as ablation:
+        capture(model)
+    assert ablation.count == 2 * len(TEXTS)
+
+
+@pytest.mark.parametrize("child", ["", "model.layers.1.mlp"])
+def test_training_mode_and_autocast_are_refused(child):
+    module = copy.deepcopy(tiny_module("llama"))
+    model = tn.load_model(module, tokenizer=byte_tokenizer())
+    module.get_submodule(child).train()
+    with pytest.raises(tn.TnkitError, match=r"LlamaForCausalLM is in training mode .*call \.eval\(\)"):
+        capture(model)
+    module.eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(tn.TnkitError, match=r"autocast is on.*bfloat16"):
+        capture(model)
+    assert_same(capture(model), capture(model, cache=False))
+
+
+def test_numbers_that_change_need_a_new_format():
+    """These were computed with FORMAT 1. Where they change beyond rounding, old cache entries must not be read."""
+    kept = tn.capture(tiny_model("gemma3"), SENTENCES, **QUIET)
+    mean = tn.capture(tiny_model("gemma3"), SENTENCES, position="mean", last_layer="normed", **QUIET)
+    scores = tn.score_neurons(tiny_model("gemma3"), kept, tn.estimate_centroids([kept])).values
+    numbers = [part.abs().double().mean() for part in (*kept.tensors().values(), *mean.tensors().values(), scores)]
+    torch.testing.assert_close(
+        torch.stack(numbers),
+        torch.tensor(PINNED, dtype=torch.float64),
+        rtol=1e-4,
+        atol=0,
+        msg=lambda text: f"{text}\nwhere this is meant: raise tnkit.fingerprints.FORMAT, and pin the new numbers",
+    )
+    assert fingerprints.FORMAT == 1
 
 
 def test_an_ablation_that_begins_in_the_midst_of_a_pass_is_refused():
