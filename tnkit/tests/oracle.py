@@ -6,6 +6,15 @@ import torch
 from torch import Tensor
 
 
+def assert_near(found: Tensor, expected: Tensor, part: float = 1e-5) -> None:
+    """No value is off by more than that part of the largest: rounding errors have the size of what was added up.
+
+    Other kernels, batches and numbers of threads move float32 states by up to a millionth of the largest.
+    """
+    difference, largest = (found - expected).abs().max(), expected.abs().max()
+    assert difference <= part * largest, f"off by {difference:.2g} where the largest value is {largest:.3g}"
+
+
 def hooked(module, blocks_path: str, sites, ids: Tensor) -> dict[str, list[Tensor]]:
     """Pre, mid, post, activations and the branch's own norm, of one unpadded sentence, every token, by layer."""
     found: dict[str, list[Tensor]] = {"pre": [], "mid": [], "post": [], "activations": [], "before": [], "after": []}

@@ -10,6 +10,7 @@ from PIL import Image
 
 import tnkit as tn
 from tnkit.explorers.study import OFFS, Study
+from tnkit.tests.oracle import assert_near
 from tnkit.tests.tiny import SENTENCES, tiny_corpus, tiny_model
 
 ALL = ("spaces", "neurons", "ablation", "detection")
@@ -111,7 +112,7 @@ def test_spaces_with_neurons_off_are_those_that_an_ablation_gives(explore, off):
     with tn.Ablation(tiny_model(), neurons, tokens="last"):
         expected = tn.capture(tiny_model(), tiny_corpus()["test"]["it"], keep=["post"], progress=False)
     states = explorer._states(explorer._key())
-    assert np.allclose(states["it"].post, expected.post, atol=1e-5)
+    assert_near(states["it"].post, expected.post)
     untouched = tn.capture(tiny_model(), tiny_corpus()["test"]["en"], keep=["post"], progress=False)
     assert np.array_equal(states["en"].post, untouched.post)  # the hub is read untouched
 

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 import tnkit as tn
 from tnkit.interventions import LastToken
+from tnkit.tests.oracle import assert_near
 from tnkit.tests.tiny import ARCHITECTURES, SENTENCES, byte_tokenizer, tiny_model, tiny_module
 
 NEURONS = [(0, 3), (1, 7), (1, 8), (3, 40)]
@@ -58,7 +59,7 @@ def test_every_mode_equals_plain_hooks(name, tokens, how):
         lengths.append(ids.shape[1])
         places = [ids.shape[1] - 1] if tokens == "last" else range(ids.shape[1])
         expected = plain(name, ids, places, change)
-        assert torch.allclose(found[number], expected, atol=1e-5, rtol=1e-4)
+        assert_near(found[number], expected)
     assert ablation.count == len(NEURONS) * (3 if tokens == "last" else sum(lengths))
 
 
@@ -72,7 +73,7 @@ def test_the_cached_prefix_equals_full_passes(name):
             expected = tn.capture(model, SENTENCES, batch_tokens=70, progress=False)
         found = prefix.capture(neurons, **how)
         for site in ("mid", "post", "activations", "scale"):
-            assert torch.allclose(getattr(found, site), getattr(expected, site), atol=2e-5, rtol=1e-4), site
+            assert_near(getattr(found, site), getattr(expected, site))
 
 
 def test_the_cached_prefix_survives_captures_that_stop_early():
@@ -164,7 +165,7 @@ def test_an_exported_checkpoint_equals_the_ablation(name, tmp_path):
     other = tn.load_model(AutoModelForCausalLM.from_pretrained(folder), tokenizer=byte_tokenizer())
     with tn.Ablation(model, NEURONS, tokens="all"):
         expected = tn.capture(model, SENTENCES, keep=["post"], progress=False).post
-    assert torch.allclose(tn.capture(other, SENTENCES, keep=["post"], progress=False).post, expected, atol=1e-5)
+    assert_near(tn.capture(other, SENTENCES, keep=["post"], progress=False).post, expected)
     assert tn.load_model(tiny_module(name), tokenizer=byte_tokenizer()).weights_hash == model.weights_hash
     with pytest.raises(tn.TnkitError, match="is there already"):
         tn.export_ablated(model, NEURONS, folder)

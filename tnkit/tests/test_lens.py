@@ -8,6 +8,7 @@ import torch
 
 import tnkit as tn
 from tnkit.lens import promoted
+from tnkit.tests.oracle import assert_near
 from tnkit.tests.tiny import byte_tokenizer, tiny_model, tiny_module
 
 CENTRING = {"cohere", "gpt2", "gpt-neox", "bloom", "opt", "falcon", "phi", "stablelm"}
@@ -34,7 +35,7 @@ def test_logits_are_those_of_the_modules_with_the_denominator_put_back(name):
             logits = (head(norm(stream)) - head(norm(torch.zeros_like(stream))))[:size]
         centred = stream - stream.mean() if name in CENTRING else stream
         expected = logits * centred.square().mean().sqrt() / 1e3
-        assert torch.allclose(all_logits(found, row, size), expected, atol=1e-4 * float(expected.abs().max()))
+        assert_near(all_logits(found, row, size), expected, 1e-4)
 
 
 def test_what_is_suppressed_is_what_the_opposite_promotes():
@@ -67,7 +68,7 @@ def test_one_neuron_several_and_a_set_are_the_same():
     several = promoted(model, tn.NeuronSet(pairs, (4, 48)), k=5)
     assert several.neurons == pairs
     for row, pair in enumerate(pairs):
-        assert torch.allclose(promoted(model, pair, k=5).promoted_logits[0], several.promoted_logits[row])
+        assert_near(promoted(model, pair, k=5).promoted_logits[0], several.promoted_logits[row])
     many = [(layer, neuron) for layer in range(4) for neuron in range(20)]  # more than one block
     assert promoted(model, many, k=5).promoted[many.index((3, 1))] == several.promoted[0]
     assert several.to_frame().index[5] == (0, 2, 1)
@@ -79,7 +80,7 @@ def test_an_unembedding_in_half_precision_is_multiplied_in_full():
     whole = tn.load_model(copy.deepcopy(module).float(), tokenizer=byte_tokenizer())
     found, expected = promoted(model, (2, 5), k=20), promoted(whole, (2, 5), k=20)
     assert found.promoted_logits.dtype == torch.float32
-    assert torch.allclose(found.promoted_logits, expected.promoted_logits, rtol=0.01)
+    assert_near(found.promoted_logits, expected.promoted_logits, 0.01)
 
 
 def test_half_a_character_is_named_as_the_tokenizer_names_it():

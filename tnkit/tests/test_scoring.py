@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import tnkit as tn
 from tnkit.scoring import DISTANCES, ScoreAccumulator, contribution_norms, summed_scores
+from tnkit.tests.oracle import assert_near
 from tnkit.tests.tiny import SENTENCES, byte_tokenizer, tiny_model, tiny_module
 
 every_distance = pytest.mark.parametrize("distance", DISTANCES)
@@ -112,7 +113,7 @@ def test_streaming_in_any_batches_merged_in_any_order_equals_storing(distance):
     for part in parts:
         running.merge(part)
     assert running.count == len(SENTENCES)
-    assert torch.allclose(running.result().values, expected, atol=1e-7)
+    assert_near(running.result().values, expected)
 
 
 @every_distance
