@@ -239,7 +239,7 @@ def estimate_centroids(languages: Sequence[Activations | Centroids]) -> Centroid
         raise TnkitError("there are no languages to take a centroid of")
     first = parts[0]
     for part in parts[1:]:
-        for name in ("model", "position", "last_layer"):
+        for name in ("model", "position", "suffix", "last_layer"):
             if part.provenance.get(name) != first.provenance.get(name):
                 raise TnkitError(
                     f"captures of different {name} do not make one centroid: {first.provenance.get(name)} and "

@@ -315,7 +315,7 @@ def _generate(
     batch_tokens: int,
     progress: bool,
 ) -> tuple[str, ...]:
-    ids = tokenised(model, prompts)
+    ids = tokenised(model, prompts, whole=True)
     longest = max(map(len, ids))
     if max_new_tokens < 1 or (model.context and longest + max_new_tokens > model.context):
         raise TnkitError(

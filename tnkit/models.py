@@ -34,6 +34,7 @@ from tnkit.checks import completeness_error, fingerprint, fingerprint_there, par
 from tnkit.errors import TnkitError
 from tnkit.remote import checked as remote_at
 from tnkit.remote import server_of, undispatched
+from tnkit.tokens import template_of
 from tnkit.trace import Change, ask_module, ask_weights
 
 __all__ = ["Model", "check_layers", "completeness_error", "load_model"]
@@ -58,6 +59,7 @@ class Model:
         remote: False, or where it runs: True for NDIF, or a server's URL. Then no weights are here.
         ablations: what is switched off at the moment, for provenance; `tnkit.Ablation` keeps it.
         edits: how to switch it off in the trace of a remote model; `tnkit.Ablation` keeps it.
+        template: the text around every sentence, {sentence} in its place; None reads sentences as they are.
 
     >>> from tnkit.tests.tiny import tiny_model
     >>> model = tiny_model("llama")
@@ -80,6 +82,7 @@ class Model:
     remote: bool | str = False
     ablations: list[dict[str, Any]] = field(default_factory=list, repr=False)
     edits: list[Callable[..., dict[int, Change]]] = field(default_factory=list, repr=False)
+    template: str | None = None
 
     @property
     def module(self) -> transformers.PreTrainedModel:
@@ -228,6 +231,7 @@ class Model:
             "layers": self.n_layers,
             "neurons": self.n_neurons,
             "hidden": self.hidden_size,
+            **({"template": self.template} if self.template else {}),
         }
 
     @property
@@ -261,6 +265,8 @@ def load_model(
     tp_plan: Literal["auto"] | dict[str, str] | None = None,
     trust_remote_code: bool = False,
     remote: bool | str = False,
+    chat: bool = False,
+    template: str | None = None,
 ) -> Model:
     """Load a decoder-only model and prove that its neurons are read rightly.
 
@@ -277,6 +283,9 @@ def load_model(
         trust_remote_code: run code that comes with the model; never on by default.
         remote: True leaves the weights on NDIF and runs there; a URL names another server of its kind. Captures,
             scores and ablations then travel as traces, and only slices and sums of activations come back.
+        chat: wrap every sentence in the tokenizer's chat template, as a user's message. Captures still read the
+            sentence's last token, or with position="end" the last token of the prompt for an answer.
+        template: wrap every sentence in a text of your own, such as "Translate: {sentence}".
 
     Raises:
         TnkitError: for an unknown model, an encoder-decoder or mixture-of-experts model, one that fails the check, a
@@ -296,7 +305,8 @@ def load_model(
         if tokenizer is None:
             raise TnkitError("a loaded model needs its tokenizer: load_model(module, tokenizer=tokenizer)")
         name = str(getattr(source, "name_or_path", "") or type(source).__name__)
-        return _wrap(_traceable(TransformersModel, source, tokenizer), tokenizer, name, revision, there)
+        lm, template = _traceable(TransformersModel, source, tokenizer), template_of(tokenizer, chat, template)
+        return _wrap(lm, tokenizer, name, revision, there, template)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     how: dict[str, Any] = {"dtype": dtype, "device_map": parallel.own_device(device_map)}
     try:
@@ -316,11 +326,12 @@ def load_model(
                 module = transformers.AutoModelForCausalLM.from_pretrained(source, **how, **options)
             lm = _traceable(TransformersModel, module, tokenizer)
             revision = revision or getattr(module.config, "_commit_hash", None)
+        template = template_of(tokenizer, chat, template)
     except TnkitError:
         raise
     except Exception as error:
         raise TnkitError(packaged.cannot_load(name, error)) from error
-    return _wrap(lm, tokenizer, name, revision, there)
+    return _wrap(lm, tokenizer, name, revision, there, template)
 
 
 def check_layers(model: Model, layers: Iterable[int]) -> tuple[int, ...]:
@@ -350,7 +361,12 @@ def _traceable(
 
 
 def _wrap(
-    lm: TransformersModel, tokenizer: PreTrainedTokenizerBase, name: str, revision: str | None, remote: bool | str
+    lm: TransformersModel,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    revision: str | None,
+    remote: bool | str,
+    template: str | None,
 ) -> Model:
     """A model of the reading of its blocks that is complete."""
     module = lm._module.eval()
@@ -377,6 +393,7 @@ def _wrap(
         n_neurons=widths.pop(),
         hidden_size=config.hidden_size,
         remote=remote,
+        template=template,
     )
     model = proved(model, (first, *others))
     if model.sharded:
