@@ -17,7 +17,8 @@ from tnkit import geometry, storage
 from tnkit.activations import Activations
 from tnkit.comparison import Comparison, Control, compare
 from tnkit.errors import TnkitError
-from tnkit.interventions import Ablation, LastToken
+from tnkit.interventions import Ablation
+from tnkit.last_token import LastToken
 from tnkit.models import Model
 from tnkit.neurons import NeuronSet
 from tnkit.passes import capture

@@ -34,6 +34,7 @@ from tnkit.checks import completeness_error, fingerprint, fingerprint_there, par
 from tnkit.errors import TnkitError
 from tnkit.remote import checked as remote_at
 from tnkit.remote import server_of, undispatched
+from tnkit.sessions import state_of
 from tnkit.trace import Change, ask_module, ask_weights
 
 __all__ = ["Model", "check_layers", "completeness_error", "load_model"]
@@ -56,7 +57,6 @@ class Model:
         blocks_path, final_norm_path: dotted paths of the decoder blocks and of the norm after the last one.
         n_layers, n_neurons, hidden_size: numbers of layers, of neurons in a layer, of residual stream coordinates.
         remote: False, or where it runs: True for NDIF, or a server's URL. Then no weights are here.
-        ablations: what is switched off at the moment, for provenance; `tnkit.Ablation` keeps it.
         edits: how to switch it off in the trace of a remote model; `tnkit.Ablation` keeps it.
 
     >>> from tnkit.tests.tiny import tiny_model
@@ -78,7 +78,6 @@ class Model:
     n_neurons: int
     hidden_size: int
     remote: bool | str = False
-    ablations: list[dict[str, Any]] = field(default_factory=list, repr=False)
     edits: list[Callable[..., dict[int, Change]]] = field(default_factory=list, repr=False)
 
     @property
@@ -94,6 +93,11 @@ class Model:
                 f"generation, perplexity, lens, harness and export need its weights: load_model({self.name!r}) here"
             )
         return self.lm._module
+
+    @property
+    def ablations(self) -> list[dict[str, Any]]:
+        """What is ablated at the moment, through whichever wrapper of the module, for provenance."""
+        return state_of(self.lm._module).ablations
 
     @property
     def boundary(self) -> int:
