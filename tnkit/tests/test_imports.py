@@ -12,7 +12,7 @@ import tnkit as tn
 FOLDER = Path(tn.__file__).parent
 # Each module may import those before it.
 ORDER = """
-errors sessions storage pickles tokens parallel architecture packaged remote trace scopes
+errors sessions storage provenance pickles tokens parallel architecture packaged remote trace scopes
 checks models batches shards activations passes centroids closed_form neurons scoring
 readers corpora variants sums detection
 interventions last_token export comparison answers generation behaviour harness
