@@ -26,6 +26,7 @@ from tnkit.activations import Activations
 from tnkit.errors import TnkitError, one_of
 from tnkit.models import Model
 from tnkit.neurons import NeuronSet
+from tnkit.provenance import check_made_with
 from tnkit.scopes import TOKENS, chosen_now, decoder_of, last_words, watched
 from tnkit.sessions import TURN, state_of
 from tnkit.trace import Change, changed, chosen_tokens
@@ -220,6 +221,7 @@ def neurons_of(model: Model, neurons: Iterable[tuple[int, int]]) -> NeuronSet:
             f"the neurons are of a model of {neurons.shape} (layers, neurons a layer), and {model.name} has {shape}; "
             "select neurons of this model"
         )
+    check_made_with(model, neurons.provenance, "these neurons")
     return neurons
 
 
@@ -246,5 +248,6 @@ def _check_means(model: Model, means: Activations) -> None:
             f"means hold {len(means)} sentences of {values.shape[-1]} neurons a layer; give a capture of at least one "
             f"sentence of {model.name}, which has {model.n_neurons}"
         )
+    check_made_with(model, means.provenance, "the means")
     if means.provenance.get("ablations"):
         raise TnkitError("means were captured while neurons were ablated; capture them from the untouched model")
