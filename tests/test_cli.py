@@ -233,7 +233,7 @@ def test_the_cache_is_used_shown_and_cleared(tnkit, monkeypatch):
     "line, said",
     [
         (f"{DETECT} --model_id nobody/nothing", ["unknown model 'nobody/nothing'", "gemma-3-270m"]),
-        (f"{DETECT} --model_id other", ["made with", "model", "other", "estimate them"]),
+        (f"{DETECT} --model_id other", ["made with", "model", "other", "make them"]),
         (f"{DETECT} --model_id shallow", ["4 layers", "shallow has 3", "estimate them"]),
         (f"{DETECT} --centroids_path shallow.safetensors", ["3 layers", "model has 4", "estimate them"]),
         (f"{DETECT} --centroids_path missing.safetensors", ["no file missing.safetensors"]),

@@ -82,7 +82,7 @@ def test_a_task_is_evaluated_before_and_after(capsys):
     ("extra", "words"),
     [
         ("--neurons missing.json", "there is no file missing.json"),
-        ("--model_id other", "holds neurons of"),
+        ("--model_id other", "were made with"),
         ("--lang_for_TN fr", "no column for fr"),
         ("--out t.txt", "name a file that ends in .csv"),
         ("--figure pairs.tsv", "name a file that ends in .png"),

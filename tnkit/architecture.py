@@ -101,6 +101,10 @@ def decoder_blocks(module: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         and len(child) == depth
         and any(has(child[0], site) for site in _LAST_MAPS + _ATTENTIONS)
     ]
+    if len(found) > 1:  # an image encoder may be as deep as the text model
+        decoder = module.get_decoder()
+        texts = [(path, blocks) for path, blocks in found if any(child is blocks for child in decoder.modules())]
+        found = texts or found
     for path, blocks in found:
         for index, block in enumerate(blocks):
             expert = next((part for part, _ in block.named_modules() if part.split(".")[-1] in _EXPERTS), None)

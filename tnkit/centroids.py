@@ -19,6 +19,7 @@ from tnkit import pickles, storage
 from tnkit.activations import Activations
 from tnkit.errors import TnkitError
 from tnkit.models import Model
+from tnkit.provenance import check_made_with
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -79,12 +80,7 @@ class Centroids:
                 f"these centroids have {depth} layers of width {width} ({made_with.get('name', 'model unknown')}), "
                 f"{model.name} has {model.n_layers} of width {model.hidden_size}; estimate them with {model.name}"
             )
-        if made_with and made_with["weights"] != model.weights_hash:
-            raise TnkitError(
-                f"these centroids were made with {made_with['name']} in {made_with['dtype']} (weights "
-                f"{made_with['weights']}), not with {model.name} in {model.provenance['dtype']} (weights "
-                f"{model.weights_hash}); estimate them with the model that you score"
-            )
+        check_made_with(model, self.provenance, "these centroids")
         return self
 
     def to_frame(self) -> "pd.DataFrame":

@@ -11,18 +11,21 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+import xxhash
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from tnkit.architecture import Sites, whole
 from tnkit.errors import TnkitError
+from tnkit.storage import tensor_bytes
 from tnkit.trace import OutOfOrderError, trace_blocks
 
 if TYPE_CHECKING:
     from tnkit.models import Model
 
 _PROBE = "Languages meet in the middle, 2 by 2; 言葉は中で出会う。"
-_PIECE = 1 << 18  # values of a weight summed at a time, so that they stay in the processor's cache
+_ROW = 1 << 14  # words of a weight that are hashed together
+_KNOWN: dict[bytes, str] = {}  # weights hashes, by the XXH3 of the same weights
 
 
 def completeness_error(model: Model) -> Float[Tensor, "layer"]:
@@ -116,16 +119,49 @@ def fingerprint_there(module: Any, size: int) -> str | None:
 
 
 def fingerprint(module: Any) -> str:
-    """`Model.weights_hash` of a module, or of nnsight's wrapper of one."""
-    digest = hashlib.sha256()
+    """`Model.weights_hash` of a module, or of nnsight's wrapper of one, read from its weights as they are now."""
+    digest, seen = hashlib.sha256(), {}
     for name, tensor in module.state_dict(keep_vars=True).items():
-        flat = whole(tensor.detach()).reshape(-1)
-        kind = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()]
-        bits = flat.view(kind)
-        total = torch.stack([piece.sum() for piece in bits.split(_PIECE)]).sum()  # one sum makes 64-bit copies of all
-        sample = bits[:: max(1, len(bits) // 64)][:64].tolist()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {int(total)} {sample}\n".encode())
-    return digest.hexdigest()[:16]
+        if id(tensor) not in seen:  # tied weights are read once
+            seen[id(tensor)] = row_sums(whole(tensor.detach()))
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {seen[id(tensor)]}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def row_sums(tensor: Tensor) -> list[int]:
+    """Multilinear hashes (Lemire & Kaser, 2014) of a tensor's bytes, 64 KiB at a time.
+
+    Each is the sum, mod 2^64, of 32-bit words times odd keys that depend on the place of the word. Integers are exact,
+    so every device gives the same, at about the speed of its memory.
+    """
+    data = tensor.contiguous().reshape(-1).view(torch.uint8)
+    if data.storage_offset() % 4:
+        data = data.clone()
+    size = 4 * _ROW
+    end = len(data) // size * size
+    keys = torch.arange(1, _ROW + 1, device=data.device) * -7046029254386353131  # mixed as splitmix64 does
+    keys = (keys ^ keys >> 30) * -4658895280553007687
+    keys = (keys ^ keys >> 27) | 1
+    rest = torch.nn.functional.pad(data[end:], (0, size - len(data) + end))
+    step = 1 if data.device.type == "cpu" else 1024  # rows at a time: one stays in a processor's cache
+    rows = [(part * keys).sum(dim=1) for part in data[:end].view(torch.int32).view(-1, _ROW).split(step)]
+    return torch.cat([*rows, (rest.view(torch.int32) * keys).sum()[None]]).tolist()
+
+
+def weights_hash(module: nn.Module) -> str:
+    """`fingerprint`, taken again only where a weight's bytes have changed, which XXH3 tells several times as fast."""
+    state = module.state_dict(keep_vars=True)
+    if any(tensor.device.type != "cpu" for tensor in state.values()):
+        return fingerprint(module)
+    seen, digest = set(), xxhash.xxh3_128()
+    for name, tensor in state.items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {id(tensor) in seen}\n".encode())
+        if id(tensor) not in seen:
+            digest.update(tensor_bytes(tensor))
+        seen.add(id(tensor))
+    if (bytes_now := digest.digest()) not in _KNOWN:
+        _KNOWN[bytes_now] = fingerprint(module)
+    return _KNOWN[bytes_now]
 
 
 def unread(_module: Any) -> None:

@@ -198,14 +198,10 @@ def _size(count: int | float) -> str:
 
 def _neurons(path: str, model: "Model") -> "NeuronSet":
     import tnkit as tn
+    from tnkit.provenance import check_made_with
 
     found = tn.NeuronSet.load(path, shape=(model.n_layers, model.n_neurons))
-    made_with = found.provenance.get("model", {})
-    if made_with and made_with.get("weights") != model.weights_hash:
-        raise TnkitError(
-            f"{path} holds neurons of {made_with.get('name')} (weights {made_with.get('weights')}), not of "
-            f"{model.name} (weights {model.weights_hash}); detect them in the model that you ablate"
-        )
+    check_made_with(model, found.provenance, f"the neurons of {path}")
     return found
 
 

@@ -30,10 +30,11 @@ from transformers.pytorch_utils import Conv1D
 
 from tnkit import architecture, packaged, parallel, storage
 from tnkit.architecture import Sites
-from tnkit.checks import completeness_error, fingerprint, fingerprint_there, part, proved, unread
+from tnkit.checks import completeness_error, fingerprint, fingerprint_there, part, proved, unread, weights_hash
 from tnkit.errors import TnkitError
 from tnkit.remote import checked as remote_at
 from tnkit.remote import server_of, undispatched
+from tnkit.sessions import state_of
 from tnkit.tokens import template_of
 from tnkit.trace import Change, ask_module, ask_weights
 
@@ -57,7 +58,6 @@ class Model:
         blocks_path, final_norm_path: dotted paths of the decoder blocks and of the norm after the last one.
         n_layers, n_neurons, hidden_size: numbers of layers, of neurons in a layer, of residual stream coordinates.
         remote: False, or where it runs: True for NDIF, or a server's URL. Then no weights are here.
-        ablations: what is switched off at the moment, for provenance; `tnkit.Ablation` keeps it.
         edits: how to switch it off in the trace of a remote model; `tnkit.Ablation` keeps it.
         template: the text around every sentence, {sentence} in its place; None reads sentences as they are.
 
@@ -80,7 +80,6 @@ class Model:
     n_neurons: int
     hidden_size: int
     remote: bool | str = False
-    ablations: list[dict[str, Any]] = field(default_factory=list, repr=False)
     edits: list[Callable[..., dict[int, Change]]] = field(default_factory=list, repr=False)
     template: str | None = None
 
@@ -97,6 +96,11 @@ class Model:
                 f"generation, perplexity, lens, harness and export need its weights: load_model({self.name!r}) here"
             )
         return self.lm._module
+
+    @property
+    def ablations(self) -> list[dict[str, Any]]:
+        """What is ablated at the moment, through whichever wrapper of the module, for provenance."""
+        return state_of(self.lm._module).ablations
 
     @property
     def boundary(self) -> int:
@@ -173,40 +177,45 @@ class Model:
         learned gain of the branch's own norm in Gemma and OLMo 2.
         """
         check_layers(self, [layer])
-        return self.output_gains[layer]
+        if self.remote:
+            return self._gains_there[layer]
+        norm, weight = self.sites.norm, self._last_map(layer).weight
+        return architecture.output_gain(
+            attrgetter(norm)(self._blocks[layer]) if norm else None,
+            self.sites.multiplier,
+            torch.empty(self.hidden_size, dtype=weight.dtype, device=weight.device),
+        )
 
     @cached_property
-    def output_gains(self) -> list[Float[Tensor, "hidden"]]:
-        """`output_gain` of every layer."""
-        if self.remote:
-            return list(ask_weights(self, partial(part, 1), dict.fromkeys(range(self.n_layers), ())).values())
-        norm = attrgetter(self.sites.norm) if self.sites.norm else (lambda _: None)
-        return [
-            architecture.output_gain(
-                norm(block),
-                self.sites.multiplier,
-                torch.empty(self.hidden_size, dtype=last_map.weight.dtype, device=last_map.weight.device),
-            )
-            for block, last_map in zip(self._blocks, map(self._last_map, range(self.n_layers)), strict=True)
-        ]
+    def _gains_there(self) -> list[Float[Tensor, "hidden"]]:
+        """`output_gain` of every layer of a remote model."""
+        return list(ask_weights(self, partial(part, 1), dict.fromkeys(range(self.n_layers), ())).values())
 
     def output_bias(self, layer: int) -> Float[Tensor, "hidden"]:
         """The bias of the MLP's last linear map (zeros where it has none), float32."""
         if self.remote:
             return ask_weights(self, partial(part, 2), {layer: ()})[layer]
         bias = getattr(self._last_map(layer), "bias", None)
-        return torch.zeros_like(self.output_gains[layer]) if bias is None else architecture.whole(bias.detach()).float()
+        return torch.zeros_like(self.output_gain(layer)) if bias is None else architecture.whole(bias.detach()).float()
+
+    @property
+    def weights_hash(self) -> str:
+        """A fingerprint of every parameter's name, shape, dtype and bytes (32 hex digits), as they are now.
+
+        It sees any change of weights or of their order, also one made in place. The weights are read each time: a
+        gigabyte takes about 0.2 s on a CPU. Weights that are spread over processes are read once, when they are loaded.
+        A remote model's are read once, on its server, and give the same as here; where its blocks cannot read them, the
+        fingerprint is "named:" and that of the name by which the server knows the checkpoint, and vouches for that name
+        only.
+        """
+        if self.remote:
+            return self._there[0]
+        return self._gathered_hash if self.sharded else weights_hash(self.module)
 
     @cached_property
-    def weights_hash(self) -> str:
-        """A fingerprint of every parameter's name, shape, dtype and bits (16 hex digits).
-
-        Each tensor enters through the exact integer sum of its bits and through 64 evenly spaced values, so that a
-        change of one value is seen without hashing gigabytes. A remote model's is taken on its server, and equals that
-        of the same weights here; where its blocks cannot read the weights, it is "named:" and a fingerprint of the
-        name by which the server knows the checkpoint, and vouches for that name only.
-        """
-        return self._there[0] if self.remote else fingerprint(self.module)
+    def _gathered_hash(self) -> str:
+        """Of weights that all processes must gather together."""
+        return fingerprint(self.module)
 
     @cached_property
     def _there(self) -> tuple[str, str]:
@@ -220,14 +229,16 @@ class Model:
             seen = f"named:{hashlib.sha256(self.lm.to_model_key().encode()).hexdigest()[:16]}"
         return seen, dtype.removeprefix("torch.")
 
-    @cached_property
+    @property
     def provenance(self) -> dict[str, Any]:
-        """What results record of the model: name, revision, weights hash, dtype and shape."""
+        """What results record of the model as it is now: name, revision, weights hash, dtype, attention and shape."""
+        attention = {} if self.remote else {"attention": self.module.config._attn_implementation}
         return {
             "name": self.name,
             "revision": self.revision,
             "weights": self.weights_hash,
             "dtype": str(self.dtype).removeprefix("torch."),
+            **attention,
             "layers": self.n_layers,
             "neurons": self.n_neurons,
             "hidden": self.hidden_size,

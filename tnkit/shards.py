@@ -33,6 +33,7 @@ from tnkit.remote import server_of
 _LOG = logging.getLogger("tnkit")
 _OURS = (
     "tnkit.interventions.",
+    "tnkit.scopes.",
     "torch.",
     "transformers.",
     "accelerate.",

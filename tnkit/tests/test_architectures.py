@@ -10,7 +10,7 @@ from tnkit.models import completeness_error
 from tnkit.tests import oracle
 from tnkit.tests.tiny import ARCHITECTURES, SENTENCES, tiny_model, tiny_module
 
-every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
+every_architecture = pytest.mark.parametrize("name", [*ARCHITECTURES, "gemma3-image-text", "llava", "mistral3"])
 
 
 def ids_of(model, sentence):

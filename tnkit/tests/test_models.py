@@ -8,8 +8,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import tnkit as tn
+from tnkit import checks, provenance
 from tnkit.architecture import Sites
 from tnkit.models import completeness_error
+from tnkit.provenance import check_made_with
 from tnkit.tests.tiny import SENTENCES, byte_tokenizer, tiny_model, tiny_module
 
 SMALL = {
@@ -153,6 +155,83 @@ def test_one_changed_weight_changes_the_hash():
     with torch.no_grad():
         module.model.layers[2].mlp.down_proj.weight[3, 17] += 1e-3
     assert tn.load_model(module, tokenizer=byte_tokenizer()).weights_hash != before
+
+
+def test_permuted_neurons_are_another_model():
+    """They compute the same function, so only the order of the weights tells them apart."""
+    module = copy.deepcopy(tiny_module("llama"))
+    swap = [*range(48)]
+    swap[7], swap[9] = 9, 7
+    with torch.no_grad():
+        for layer in module.model.layers:
+            layer.mlp.down_proj.weight.copy_(layer.mlp.down_proj.weight[:, swap].clone())
+            for name in ("gate_proj", "up_proj"):
+                getattr(layer.mlp, name).weight.copy_(getattr(layer.mlp, name).weight[swap].clone())
+    assert tn.load_model(module, tokenizer=byte_tokenizer()).weights_hash != tiny_model("llama").weights_hash
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
+def test_every_byte_and_its_place_are_hashed(dtype):
+    """Of sizes around a row of the hash: a changed first, middle or last value, two swapped ones, a part swapped."""
+    torch.manual_seed(0)
+    for count in (1, 3, checks._ROW - 1, checks._ROW, 2 * checks._ROW + 1, 5 * checks._ROW):
+        values = torch.randn(count).to(dtype).view(torch.uint8)
+        seen = {tuple(checks.row_sums(values.view(dtype)))}
+        places = {0, len(values) // 2, len(values) - 1}
+        for place in places:
+            changed = values.clone()
+            changed[place] ^= 1
+            seen.add(tuple(checks.row_sums(changed.view(dtype))))
+        for shift in (2, 4 * checks._ROW) if len(values) > 4 * checks._ROW else ():
+            seen.add(tuple(checks.row_sums(values.roll(shift).view(dtype))))
+        assert len(seen) == 1 + len(places) + 2 * (len(values) > 4 * checks._ROW)
+    odd = torch.randn(9).to(dtype)[1:]  # does not begin at a whole word in half precision
+    assert checks.row_sums(odd) == checks.row_sums(odd.clone())
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda module: module.model.layers[1].mlp.down_proj.weight.data.mul_(1.5),
+        lambda module: module.model.norm.weight.data.copy_(torch.ones(32)),
+        lambda module: module.to(torch.bfloat16),
+        lambda module: module.set_input_embeddings(torch.nn.Embedding(260, 32)),
+        lambda module: setattr(module.config, "_attn_implementation", "eager"),
+    ],
+    ids=["data", "copy", "dtype", "module", "attention"],
+)
+def test_hash_provenance_and_gains_are_those_of_the_model_as_it_is_now(edit):
+    module = copy.deepcopy(tiny_module("llama"))
+    model = tn.load_model(module, tokenizer=byte_tokenizer())
+    before = model.provenance
+    assert model.provenance == before
+    edit(module)
+    fresh = tn.load_model(module, tokenizer=byte_tokenizer())
+    assert model.provenance == fresh.provenance != before
+    assert model.weights_hash == checks.fingerprint(module)
+
+
+def test_an_output_gain_that_was_edited_is_read_anew():
+    module = copy.deepcopy(tiny_module("gemma3"))
+    model = tn.load_model(module, tokenizer=byte_tokenizer())
+    before = model.output_gain(2)
+    module.model.layers[2].post_feedforward_layernorm.weight.data.add_(0.5)
+    torch.testing.assert_close(model.output_gain(2), before + 0.5)
+
+
+def test_results_of_another_model_are_refused_and_those_of_an_old_tnkit_told(caplog):
+    model = tiny_model("llama")
+    theirs = {"model": model.provenance | {"name": "theirs", "weights": "f" * 32}}
+    for about in (theirs, {"control": {}, "of": theirs}, {"or": [{}, theirs]}):
+        with pytest.raises(tn.TnkitError, match=r"these neurons were made with theirs .*f{32}.*LlamaForCausalLM.*list"):
+            check_made_with(model, about, "these neurons")
+    for about in ({}, {"file": "n.pkl"}, {"model": model.provenance}, {"model": {"name": "named only"}}):
+        check_made_with(model, about, "these neurons")
+    assert not caplog.records
+    provenance._TOLD.clear()
+    for _ in range(2):
+        check_made_with(model, {"model": {"weights": "0123456789abcdef"}}, "these neurons")
+    assert "these neurons: an older tnkit" in caplog.text and len(caplog.records) == 1
 
 
 def test_layers_of_early_and_late_follow_the_paper():

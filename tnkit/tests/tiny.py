@@ -5,7 +5,7 @@ from functools import cache
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 _LLAMA = {
     "hidden_size": 32,
@@ -77,10 +77,47 @@ ARCHITECTURES: dict[str, tuple[str, dict]] = {
     ),
 }
 _TOKENS = {"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
+_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,  # as many as the text model has
+    "num_attention_heads": 4,
+    "image_size": 28,
+    "patch_size": 14,
+    "num_channels": 3,
+}
+
+# image-text wrapper: (model type, text configuration, options of its own)
+IMAGE_TEXT: dict[str, tuple[str, dict, dict]] = {
+    "gemma3-image-text": (
+        "gemma3",
+        _GEMMA,
+        {"mm_tokens_per_image": 4, "boi_token_index": 258, "eoi_token_index": 258, "vision_config": _VISION},
+    ),
+    "llava": (
+        "llava",
+        _LLAMA | {"model_type": "llama"},
+        {"vision_config": _VISION | {"model_type": "clip_vision_model", "projection_dim": 32}},
+    ),
+    "mistral3": (
+        "mistral3",
+        _LLAMA | {"model_type": "mistral"},
+        {"vision_config": _VISION | {"model_type": "pixtral"}},
+    ),
+    "paligemma": (  # attends to its prompt in both directions
+        "paligemma",
+        _LLAMA | {"model_type": "gemma"},
+        {"projection_dim": 32, "vision_config": _VISION | {"model_type": "siglip_vision_model", "projection_dim": 32}},
+    ),
+}
 
 
 def tiny_config(name: str):
-    """The configuration of a tiny model of that architecture."""
+    """The configuration of a tiny model of that architecture, or of that image-text wrapper."""
+    if name in IMAGE_TEXT:
+        model_type, text, options = IMAGE_TEXT[name]
+        text = {"vocab_size": 260, **_TOKENS, **text}
+        return AutoConfig.for_model(model_type, text_config=text, image_token_index=259, **options)
     model_type, options = ARCHITECTURES[name]
     return AutoConfig.for_model(model_type, vocab_size=260, **_TOKENS, **options)
 
@@ -88,8 +125,14 @@ def tiny_config(name: str):
 @cache
 def tiny_module(name: str) -> transformers.PreTrainedModel:
     """A tiny random model whose every parameter is drawn anew, so that no bias is zero and no gain is one."""
+    auto = AutoModelForImageTextToText if name in IMAGE_TEXT else AutoModelForCausalLM
+    return redrawn(auto.from_config(tiny_config(name)))
+
+
+def redrawn(module: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
+    """The module with every parameter drawn anew."""
     generator = torch.Generator().manual_seed(0)
-    module = AutoModelForCausalLM.from_config(tiny_config(name)).eval()
+    module.eval()
     with torch.no_grad():
         for parameter in module.parameters():
             noise = torch.randn(parameter.shape, generator=generator)

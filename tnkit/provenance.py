@@ -1,0 +1,63 @@
+"""Which model a result was made with, and whether it is the one at hand: `check_made_with`."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from tnkit.errors import TnkitError
+
+if TYPE_CHECKING:
+    from tnkit.models import Model
+
+_LOG = logging.getLogger("tnkit")
+_OLD_HASH = re.compile("[0-9a-f]{16}")  # of tnkit up to 0.1: sums of weights, blind to their order
+_TOLD: set[str] = set()  # which results were warned about
+
+
+def check_made_with(model: Model, provenance: Any, what: str) -> None:
+    """Refuse a result that was made with other weights than the model has now.
+
+    A result that does not say which weights it was made with passes. So does one with a hash of an old tnkit, which
+    cannot be compared: a warning says so.
+
+    Args:
+        model: from `load_model`.
+        provenance: of the result; models that it names at any depth are checked.
+        what: what the result is, for the message, as in "these neurons".
+
+    Raises:
+        TnkitError: naming both models, their weights hashes, and how to use the result on purpose.
+
+    >>> from tnkit.tests.tiny import tiny_model
+    >>> check_made_with(tiny_model(), {"model": tiny_model().provenance}, "these neurons")
+    >>> check_made_with(tiny_model(), {"model": tiny_model("qwen3").provenance}, "these neurons")
+    Traceback (most recent call last):
+    ...
+    tnkit.errors.TnkitError: these neurons were made with Qwen3ForCausalLM in float32 (weights ...
+    """
+    made_with = {one["weights"]: one for one in _models(provenance)}
+    for weights, theirs in made_with.items():
+        if _OLD_HASH.fullmatch(str(weights)):
+            if what not in _TOLD:
+                _LOG.warning("%s: an older tnkit recorded their model's weights, so these cannot be compared", what)
+            _TOLD.add(what)
+        elif weights != model.weights_hash:
+            raise TnkitError(
+                f"{what} were made with {theirs.get('name')} in {theirs.get('dtype')} (weights {weights}), not with "
+                f"{model.name} in {model.provenance['dtype']} (weights {model.weights_hash}) as it is now; make them "
+                "with this model, or pass list(neurons) to use the same places in another model"
+            )
+
+
+def _models(provenance: Any) -> Iterator[dict[str, Any]]:
+    """The models with weights that a provenance names, also those of the sets that a set was made of."""
+    if isinstance(provenance, dict):
+        if isinstance(model := provenance.get("model"), dict) and "weights" in model:
+            yield model
+        provenance = list(provenance.values())
+    if isinstance(provenance, list):
+        for part in provenance:
+            yield from _models(part)
