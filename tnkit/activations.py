@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tnkit import storage
 from tnkit.errors import TnkitError
+from tnkit.tokens import ends_frame, ends_lines
 from tnkit.trace import SITES
 
 if TYPE_CHECKING:
@@ -95,6 +96,13 @@ class Activations:
             index=pd.Index(self.layers, name="layer"),
         )
 
+    def ends(self) -> "pd.DataFrame":
+        """How the sentences end: the commonest last token, its share, the share in punctuation, sentences without word.
+
+        What "last" reads is mostly a full stop, which differs between languages; position="last_word" reads a word.
+        """
+        return ends_frame([self.provenance.get("sentences", {})])
+
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw `to_frame` by layer."""
         from tnkit import plots
@@ -125,7 +133,9 @@ class Activations:
     def _repr_html_(self) -> str:
         shapes = {name: " × ".join(map(str, tensor.shape)) for name, tensor in self.tensors().items()}
         sentences = self.provenance.get("sentences", {})
-        return storage.html_card("Activations", {"sentences": len(self), **sentences, **shapes})
+        about = {name: value for name, value in sentences.items() if name != "ends"}
+        about |= dict(zip(["last tokens"], ends_lines([sentences]).values(), strict=False))
+        return storage.html_card("Activations", {"sentences": len(self), **about, **shapes})
 
 
 class Gathering:

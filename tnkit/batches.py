@@ -14,10 +14,14 @@ from tnkit import parallel, storage
 from tnkit.errors import TnkitError
 from tnkit.models import Model
 from tnkit.remote import server_of
+from tnkit.tokens import Specials, ends, last_word, special_ids, special_tokens, tell, without_final_punctuation
 
 _CPU_TOKENS, _GPU_TOKENS = 768, 16_384
 _NEURON_STATES, _HIDDEN_STATES = 4, 16  # of a token, that a block holds at once
+POSITIONS = ("last", "mean", "last_word", "end")
 _SHORT = 4  # tokens of a short sentence
+_AS_IT_IS: dict[str, Any] = {"padding": False, "truncation": False, "verbose": False}
+Weights = Float[Tensor, "sentence token"]
 if TYPE_CHECKING:
     Numbers = array[int]
 else:
@@ -32,11 +36,13 @@ class Tokens(Sequence[Numbers]):
     (2, [256], [2, 1])
     """
 
-    def __init__(self, sentences: Iterable[Sequence[int]]) -> None:
+    def __init__(self, sentences: Iterable[Sequence[int]], spans: Iterable[tuple[int, int]] | None = None) -> None:
+        """Keep the ids and, where a template is around the sentences, the places where theirs begin and end."""
         self._ids, self._ends = array("i"), array("q", [0])
         for ids in sentences:
             self._ids.extend(ids)
             self._ends.append(len(self._ids))
+        self._spans = None if spans is None else array("i", (place for span in spans for place in span))
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -50,12 +56,61 @@ class Tokens(Sequence[Numbers]):
         """How many tokens each sentence has."""
         return array("i", (end - start for start, end in pairwise(self._ends)))
 
+    def span(self, number: int) -> tuple[int, int]:
+        """Where the sentence's own tokens begin, and the place after the last of them."""
+        if self._spans is None:
+            return 0, self._ends[number + 1] - self._ends[number]
+        return self._spans[2 * number], self._spans[2 * number + 1]
 
-def tokenised(model: Model, sentences: Sequence[str]) -> Tokens:
-    """Token ids of each sentence, special tokens included.
+    def own(self) -> Iterator[Numbers]:
+        """Each sentence's own token ids, without those of a template."""
+        for number, ids in enumerate(self):
+            start, stop = self.span(number)
+            yield ids[start:stop]
+
+
+def tokenised(model: Model, sentences: Sequence[str], *, whole: bool = False, suffix: str | None = None) -> Tokens:
+    """Token ids of each sentence, special tokens included, and whatever else the tokenizer is set to add.
+
+    Truncation, padding and the maximal length that the tokenizer is set to are left aside. A template goes around the
+    sentence, without the white space at its ends; what comes after the sentence's last token is cut off.
+
+    Args:
+        model: from `load_model`.
+        sentences: any sequence of str.
+        whole: keep all of the template, up to the prompt for an answer.
+        suffix: put in place of each sentence's final punctuation; None leaves the sentences as they are.
 
     Raises:
         TnkitError: for no sentences, or one that is not str, has no tokens, or has more than the model's context.
+    """
+    check_sentences(sentences)
+    if not (suffix is None or isinstance(suffix, str)):
+        raise TnkitError(f"suffix={suffix!r} must be str, such as '.', or None to leave the sentences as they are")
+    parts = (list(sentences[start : start + 1000]) for start in range(0, len(sentences), 1000))
+    if suffix is not None:
+        parts = ([without_final_punctuation(text) + suffix for text in part] for part in parts)
+    if model.template is None:
+        tokens = Tokens(ids for part in parts for ids in model.tokenizer(part, **_AS_IT_IS)["input_ids"])
+    else:
+        spans: list[tuple[int, int]] = []
+        tokens = Tokens(_wrapped(model, (text for part in parts for text in part), spans, whole), spans)
+    for number, length in enumerate(tokens.lengths()):
+        if not length:
+            raise TnkitError(f"sentence {number} ({sentences[number]!r:.60}) has no tokens; drop it")
+        if model.context and length > model.context:
+            raise TnkitError(
+                f"sentence {number} ({sentences[number]!r:.60}) has {length} tokens, {model.name} reads at most "
+                f"{model.context}; shorten it or split it"
+            )
+    tell(model.tokenizer, specials_of(model, tokens), model.name)
+    return tokens
+
+
+def check_sentences(sentences: Sequence[str]) -> None:
+    """Refuse what is not a sequence of at least one str.
+
+    >>> check_sentences(["Hi!"])
     """
     if isinstance(sentences, str):
         raise TnkitError("sentences must be a sequence of str, not one str; put it in a list")
@@ -67,17 +122,50 @@ def tokenised(model: Model, sentences: Sequence[str]) -> Tokens:
             f"sentence {wrong} is {type(sentences[wrong]).__name__}, expected str; "
             'of a Corpus, name split and language: corpus["train"]["ja"]'
         )
-    parts = (list(sentences[start : start + 1000]) for start in range(0, len(sentences), 1000))
-    tokens = Tokens(ids for part in parts for ids in model.tokenizer(part)["input_ids"])
-    for number, length in enumerate(tokens.lengths()):
-        if not length:
-            raise TnkitError(f"sentence {number} ({sentences[number]!r:.60}) has no tokens; drop it")
-        if model.context and length > model.context:
-            raise TnkitError(
-                f"sentence {number} ({sentences[number]!r:.60}) has {length} tokens, {model.name} reads at most "
-                f"{model.context}; shorten it or split it"
-            )
-    return tokens
+
+
+def _wrapped(
+    model: Model, sentences: Iterable[str], spans: list[tuple[int, int]], whole: bool
+) -> Iterator[Sequence[int]]:
+    """Token ids of sentences within the model's template; the span of each sentence's own tokens is appended."""
+    if not model.tokenizer.is_fast:
+        raise TnkitError(
+            f"{model.name} has a tokenizer in Python, which does not say where a sentence ends within a template; "
+            "load it with use_fast=True"
+        )
+    head, _, tail = str(model.template).partition("{sentence}")
+    for number, sentence in enumerate(sentences):
+        text = sentence.strip()
+        if not text:
+            raise TnkitError(f"sentence {number} ({sentence!r:.60}) has no text to put into the template; drop it")
+        read = model.tokenizer(head + text + tail, add_special_tokens=False, return_offsets_mapping=True, **_AS_IT_IS)
+        ids, offsets = read["input_ids"], read["offset_mapping"]
+        start = next(place for place, (_, end) in enumerate(offsets) if end > len(head))
+        stop = next(place + 1 for place in reversed(range(len(ids))) if offsets[place][0] < len(head) + len(text))
+        spans.append((start, stop))
+        yield ids if whole else ids[:stop]
+
+
+def specials_of(model: Model, tokens: Tokens) -> Specials:
+    """What `special_tokens` says of a model's sentences."""
+    return special_tokens(model.tokenizer, tokens, map(tokens.span, range(len(tokens))))
+
+
+def read_places(model: Model, tokens: Tokens, position: str) -> Numbers:
+    """The place of the token that is read of each sentence; "mean" has the last one, which it does not use.
+
+    >>> from tnkit.tests.tiny import tiny_model
+    >>> tokens = tokenised(tiny_model(), ["Hi!", "Hi"])
+    >>> list(read_places(tiny_model(), tokens, "last")), list(read_places(tiny_model(), tokens, "last_word"))
+    ([3, 2], [2, 2])
+    """
+    if position != "last_word":
+        return array("i", (length - 1 for length in tokens.lengths()))
+    spans = map(tokens.span, range(len(tokens)))
+    return array(
+        "i",
+        (start + last_word(model.tokenizer, ids) for (start, _), ids in zip(spans, tokens.own(), strict=True)),
+    )
 
 
 def by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -151,15 +239,27 @@ def padded(model: Model, tokens: Sequence[Sequence[int]]) -> tuple[dict[str, Ten
     return inputs, (lengths - 1).to(model.device)
 
 
-def token_weights(model: Model, inputs: dict[str, Tensor], index: Sequence[int]) -> Float[Tensor, "sentence token"]:
-    """Equal weights, summing to 1, of the tokens that are neither padding nor special."""
-    special = [token for token in model.tokenizer.all_special_ids if token != model.tokenizer.unk_token_id]
+def token_weights(model: Model, inputs: dict[str, Tensor], tokens: Tokens, index: Sequence[int]) -> Weights:
+    """Equal weights, summing to 1, of a sentence's own tokens that are neither padding nor special."""
     ids = inputs["input_ids"]
-    counted = inputs["attention_mask"].bool() & ~torch.isin(ids, torch.tensor(special, device=ids.device))
+    spans = torch.tensor([tokens.span(number) for number in index], device=ids.device)
+    places = torch.arange(ids.shape[1], device=ids.device)
+    own = (places >= spans[:, :1]) & (places < spans[:, 1:])
+    counted = own & ~torch.isin(ids, torch.tensor(sorted(special_ids(model.tokenizer)), device=ids.device))
     empty = (~counted.any(dim=1)).nonzero()
     if len(empty):
         raise TnkitError(f"sentence {index[int(empty[0])]} has only special tokens; there is nothing to average")
     return counted / counted.sum(dim=1, keepdim=True)
+
+
+def read_from(
+    model: Model, sentences: Sequence[str], tokens: Tokens, *, position: str, suffix: str | None
+) -> dict[str, Any]:
+    """`provenance_of` with the token that is read, the special tokens, and how the sentences end."""
+    about = provenance_of(model, sentences)
+    about["sentences"] |= {"ends": ends(model.tokenizer, tokens.own())}
+    about |= {"position": position, "tokens": specials_of(model, tokens)}
+    return about | ({} if suffix is None else {"suffix": suffix})
 
 
 def provenance_of(model: Model, sentences: Sequence[str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ answer_questions(model, questions, answers, language="ja", neurons=type1).to_fra
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,7 +18,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from tnkit import storage
 from tnkit.batches import by_length, padded, provenance_of, tokenised
@@ -27,6 +26,8 @@ from tnkit.generation import Answered, Continuations, answer_questions, continua
 from tnkit.interventions import Ablation
 from tnkit.models import Model
 from tnkit.neurons import NeuronSet
+from tnkit.scopes import decoder_of
+from tnkit.sessions import TURN
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -169,8 +170,8 @@ def perplexity(
         model: from `load_model`.
         sentences: any sequence of str.
         neurons: a `NeuronSet` or (layer, neuron) pairs to switch off.
-        tokens: "all" or "prompt", as in `Ablation`; a text that is read and not continued is all prompt. "last" is
-            refused: nothing is predicted from the last token.
+        tokens: "all", "prompt" or "last_word", as in `Ablation`; a text that is read and not continued is all prompt.
+            "last" is refused: nothing is predicted from the last token.
         batch_tokens: the most tokens in a batch, padding included.
         progress: show a bar.
 
@@ -198,8 +199,9 @@ def perplexity(
         ablation if ablation.values else nullcontext(),
         tqdm(total=len(ids), unit=" sentences", desc="perplexity", disable=not progress, leave=False) as bar,
     ):
-        for index in by_length([len(sentence) for sentence in ids], batch_tokens):
-            nll[index] = _mean_nll(model, *padded(model, [ids[place] for place in index]))
+        losses = _Losses(model)
+        for index in _batches(ids, batch_tokens):
+            nll[index] = losses([ids[place] for place in index])
             bar.update(len(index))
         about = {name: part for name, part in provenance_of(model, sentences).items() if name not in _OF_CAPTURES}
     wrong = np.flatnonzero(~np.isfinite(nll))
@@ -214,6 +216,12 @@ def perplexity(
         ablation.count,
         about,
     )
+
+
+def _batches(ids: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
+    """Batches sorted by length, the shortest sentence in one of its own."""
+    first, *others = by_length([len(sentence) for sentence in ids], batch_tokens)
+    yield from ([first[:1], first[1:], *others] if len(first) > 1 else [first, *others])
 
 
 def perplexity_matrix(
@@ -262,43 +270,75 @@ def perplexity_matrix(
     return PerplexityMatrix(values, named)
 
 
-def _mean_nll(model: Model, inputs: dict[str, Tensor], last: Int[Tensor, "sentence"]) -> Float[np.ndarray, "sentence"]:
-    """Each sentence's mean loss over its tokens after the first; the head runs on real tokens, a slice at a time."""
-    targets, real = inputs["input_ids"][:, 1:], inputs["attention_mask"][:, 1:].bool()
-    rows = max(1, _LOGITS // len(cast(torch.nn.Embedding, model.module.get_input_embeddings()).weight))
-    with torch.inference_mode():
-        decoder = model.module.get_submodule(model.blocks_path.rpartition(".")[0])
-        states = decoder(**inputs, use_cache=False).last_hidden_state[:, :-1]
-        states = states[real.to(states.device)]
-        losses = []
-        for part, wanted in zip(states.split(rows), targets[real].split(rows), strict=True):
-            logits = _head(model, decoder, part).float()
-            losses.append(cross_entropy(logits, wanted.to(logits.device), reduction="none").double().cpu())
-    sentence = real.nonzero()[:, 0].cpu()
-    totals = torch.zeros(len(last), dtype=torch.float64).index_add(0, sentence, torch.cat(losses))
-    return (totals / last.cpu()).numpy()
+class _Losses:
+    """Mean losses of batches, of logits that the head makes of final states, a slice of real tokens at a time.
 
+    The first batch runs through the whole module. Where logits of ours differ from the module's there, because it does
+    more after its decoder than we know of, the whole module runs every batch, a few sentences at a time.
+    """
 
-def _head(model: Model, decoder: torch.nn.Module, states: Float[Tensor, "token hidden"]) -> Float[Tensor, "token item"]:
-    """The logits of final states, by the model's own code after its decoder, its scales and caps of logits included."""
-    output = BaseModelOutputWithPastAndCrossAttentions(
-        last_hidden_state=states[None],  # type: ignore[arg-type]  # FloatTensor there means any floats
-    )
-    with _returning(decoder, output):
-        return model.module(input_ids=torch.zeros(1, len(states), dtype=torch.long, device=model.device)).logits[0]
+    def __init__(self, model: Model) -> None:
+        self.model, self.decoder = model, decoder_of(model)
+        self.config = model.module.config.get_text_config(decoder=True)
+        self.head = cast(torch.nn.Module | None, model.module.get_output_embeddings())  # type: ignore[operator]
+        embeddings = cast(torch.nn.Embedding, model.module.get_input_embeddings())
+        self.rows = max(1, _LOGITS // len(embeddings.weight))
+        self.proved: bool | None = None
 
+    def __call__(self, tokens: list[Sequence[int]]) -> Float[np.ndarray, "sentence"]:
+        """Each sentence's mean loss over its tokens after the first."""
+        inputs, last = padded(self.model, tokens)
+        targets, real = inputs["input_ids"][:, 1:], inputs["attention_mask"][:, 1:].bool()
+        with TURN, torch.inference_mode():
+            slices = self._from_states(inputs, real) if self.proved else self._from_module(inputs, real)
+            losses = [
+                cross_entropy(logits.float(), wanted.to(logits.device), reduction="none").double().cpu()
+                for logits, wanted in zip(slices, targets[real].split(self.rows), strict=True)
+            ]
+        sentence = real.nonzero()[:, 0].cpu()
+        totals = torch.zeros(len(last), dtype=torch.float64).index_add(0, sentence, torch.cat(losses))
+        return (totals / last.cpu()).numpy()
 
-@contextmanager
-def _returning(module: torch.nn.Module, output: Any) -> Iterator[None]:
-    """A context in which a module returns this, whatever it is called with."""
-    own = vars(module).get("forward")
-    module.forward = lambda *_, **__: output
-    try:
-        yield
-    finally:
-        del module.forward
-        if own is not None:
-            module.forward = own
+    def _from_states(self, inputs: dict[str, Tensor], real: Tensor) -> Iterator[Tensor]:
+        """Logits of real tokens, by the head alone."""
+        states = self.decoder(**inputs, use_cache=False)[0][:, :-1]
+        yield from map(self._logits, states[real.to(states.device)].split(self.rows))
+
+    def _from_module(self, inputs: dict[str, Tensor], real: Tensor) -> Iterator[Tensor]:
+        """Logits of real tokens, by the whole module, a few sentences at a time."""
+        kept: list[Tensor] = []
+        hook = self.decoder.register_forward_hook(lambda _, __, output: kept.append(output[0]))
+        size, logits = max(1, self.rows // inputs["input_ids"].shape[1]), []
+        try:
+            for start in range(0, len(real), size):
+                some = {name: tensor[start : start + size] for name, tensor in inputs.items()}
+                here = real[start : start + size]
+                whole = self.model.module(**some, use_cache=False).logits[:, :-1]
+                logits.append(whole[here.to(whole.device)])
+                if self.proved is None:
+                    states = kept[-1][:, :-1]
+                    self.proved = self._agrees(states[here.to(states.device)], logits[-1])
+                kept.clear()
+        finally:
+            hook.remove()
+        yield from torch.cat(logits).split(self.rows)
+
+    def _agrees(self, states: Tensor, expected: Tensor) -> bool:
+        """Whether logits of ours are the module's, up to rounding."""
+        if self.head is None:
+            return False
+        ours = torch.cat([self._logits(rows) for rows in states.split(self.rows)]).float()
+        expected = expected.float().to(ours.device)
+        precision = 16 * torch.finfo(self.model.dtype).eps
+        return bool((ours - expected).abs().max() <= precision * expected.abs().max())
+
+    def _logits(self, states: Float[Tensor, "token hidden"]) -> Float[Tensor, "token item"]:
+        """The logits of final states, with the scale and the cap that configurations name."""
+        assert self.head is not None
+        logits = cast(Tensor, self.head(states))
+        logits = logits * getattr(self.config, "logit_scale", 1) / getattr(self.config, "logits_scaling", 1)
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        return logits if cap is None else (logits / cap).tanh() * cap
 
 
 def _change(before: Perplexity, after: Perplexity) -> tuple[float, float, float]:

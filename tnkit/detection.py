@@ -28,6 +28,7 @@ from tnkit.neurons import NeuronSet
 from tnkit.passes import Pass, plan
 from tnkit.scoring import NeuronScores, ScoreAccumulator
 from tnkit.sums import add_up, drain, together
+from tnkit.tokens import ends_frame, ends_lines
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -59,6 +60,14 @@ class Detection:
         """The neurons with rank and score, indexed (layer, neuron)."""
         return self.neurons.to_frame()
 
+    def ends(self) -> "pd.DataFrame":
+        """How the sentences of each language end, as `Activations.ends` says, indexed by language."""
+        return ends_frame(self._sentences())
+
+    def _sentences(self) -> list[dict[str, Any]]:
+        own = self.scores.provenance.get("sentences", {})
+        return [*self.centroids.provenance.get("sentences", []), {"language": self.language, **own}]
+
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw the score distribution with the chosen tail."""
         return self.scores.plot(ax, chosen=self.neurons)
@@ -87,6 +96,7 @@ class Detection:
 
     def _repr_html_(self) -> str:
         about = {"language": self.language, "kind": self.kind, "distance": self.scores.distance}
+        about |= {f"last tokens, {name}": text for name, text in ends_lines(self._sentences()).items()}
         return storage.html_card("Transfer neurons", about) + self.neurons._repr_html_()
 
 
@@ -127,7 +137,7 @@ def detect_all(
     Args:
         model, corpus, languages, kinds: as in `detect_steps`.
         progress: show a bar.
-        **options: hub, top, distance, layers, position, split, cache and the others of `detect_steps`.
+        **options: hub, top, distance, layers, position, suffix, split, cache and the others of `detect_steps`.
 
     Returns:
         A `Detection` for each (language, kind).
@@ -179,6 +189,7 @@ def detect_steps(
     distance: str = "cosine",
     layers: Iterable[int] | None = None,
     position: str = "last",
+    suffix: str | None = None,
     last_layer: str = "raw",
     split: str = "train",
     streaming: bool | None = None,
@@ -196,7 +207,7 @@ def detect_steps(
         top: how many neurons a set has.
         distance: "cosine" or "euclidean".
         layers: where to look (default: the early layers for Type-1, the late ones for Type-2).
-        position, last_layer, batch_tokens: as in `capture`.
+        position, suffix, last_layer, batch_tokens: as in `capture`.
         split: which split of a `Corpus`.
         streaming: hold nothing but sums, at the price of a second pass over each language; None does so where the
             activations of one language would take more than 2 GiB (on a GPU, a third of its free memory), and for a
@@ -222,7 +233,8 @@ def detect_steps(
     hub = (hub,) if isinstance(hub, str) else tuple(hub)
     languages = [name for name in texts if name not in hub] if languages is None else list(languages)
     where = {kind: _layers(model, kind, layers) for kind in kinds}
-    options: dict[str, Any] = {"position": position, "last_layer": last_layer, "batch_tokens": batch_tokens}
+    options: dict[str, Any] = {"position": position, "suffix": suffix, "last_layer": last_layer}
+    options["batch_tokens"] = batch_tokens
     options["layers"] = tuple(sorted(set().union(*where.values())))
     job = _Job(model, texts, hub, languages, where, top, distance, streaming, cache, options)
     job.check()
@@ -352,7 +364,7 @@ def detect_towards(
         language, kind, top, distance, layers: as in `detect_steps`.
         cache: save the sums on the way, and go on from those that were saved.
         progress: show a bar.
-        **options: position, batch_tokens, as in `capture`.
+        **options: position, suffix, batch_tokens, as in `capture`.
 
     Raises:
         TnkitError: for centroids of another model, and as `detect_steps` does.

@@ -17,7 +17,8 @@ from tnkit import geometry, storage
 from tnkit.activations import Activations
 from tnkit.comparison import Comparison, Control, compare
 from tnkit.errors import TnkitError
-from tnkit.interventions import Ablation, LastToken
+from tnkit.interventions import Ablation
+from tnkit.last_token import LastToken
 from tnkit.models import Model
 from tnkit.neurons import NeuronSet
 from tnkit.passes import capture
@@ -57,7 +58,8 @@ def ablate(
             with the translation) or "mutual_knn" (share of the 10 nearest neighbours that both have), by layer; or
             "perplexity" (nats a token).
         hub: the language of the translations.
-        tokens: where the neurons are off: "last", "prompt" or "all" (for sentences "prompt" and "all" are the same).
+        tokens: where the neurons are off: "last", "last_word" (the last token that is not punctuation; states are read
+            at the last token all the same), "prompt" or "all" (for sentences "prompt" and "all" are the same).
         seeds: draws of each random control.
         layers: which layers to measure (default: all).
         progress: show a bar.

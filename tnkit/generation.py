@@ -23,6 +23,7 @@ from tnkit.batches import by_length, provenance_of, tokenised
 from tnkit.errors import TnkitError
 from tnkit.interventions import Ablation
 from tnkit.models import Model
+from tnkit.sessions import TURN
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -109,12 +110,15 @@ def continuations(
 ) -> Continuations:
     """Continue prompts untouched and with neurons switched off, and name the language of what was said.
 
+    The model's own defaults of generation (penalties, suppressed tokens, guidance and the rest) are left out, apart
+    from its end of text: what is measured is the model.
+
     Args:
         model: from `load_model`.
         prompts: any sequence of str.
         neurons: a `NeuronSet` or (layer, neuron) pairs to switch off; none changes nothing.
-        tokens: as in `Ablation`: "last" acts on the last token of the prompt only, "prompt" on all of the prompt,
-            "all" on the prompt and on every token that is generated.
+        tokens: as in `Ablation`: "last" acts on the last token of the prompt only, "last_word" on the last one that is
+            not punctuation, "prompt" on all of the prompt, "all" on the prompt and on every token that is generated.
         max_new_tokens: the most tokens to add; a model that ends its text adds fewer.
         temperature: None takes the likeliest token each time; a number samples from all tokens at that temperature,
             with the same random numbers before and after.
@@ -315,7 +319,7 @@ def _generate(
     batch_tokens: int,
     progress: bool,
 ) -> tuple[str, ...]:
-    ids = tokenised(model, prompts)
+    ids = tokenised(model, prompts, whole=True)
     longest = max(map(len, ids))
     if max_new_tokens < 1 or (model.context and longest + max_new_tokens > model.context):
         raise TnkitError(
@@ -326,18 +330,18 @@ def _generate(
         raise TnkitError(f"temperature={temperature} must be positive, or None for the likeliest token each time")
     ends = _ends(model)
     sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
-    options = transformers.GenerationConfig(
+    options = _Pinned(
         max_new_tokens=max_new_tokens,
         do_sample=temperature is not None,
-        num_beams=1,
-        repetition_penalty=1.0,  # whatever the model's own defaults: what is measured is the model
-        no_repeat_ngram_size=0,
+        use_cache=True,
+        disable_compile=True,
         eos_token_id=ends or None,
         pad_token_id=_padding(model),
         **sampling,
     )
     texts = [""] * len(ids)
     with (
+        TURN,
         torch.inference_mode(),
         torch.random.fork_rng(range(torch.cuda.device_count()), enabled=temperature is not None),
         tqdm(total=len(ids), unit=" prompts", desc="generate", disable=not progress, leave=False) as bar,
@@ -359,6 +363,20 @@ def _generate(
                 texts[place] = str(model.tokenizer.decode(new[:end], skip_special_tokens=True))
             bar.update(len(index))
     return tuple(texts)
+
+
+class _Pinned(transformers.GenerationConfig):
+    """A configuration of generation that takes nothing over from the model's own.
+
+    `generate` first fills what is None from the model's defaults, custom entries included, then from its own.
+    """
+
+    def update(self, defaults_only: bool = False, allow_custom_entries: bool = False, **values: Any) -> dict[str, Any]:
+        """Change values, other than to those of the model."""
+        if defaults_only and allow_custom_entries:
+            return {}
+        unused: dict[str, Any] = super().update(defaults_only, allow_custom_entries, **values)
+        return unused
 
 
 def _ends(model: Model) -> list[int]:

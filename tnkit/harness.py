@@ -194,7 +194,7 @@ def _class() -> type:
                 super().__init__(model.module, tokenizer=model.tokenizer, batch_size=batch_size, **options)
             finally:
                 log.setLevel(level)
-            self.ablations = model.ablations
+            self.ablated = model
 
         def _loglikelihood_tokens(
             self,
@@ -206,10 +206,11 @@ def _class() -> type:
 
             HFLM pads without an attention mask, so that the last token of a padded row would be padding.
             """
-            if any(one["tokens"] == "last" for one in self.ablations) and any(len(end) > 1 for *_, end in requests):
+            scopes = {ablation["tokens"] for ablation in self.ablated.ablations}
+            if "last_word" in scopes or ("last" in scopes and any(len(end) > 1 for *_, end in requests)):
                 raise TnkitError(
-                    'tokens="last" has no meaning for continuations of several tokens, which the harness feeds '
-                    'together with their prompt; use tokens="prompt" or "all"'
+                    'tokens="last" and "last_word" have no meaning for continuations of several tokens, which the '
+                    'harness feeds together with their prompt; use tokens="prompt" or "all"'
                 )
             places: dict[int, list[int]] = {}
             for place, (_, start, end) in enumerate(requests):

@@ -5,58 +5,61 @@
     with tn.Ablation(model, type1, tokens="last") as ablation:   # at the last token of the prompt only
         model.module.generate(**inputs)
     ablation.count                                               # (token, neuron) values that were set
-    tn.export_ablated(model, type1, "folder")                    # a transformers checkpoint without them
 
 It works through PyTorch's forward hooks, so that captures, generation, evaluation harnesses and code of your own all
-see the same ablated model. A remote model is ablated inside the traces that captures and scores send, which edit the
-activations at the same places; whatever else would run it is refused. `LastToken` re-runs only the last token of
-sentences whose prefix was run once, which makes ten seeds of a control cheap.
+see the same ablated model, through whichever wrapper of it. A remote model is ablated inside the traces that captures
+and scores send, which edit the activations at the same places; whatever else would run it is refused.
 """
 
-import inspect
-import json
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tnkit import parallel, storage
-from tnkit.activations import Activations, batch_of, gathered
-from tnkit.batches import by_length, padded, provenance_of, roomy, tokenised
+from tnkit.activations import Activations
 from tnkit.errors import TnkitError, one_of
-from tnkit.models import Model, check_layers
+from tnkit.models import Model
 from tnkit.neurons import NeuronSet
-from tnkit.passes import KEEP, capture
-from tnkit.trace import Change, changed, chosen_sites, chosen_tokens, trace_blocks
-
-TOKENS = ("last", "prompt", "all")
+from tnkit.provenance import check_made_with
+from tnkit.scopes import TOKENS, chosen_now, decoder_of, last_words, watched
+from tnkit.sessions import TURN, state_of
+from tnkit.trace import Change, changed, chosen_tokens
 
 
 class Ablation:
     """A context in which chosen neurons' activations are set to a value, or scaled.
 
     Contexts nest, the inner one acting on what the outer one left; leaving one restores the model, also after an error.
+    The module itself is ablated, so every wrapper of it is. Other threads that trace or ablate a model wait until the
+    context is left; one that runs the ablated module directly is refused.
+
+    Inside `module.generate` the prompt is what generate was given, whatever the cache does; tokens whose states come
+    from a cache that was handed in are as they were when it was made. Elsewhere a pass without cached tokens is a
+    prompt, and one with cached tokens is refused for every scope but "all".
 
     Args:
         model: from `load_model`.
         neurons: a `NeuronSet` or (layer, neuron) pairs; none changes nothing, bit for bit.
-        value: what the activations are set to: a number (0.0 switches off), or "mean".
-        means: with value="mean", a capture whose mean activation of each neuron is used.
+        value: what the activations are set to: a number (default 0.0, which switches off), or "mean".
+        means: with value="mean", a capture of the untouched model whose mean activation of each neuron is used.
         scale: multiply the activations by this instead of setting them.
-        tokens: "last" acts on the last token of the prompt only, "prompt" on every token of it and on no decoded one,
-            "all" on every token, decoded ones included. Padding is never counted.
+        tokens: "last" acts on the last token of the prompt only, "last_word" on the last one that is not punctuation,
+            "prompt" on every token of it and on no decoded one, "all" on every token, decoded ones included. Padding is
+            never counted.
 
     Attributes:
         count: how many (token, neuron) values have been set so far.
 
     Raises:
-        TnkitError: for a neuron that the model does not have, an unknown token scope, or a mean that is not given.
+        TnkitError: for a neuron that the model does not have, results of another model, an unknown token scope, or a
+            value that is not finite or not given. On entering, for a compiled module. While the model runs, where its
+            arguments do not tell which tokens are meant. On leaving, where the model ran and nothing was set.
 
     >>> import tnkit as tn
     >>> from tnkit.tests.tiny import tiny_model
@@ -72,256 +75,179 @@ class Ablation:
         model: Model,
         neurons: Iterable[tuple[int, int]],
         *,
-        value: float | str = 0.0,
+        value: float | str | None = None,
         means: Activations | None = None,
         scale: float | None = None,
         tokens: str = "all",
     ) -> None:
         one_of("tokens", tokens, TOKENS)
-        if isinstance(value, str) and (value != "mean" or means is None):
-            raise TnkitError(f"value={value!r} must be a number, or 'mean' with means=a capture with activations")
-        shape = (model.n_layers, model.n_neurons)
-        if isinstance(neurons, NeuronSet) and neurons.shape != shape:
-            raise TnkitError(
-                f"neurons of a model of {neurons.shape} layers × neurons do not go with {model.name}, {shape}"
-            )
+        value = _checked_value(value, means, scale)
         self.model, self.tokens, self.scale, self.count = model, tokens, scale, 0
-        self.neurons = neurons if isinstance(neurons, NeuronSet) else NeuronSet(tuple(neurons), shape)
+        self.neurons = neurons_of(model, neurons)
+        if means is not None:
+            _check_means(model, means)
         self.values = {
             layer: self._targets(layer, places, value, means) for layer, places in self.neurons.by_layer().items()
         }
-        what: dict[str, Any] = {"scale": scale} if scale is not None else {"value": value}
-        if isinstance(value, str):
-            what["means"] = storage.text_hash(str(target.tolist()) for _, target in self.values.values())
+        how: dict[str, Any] = {"scale": scale} if scale is not None else {"value": value}
+        if means is not None:
+            how["means"] = storage.text_hash(str(target.tolist()) for _, target in self.values.values())
         self.about = {"neurons": len(self.neurons), "hash": storage.text_hash(map(str, sorted(self.neurons)))}
-        self.about |= {"tokens": tokens, **what}
-        self._handles: list[Any] = []
-        self._chosen: Tensor  # set as each forward pass begins
+        self.about |= {"tokens": tokens, **how}
+        self._stack = ExitStack()
         self._active = False
+        self._chosen: Tensor | None = None  # of the forward pass under way
+        self._set: set[int] = set()  # layers that it has set
+        self._ran = False
+        self._before = 0, 0  # count, and calls of generate, on entering
 
     def __enter__(self) -> "Ablation":
-        if self._active:
-            raise TnkitError("this ablation is active already; make another one to nest it")
-        self._active = True
-        self.model.ablations.append(self.about)
-        if self.model.remote:
-            self.model.edits.append(self._edit)
-        if not self.values or self.model.remote:
-            return self
-        blocks = attrgetter(self.model.blocks_path)(self.model.module)
-        decoder = self.model.module.get_submodule(self.model.blocks_path.rpartition(".")[0])
-        self._handles.append(decoder.register_forward_pre_hook(self._choose_tokens, with_kwargs=True))
-        for layer, (places, target) in self.values.items():
-            last_map = attrgetter(self.model.sites.last_map)(blocks[layer])
-            self._handles.append(last_map.register_forward_pre_hook(self._setter(places, target)))
+        with ExitStack() as stack:
+            stack.enter_context(TURN)
+            if self._active:
+                raise TnkitError("this ablation is active already; make another one to nest it")
+            self._active = True
+            stack.callback(setattr, self, "_active", False)
+            state = state_of(self.model.lm._module)
+            entry = threading.get_ident(), self.about
+            state.entered.append(entry)
+            stack.callback(state.entered.remove, entry)
+            if self.model.remote:
+                self.model.edits.append(self._edit)
+                stack.callback(self.model.edits.remove, self._edit)
+            elif self.values:
+                self._hook(stack)
+            self._ran, self._before = False, (self.count, state.generated)
+            self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._active = False
-        self.model.ablations.remove(self.about)
-        if self.model.remote:
-            self.model.edits.remove(self._edit)
-        while self._handles:
-            self._handles.pop().remove()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        generated = state_of(self.model.lm._module).generated
+        self._stack.close()
+        ran = self._ran or generated > self._before[1]
+        if kind is None and self.values and ran and self.count == self._before[0]:
+            raise TnkitError(
+                f"{self.model.name} ran inside an Ablation of {len(self.neurons)} neurons that set nothing: its blocks "
+                "were not called as modules, or the tokens to set were all in a cache; call the module itself, without "
+                "past_key_values"
+            )
+
+    def _hook(self, stack: ExitStack) -> None:
+        """Register what notes the tokens of each forward pass, and what sets the neurons."""
+        stack.enter_context(watched(self.model))
+        decoder = decoder_of(self.model)
+        blocks = attrgetter(self.model.blocks_path)(self.model.module)
+        stack.callback(decoder.register_forward_pre_hook(self._choose_tokens, with_kwargs=True).remove)
+        stack.callback(decoder.register_forward_hook(self._check_set).remove)
+        stack.callback(decoder.register_forward_hook(self._forget, always_call=True).remove)
+        for layer, (places, target) in self.values.items():
+            last_map = attrgetter(self.model.sites.last_map)(blocks[layer])
+            stack.callback(last_map.register_forward_pre_hook(self._setter(layer, places, target)).remove)
 
     def _targets(
         self, layer: int, places: list[int], value: float | str, means: Activations | None
     ) -> tuple[Tensor, Tensor]:
         device = self.model.device if self.model.remote else self.model.value_vectors(layer).device
-        if isinstance(value, str) and means is not None:
-            if layer not in means.require("activations").layers:
+        if means is not None:
+            if layer not in means.layers:
                 raise TnkitError(f"the means hold layers {means.layers}, not {layer}; capture that layer too")
             values = means.tensors()["activations"][means.layers.index(layer)]
             target = values[:, places].double().mean(dim=0).float()
         else:
             target = torch.full((len(places),), float(value))
+        if self.scale is None and not bool(target.to(self.model.dtype).isfinite().all()):
+            raise TnkitError(f"layer {layer} is to be set to values that {self.model.dtype} cannot hold; give others")
         return torch.tensor(places, device=device), target.to(device)
 
     def _choose_tokens(self, decoder: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note which (sentence, token) places of this forward pass are to be set."""
-        given = dict(zip(_parameters(decoder), args, strict=False)) | kwargs
-        inputs = given.get("input_ids")
-        inputs = given["inputs_embeds"][..., 0] if inputs is None else inputs
-        past, mask = given.get("past_key_values"), given.get("attention_mask")
-        before = past.get_seq_length() if past is not None and hasattr(past, "get_seq_length") else 0
-        real = torch.ones(inputs.shape, dtype=torch.bool, device=inputs.device)
-        if isinstance(mask, Tensor) and mask.ndim == 2:
-            real = mask[:, -inputs.shape[1] :].bool()
-        self._chosen = chosen_tokens(real, self.tokens, decoding=bool(before))
+        self._chosen = chosen_now(self.model, decoder, (args, kwargs), self.tokens)
+        self._set = set()
+
+    def _check_set(self, *_: Any) -> None:
+        if missing := set(self.values) - self._set:
+            raise TnkitError(
+                f"layer(s) {', '.join(map(str, sorted(missing)))} of {self.model.name} ran without being ablated, or "
+                "did not run; call the module with all its layers and do not compile it"
+            )
+        self._ran |= state_of(self.model.module).prompt is None
+
+    def _forget(self, *_: Any) -> None:
+        self._chosen = None
 
     def _edit(self, inputs: Mapping[str, Any], deepest: int) -> dict[int, Change]:
         """What the trace of a right-padded batch changes in each layer that it runs."""
-        chosen = chosen_tokens(inputs["attention_mask"].bool(), self.tokens)
+        real = inputs["attention_mask"].bool()
+        if self.tokens == "last_word":
+            chosen = last_words(self.model.tokenizer, inputs["input_ids"], real)
+        else:
+            chosen = chosen_tokens(real, self.tokens)
         run = {layer: change for layer, change in self.values.items() if layer <= deepest}
         self.count += int(chosen.sum()) * sum(len(places) for places, _ in run.values())
         return {layer: (chosen, *change, self.scale) for layer, change in run.items()}
 
-    def _setter(self, places: Tensor, target: Tensor) -> Callable[..., tuple[Any, ...]]:
+    def _setter(self, layer: int, places: Tensor, target: Tensor) -> Callable[..., tuple[Any, ...]]:
         def hook(_: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            self.count += int(self._chosen.sum()) * len(places)
-            width = args[0].shape[-1]  # less than all, where the model is spread over processes
+            activations, chosen = args[0], self._chosen
+            width = activations.shape[-1]  # less than all, where the model is spread over processes
+            if chosen is None and self.tokens == "all":  # a block that is called by itself
+                chosen = activations.new_ones(activations.shape[:-1], dtype=torch.bool)
+            if chosen is None or chosen.numel() * width != activations.numel():
+                raise TnkitError(
+                    f"layer {layer} runs {activations.numel() // width} tokens, not those that the model was called "
+                    f'with, so tokens="{self.tokens}" has no meaning; call the module itself, or use tokens="all"'
+                )
             first = width * parallel.rank() if width < self.model.n_neurons else 0
             here = (places >= first) & (places < first + width)
-            change = (self._chosen, places[here] - first, target[here], self.scale)
-            return (changed(args[0], *change), *args[1:])
+            edited = changed(activations, chosen, places[here] - first, target[here], self.scale)
+            self.count += int(chosen.sum()) * len(places)
+            self._set.add(layer)
+            return (edited, *args[1:])
 
         return hook
 
 
-class LastToken:
-    """Sentences whose prefix has been run once, to capture their last token under many ablations of that token.
-
-    Equal to `capture` inside `Ablation(model, neurons, tokens="last")`, because causal attention leaves the prefix
-    untouched. Where a model takes no explicit positions (ALiBi) or is remote, or a sentence is longer than its sliding
-    window, every capture is a full pass.
-
-    Args:
-        model: from `load_model`.
-        sentences: any sequence of str.
-        keep, layers, batch_tokens, progress: as in `capture`.
-
-    >>> from tnkit.tests.tiny import tiny_model
-    >>> model = tiny_model("llama")
-    >>> prefix = LastToken(model, ["Hello", "Hi"], keep=["post"], progress=False)
-    >>> with Ablation(model, [(1, 7)], tokens="last"):
-    ...     full = capture(model, ["Hello", "Hi"], keep=["post"], progress=False)
-    >>> torch.allclose(prefix.capture([(1, 7)]).post, full.post, atol=1e-5)
-    True
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        sentences: Sequence[str],
-        *,
-        keep: Iterable[str] = KEEP,
-        layers: Iterable[int] | None = None,
-        batch_tokens: int | None = None,
-        progress: bool = True,
-    ) -> None:
-        self.model, self.sentences, self.batch_tokens = model, sentences, batch_tokens
-        self.keep, self.layers = (
-            chosen_sites(keep),
-            check_layers(model, range(model.n_layers) if layers is None else layers),
-        )
-        self.about = provenance_of(model, sentences)
-        tokens = tokenised(model, sentences)
-        self.cached = not model.remote and _has_positions(model, max(tokens.lengths()))
-        self._batches: list[tuple[list[int], dict[str, Any]]] = []
-        if not self.cached:
-            return
-        with tqdm(total=len(tokens), unit=" sentences", desc="prefix", disable=not progress, leave=False) as bar:
-            for index in by_length(tokens.lengths(), batch_tokens or roomy(model)):
-                self._batches.append((index, self._prefix([tokens[place] for place in index])))
-                bar.update(len(index))
-
-    def capture(self, neurons: Iterable[tuple[int, int]], **how: Any) -> Activations:
-        """`capture` of the sentences with neurons ablated at their last token.
-
-        Args:
-            neurons: as in `Ablation`.
-            **how: value, means or scale, as in `Ablation`.
-        """
-        if not self.cached:
-            with Ablation(self.model, neurons, tokens="last", **how):
-                return capture(
-                    self.model,
-                    self.sentences,
-                    keep=self.keep,
-                    layers=self.layers,
-                    batch_tokens=self.batch_tokens,
-                    progress=False,
-                )
-        with Ablation(self.model, neurons, tokens="all", **how) as ablation:
-            about = self.about | {"ablations": [ablation.about | {"tokens": "last"}]}
-            return gathered(self._run_last_tokens(about), len(self.sentences))
-
-    def _run_last_tokens(self, about: dict[str, Any]) -> Iterator[Activations]:
-        for index, inputs in self._batches:
-            last = torch.zeros(len(index), dtype=torch.long, device=self.model.device)
-            found = trace_blocks(self.model, inputs, last, layers=self.layers, keep=self.keep)
-            for layer in inputs["past_key_values"].layers[: self.layers[-1] + 1]:  # those that ran kept the token
-                layer.crop(-1)
-            yield batch_of(found, self.layers, index, about)
-
-    def _prefix(self, tokens: list[Sequence[int]]) -> dict[str, Any]:
-        """Run all but the last token of each sentence, and return what its last token is to be run with."""
-        inputs, last = padded(self.model, tokens)
-        rows = torch.arange(len(tokens), device=self.model.device)
-        mask = inputs["attention_mask"].clone()
-        mask[rows, last] = 0
-        prefix = {"input_ids": inputs["input_ids"][:, :-1], "attention_mask": mask[:, :-1]}
-        decoder = self.model.module.get_submodule(self.model.blocks_path.rpartition(".")[0])
-        with torch.inference_mode():
-            cache = decoder(**prefix, use_cache=True).past_key_values
-        return {
-            "input_ids": inputs["input_ids"][rows, last][:, None],
-            "attention_mask": torch.cat([mask[:, :-1], torch.ones_like(mask[:, :1])], dim=1),
-            "position_ids": last[:, None],
-            "past_key_values": cache,
-            "use_cache": True,
-        }
-
-
-def _parameters(decoder: torch.nn.Module) -> list[str]:
-    return list(inspect.signature(type(decoder).forward).parameters)[1:]
-
-
-def _has_positions(model: Model, longest: int) -> bool:
-    """Whether a cached prefix can be continued at a position of our choice."""
-    config = model.module.config.get_text_config(decoder=True)
-    decoder = model.module.get_submodule(model.blocks_path.rpartition(".")[0])
-    window = getattr(config, "sliding_window", None)
-    return (
-        "position_ids" in _parameters(decoder)
-        and not getattr(config, "alibi", False)
-        and longest > 1
-        and (window is None or longest < window)
-    )
-
-
-def export_ablated(model: Model, neurons: Iterable[tuple[int, int]], folder: str | Path) -> Path:
-    """Write a transformers checkpoint in which the neurons' value vectors are zero.
-
-    Any tool can load it; it equals `Ablation(model, neurons, tokens="all")`. The model in memory stays as it is.
-
-    Args:
-        model: from `load_model`.
-        neurons: a `NeuronSet` or (layer, neuron) pairs.
-        folder: a new or empty folder.
+def neurons_of(model: Model, neurons: Iterable[tuple[int, int]]) -> NeuronSet:
+    """Neurons as a set of the model's.
 
     Raises:
-        TnkitError: for a folder that holds something already, or a model that is remote or spread over processes.
-
-    >>> from tnkit.tests.tiny import tiny_model
-    >>> with tempfile.TemporaryDirectory() as work:
-    ...     folder = export_ablated(tiny_model("llama"), [(1, 7)], f"{work}/off")
-    ...     [path.name for path in folder.glob("*.safetensors")]
-    ['model.safetensors']
+        TnkitError: for one that the model does not have, or a set that was made with another model.
     """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise TnkitError(f"{folder} is there already and is not an empty folder; choose another")
-    module = model.module
-    if model.sharded:
-        raise TnkitError(f"{model.name} is spread over processes; load it without tp_plan to write a checkpoint")
-    ablation = Ablation(model, neurons)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    kept = []
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work, torch.no_grad():
-        try:
-            for layer, (places, _) in ablation.values.items():
-                vectors = model.value_vectors(layer)  # a view of the weights
-                kept.append((vectors, places, vectors[places].clone()))
-                vectors[places] = 0
-            module.save_pretrained(Path(work) / "out")
-        finally:
-            for vectors, places, values in kept:
-                vectors[places] = values
-        model.tokenizer.save_pretrained(Path(work) / "out")
-        about = {"model": model.provenance, "ablated": [list(pair) for pair in ablation.neurons]}
-        storage.write_text(Path(work) / "out" / "tnkit.json", json.dumps(about, ensure_ascii=False))
-        if folder.exists():
-            folder.rmdir()
-        shutil.move(Path(work) / "out", folder)
-    return folder
+    shape = (model.n_layers, model.n_neurons)
+    if not isinstance(neurons, NeuronSet):
+        return NeuronSet(tuple(neurons), shape)
+    if neurons.shape != shape:
+        raise TnkitError(
+            f"the neurons are of a model of {neurons.shape} (layers, neurons a layer), and {model.name} has {shape}; "
+            "select neurons of this model"
+        )
+    check_made_with(model, neurons.provenance, "these neurons")
+    return neurons
+
+
+def _checked_value(value: float | str | None, means: Activations | None, scale: float | None) -> float | str:
+    """The value to set, 0 where neither it nor a scale is given."""
+    if value is not None and scale is not None:
+        raise TnkitError(f"value={value!r} sets activations and scale={scale!r} multiplies them; give one of them")
+    if scale is not None and not math.isfinite(scale):
+        raise TnkitError(f"scale={scale!r} must be a finite number")
+    if value == "mean" and means is not None:
+        return "mean"
+    if isinstance(value, str) or means is not None:
+        raise TnkitError(f"value={value!r} must be a number, or 'mean' with means=a capture with activations")
+    if value is not None and not math.isfinite(value):
+        raise TnkitError(f"value={value!r} must be a finite number, or 'mean' with means=a capture with activations")
+    return 0.0 if value is None else value
+
+
+def _check_means(model: Model, means: Activations) -> None:
+    """Refuse means that are not of the untouched model."""
+    values = means.require("activations").tensors()["activations"]
+    if not len(means) or values.shape[-1] != model.n_neurons:
+        raise TnkitError(
+            f"means hold {len(means)} sentences of {values.shape[-1]} neurons a layer; give a capture of at least one "
+            f"sentence of {model.name}, which has {model.n_neurons}"
+        )
+    check_made_with(model, means.provenance, "the means")
+    if means.provenance.get("ablations"):
+        raise TnkitError("means were captured while neurons were ablated; capture them from the untouched model")

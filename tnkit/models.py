@@ -44,6 +44,8 @@ from tnkit.checks import (
 from tnkit.errors import TnkitError, last_line
 from tnkit.remote import checked as remote_at
 from tnkit.remote import server_of, undispatched
+from tnkit.sessions import state_of
+from tnkit.tokens import template_of
 from tnkit.trace import Change, ask_module, ask_weights
 
 __all__ = ["Model", "causality_error", "check_layers", "completeness_error", "load_model"]
@@ -66,8 +68,8 @@ class Model:
         blocks_path, final_norm_path: dotted paths of the decoder blocks and of the norm after the last one.
         n_layers, n_neurons, hidden_size: numbers of layers, of neurons in a layer, of residual stream coordinates.
         remote: False, or where it runs: True for NDIF, or a server's URL. Then no weights are here.
-        ablations: what is switched off at the moment, for provenance; `tnkit.Ablation` keeps it.
         edits: how to switch it off in the trace of a remote model; `tnkit.Ablation` keeps it.
+        template: the text around every sentence, {sentence} in its place; None reads sentences as they are.
 
     >>> from tnkit.tests.tiny import tiny_model
     >>> model = tiny_model("llama")
@@ -88,8 +90,8 @@ class Model:
     n_neurons: int
     hidden_size: int
     remote: bool | str = False
-    ablations: list[dict[str, Any]] = field(default_factory=list, repr=False)
     edits: list[Callable[..., dict[int, Change]]] = field(default_factory=list, repr=False)
+    template: str | None = None
 
     @property
     def module(self) -> transformers.PreTrainedModel:
@@ -104,6 +106,11 @@ class Model:
                 f"generation, perplexity, lens, harness and export need its weights: load_model({self.name!r}) here"
             )
         return self.lm._module
+
+    @property
+    def ablations(self) -> list[dict[str, Any]]:
+        """What is ablated at the moment, through whichever wrapper of the module, for provenance."""
+        return state_of(self.lm._module).ablations
 
     @property
     def boundary(self) -> int:
@@ -285,6 +292,7 @@ class Model:
             "layers": self.n_layers,
             "neurons": self.n_neurons,
             "hidden": self.hidden_size,
+            **({"template": self.template} if self.template else {}),
         }
 
     @property
@@ -322,6 +330,8 @@ def load_model(
     tp_plan: Literal["auto"] | dict[str, str] | None = None,
     trust_remote_code: bool = False,
     remote: bool | str = False,
+    chat: bool = False,
+    template: str | None = None,
 ) -> Model:
     """Load a decoder-only model and prove that its neurons are read correctly.
 
@@ -340,6 +350,9 @@ def load_model(
         trust_remote_code: run code that comes with the model; never on by default.
         remote: True leaves the weights on NDIF and runs there; a URL names another server of its kind. Captures,
             scores and ablations then travel as traces, and only slices and sums of activations come back.
+        chat: wrap every sentence in the tokenizer's chat template, as a user's message. Captures still read the
+            sentence's last token, or with position="end" the last token of the prompt for an answer.
+        template: wrap every sentence in a text of your own, such as "Translate: {sentence}".
 
     Raises:
         TnkitError: for an unknown model, a checkpoint that lacks weights, a model with an adapter, an encoder-decoder
@@ -357,7 +370,8 @@ def load_model(
     there = remote_at(remote, source, dtype=dtype, device_map=device_map or tp_plan)
     if isinstance(source, nn.Module):
         with _told(type(source).__name__):
-            return _wrap(_traceable(TransformersModel, source, cast(Any, tokenizer)), tokenizer, name, revision, there)
+            lm = _traceable(TransformersModel, source, cast(Any, tokenizer))
+            return _wrap(lm, tokenizer, name, revision, there, template_of(tokenizer, chat, template))
     if name in packaged.MODELS:
         source = packaged.converted_folder(name)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -377,12 +391,13 @@ def load_model(
         else:
             lm = _traceable(TransformersModel, sources.checkpoint(source, config, how, options), tokenizer)
             revision = revision or getattr(lm._module.config, "_commit_hash", None)
+        template = template_of(tokenizer, chat, template)
     except TnkitError:
         raise
     except Exception as error:
         raise TnkitError(sources.cannot_load(name, error, packaged.MODELS)) from error
     with _told(type(lm._module).__name__):
-        return _wrap(lm, tokenizer, name, revision, there)
+        return _wrap(lm, tokenizer, name, revision, there, template)
 
 
 def check_layers(model: Model, layers: Iterable[int]) -> tuple[int, ...]:
@@ -434,6 +449,7 @@ def _wrap(
     name: str,
     revision: str | None,
     remote: bool | str,
+    template: str | None,
 ) -> Model:
     """A model of the reading of its blocks that is complete."""
     module = lm._module.eval()
@@ -454,6 +470,7 @@ def _wrap(
         n_neurons=architecture.width(blocks, path, first.last_map, config.hidden_size),
         hidden_size=config.hidden_size,
         remote=remote,
+        template=template,
     )
     model.check_unchanged()
     model = proved(model, (first, *others))

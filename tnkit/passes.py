@@ -18,11 +18,24 @@ from tqdm.auto import tqdm
 
 from tnkit import parallel, shards
 from tnkit.activations import Activations, batch_of, gathered
-from tnkit.batches import Numbers, Tokens, by_length, grouped, padded, provenance_of, roomy, token_weights, tokenised
+from tnkit.batches import (
+    POSITIONS,
+    Numbers,
+    Tokens,
+    by_length,
+    grouped,
+    padded,
+    read_from,
+    read_places,
+    roomy,
+    token_weights,
+    tokenised,
+)
 from tnkit.errors import TnkitError, one_of
 from tnkit.fingerprints import fingerprint
 from tnkit.models import Model, check_layers
 from tnkit.shards import Shards
+from tnkit.tokens import special_ids
 from tnkit.trace import chosen_sites, trace_blocks
 
 KEEP = ("mid", "post", "activations")
@@ -37,6 +50,7 @@ def capture(
     sentences: Sequence[str],
     *,
     position: str = "last",
+    suffix: str | None = None,
     keep: Iterable[str] = KEEP,
     layers: Iterable[int] | None = None,
     last_layer: str = "raw",
@@ -49,7 +63,11 @@ def capture(
     Args:
         model: from `load_model`.
         sentences: any sequence of str; a language of a `Corpus` brings its name into the provenance.
-        position: "last" keeps the last token, "mean" averages over tokens that are neither padding nor special.
+        position: which token is kept. "last" is the sentence's last, mostly a full stop; "last_word" the last that is
+            neither punctuation nor special; "mean" averages over tokens that are neither padding nor special; "end" is
+            the last token of the model's template, the prompt for an answer included.
+        suffix: put in place of each sentence's final punctuation, so that all end alike; "" takes it off, None leaves
+            the sentences as they are.
         keep: any of "pre", "mid", "post", "activations", "scale"; "activations" brings "scale" with it.
         layers: the layers to keep (default all); nothing after the last of them runs.
         last_layer: "raw" keeps the last layer's post as the block leaves it; "normed" passes it through the final norm,
@@ -78,6 +96,7 @@ def capture(
         model,
         sentences,
         position=position,
+        suffix=suffix,
         keep=keep,
         layers=layers,
         last_layer=last_layer,
@@ -111,12 +130,14 @@ class Pass:
     Attributes:
         model, position, keep, layers, last_layer: as in `capture`, checked.
         tokens: token ids of each sentence.
+        read: the place in them of the token that is read.
         batches: places of the sentences in each batch, sorted by length.
         provenance: of the batches that come of it.
     """
 
     model: Model
     tokens: Tokens
+    read: Numbers
     batches: list[Numbers]
     position: str
     keep: tuple[str, ...]
@@ -189,10 +210,10 @@ class Pass:
         return trace_blocks(
             self.model,
             inputs | {"use_cache": False},
-            last,
+            torch.tensor([self.read[place] for place in index], device=last.device),
             layers=self.layers,
             keep=self.keep,
-            weights=token_weights(self.model, inputs, index) if self.position == "mean" else None,
+            weights=token_weights(self.model, inputs, self.tokens, index) if self.position == "mean" else None,
             normed_last=self.last_layer == "normed",
             reduce=reduce,
         )
@@ -229,7 +250,10 @@ class Pass:
         options = {name: getattr(self, name) for name in ("position", "keep", "layers", "last_layer")}
         options["batches"] = [index.tolist() for index in self.batches]
         if self.position == "mean":
-            options["special"] = sorted(self.model.tokenizer.all_special_ids)
+            options["special"] = sorted(special_ids(self.model.tokenizer))
+            options["own"] = [self.tokens.span(place)[0] for place in range(len(self.tokens))]
+        if self.position == "last_word":
+            options["read"] = self.read.tolist()
         about = self.provenance["sentences"]
         named = " ".join(str(about[name]) for name in ("corpus", "split", "language") if name in about)
         return Shards(
@@ -250,6 +274,7 @@ def plan(
     sentences: Sequence[str],
     *,
     position: str = "last",
+    suffix: str | None = None,
     keep: Iterable[str] = KEEP,
     layers: Iterable[int] | None = None,
     last_layer: str = "raw",
@@ -264,11 +289,14 @@ def plan(
     keep = chosen_sites(keep)
     model.check_unchanged()
     layers = check_layers(model, range(model.n_layers) if layers is None else layers)
-    one_of("position", position, ("last", "mean"))
+    one_of("position", position, POSITIONS)
     one_of("last_layer", last_layer, ("raw", "normed"))
     if last_layer == "normed" and model.final_norm_path is None:
         raise TnkitError(f"{model.name} has no final norm that tnkit knows; use last_layer='raw'")
-    tokens = tokenised(model, sentences)
-    provenance = provenance_of(model, sentences) | {"position": position, "last_layer": last_layer}
+    if position == "end" and model.template is None:
+        raise TnkitError("position='end' is the end of a template: load_model(..., chat=True); or read position='last'")
+    tokens = tokenised(model, sentences, whole=position == "end", suffix=suffix)
+    provenance = read_from(model, sentences, tokens, position=position, suffix=suffix) | {"last_layer": last_layer}
     batches = [array("i", index) for index in by_length(tokens.lengths(), batch_tokens or roomy(model))]
-    return Pass(model, tokens, batches, position, keep, layers, last_layer, provenance)
+    read = read_places(model, tokens, position)
+    return Pass(model, tokens, read, batches, position, keep, layers, last_layer, provenance)

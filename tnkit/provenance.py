@@ -68,7 +68,7 @@ def check_alike(provenances: Iterable[Mapping[str, Any]]) -> None:
     tnkit.errors.TnkitError: captures of different position ('last' and 'mean') cannot be averaged; capture all alike
     """
     first, *others = [one for one in provenances if "model" in one or "position" in one] or [{}]
-    for other, name in product(others, ("model", "position", "last_layer", "ablations")):
+    for other, name in product(others, ("model", "position", "suffix", "last_layer", "ablations")):
         one, two = first.get(name), other.get(name)
         if isinstance(one, dict) and isinstance(two, dict):
             one, two = ({key: side[key] for key in side if one.get(key) != two.get(key)} for side in (one, two))

@@ -246,12 +246,14 @@ class ScoreAccumulator:
         if provenance is not self.provenance:  # batches of one pass share theirs
             check_made_with(self.model, provenance, "these captured states")
             check_alike([self.provenance, provenance])
-        here, there = provenance.get("position"), self.centroids.provenance.get("position")
-        if here and there and here != there:
-            raise TnkitError(
-                f"the centroids were estimated at position={there!r}, the sentences captured at position={here!r}; "
-                "use one position for both"
-            )
+        if provenance.get("position") and self.centroids.provenance.get("position"):
+            for option in ("position", "suffix"):
+                here, there = provenance.get(option), self.centroids.provenance.get(option)
+                if here != there:
+                    raise TnkitError(
+                        f"the centroids were estimated at {option}={there!r}, the sentences captured at "
+                        f"{option}={here!r}; use one {option} for both"
+                    )
         missing = [layer for layer in self.layers if layer not in layers]
         if missing:
             raise TnkitError(f"layers {missing} were not captured; capture them or score layers={layers}")

@@ -278,7 +278,7 @@ def check_together(parts: Mapping[str, Activations]) -> None:
                 f"{names[0]} has layers {_listed(first.layers)}, {name} has {_listed(parts[name].layers)}; "
                 "capture both with the same layers"
             )
-        for option in ("position", "last_layer"):
+        for option in ("position", "suffix", "last_layer"):
             one, other = first.provenance.get(option), parts[name].provenance.get(option)
             if one != other:
                 raise TnkitError(f"{names[0]} was captured with {option}={one!r}, {name} with {other!r}; use one")

@@ -108,7 +108,7 @@ def centroid(
         model, sentences: as in `tn.capture`.
         cache: save the sums on the way, and go on from those that were saved.
         progress: show a bar.
-        **options: position, layers, last_layer, batch_tokens, as in `tn.capture`.
+        **options: position, suffix, layers, last_layer, batch_tokens, as in `tn.capture`.
 
     >>> from tnkit.tests.tiny import tiny_model, SENTENCES
     >>> centroid(tiny_model(), SENTENCES, progress=False)

@@ -27,6 +27,7 @@ from tnkit.architecture import output_gain, value_vectors, whole
 from tnkit.errors import TnkitError
 from tnkit.fingerprints import check_repeatable
 from tnkit.remote import served
+from tnkit.sessions import TURN
 
 if TYPE_CHECKING:
     from tnkit.models import Model
@@ -79,11 +80,11 @@ def trace_blocks(
     layers, tokens = tuple(layers), tuple(inputs["input_ids"].shape)
     normed = model.n_layers - 1 if normed_last else None
     changes: dict[int, list[Change]] = {}
-    for edit in model.edits:
-        for layer, change in edit(inputs, layers[-1]).items():
-            changes.setdefault(layer, []).append(change)
 
-    with served(model), torch.inference_mode():
+    with TURN, served(model), torch.inference_mode():
+        for edit in model.edits:
+            for layer, change in edit(inputs, layers[-1]).items():
+                changes.setdefault(layer, []).append(change)
         with model.lm.trace(**inputs, remote=model.remote) as tracer:
             found = nnsight.save({})
             for layer in sorted({*layers, *changes}):
@@ -123,7 +124,7 @@ def ask_weights(model: Model, question: Callable[..., Any], given: Mapping[int, 
     blocks = attrgetter(model.blocks_path)(model.lm)
     names, size = SimpleNamespace(**vars(model.sites)), (model.n_neurons, model.hidden_size)
     token = {"input_ids": torch.zeros(1, 1, dtype=torch.long), "use_cache": False}
-    with served(model), torch.inference_mode():
+    with TURN, served(model), torch.inference_mode():
         with model.lm.trace(**token, remote=model.remote) as tracer:
             answers, _begun = nnsight.save({}), blocks[0].output  # a sandbox answers once the pass has begun
             for layer, extra in given.items():
@@ -136,7 +137,7 @@ def ask_module(model: Model, question: Callable[..., Any], *extra: Any) -> tuple
     """Put a question to the whole model where it runs; the answer, and the dtype that its first block computes in."""
     block, root = attrgetter(model.blocks_path)(model.lm)[0], model.lm
     token = {"input_ids": torch.zeros(1, 1, dtype=torch.long), "use_cache": False}
-    with served(model), torch.inference_mode():
+    with TURN, served(model), torch.inference_mode():
         with model.lm.trace(**token, remote=model.remote) as tracer:
             answers = nnsight.save([question(root, *extra)])
             answers.append(str(_first(block.output).dtype))
@@ -156,16 +157,12 @@ def chosen_sites(keep: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(keep | ({"scale"} if "activations" in keep else set())))
 
 
-def chosen_tokens(
-    real: Bool[Tensor, "sentence token"], tokens: str, *, decoding: bool = False
-) -> Bool[Tensor, "sentence token"]:
-    """The places where an ablation of a token scope acts, among the tokens that are not padding.
+def chosen_tokens(real: Bool[Tensor, "sentence token"], tokens: str) -> Bool[Tensor, "sentence token"]:
+    """The places of whole prompts where an ablation of a token scope acts, among the tokens that are not padding.
 
     >>> chosen_tokens(torch.tensor([[True, True, False]]), "last").tolist()
     [[False, True, False]]
     """
-    if tokens != "all" and decoding:
-        return torch.zeros_like(real)
     if tokens == "last":
         later = real.flip(1).cumsum(1).flip(1)  # real tokens from here on
         return real & (later == 1)

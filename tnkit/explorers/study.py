@@ -14,7 +14,8 @@ from tnkit.corpora import Corpus
 from tnkit.detection import KINDS, Detection, detect_steps
 from tnkit.errors import TnkitError
 from tnkit.experiments import BY_STATES
-from tnkit.interventions import Ablation, LastToken
+from tnkit.interventions import Ablation
+from tnkit.last_token import LastToken
 from tnkit.models import Model
 from tnkit.neurons import NeuronSet
 from tnkit.passes import capture

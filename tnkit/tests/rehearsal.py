@@ -18,7 +18,7 @@ from nnsight.intervention.backends.remote import RemoteError
 
 import tnkit as tn
 from tnkit import scoring
-from tnkit.interventions import LastToken
+from tnkit.last_token import LastToken
 from tnkit.models import completeness_error
 from tnkit.passes import plan
 from tnkit.scoring import ScoreAccumulator, contribution_norms

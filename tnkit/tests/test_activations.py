@@ -84,7 +84,9 @@ def test_provenance_says_where_numbers_come_from():
         "split": "train",
         "n": 3,
         "hash": "",
+        "ends": {"token": "。", "share": 2 / 3, "punctuation": 1.0, "wordless": 0},
     }
+    assert about["tokens"] == {"bos": "added", "end": None, "inside": 0}
     assert about["model"]["weights"] == tiny_model().weights_hash
     assert about["position"] == "last"
     assert set(about["versions"]) == {"tnkit", "torch", "transformers", "nnsight"}

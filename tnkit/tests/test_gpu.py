@@ -11,7 +11,7 @@ import tnkit as tn
 from tnkit import passes
 from tnkit.batches import roomy
 from tnkit.closed_form import summed_scores
-from tnkit.interventions import LastToken
+from tnkit.last_token import LastToken
 from tnkit.tests.tiny import ARCHITECTURES, SENTENCES, byte_tokenizer, tiny_model, tiny_module
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
