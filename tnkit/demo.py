@@ -90,14 +90,14 @@ def run(
     matrix = tn.retrieval_matrix(loaded, test, type1, hub=_HUB, progress=progress)
     say(_specific(matrix))
     axes = matrix.plot()
-    axes.set_title(f"Type-1 neurons off at the last token ({loaded.name})")
+    axes.set_title(plots.literal(f"Type-1 neurons off at the last token ({loaded.name})"))
     files.append(plots.save_figure(axes.figure, out / "specificity.png"))
     type2 = {one: found[one, "type2"].neurons for one in corpus.languages[1:]}
     some = {one: test[one][:_READ] for one in type2}
     confused = behaviour.perplexity_matrix(loaded, some, type2, progress=progress)
     say(_confused(confused, _READ))
     axes = confused.plot()
-    axes.set_title(f"Type-2 neurons off at every token ({loaded.name})")
+    axes.set_title(plots.literal(f"Type-2 neurons off at every token ({loaded.name})"))
     files.append(plots.save_figure(axes.figure, out / "perplexity.png"))
 
     say(f"\ndone in {time.perf_counter() - started:.0f} s; wrote")

@@ -12,7 +12,8 @@ import tnkit as tn
 FOLDER = Path(tn.__file__).parent
 # Each module may import those before it.
 ORDER = """
-errors storage pickles parallel architecture packaged remote trace checks models batches shards activations passes
+process errors storage pickles parallel architecture packaged remote trace checks models batches shards activations
+passes
 centroids closed_form neurons scoring
 readers corpora variants sums detection
 interventions comparison answers generation behaviour harness
