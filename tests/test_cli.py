@@ -282,10 +282,10 @@ def test_warnings_of_other_libraries_do_not_drown_the_line():
         ("describe", "'describe'"),
         (f"{DETECT} --unknown", "--unknown"),
         (f"{DETECT} --layers 5:2", "5:2 holds no layers"),
-        (f"{DETECT} --top_n 0", "0 is not a positive whole number"),
-        (f"{DETECT} --top_n many", "many is not a positive whole number"),
+        (f"{DETECT} --top_n 0", "'0' is not a positive whole number"),
+        (f"{DETECT} --top_n many", "'many' is not a positive whole number"),
         (f"{DETECT} --dtype float33", "'bfloat16'"),
-        (f"{CENTROIDS} --hub ,", "names no language"),
+        (f"{CENTROIDS} --hub ,", "expected one or more names"),
     ],
 )
 def test_wrong_usage(tnkit, line, said):

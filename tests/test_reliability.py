@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.reliability import damage, fuzz, jobs, payloads
+from tests.reliability import damage, fuzz, interrupts, jobs, payloads
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +37,12 @@ def test_made_up_inputs_are_read_or_refused_in_a_sentence(tmp_path):
 def test_jobs_and_saves_that_are_killed_lose_nothing():
     outcome = jobs.killed(1)
     assert outcome["kills"] > 3 and outcome["kills while saving"] == 100 and not outcome["half-written"]
+
+
+def test_interrupted_commands_end_in_one_line(tmp_path):
+    found = interrupts.tried(tmp_path, times=5)
+    assert not {how for outcome in found.values() for how in outcome} - set(interrupts.FINE), found
+    assert found["detect, SIGINT"]["one line"] and found["detect, SIGTERM"]["one line"]
 
 
 def test_a_session_does_not_grow():

@@ -1,8 +1,20 @@
-"""`python -m tnkit` and `torchrun -m tnkit` run the command line."""
+"""`tnkit`, `python -m tnkit` and `torchrun -m tnkit` run the command line."""
 
 import sys
 
-from tnkit.cli import main
+from tnkit import process
+
+
+def main() -> int:
+    """Run one command as a program of its own, and return its exit code."""
+    process.begin()  # before everything else, so that an interrupt is one line from here on
+    from tnkit import cli
+
+    try:
+        return cli.main()
+    finally:
+        process.ignore()
+
 
 if __name__ == "__main__":
     sys.exit(main())

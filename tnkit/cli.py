@@ -1,23 +1,25 @@
 """The command line: `tnkit demo`, `centroids`, `detect`, `ablate`, `evaluate`, `cache`, `doctor`.
 
-Exit codes: 0 done; 1 it could not be done, one line on standard error says why; 2 wrong usage; 130 interrupted.
-Results' paths go to standard output, progress and warnings to standard error. Flags keep the spelling of the
-published code (--model_id); hyphens (--model-id) work too.
+Exit codes: 0 success; 1 failure, which one line on standard error explains; 2 wrong usage; 130 interrupted; 143
+terminated. The paths of results go to standard output, progress and warnings to standard error. Flags keep the
+spelling of the published code (--model_id); hyphens (--model-id) work too.
 """
 
 import argparse
+import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn, TextIO
 
 from tnkit import __version__, commands, parallel
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, visible
 
 _EPILOG = """\
 example: tnkit demo --language ko
 each command's own flags and example: tnkit COMMAND --help
-exit codes: 0 done, 1 could not be done (one line says why), 2 wrong usage, 130 interrupted
+exit codes: 0 success, 1 failure (one line says why), 2 wrong usage, 130 interrupted, 143 terminated
 """
 _DTYPES = ("auto", "float16", "bfloat16", "float32", "float64")
 
@@ -30,35 +32,66 @@ def main(arguments: Sequence[str] | None = None) -> int:
     1
     """
     options = _parser().parse_args(arguments)
+    if logging.lastResort:
+        logging.lastResort.setFormatter(_VisibleFormatter())
     try:
         if parallel.size() > 1 and options.command not in ("centroids", "detect"):
             raise TnkitError(f"torchrun is for centroids and detect; run tnkit {options.command} without it")
         options.run(options)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        _say("interrupted; nothing was half-written")
+    except KeyboardInterrupt:  # where `tnkit.process` does not handle the signal
+        _say("interrupted; no file was left half-written")
         return 130
     except TnkitError as error:
         _say(_one_line(error))
         return 1
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains on its way out
+        _discard(sys.stdout)
+        return 1
+    except OSError as error:
+        if not _flushed():
+            _discard(sys.stdout)
+        place = f"{error.filename}: " if error.filename else ""
+        _say(f"cannot read or write {place or 'a file or the output: '}{error.strerror or _one_line(error)}")
         return 1
     except Exception as error:
         if os.environ.get("TNKIT_DEBUG"):
             raise
         said = str(error).lower()
         if isinstance(error, MemoryError) or "out of memory" in said or "allocate memory" in said:  # PyTorch's own
-            _say("out of memory; ask for less at once: a smaller --batch_tokens, fewer layers, or a smaller --dtype")
+            _say("out of memory; choose a smaller --batch_tokens, fewer layers or a smaller --dtype")
             return 1
-        _say(f"unexpected {type(error).__name__}: {_one_line(error)} (TNKIT_DEBUG=1 shows where)")
+        _say(f"unexpected {type(error).__name__}: {_one_line(error)} (TNKIT_DEBUG=1 shows the traceback)")
         return 1
     return 0
 
 
+class _VisibleFormatter(logging.Formatter):
+    """For warnings, which may quote names and text of others."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
 def _say(text: str) -> None:
-    process = f" rank {parallel.rank()}:" if parallel.size() > 1 else ""
-    print(f"tnkit:{process} {text}", file=sys.stderr, flush=True)
+    rank = f" rank {parallel.rank()}:" if parallel.size() > 1 else ""
+    try:
+        print(visible(f"tnkit:{rank} {text}"), file=sys.stderr, flush=True)
+    except OSError:
+        _discard(sys.stderr)
+
+
+def _flushed() -> bool:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return False
+    return True
+
+
+def _discard(stream: TextIO) -> None:
+    """Send what is left in a stream that cannot be written to nowhere, or the interpreter complains when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _one_line(error: Exception) -> str:
@@ -78,13 +111,13 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(
         subparsers,
         commands.demo,
-        "find, switch off and draw, with the packaged model and corpus",
+        "find neurons, ablate them and draw figures, with the packaged model and corpus",
         "tnkit demo --language ko",
     )
-    _flag(command, "language", default="ja", help="language in question: ja, ko, nl or it (default ja)")
-    _flag(command, "model_id", default="gemma-3-270m", help="another model (default: the packaged one)")
-    _flag(command, "top_n", type=_positive, default=300, help="neurons of each type (default 300)")
-    _flag(command, "seeds", type=_positive, default=10, help="draws of each random control (default 10)")
+    _flag(command, "language", default="ja", help="language to study: ja, ko, nl or it (default ja)")
+    _flag(command, "model_id", default="gemma-3-270m", help="model to use (default: the packaged one)")
+    _flag(command, "top_n", type=_positive, default=300, help="number of neurons of each type (default 300)")
+    _flag(command, "seeds", type=_positive, default=10, help="number of draws of each random control (default 10)")
     _flag(command, "out", default="figures", help="folder for figures and neuron sets (default figures)")
     _quiet_flag(command)
 
@@ -106,19 +139,21 @@ def _parser() -> argparse.ArgumentParser:
         "last_layer",
         choices=("raw", "normed"),
         default="raw",
-        help="last layer as it is, or through the final norm as in the published code (default raw)",
+        help="output of the last layer: raw, or after the final norm as in the published code (default raw)",
     )
 
     example = [
         "tnkit detect --model_id gemma-3-270m --TN_Type type1 --top_n 1000 --lang_for_TN ja \\",
         "  --scoring_type cos_sim --centroids_path ja-type1-centroids.safetensors --sentence_path mono.txt",
     ]
-    command = _command(subparsers, commands.detect, "score every neuron against centroids and keep the best", *example)
+    command = _command(
+        subparsers, commands.detect, "score every neuron against centroids and keep the highest-scoring ones", *example
+    )
     _model_flags(command)
-    _sentence_flags(command, "sentences of the language in question")
+    _sentence_flags(command, "sentences in that language")
     _detection_flags(command)
     _flag(command, "centroids_path", required=True, help="file from `tnkit centroids`, or the published code's .pkl")
-    _flag(command, "top_n", type=_positive, default=1000, help="how many neurons (default 1000)")
+    _flag(command, "top_n", type=_positive, default=1000, help="number of neurons (default 1000)")
     _flag(
         command, "scoring_type", choices=tuple(commands.DISTANCES), default="cos_sim", help="distance (default cos_sim)"
     )
@@ -126,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
         command,
         "layers",
         type=_range,
-        help="START:STOP, stop not included (default: first 20/32 for type1, rest for type2)",
+        help="START:STOP without STOP itself (default: the first 20/32 of the layers for type1, the rest for type2)",
     )
     _flag(command, "scores", help="also write every neuron's score to this .safetensors file")
 
@@ -134,48 +169,57 @@ def _parser() -> argparse.ArgumentParser:
         "tnkit ablate --model_id gemma-3-270m --neurons ja-type1-neurons.json --lang_for_TN ja \\",
         "  --sentence_path test-pairs.tsv --measure retrieval --figure ja-retrieval.png",
     ]
-    command = _command(subparsers, commands.ablate, "switch a neuron set off, beside controls, and measure", *example)
+    command = _command(
+        subparsers, commands.ablate, "ablate a neuron set and controls, and measure the effect", *example
+    )
     _model_flags(command)
-    _sentence_flags(command, "pairs with the hub for measures of states, else single sentences or prompts")
+    _sentence_flags(
+        command,
+        "pairs with the hub language for retrieval, similarity and mutual_knn, else single sentences or prompts",
+    )
     _neuron_flags(command, "last")
     _flag(
         command,
         "measure",
         choices=("retrieval", "similarity", "mutual_knn", "perplexity", "generation"),
         default="retrieval",
-        help="what to measure, or generation to continue each sentence (default retrieval)",
+        help="what to measure; generation continues each sentence (default retrieval)",
     )
     _flag(command, "hub", default="en", help="language of the translations (default en)")
-    _flag(command, "seeds", type=_positive, default=10, help="draws of each random control (default 10)")
-    _flag(command, "scores_path", help="file from `tnkit detect --scores`, for the control of lowest scores")
-    _flag(command, "other", action="append", help="another neuron set as a control; may be given more than once")
-    _flag(command, "out", help="table to write, .csv (default: LANG-MEASURE.csv here)")
-    _flag(command, "figure", help="also draw it to this .png file")
+    _flag(command, "seeds", type=_positive, default=10, help="number of draws of each random control (default 10)")
+    _flag(
+        command,
+        "scores_path",
+        help="file from `tnkit detect --scores`; adds the neurons with the lowest scores as a control",
+    )
+    _flag(command, "other", action="append", help="another neuron set as a control; can be repeated")
+    _flag(command, "out", help="table to write, .csv (default: LANG-MEASURE.csv in the current folder)")
+    _flag(command, "figure", help="also write a figure to this .png file")
 
     example = [
         "tnkit evaluate --model_id gemma-3-270m --neurons ja-type1-neurons.json --tasks mmlu_prox_lite_ja --limit 100"
     ]
-    command = _command(subparsers, commands.evaluate, "run lm-evaluation-harness tasks with a neuron set off", *example)
+    command = _command(
+        subparsers, commands.evaluate, "run lm-evaluation-harness tasks with a neuron set ablated", *example
+    )
     _model_flags(command)
     _neuron_flags(command, "prompt")
     _flag(command, "tasks", type=_names, required=True, help="task names, comma-separated")
-    _flag(command, "limit", type=_positive, help="documents of each task (default all)")
-    _flag(command, "include_path", help="folder with tasks of your own")
-    _flag(command, "out", help="table to write, .csv (default: evaluation.csv here)")
+    _flag(command, "limit", type=_positive, help="number of documents of each task (default all)")
+    _flag(command, "include_path", help="folder with your own tasks")
+    _flag(command, "out", help="table to write, .csv (default: evaluation.csv in the current folder)")
 
-    command = _command(
-        subparsers, commands.cache, "show what the cache folder holds, or clear it", "tnkit cache --clear"
+    command = _command(subparsers, commands.cache, "list or clear the cache", "tnkit cache --clear")
+    _flag(
+        command, "clear", action="store_true", help="remove cached captures and sums, and say how much space that freed"
     )
-    _flag(command, "clear", action="store_true", help="remove captures and running sums, and say what that freed")
-    _flag(command, "models", action="store_true", help="with --clear: the converted models, too")
-    _command(
-        subparsers, commands.doctor, "say what is on this machine, and what to do about what is not", "tnkit doctor"
-    )
+    _flag(command, "models", action="store_true", help="with --clear: also remove the converted models")
+    _command(subparsers, commands.doctor, "check your setup and suggest fixes", "tnkit doctor")
     return parser
 
 
 class _Formatter(argparse.HelpFormatter):
-    """Wraps help as ever, but leaves lines that end in a line break as they are, to be copied and run."""
+    """Wraps help as usual, but keeps text that ends in a line break as it is: examples to copy and run."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text if text.endswith("\n") else super()._fill_text(text, width, indent)
@@ -199,11 +243,11 @@ def _command(
 
 
 def _model_flags(command: argparse.ArgumentParser) -> None:
-    _flag(command, "model_id", required=True, help="packaged name (gemma-3-270m), Hub id or local folder")
+    _flag(command, "model_id", required=True, help="packaged model (gemma-3-270m), Hub id or local folder")
     _flag(command, "revision", help="branch, tag or commit on the Hub")
     _flag(command, "dtype", choices=_DTYPES, default="auto", help="auto (default): as stored")
     _flag(command, "device_map", help="as in transformers, such as auto or cuda:0")
-    _flag(command, "trust_remote_code", action="store_true", help="run the model's own code")
+    _flag(command, "trust_remote_code", action="store_true", help="run Python code that the model repository contains")
     _quiet_flag(command)
 
 
@@ -212,7 +256,7 @@ def _quiet_flag(command: argparse.ArgumentParser) -> None:
 
 
 def _sentence_flags(command: argparse.ArgumentParser, sentences: str) -> None:
-    _flag(command, "lang_for_TN", required=True, help="language in question, as the file names it: ja")
+    _flag(command, "lang_for_TN", required=True, help="language to study, as the file names it: ja")
     _flag(command, "sentence_path", required=True, help=f"{sentences}: .tsv .csv .jsonl .parquet .txt .pkl")
 
 
@@ -223,7 +267,7 @@ def _neuron_flags(command: argparse.ArgumentParser, tokens: str) -> None:
         "tokens",
         choices=("last", "prompt", "all"),
         default=tokens,
-        help=f"where the neurons are off: last prompt token, whole prompt, every step (default {tokens})",
+        help=f"where to ablate: last prompt token, whole prompt or all tokens (default {tokens})",
     )
 
 
@@ -233,17 +277,19 @@ def _detection_flags(command: argparse.ArgumentParser) -> None:
         "TN_Type",
         choices=("type1", "type2"),
         required=True,
-        help="towards the shared centroid, or the own one",
+        help="type1: towards the shared centroid; type2: towards the language's own",
     )
     _flag(
-        command, "out", help="file to write (default: LANG-TYPE-centroids.safetensors or LANG-TYPE-neurons.json here)"
+        command,
+        "out",
+        help="file to write (default: LANG-TYPE-centroids.safetensors or LANG-TYPE-neurons.json in the current folder)",
     )
     _flag(
         command,
         "format",
         choices=("tnkit", "reference"),
         default="tnkit",
-        help="reference: the published code's pickle",
+        help="tnkit, or reference for a pickle as in the published code (default tnkit)",
     )
     _flag(
         command,
@@ -256,20 +302,21 @@ def _detection_flags(command: argparse.ArgumentParser) -> None:
         command,
         "batch_tokens",
         type=_positive,
-        help="most tokens in a batch (default 768; on a GPU, by its free memory)",
+        help="maximum number of tokens in a batch (default 768; on a GPU, chosen by its free memory)",
     )
-    _flag(command, "tp_plan", choices=("auto",), help="spread the model over the processes of torchrun")
-    _flag(
-        command, "cache", action="store_true", help="keep what is done on the way, and go on after a run that was cut"
-    )
+    _flag(command, "tp_plan", choices=("auto",), help="spread the model over the processes that torchrun starts")
+    _flag(command, "cache", action="store_true", help="cache partial results and resume")
 
 
 class _Parser(argparse.ArgumentParser):
-    """Takes a flag's beginning for it where its two spellings are all that begin so."""
+    """Accepts an abbreviated flag where both spellings of one flag are all that match."""
 
     def _get_option_tuples(self, option_string: str) -> list[Any]:
-        found = super()._get_option_tuples(option_string)
-        return [*{id(one[0]): one for one in found}.values()]
+        matches = super()._get_option_tuples(option_string)
+        return [*{id(match[0]): match for match in matches}.values()]
+
+    def error(self, message: str) -> NoReturn:
+        super().error(visible(message))
 
 
 def _flag(command: argparse.ArgumentParser, name: str, **options: Any) -> None:
@@ -280,24 +327,23 @@ def _flag(command: argparse.ArgumentParser, name: str, **options: Any) -> None:
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    if not re.fullmatch("[0-9]{1,18}", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r:.60} is not a positive whole number")
     return int(text)
 
 
 def _names(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if not names:
-        raise argparse.ArgumentTypeError("names no language; give one or more, such as en or en,fr")
+        raise argparse.ArgumentTypeError("expected one or more names, separated by commas")
     return names
 
 
 def _range(text: str) -> tuple[int, int]:
-    start, _, stop = text.partition(":")
-    try:
-        found = int(start), int(stop)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text} is not START:STOP, such as 0:20") from None
-    if not 0 <= found[0] < found[1]:
-        raise argparse.ArgumentTypeError(f"{text} holds no layers; START must be below STOP, as in 0:20")
-    return found
+    match = re.fullmatch("([0-9]{1,9}):([0-9]{1,9})", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r:.60} is not START:STOP, such as 0:20")
+    start, stop = map(int, match.groups())
+    if start >= stop:
+        raise argparse.ArgumentTypeError(f"{text} holds no layers; START must be less than STOP, as in 0:20")
+    return start, stop

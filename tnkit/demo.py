@@ -93,7 +93,7 @@ def run(
     matrix = tn.retrieval_matrix(loaded, test, type1, hub=_HUB, layer=layer, progress=progress)
     say(_specific(matrix))
     axes = matrix.plot()
-    axes.set_title(f"Type-1 neurons set to zero at the last token ({loaded.name})")
+    axes.set_title(plots.literal(f"Type-1 neurons set to zero at the last token ({loaded.name})"))
     files.append(plots.save_figure(axes.figure, out / "specificity.png"))
     type2 = {one: found[one, "type2"].neurons for one in corpus.languages[1:]}
     some = {one: test[one][:_READ] for one in type2}
@@ -102,7 +102,7 @@ def run(
     read = {one: test[one][:_READ] for one in (language, _HUB)}
     say(_type2_at_means(loaded, type2[language], captured, read, progress=progress))
     axes = confused.plot()
-    axes.set_title(f"Type-2 neurons set to zero at every token ({loaded.name})")
+    axes.set_title(plots.literal(f"Type-2 neurons set to zero at every token ({loaded.name})"))
     files.append(plots.save_figure(axes.figure, out / "perplexity.png"))
 
     say(f"\ndone in {time.perf_counter() - started:.0f} s; wrote")

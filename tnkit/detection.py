@@ -9,6 +9,7 @@ everything["ja", "type2"].neurons
 for step in tn.detect_steps(model, corpus): ...    # the same, a batch at a time: show, use what is found, or stop
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 KINDS = ("type1", "type2")
 _SCORED = ("activations", "mid", "scale")
 _Work = Iterator[tuple[int, tuple["Detection", ...]]]  # sentences done, and what that finished
+_NEURONS, _SCORES, _CENTROIDS = "neurons.json", "scores.safetensors", "centroids.safetensors"
 _HOLD = 2 << 30  # bytes of activations held at once, on a CPU; a larger corpus is streamed in two passes
 
 
@@ -73,11 +75,20 @@ class Detection:
         return self.scores.plot(ax, chosen=self.neurons)
 
     def save(self, folder: str | Path) -> Path:
-        """Write neurons.json, scores.safetensors and centroids.safetensors into a folder."""
+        """Write scores.safetensors, centroids.safetensors and neurons.json into a folder.
+
+        The last one records the hashes of the other two, so that `load` notices a save that was cut short.
+
+        >>> import tempfile
+        >>> from tnkit.tests.tiny import tiny_corpus, tiny_model
+        >>> found = detect(tiny_model(), tiny_corpus(), language="it", top=10, progress=False)
+        >>> Detection.load(found.save(tempfile.mkdtemp())).neurons == found.neurons
+        True
+        """
         folder = Path(folder)
-        self.scores.save(folder / "scores.safetensors")
-        self.centroids.save(folder / "centroids.safetensors")
-        self.neurons.save(folder / "neurons.json")
+        others = self.scores.save(folder / _SCORES), self.centroids.save(folder / _CENTROIDS)
+        saved_with = {path.name: _file_hash(path) for path in others}
+        replace(self.neurons, provenance=self.neurons.provenance | {"saved_with": saved_with}).save(folder / _NEURONS)
         return folder
 
     @classmethod
@@ -85,19 +96,61 @@ class Detection:
         """Read what `save` wrote.
 
         Raises:
-            TnkitError: for missing, damaged or foreign files.
+            TnkitError: for missing, damaged or foreign files, and for files of different detections.
         """
         folder = Path(folder)
-        neurons = NeuronSet.load(folder / "neurons.json")
-        about = neurons.provenance.get("selection", {})
-        scores = NeuronScores.load(folder / "scores.safetensors")
-        centroids = Centroids.load(folder / "centroids.safetensors")
-        return cls(about.get("language", ""), about.get("kind", ""), neurons, scores, centroids)
+        neurons = NeuronSet.load(folder / _NEURONS)
+        about = dict(neurons.provenance)
+        saved_with = about.pop("saved_with", {})
+        scores = NeuronScores.load(folder / _SCORES)
+        centroids = Centroids.load(folder / _CENTROIDS)
+        for name in (_SCORES, _CENTROIDS) if saved_with else ():
+            if saved_with.get(name) != _file_hash(folder / name):
+                raise _mixed(folder, name, "its content")
+        found = cls(*_chosen(about), replace(neurons, provenance=about), scores, centroids)
+        found._check_files(folder)
+        return found
+
+    def _check_files(self, folder: Path) -> None:
+        """Refuse results of different detections, whatever wrote them."""
+        about, scored, target = (part.provenance for part in (self.neurons, self.scores, self.centroids))
+        for name in ("model", "sentences", "position", "centroid"):
+            if about.get(name) != scored.get(name):
+                raise _mixed(folder, _SCORES, f"its {name}")
+        if about.get("distance", self.scores.distance) != self.scores.distance:
+            raise _mixed(folder, _SCORES, f"its distance ({self.scores.distance})")
+        values = self.scores.values
+        if self.neurons.shape != tuple(values.shape):
+            raise _mixed(folder, _SCORES, f"its shape {tuple(values.shape)}")
+        stated = zip(self.neurons.pairs, self.neurons.scores, strict=False)
+        if any(values[pair] != score for pair, score in stated):
+            raise _mixed(folder, _SCORES, "its scores of these neurons")
+        for name in ("model", "position"):
+            if target.get(name, scored.get(name)) != scored.get(name):
+                raise _mixed(folder, _CENTROIDS, f"its {name}")
+        if "centroid" in scored and target.get("sentences", target) != scored["centroid"]:
+            raise _mixed(folder, _CENTROIDS, "its sentences")
 
     def _repr_html_(self) -> str:
         about = {"language": self.language, "kind": self.kind, "distance": self.scores.distance}
         about |= {f"last tokens, {name}": text for name, text in ends_lines(self._sentences()).items()}
         return storage.html_card("Transfer neurons", about) + self.neurons._repr_html_()
+
+
+def _chosen(about: Mapping[str, Any]) -> tuple[str, str]:
+    selection = about.get("selection", {})
+    return selection.get("language", ""), selection.get("kind", "")
+
+
+def _file_hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _mixed(folder: Path, name: str, difference: str) -> TnkitError:
+    return TnkitError(
+        f"{folder / name} belongs to another detection than {_NEURONS} beside it: {difference} differs, as after a "
+        "save that was cut short; detect again and save it"
+    )
 
 
 def detect(

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from tnkit.style import language_name, style
+from tnkit.style import language_label, literal, style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +38,7 @@ def distance_map(
     """
     import seaborn
 
-    names = [language_name(language) for language in languages]
+    names = [language_label(language) for language in languages]
     top = highest or values.max()
     top = top if top > _ROUNDING else 1
     written = [["0" if value < 1e-6 * top else _short(value) for value in row] for row in values]
@@ -54,12 +54,12 @@ def distance_map(
             square=True,
             linewidths=1,
             cbar=bar,
-            cbar_kws={"label": label} if bar else None,
+            cbar_kws={"label": literal(label)} if bar else None,
             xticklabels=names,
             yticklabels=names,
             ax=ax,
         )
-        ax.set_title(title)
+        ax.set_title(literal(title))
         ax.tick_params(length=0)
         ax.tick_params(axis="x", rotation=40)
         ax.tick_params(axis="y", rotation=0)
@@ -75,7 +75,7 @@ def similarity_map(
     values: np.ndarray, languages: Sequence[str], *, lowest: float, title: str = "", ax: Axes | None = None
 ) -> Axes:
     """Cosines between languages as an annotated heat map on a scale from `lowest` to 1."""
-    names = [language_name(language) for language in languages]
+    names = [language_label(language) for language in languages]
     with style():
         ax = ax or plt.subplots(figsize=(1.8 + 0.75 * len(names), 1.2 + 0.6 * len(names)))[1]
         ax.imshow(values, cmap="Blues", vmin=lowest, vmax=1, aspect="auto")
@@ -85,7 +85,7 @@ def similarity_map(
             ax.text(column, row, f"{values[row, column]:z.3f}", ha="center", va="center", color=shade, fontsize=8.5)
         ax.set_xticks(range(len(names)), names)
         ax.set_yticks(range(len(names)), names)
-        ax.set_title(title)
+        ax.set_title(literal(title))
         ax.tick_params(length=0)
         ax.grid(visible=False)
     return ax
@@ -103,15 +103,16 @@ def distance_maps(maps: Mapping[str, np.ndarray], languages: Sequence[str], *, l
                 ax.set_yticklabels([])
         scale = axes[0][-1].collections[0]
         if shared:
-            figure.colorbar(scale, ax=list(axes[0]), label=label, shrink=0.8)
+            figure.colorbar(scale, ax=list(axes[0]), label=literal(label), shrink=0.8)
         else:
-            figure.suptitle(label)
+            figure.suptitle(literal(label))
     return figure
 
 
 def overlap_matrix(overlaps: "Overlaps", *, ax: Axes | None = None) -> Axes:
     """Jaccard indices of each two sets as a heat map, with the numbers of shared neurons (of one: its size) in it."""
     names = list(overlaps.sets)
+    labels = list(map(literal, names))
     jaccard = np.full((len(names), len(names)), np.nan)
     both = np.diag([len(neurons) for neurons in overlaps.sets.values()])
     for (first, second), (_, row) in zip(overlaps.table.index, overlaps.table.iterrows(), strict=True):
@@ -127,8 +128,8 @@ def overlap_matrix(overlaps: "Overlaps", *, ax: Axes | None = None) -> Axes:
         for a, b in np.ndindex(both.shape):
             dark = np.isfinite(jaccard[a, b]) and jaccard[a, b] > 0.6 * top
             ax.text(b, a, f"{both[a, b]:,}", ha="center", va="center", color="white" if dark else "black", fontsize=8)
-        ax.set_xticks(range(len(names)), names, rotation=45, ha="right")
-        ax.set_yticks(range(len(names)), names)
+        ax.set_xticks(range(len(names)), labels, rotation=45, ha="right")
+        ax.set_yticks(range(len(names)), labels)
         ax.grid(visible=False)
         ax.figure.colorbar(image, ax=ax, label="Jaccard index", shrink=0.8)
     return ax
@@ -140,9 +141,11 @@ def matrix(frame: "pd.DataFrame", *, xlabel: str, ylabel: str, value: str, ax: A
 
     with style():
         ax = ax or plt.subplots(figsize=(2.4 + 1.1 * frame.shape[1], 1.5 + 0.55 * frame.shape[0]))[1]
-        named = frame.rename(index=language_name, columns=language_name)
-        sns.heatmap(named, annot=True, fmt="z.2f", cmap="viridis", linewidths=1, cbar_kws={"label": value}, ax=ax)
-        ax.set(xlabel=xlabel, ylabel=ylabel)
+        named = frame.rename(index=language_label, columns=language_label)
+        sns.heatmap(
+            named, annot=True, fmt="z.2f", cmap="viridis", linewidths=1, cbar_kws={"label": literal(value)}, ax=ax
+        )
+        ax.set(xlabel=literal(xlabel), ylabel=literal(ylabel))
         ax.tick_params(axis="y", rotation=0)
     return ax
 
@@ -173,8 +176,8 @@ def perplexities(frame: "pd.DataFrame", *, ax: Axes | None = None) -> Axes:
             vmax=top,
             linewidths=1,
             cbar_kws={"label": "relative change of nats per token"},
-            xticklabels=[language_name(language) for language in languages],
-            yticklabels=[language_name(off) for off in offs],
+            xticklabels=[language_label(language) for language in languages],
+            yticklabels=[language_label(off) for off in offs],
             ax=ax,
         )
         for row, column in zip(*own.astype(bool).nonzero(), strict=True):

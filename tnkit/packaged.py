@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from tnkit import process
 from tnkit.errors import TnkitError
 from tnkit.storage import cache_folder, write_text
 
@@ -57,7 +58,8 @@ def converted_folder(name: str) -> Path:
         with FileLock(folder.with_suffix(".lock")):
             if not _is_whole(folder):
                 shutil.rmtree(folder, ignore_errors=True)
-                with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as work:
+                temporary = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-")
+                with temporary as work, process.unfinished(work):
                     target = Path(work) / "converted"
                     _convert(_join(name, model, Path(work)), target)
                     write_text(target / "tnkit.json", json.dumps(_checksums(target)))

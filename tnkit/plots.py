@@ -17,7 +17,9 @@ from tnkit.style import (
     PALETTE,
     is_language,
     language_colour,
+    language_label,
     language_name,
+    literal,
     save_figure,
     style,
     use_style,
@@ -31,7 +33,14 @@ if TYPE_CHECKING:
     from tnkit.neurons import NeuronSet
     from tnkit.scoring import NeuronScores
 
-__all__ = ["language_colour", "language_name", "save_figure", "style", "use_style"]  # beside what is defined here
+__all__ = [
+    "language_colour",
+    "language_name",
+    "literal",
+    "save_figure",
+    "style",
+    "use_style",
+]  # beside what is defined here
 
 
 def lines_by_layer(
@@ -43,11 +52,13 @@ def lines_by_layer(
         ax = ax or plt.subplots(figsize=(6, 3.4))[1]
         for place, (code, column) in enumerate(frame.items()):
             name = str(code)
-            label, colour = (language_name(name), language_colour(name)) if spoken else (name, PALETTE[place % 8])
+            label, colour = (
+                (language_label(name), language_colour(name)) if spoken else (literal(name), PALETTE[place % 8])
+            )
             ax.plot(frame.index, column, label=label, color=colour, marker=MARKERS[place % 8], ms=4)
         if chance is not None:
             ax.axhline(chance, color="#555555", lw=1, ls=":", label=f"chance ({chance:.2g})")
-        ax.set(xlabel="layer", ylabel=ylabel, yscale="log" if log else "linear")
+        ax.set(xlabel="layer", ylabel=literal(ylabel), yscale="log" if log else "linear")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend()
     return ax
@@ -70,7 +81,7 @@ def neurons_by_layer(sets: Mapping[str, "NeuronSet"], *, title: str = "", ax: Ax
         width = 0.8 / len(sets) if beside else 0.8
         for place, ((label, neurons), counts) in enumerate(zip(sets.items(), counted, strict=True)):
             shift = (place - (len(sets) - 1) / 2) * width if beside else 0
-            name = KIND_NAMES.get(label) or language_name(label)
+            name = KIND_NAMES.get(label) or language_label(label)
             colour = language_colour(label) if is_language(label) else KIND_COLOURS.get(label, PALETTE[place % 8])
             ax.bar(
                 np.arange(depth) + shift,
@@ -80,7 +91,9 @@ def neurons_by_layer(sets: Mapping[str, "NeuronSet"], *, title: str = "", ax: Ax
                 color=colour,
             )
         top = 1.35 * max(int(counted.max()), 1)  # room for the legend
-        ax.set(xlabel="layer", ylabel="neurons in the set", xlim=(-0.6, depth - 0.4), ylim=(0, top), title=title)
+        ax.set(
+            xlabel="layer", ylabel="neurons in the set", xlim=(-0.6, depth - 0.4), ylim=(0, top), title=literal(title)
+        )
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=20))
         ax.grid(axis="x", visible=False)
         ax.legend()
@@ -124,9 +137,15 @@ def score_distributions(scores: Mapping[str, "NeuronScores"], *, title: str = ""
         for name, part in values.items():
             colour = language_colour(name)
             ax.hist(part, bins=bins.tolist(), histtype="stepfilled", color=colour, alpha=0.15)
-            ax.hist(part, bins=bins.tolist(), histtype="step", color=colour, lw=1.4, label=language_name(name))
+            ax.hist(part, bins=bins.tolist(), histtype="step", color=colour, lw=1.4, label=language_label(name))
         ax.axvline(0, color="#555555", lw=0.8)
-        ax.set(xlabel=f"score (mean change of {unit})", ylabel="neurons", yscale="log", ylim=(0.7, None), title=title)
+        ax.set(
+            xlabel=f"score (mean change of {unit})",
+            ylabel="neurons",
+            yscale="log",
+            ylim=(0.7, None),
+            title=literal(title),
+        )
         ax.legend()
     return ax
 
@@ -140,7 +159,7 @@ def detections(found: Mapping[str, "Detection"], *, title: str = "") -> Figure:
             layers = detection.scores.layers
             target = "the shared centroid" if kind == "type1" else "the own centroid"
             ax.set_title(f"{KIND_NAMES[kind]}: towards {target}, layers {layers[0]}–{layers[-1]}")
-        figure.suptitle(title)
+        figure.suptitle(literal(title))
     return figure
 
 
@@ -174,7 +193,7 @@ def space(
                 linewidths=0,
                 color=language_colour(language),
                 marker=MARKERS[number % len(MARKERS)],
-                label=language_name(language),
+                label=language_label(language),
             )
         if centroids:
             means = np.stack([part.mean(axis=0) for part in points.values()])
@@ -215,7 +234,7 @@ def paired(
         up = y > x
         for above, name, colour in ((up, "greater after", "#0072B2"), (~up, "smaller or equal", "#D55E00")):
             ax.scatter(x[above], y[above], s=12, alpha=0.7, lw=0, color=colour, label=f"{name}: {above.sum()}")
-        ax.set(xlabel=xlabel, ylabel=ylabel)
+        ax.set(xlabel=literal(xlabel), ylabel=literal(ylabel))
         ax.legend()
     return ax
 
@@ -233,8 +252,8 @@ def activations_by_language(activations: Mapping[str, np.ndarray], *, title: str
             ax.scatter(sideways, values, s=6, alpha=0.5, lw=0, color=colour)
             ax.hlines(np.median(values), place - 0.36, place + 0.36, color="black", lw=1.6, zorder=3)
         ax.axhline(0, color="#555555", lw=0.8)
-        ax.set_xticks(range(len(activations)), [language_name(language) for language in activations])
-        ax.set(ylabel="activation", title=title)
+        ax.set_xticks(range(len(activations)), [language_label(language) for language in activations])
+        ax.set(ylabel="activation", title=literal(title))
         ax.grid(axis="x", visible=False)
     return ax
 
@@ -249,10 +268,10 @@ def exceedance(
         for (name, values), colour in zip(parts.items(), colours, strict=False):
             above = np.arange(len(values), -1, -1) / max(len(values), 1)
             x = np.concatenate([[0.0], np.sort(values)])
-            ax.step(x, above, where="post", color=colour, label=f"{name} ({len(values):,})")
+            ax.step(x, above, where="post", color=colour, label=f"{literal(name)} ({len(values):,})")
         for mark in marks:
             ax.axvline(mark, color="#555555", lw=0.8, ls="--")
-        ax.set(xlabel=xlabel, ylabel="share of neurons above", xlim=(0, 1), ylim=(0, 1))
+        ax.set(xlabel=literal(xlabel), ylabel="share of neurons above", xlim=(0, 1), ylim=(0, 1))
         ax.legend()
     return ax
 
@@ -269,7 +288,7 @@ def language_neurons(sets: Mapping[str, "NeuronSet"], *, ax: Axes | None = None)
                 color=language_colour(language),
                 marker=MARKERS[place % len(MARKERS)],
                 ms=4,
-                label=f"{language_name(language)} ({len(neurons)})",
+                label=f"{language_label(language)} ({len(neurons)})",
             )
         ax.set(xlabel="layer", ylabel="neurons in the set", ylim=(0, None))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -293,16 +312,21 @@ def conditions_by_layer(frame: "pd.DataFrame", *, ylabel: str, ax: Axes | None =
                 continue
             main = name in colours
             ax.plot(
-                rows.index, rows["mean"], color=colour, lw=2.4 if main else 1.4, label=name, zorder=3 if main else 2
+                rows.index,
+                rows["mean"],
+                color=colour,
+                lw=2.4 if main else 1.4,
+                label=literal(name),
+                zorder=3 if main else 2,
             )
             ax.fill_between(rows.index, rows["low"], rows["high"], color=colour, alpha=0.15, lw=0)
-        ax.set(ylabel=ylabel)
+        ax.set(ylabel=literal(ylabel))
         if ax.lines and len(frame) > len(names):
             ax.set(xlabel="layer")
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             ax.legend(title="neurons off", alignment="left")
         else:
-            ax.set_xticks(range(len(names)), names, rotation=20, ha="right")
+            ax.set_xticks(range(len(names)), list(map(literal, names)), rotation=20, ha="right")
     return ax
 
 
@@ -319,9 +343,9 @@ def conditions(frame: "pd.DataFrame", *, xlabel: str, title: str = "", ax: Axes 
                 f"{row['mean']:z.3f}", (1.01, place), xycoords=("axes fraction", "data"), va="center", color=colour
             )
         seeds = zip(names, frame["seeds"], strict=True)
-        labels = [f"{name} ({drawn:.0f} seeds)" if drawn > 1 else name for name, drawn in seeds]
+        labels = [literal(name) + (f" ({drawn:.0f} seeds)" if drawn > 1 else "") for name, drawn in seeds]
         ax.set_yticks(range(len(frame)), labels)
-        ax.set(xlabel=xlabel, title=title, ylim=(len(frame) - 0.5, -0.5))
+        ax.set(xlabel=literal(xlabel), title=literal(title), ylim=(len(frame) - 0.5, -0.5))
         ax.grid(axis="y", visible=False)
     return ax
 
@@ -349,7 +373,7 @@ def language_shares(shares: "pd.DataFrame", *, ax: Axes | None = None) -> Axes:
         for shift, column in ((-0.2, "before"), (0.2, "after")):
             for place, share in zip(places, shares[column], strict=True):
                 ax.text(place + shift, share, f"{share:.0%}", ha="center", va="bottom", fontsize=8)
-        ax.set_xticks(places, [language_name(language) for language in shares.index], rotation=20, ha="right")
+        ax.set_xticks(places, [language_label(language) for language in shares.index], rotation=20, ha="right")
         ax.set(ylabel="share of outputs, before (pale) and after", ylim=(0, 1.08))
         ax.grid(axis="x", visible=False)
     return ax
@@ -364,8 +388,8 @@ def before_and_after(means: Mapping[str, tuple[float, float]], *, ylabel: str, a
             heights = [pair[place] for pair in means.values()]
             bars = ax.bar(places + 0.4 * place - 0.2, heights, 0.38, color=colour, label=name)
             ax.bar_label(bars, fmt="%.3f", fontsize=8)
-        ax.set_xticks(places, list(means))
-        ax.set(ylabel=ylabel, ylim=(0, 1.05))
+        ax.set_xticks(places, list(map(literal, means)))
+        ax.set(ylabel=literal(ylabel), ylim=(0, 1.05))
         ax.grid(axis="x", visible=False)
         ax.legend()
     return ax

@@ -10,13 +10,16 @@ import html
 import json
 import math
 import os
+import re
+import secrets
+import stat
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
+from tnkit import process
 from tnkit.errors import TnkitError
 
 _SCHEMA = 2
@@ -50,26 +53,26 @@ def text_hash(sentences: Iterable[str]) -> str:
 
 
 def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> Path:
-    """Let `write` fill a temporary file, flush it to disk, and put it in the place of `path`.
+    """Let `write` fill a temporary file, flush it to disk, and replace `path`, whose permissions stay as they were.
 
     Raises:
         TnkitError: where the folder cannot be written to.
     """
     path = Path(path)
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
+        with process.unfinished(str(temporary)):
             try:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-                umask = os.umask(0)
-                os.umask(umask)
-                os.chmod(file.name, 0o666 & ~umask)  # noqa: PTH101 - temporary files are private, results are not
-                Path(file.name).replace(path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+                with temporary.open("xb") as file:
+                    write(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                if path.exists():
+                    temporary.chmod(stat.S_IMODE(path.stat().st_mode))
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
     except OSError as error:
         raise TnkitError(
             f"cannot write {path}: {error.strerror or error}; choose another place with out=/--out"
@@ -230,6 +233,29 @@ def finite(path: str | Path, name: str, tensor: Any, shape: tuple[int | None, ..
     if not bool(tensor.isfinite().all()):
         raise TnkitError(f"{path}: {name} holds values that are not finite")
     return tensor
+
+
+def file_name(text: str) -> str:
+    """Text of others as one part of a file's name: nothing that leads to another folder, and no two texts the same.
+
+    >>> file_name("same layers"), file_name("ja"), file_name("../ja")
+    ('same-layers-4d4e7a', 'ja', 'ja-fb5e93')
+    """
+    name = re.sub(r"[^\w.-]+", "-", text).strip("-.")[:60]
+    return name if name == text else f"{name}-{text_hash([ascii(text)])[:6]}".lstrip("-")
+
+
+def without_folders(about: Any) -> Any:
+    """A JSON-able description in which absolute paths, such as a model's, are cut down to their last part.
+
+    >>> without_folders({"model": {"name": "/home/ann/llama"}})
+    {'model': {'name': 'llama'}}
+    """
+    if isinstance(about, Mapping):
+        return {key: without_folders(value) for key, value in about.items()}
+    if isinstance(about, list | tuple):
+        return [without_folders(value) for value in about]
+    return Path(about).name if isinstance(about, str) and Path(about).is_absolute() else about
 
 
 def html_card(title: str, rows: Mapping[str, Any]) -> str:

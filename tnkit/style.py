@@ -14,6 +14,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.text import Text
 
 from tnkit import storage
+from tnkit.errors import visible
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
@@ -54,6 +55,7 @@ _STYLE: "dict[RcKeyType, Any]" = {
     "savefig.dpi": 150,
 }
 _UNDATED = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+_LONGEST = 80  # characters of a name in a figure
 _CJK = re.compile("[\u2e80-\u9fff\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef]")
 _log = logging.getLogger("tnkit")
 
@@ -98,9 +100,28 @@ def language_name(code: str) -> str:
     return _NAMES.get(code, code)
 
 
+def literal(text: object) -> str:
+    """Text of others as a figure can draw it: as it is, never as a formula, and of at most 80 characters.
+
+    matplotlib would read what is between dollar signs as mathematics, and leave a label that begins with an underscore
+    out of a legend. Control characters are shown as escapes.
+
+    >>> print(literal("$x$\\x1b"))
+    \\$x\\$\\x1b
+    """
+    shown = visible(text).replace("\t", " ").encode(errors="backslashreplace").decode()
+    shown = shown if len(shown) <= _LONGEST else shown[: _LONGEST - 1] + "…"
+    return (" " if shown.startswith("_") else "") + shown.replace("$", r"\$")
+
+
+def language_label(code: str) -> str:
+    """A language's name for a figure."""
+    return literal(language_name(code))
+
+
 def language_colour(code: str) -> str:
     """The colour that a language has in every figure."""
-    return _FIXED.get(code) or PALETTE[zlib.crc32(code.encode()) % len(PALETTE)]
+    return _FIXED.get(code) or PALETTE[zlib.crc32(code.encode(errors="replace")) % len(PALETTE)]
 
 
 def is_language(code: object) -> bool:
@@ -119,11 +140,12 @@ def save_figure(figure: Figure | SubFigure, path: str | Path, *, close: bool = T
         figure: what to write, whole.
         path: where to; its folder is made.
         close: close it afterwards; False leaves it open, so that a notebook still shows it.
-        about: a description for the file's metadata (PNG, SVG).
+        about: a description for the file's metadata.
     """
     figure, path = figure.get_figure(root=True), Path(path)
     ending = path.suffix.lstrip(".") or "png"
-    metadata = {**_UNDATED.get(ending, {}), **({"Description": about} if about else {})}
+    key = "Subject" if ending == "pdf" else "Description"
+    metadata = {**_UNDATED.get(ending, {}), **({key: visible(about)} if about else {})}
     warn_of_boxes(figure)
     with plt.rc_context({"svg.hashsalt": "tnkit"}):
         written = storage.write_atomically(path, lambda file: figure.savefig(file, format=ending, metadata=metadata))

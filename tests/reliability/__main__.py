@@ -14,11 +14,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.reliability import damage, fuzz, jobs, payloads
+from tests.reliability import damage, fuzz, interrupts, jobs, payloads
 from tnkit.storage import versions, write_text
 
 RESULTS = Path(__file__).parents[1] / "RELIABILITY.md"
-CUTS, FLIPS, SECONDS, EXAMPLES, ROUNDS, TIMES = 200, 1000, 180, 3_000, 6, 1000
+CUTS, FLIPS, SECONDS, EXAMPLES, ROUNDS, TIMES, SIGNALS = 200, 1000, 180, 3_000, 6, 1000, 60
 
 
 def main(names: list[str]) -> int:
@@ -126,6 +126,13 @@ def repeated(_: Path) -> tuple[list[tuple[str, str, str]], bool]:
     return rows, found["largest difference"] >= 1e-6 or any(value is False for value in found.values())
 
 
+def interrupted(folder: Path) -> tuple[list[tuple[str, str, str]], bool]:
+    """Commands that get SIGINT or SIGTERM at random moments."""
+    found = interrupts.tried(folder, SIGNALS)
+    rows = [(name, f"{outcome.total()} signals", said(outcome)) for name, outcome in found.items()]
+    return rows, any(set(outcome) - set(interrupts.FINE) for outcome in found.values())
+
+
 def said(outcome: Counter | dict[str, int]) -> str:
     """Counts, in words."""
     return ", ".join(f"{count:,} {name}" for name, count in outcome.items() if count or name in ("executed", "hung"))
@@ -136,6 +143,7 @@ PARTS = {
     "pickles": pickled,
     "inputs": inputs,
     "kills": killed,
+    "interrupts": interrupted,
     "memory": memory,
     "determinism": repeated,
 }

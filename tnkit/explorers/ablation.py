@@ -159,7 +159,9 @@ class AblationExplorer(Explorer):
                 if legend := ax.get_legend():
                     legend.remove()
             labels = ["nothing off", f"{key.size} {name} neurons off", f"as many off: {key.control}"]
-            figure.legend(handles, labels, loc="lower center", ncols=3, bbox_to_anchor=(0.5, 0.0))
+            figure.legend(
+                handles, list(map(plots.literal, labels)), loc="lower center", ncols=3, bbox_to_anchor=(0.5, 0.0)
+            )
         alt = f"Similarity, retrieval and mutual k-NN with {self.study.hub} by layer: {', '.join(labels)}"
         return figure, alt, [], []
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import ipywidgets
 from matplotlib.figure import Figure
 
-from tnkit import packaged, plots
+from tnkit import packaged, plots, storage
 from tnkit.corpora import Corpus, load_corpus
 from tnkit.detection import KINDS, Detection, detect_steps
 from tnkit.errors import TnkitError
@@ -182,8 +182,8 @@ class DetectionExplorer(Explorer):
             self._turn_to(self._key())
 
     def _save_results(self) -> None:
-        folders = [one.save(self.results / f"{language}-{kind}") for (language, kind), one in self.result.items()]
-        self._say("saved " + ", ".join(map(str, folders)))
+        folders = {key: self.results / "-".join(map(storage.file_name, key)) for key in self.result}
+        self._say("saved " + ", ".join(str(self.result[key].save(folder)) for key, folder in folders.items()))
 
     def _key(self) -> _Key:
         language, kind = self.view.value
@@ -203,7 +203,7 @@ class DetectionExplorer(Explorer):
             plots.score_distribution(
                 detection.scores, chosen=detection.neurons, colour=KIND_COLOURS[key.kind], ax=scores
             )
-            scores.set_title(f"scores, {name}")
+            scores.set_title(plots.literal(f"scores, {name}"))
         return figure, f"{name} neurons by layer, and the distribution of scores", [], []
 
     def parameters(self) -> dict[str, Any]:

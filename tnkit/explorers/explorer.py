@@ -96,7 +96,7 @@ class Explorer(ipywidgets.VBox):
         return self._draw(self._ready(self._key()))[0]
 
     def save(self, folder: str | Path | None = None) -> list[Path]:
-        """Write what is shown as PNG and SVG, with `parameters()` in the files' metadata.
+        """Write what is shown as PNG and SVG, with `parameters()` in the files' metadata; folders are left out of it.
 
         Args:
             folder: where to (default: the explorer's own).
@@ -111,7 +111,8 @@ class Explorer(ipywidgets.VBox):
         values = [_slug(name, value) for name, value in about["controls"].items()]
         stem = "-".join([self.name, *(value for value in values if value)])[:120]
         folder = self.folder if folder is None else Path(folder)
-        said = json.dumps({"explorer": self.name, **about, "versions": storage.versions()}, ensure_ascii=False)
+        about = storage.without_folders({"explorer": self.name, **about, "versions": storage.versions()})
+        said = json.dumps(about, ensure_ascii=False)
         return [save_figure(self.figure(), folder / f"{stem}.{ending}", about=said) for ending in ("png", "svg")]
 
     def _open(self, *rows: ipywidgets.Widget, below: Iterable[ipywidgets.Widget] = ()) -> None:

@@ -37,7 +37,13 @@ _SIZES = {
     **{"mamba_d_head": 8, "mamba_head_dim": 8, "mamba_d_state": 8, "ssm_state_size": 8, "head_dim": 8, "rotary_dim": 4},
     **{"attention_types": [[["global", "local"], 2]], "attn_layer_indices": [1, 3]},
     **{"lru_width": 32, "vocab_size_per_layer_input": 260, "hidden_size_per_layer_input": 8, "laurel_rank": 4},
-    **{"num_kv_shared_layers": 0, "query_pre_attn_scalar": 8, "sliding_window": 64, "state_size": 8, "time_step_rank": 4},
+    **{
+        "num_kv_shared_layers": 0,
+        "query_pre_attn_scalar": 8,
+        "sliding_window": 64,
+        "state_size": 8,
+        "time_step_rank": 4,
+    },
     **{"vocab_size": 260, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258},
 }
 

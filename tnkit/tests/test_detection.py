@@ -90,6 +90,72 @@ def test_a_folder_gives_back_what_was_saved(tmp_path):
     assert len(again.plot().patches) == 160
 
 
+FILES = ("scores.safetensors", "centroids.safetensors", "neurons.json")
+OTHERS = {  # another detection, and the file of it that cannot be told apart from the first one's
+    "language": ({"language": "it"}, None),
+    "kind": ({"kind": "type2"}, None),
+    "distance": ({"distance": "euclidean"}, "centroids.safetensors"),
+    "hub": ({"hub": "it"}, None),
+    "model": ({}, None),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Saved detections by what is different about them; "first" is the one that they are mixed with."""
+    folder = tmp_path_factory.mktemp("detections")
+    for name, (changed, _) in {"first": ({}, None), **OTHERS}.items():
+        model = tiny_model("gemma3" if name == "model" else "llama")
+        found = tn.detect(model, TEXTS, **{"language": "ja", "top": 3} | changed, **QUIET)
+        found.save(folder / name)
+        for part in ("scores", "centroids", "neurons"):  # as written one by one, without the hashes of each other
+            ending = "json" if part == "neurons" else "safetensors"
+            getattr(found, part).save(folder / f"{name}-plain" / f"{part}.{ending}")
+    return folder
+
+
+@pytest.mark.parametrize("form", ["", "-plain"])
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("file", FILES)
+def test_files_of_different_detections_are_refused(folders, tmp_path, other, file, form):
+    for name in FILES:
+        source = folders / f"{other if name == file else 'first'}{form}" / name
+        (tmp_path / name).write_bytes(source.read_bytes())
+    if file == OTHERS[other][1]:
+        assert tn.Detection.load(tmp_path).neurons.provenance["distance"] == "cosine"
+    else:
+        with pytest.raises(tn.TnkitError, match=r"(scores|centroids)\.safetensors belongs to another detection"):
+            tn.Detection.load(tmp_path)
+
+
+@pytest.mark.parametrize("written", [1, 2])
+def test_a_save_that_is_cut_short_over_an_older_one_is_noticed(tmp_path, monkeypatch, written):
+    tn.detect(tiny_model(), TEXTS, language="ja", top=3, **QUIET).save(tmp_path)
+    later = tn.detect(tiny_model(), TEXTS, language="ja", top=3, last_layer="normed", kind="type2", **QUIET)
+    write, calls = tn.storage.write_atomically, []
+
+    def cut(*arguments):
+        calls.append(1)
+        if len(calls) > written:
+            raise KeyboardInterrupt
+        return write(*arguments)
+
+    monkeypatch.setattr("tnkit.storage.write_atomically", cut)
+    with pytest.raises(KeyboardInterrupt):
+        later.save(tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(tn.TnkitError, match="belongs to another detection"):
+        tn.Detection.load(tmp_path)
+    assert tn.Detection.load(later.save(tmp_path)).neurons == later.neurons
+
+
+def test_a_loaded_detection_has_the_provenance_of_the_saved_one(tmp_path):
+    found = tn.detect(tiny_model(), TEXTS, language="ja", top=3, **QUIET)
+    again = tn.Detection.load(found.save(tmp_path))
+    for name in ("neurons", "scores", "centroids"):
+        assert getattr(again, name).provenance == getattr(found, name).provenance
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -12,8 +12,8 @@ import tnkit as tn
 FOLDER = Path(tn.__file__).parent
 # Each module may import those before it.
 ORDER = """
-errors sessions storage provenance pickles tokens parallel architecture sources packaged remote fingerprints trace scopes
-checks models batches shards activations passes centroids closed_form neurons scoring
+process errors sessions storage provenance pickles tokens parallel architecture sources packaged remote fingerprints
+trace scopes checks models batches shards activations passes centroids closed_form neurons scoring
 readers corpora variants sums detection
 interventions last_token export comparison answers generation behaviour harness
 agreement language_neurons specificity lens cards spaces geometry

@@ -1,11 +1,20 @@
 """Figures draw what the results say."""
 
+import re
+import warnings
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from matplotlib.text import Text
 from PIL import Image
 
 import tnkit as tn
-from tnkit import plots, style
+from tnkit import heatmaps, plots, style
 
 
 def test_languages_keep_distinct_colours():
@@ -51,8 +60,6 @@ def test_the_same_figure_gives_the_same_bytes_and_stays_open_where_asked(tmp_pat
 
 
 def test_lines_of_languages_have_their_names_and_colours():
-    import pandas as pd
-
     spoken = plots.lines_by_layer(pd.DataFrame({"ja": [1, 2], "it": [2, 1]}), ylabel="share", chance=0.25)
     assert [line.get_color() for line in spoken.lines[:2]] == [plots.language_colour("ja"), plots.language_colour("it")]
     assert [text.get_text() for text in spoken.get_legend().get_texts()] == ["Japanese", "Italian", "chance (0.25)"]
@@ -111,3 +118,109 @@ def test_a_figure_says_what_it_is_about(tmp_path):
     plots.save_figure(figure, tmp_path / "f.png", about="layer 3")
     with Image.open(tmp_path / "f.png") as image:
         assert image.text["Description"] == "layer 3"
+
+
+HOSTILE = [
+    "$\\frac{$", "$$", "$x$", r"a\$b", r"\frac{", "{}%s%(a)d", "nul\0", "esc\x1b[31m", "two\nlines", "x" * 5000,
+    "_hidden", "\u202eright to left\u202c", "العربية", "😀", "<b>&amp;--></b>", "\ud800",
+]  # fmt: skip
+FIGURES = ("detections", "spaces", "distance_maps", "distance_maps, apart")  # the others draw on axes
+NAMELESS = ("losses", "score_distribution")
+
+
+def figures(name):
+    """Every public plot, with a name of someone else's wherever one is taken."""
+    sets = {name: tn.NeuronSet(((0, 1),), (2, 4)), "b": tn.NeuronSet(((1, 2),), (2, 4))}
+    scores = tn.NeuronScores(torch.linspace(-1, 2, 600).reshape(2, 300).double(), "cosine")
+    values, square, random = np.array([0.1, 0.4, 0.2]), np.array([[0.2, 0.5], [0.5, 0.3]]), np.random.default_rng(0)
+    components = SimpleNamespace(
+        layers=[0],
+        coordinates={name: random.normal(size=(1, 5, 2)), "b": random.normal(size=(1, 5, 2))},
+        explained=np.full((1, 2), 0.5),
+    )
+    index = pd.MultiIndex.from_product([[0, 1], ["none", name]], names=["layer", "condition"])
+    by_layer = pd.DataFrame(0.5, index=index, columns=["mean", "low", "high", "seeds"])
+    both = pd.MultiIndex.from_product([["none", name], ["en", name]], names=["off", "read"])
+    off = pd.DataFrame({"perplexity": 3.0, "change": [0.0, 0.0, 0.1, 0.2], "own": False}, index=both)
+    table = pd.DataFrame({"jaccard": [0.1], "both": [1]}, pd.MultiIndex.from_tuples([(name, "b")]))
+    found = SimpleNamespace(scores=scores, neurons=scores.top(3))
+    labels = {"xlabel": name, "ylabel": name}
+    shares = pd.DataFrame({"before": [0.5], "after": [1.0]}, index=[name])
+    cells = pd.DataFrame(square, index=[name, "b"], columns=["c", name])
+    pair = [name, "b"]
+    return {
+        "lines_by_layer": lambda ax: plots.lines_by_layer(pd.DataFrame({name: [1, 2]}), ylabel=name, log=True, ax=ax),
+        "neurons_by_layer": lambda ax: plots.neurons_by_layer(sets, title=name, ax=ax),
+        "score_distribution": lambda ax: plots.score_distribution(scores, chosen=found.neurons, ax=ax),
+        "score_distributions": lambda ax: plots.score_distributions({name: scores}, title=name, ax=ax),
+        "detections": lambda _: plots.detections({"type1": found}, title=name),
+        "space": lambda ax: plots.space(components, 0, ax=ax),
+        "spaces": lambda _: plots.spaces(components, [0]),
+        "paired": lambda ax: plots.paired(values, values[::-1], **labels, ax=ax),
+        "activations_by_language": lambda ax: plots.activations_by_language({name: values}, title=name, ax=ax),
+        "exceedance": lambda ax: plots.exceedance({name: values}, xlabel=name, ax=ax),
+        "language_neurons": lambda ax: plots.language_neurons(sets, ax=ax),
+        "conditions_by_layer": lambda ax: plots.conditions_by_layer(by_layer, ylabel=name, ax=ax),
+        "conditions_by_layer, one": lambda ax: plots.conditions_by_layer(by_layer.loc[[0]], ylabel=name, ax=ax),
+        "conditions": lambda ax: plots.conditions(by_layer.loc[0], xlabel=name, title=name, ax=ax),
+        "losses": lambda ax: plots.losses(values, whole=0.3, ax=ax),
+        "language_shares": lambda ax: plots.language_shares(shares, ax=ax),
+        "before_and_after": lambda ax: plots.before_and_after({name: (0.1, 0.2)}, ylabel=name, ax=ax),
+        "distance_map": lambda ax: heatmaps.distance_map(square, pair, label=name, title=name, ax=ax),
+        "similarity_map": lambda ax: heatmaps.similarity_map(square, pair, lowest=0, title=name, ax=ax),
+        "distance_maps": lambda _: heatmaps.distance_maps({name: square}, pair, label=name, shared=True),
+        "distance_maps, apart": lambda _: heatmaps.distance_maps({name: square}, pair, label=name, shared=False),
+        "overlap_matrix": lambda ax: heatmaps.overlap_matrix(SimpleNamespace(sets=sets, table=table), ax=ax),
+        "matrix": lambda ax: heatmaps.matrix(cells, **labels, value=name, ax=ax),
+        "perplexities": lambda ax: heatmaps.perplexities(off, ax=ax),
+    }
+
+
+def texts(figure):
+    """The texts of a figure as they are drawn; what stands between dollar signs would be drawn as mathematics."""
+    written = [text.get_text() for text in figure.findobj(Text)]
+    plain = [text for text in written if "mathdefault" not in text]  # matplotlib's own numbers on log axes
+    assert not any(mpl.cbook.is_math_text(text) for text in plain)
+    return [text.replace(r"\$", "$").strip() for text in plain]
+
+
+def test_every_public_plot_is_tried_with_hostile_names():
+    public = {
+        name
+        for module in (plots, heatmaps)
+        for name, value in vars(module).items()
+        if callable(value) and value.__module__ == module.__name__ and not name.startswith("_")
+    }
+    assert {name.partition(",")[0] for name in figures("x")} == public
+
+
+@pytest.mark.parametrize("plot", figures("x"))
+def test_names_are_drawn_as_they_are_and_never_as_mathematics(plot):
+    import matplotlib.pyplot as plt
+
+    for number, name in enumerate(HOSTILE):
+        axes = plt.subplots()[1] if number % 2 else None  # the caller's own are as safe as tnkit's
+        drawn = figures(name)[plot](axes)
+        figure = drawn if plot in FIGURES else drawn.figure
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # glyphs that no font has
+            figure.draw_without_rendering()
+        begin = re.sub("[\0\x1b\u202e\ud800]", lambda one: ascii(one[0])[1:-1], name[:9])
+        assert plot in NAMELESS or any(begin in text for text in texts(figure)), (name, texts(figure))
+        assert max(map(len, texts(figure))) < 120
+        plt.close("all")
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_figure_with_any_name_and_description_is_saved_whole(tmp_path, ending, name):
+    figure = plots.neurons_by_layer({name: tn.NeuronSet(((0, 1),), (2, 4))}, title=name).figure
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        path = plots.save_figure(figure, tmp_path / f"f.{ending}", about=f"about {name}")
+    if ending == "svg":
+        described = ElementTree.parse(path).getroot().itertext()
+        assert any(f"about {name[:3]}" in text for text in described) or name in ("nul\0", "\ud800")
+    elif ending == "png":
+        with Image.open(path) as image:
+            assert image.text["Description"].startswith(f"about {name[:3]}") or name == "\ud800"

@@ -1,0 +1,74 @@
+"""tnkit as a program of its own: standard streams that can be written to, and a clean end at every moment.
+
+`begin` comes before every heavy import. A signal then ends the process at once: nothing is raised, so neither an import
+under way nor another library's `except` can swallow it or turn it into another error.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+_SAID = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+_unfinished: set[str] = set()
+
+
+def begin() -> None:
+    """Make the standard streams usable, and end in one line on Ctrl-C (exit code 130) and on SIGTERM (143)."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # closed: the next file that is opened would be written to as standard output or error
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8")
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8")
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure:
+            reconfigure(errors="backslashreplace")  # text that the terminal's encoding lacks
+    process = os.getpid()
+
+    def stop(number: int, _: FrameType | None) -> None:
+        ignore()
+        code = _CODES[signal.Signals(number)]
+        if os.getpid() != process:  # a worker that another library forked
+            os._exit(code)
+        try:
+            _remove_unfinished()
+            line = f"tnkit: {_SAID[signal.Signals(number)]}; no file was left half-written\n"
+            os.write(2, ("\n" + line if os.isatty(2) else line).encode())
+        finally:
+            os._exit(code)
+
+    for number in _CODES:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, and jobs in the background of a script
+            signal.signal(number, stop)
+
+
+def ignore() -> None:
+    """Ignore the signals from here on: the work is done, and what is left is the interpreter's own end."""
+    for number in _CODES:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def unfinished(path: str) -> Iterator[None]:
+    """A context that creates a temporary file or folder; it is removed where a signal ends the program meanwhile."""
+    _unfinished.add(path)
+    try:
+        yield
+    finally:
+        _unfinished.discard(path)
+
+
+def _remove_unfinished() -> None:
+    for path in list(_unfinished):
+        if os.path.isdir(path):  # noqa: PTH112 - pathlib is not imported this early
+            import shutil
+
+            shutil.rmtree(path, ignore_errors=True)
+        elif os.path.lexists(path):
+            os.unlink(path)  # noqa: PTH108
