@@ -264,7 +264,7 @@ def read_from(
 
 def provenance_of(model: Model, sentences: Sequence[str]) -> dict[str, Any]:
     """What results record of where they come from: model, sentences, what was switched off, versions."""
-    origin = {name: getattr(sentences, name, None) for name in ("corpus", "language", "split")}
+    origin = {name: getattr(sentences, name, None) for name in ("corpus", "language", "split", "source", "rows")}
     named = {name: value for name, value in origin.items() if value}
     return {
         "model": model.provenance,
