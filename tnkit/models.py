@@ -29,7 +29,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.pytorch_utils import Conv1D
 
-from tnkit import architecture, packaged, parallel, sources, storage
+from tnkit import architecture, checkpoints, packaged, parallel, storage
 from tnkit.architecture import Sites
 from tnkit.checks import (
     causality_error,
@@ -364,8 +364,8 @@ def load_model(
     >>> print(model.sites)
     neurons at mlp.down_proj, mid = the input of pre_feedforward_layernorm, branch norm post_feedforward_layernorm
     """
-    dtype = sources.dtype_of(dtype)
-    source, tokenizer = sources.unwrapped(source, tokenizer)
+    dtype = checkpoints.dtype_of(dtype)
+    source, tokenizer = checkpoints.unwrapped(source, tokenizer)
     name = str(source) if isinstance(source, str | Path) else str(source.name_or_path or type(source).__name__)
     there = remote_at(remote, source, dtype=dtype, device_map=device_map or tp_plan)
     if isinstance(source, nn.Module):
@@ -389,13 +389,13 @@ def load_model(
         if there:
             lm = _traceable(partial(undispatched, **options), source, tokenizer)
         else:
-            lm = _traceable(TransformersModel, sources.checkpoint(source, config, how, options), tokenizer)
+            lm = _traceable(TransformersModel, checkpoints.checkpoint(source, config, how, options), tokenizer)
             revision = revision or getattr(lm._module.config, "_commit_hash", None)
         template = template_of(tokenizer, chat, template)
     except TnkitError:
         raise
     except Exception as error:
-        raise TnkitError(sources.cannot_load(name, error, packaged.MODELS)) from error
+        raise TnkitError(checkpoints.cannot_load(name, error, packaged.MODELS)) from error
     with _told(type(lm._module).__name__):
         return _wrap(lm, tokenizer, name, revision, there, template)
 
@@ -436,7 +436,7 @@ def _traceable(
     """The nnsight wrapper. Making it gives the caller's tokenizer a pad token and another side, which is undone."""
     before = {name: getattr(tokenizer, name, None) for name in ("padding_side", "truncation_side", "pad_token")}
     generates = not isinstance(source, PreTrainedModel) or source.can_generate()
-    with sources.quiet_loading():
+    with checkpoints.quiet_loading():
         lm = wrap(source, tokenizer=tokenizer, task="text-generation" if generates else "feature-extraction")
     for name, value in before.items():
         setattr(tokenizer, name, value)

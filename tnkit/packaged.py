@@ -147,7 +147,7 @@ def _convert(joined: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    from tnkit.sources import check_complete
+    from tnkit.checkpoints import check_complete
 
     logging.disable_progress_bar()
     source: dict[str, Any] = {"pretrained_model_name_or_path": joined.parent, "gguf_file": joined.name}

@@ -12,7 +12,7 @@ import tnkit as tn
 FOLDER = Path(tn.__file__).parent
 # Each module may import those before it.
 ORDER = """
-process errors sessions storage rows provenance pickles tokens parallel architecture sources packaged remote fingerprints
+process errors sessions storage rows provenance pickles tokens parallel architecture checkpoints packaged remote fingerprints
 trace scopes checks models batches shards activations passes centroids closed_form neurons scoring
 languages readers splits corpora variants sums detection
 interventions last_token export comparison answers generation behaviour harness
@@ -70,7 +70,7 @@ def test_nothing_heavy_is_imported_first(statement):
 
 def test_nnsight_is_touched_in_four_modules_only():
     users = {path.stem for path in FOLDER.glob("*.py") if "nnsight" in _modules(path)}
-    assert users == {"models", "remote", "sources", "trace"}
+    assert users == {"checkpoints", "models", "remote", "trace"}
 
 
 def _modules(path):
