@@ -12,8 +12,8 @@ import tnkit as tn
 FOLDER = Path(tn.__file__).parent
 # Each module may import those before it.
 ORDER = """
-process errors sessions storage rows provenance pickles tokens parallel architecture checkpoints packaged remote fingerprints
-trace scopes checks models batches shards activations passes centroids closed_form neurons scoring
+process errors sessions storage rows provenance pickles tokens parallel architecture checkpoints packaged remote
+fingerprints trace scopes checks models batches shards activations passes centroids closed_form neurons scoring
 languages readers splits corpora variants sums detection
 interventions last_token export comparison answers generation behaviour harness
 agreement language_neurons specificity lens cards spaces geometry
