@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tnkit.architecture import Sites, whole
+from tnkit.architecture import Sites, real, whole
 from tnkit.errors import TnkitError, last_line
 from tnkit.trace import OutOfOrderError, trace_blocks
 
@@ -186,7 +186,7 @@ def fingerprint(module: Any) -> str:
     """`Model.weights_hash` of a module, or of nnsight's wrapper of one."""
     digest = hashlib.sha256()
     for name, tensor in module.state_dict(keep_vars=True).items():
-        flat = whole(tensor.detach()).reshape(-1)
+        flat = whole(real(module, name, tensor).detach()).reshape(-1)
         kind = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()]
         bits = flat.view(kind)
         total = torch.stack([piece.sum() for piece in bits.split(_PIECE)]).sum()  # one sum makes 64-bit copies of all

@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 import tnkit as tn
 from tnkit.tests.tiny import SENTENCES, byte_tokenizer, redrawn
 
+_LARGEST = 20_000_000
 # Whatever of these a configuration has is set, so that the model is tiny.
 _SIZES = {
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim", "dim", "embedding_size"), 32),
@@ -37,7 +38,13 @@ _SIZES = {
     **{"mamba_d_head": 8, "mamba_head_dim": 8, "mamba_d_state": 8, "ssm_state_size": 8, "head_dim": 8, "rotary_dim": 4},
     **{"attention_types": [[["global", "local"], 2]], "attn_layer_indices": [1, 3]},
     **{"lru_width": 32, "vocab_size_per_layer_input": 260, "hidden_size_per_layer_input": 8, "laurel_rank": 4},
-    **{"num_kv_shared_layers": 0, "query_pre_attn_scalar": 8, "sliding_window": 64, "state_size": 8, "time_step_rank": 4},
+    **{
+        "num_kv_shared_layers": 0,
+        "query_pre_attn_scalar": 8,
+        "sliding_window": 64,
+        "state_size": 8,
+        "time_step_rank": 4,
+    },
     **{"vocab_size": 260, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258},
 }
 
@@ -51,7 +58,14 @@ def tiny_version(model_type, **options):
     kinds = vars(text).get("layer_types")
     if kinds and "layer_types" not in options:
         wanted["layer_types"] = (list(dict.fromkeys(kinds)) * 4)[:4]
-    return redrawn(AutoModelForCausalLM.from_config(type(text)(**wanted)))
+    if model_type == "xlnet":
+        del wanted["max_position_embeddings"]
+    config = type(text)(**wanted)
+    with torch.device("meta"):
+        size = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
+    if size > _LARGEST:
+        raise ValueError(f"{size / 1e6:.0f} million parameters, more than a test should have")
+    return redrawn(AutoModelForCausalLM.from_config(config))
 
 
 def outcome(module):
