@@ -238,6 +238,16 @@ def present(module: nn.Module) -> AbstractContextManager[None]:
     return align_module_device(module)
 
 
+def real(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    """A tensor of a module's state, brought from where accelerate keeps it."""
+    if not tensor.is_meta:
+        return tensor
+    owner, _, attribute = name.rpartition(".")
+    child = module.get_submodule(owner)
+    with present(child):
+        return getattr(child, attribute)
+
+
 def device_of(module: nn.Linear | nn.Embedding | Conv1D) -> torch.device:
     """Where a module computes: where its weight is, or where accelerate brings it for each pass.
 

@@ -15,7 +15,7 @@ import xxhash
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tnkit.architecture import Sites, whole
+from tnkit.architecture import Sites, real, whole
 from tnkit.errors import TnkitError, last_line
 from tnkit.storage import tensor_bytes
 from tnkit.trace import OutOfOrderError, trace_blocks
@@ -190,7 +190,7 @@ def fingerprint(module: Any) -> str:
     digest, seen = hashlib.sha256(), {}
     for name, tensor in module.state_dict(keep_vars=True).items():
         if id(tensor) not in seen:  # tied weights are read once
-            seen[id(tensor)] = row_sums(whole(tensor.detach()))
+            seen[id(tensor)] = row_sums(whole(real(module, name, tensor).detach()))
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {seen[id(tensor)]}\n".encode())
     return digest.hexdigest()[:32]
 

@@ -370,7 +370,7 @@ def load_model(
     there = remote_at(remote, source, dtype=dtype, device_map=device_map or tp_plan)
     if isinstance(source, nn.Module):
         with _told(type(source).__name__):
-            lm = _traceable(TransformersModel, source, cast(Any, tokenizer))
+            lm = _traceable(_wrapper(source), source, cast(Any, tokenizer))
             return _wrap(lm, tokenizer, name, revision, there, template_of(tokenizer, chat, template))
     if name in packaged.MODELS:
         source = packaged.converted_folder(name)
@@ -389,7 +389,8 @@ def load_model(
         if there:
             lm = _traceable(partial(undispatched, **options), source, tokenizer)
         else:
-            lm = _traceable(TransformersModel, checkpoints.checkpoint(source, config, how, options), tokenizer)
+            module = checkpoints.checkpoint(source, config, how, options)
+            lm = _traceable(_wrapper(module), module, tokenizer)
             revision = revision or getattr(lm._module.config, "_commit_hash", None)
         template = template_of(tokenizer, chat, template)
     except TnkitError:
@@ -416,6 +417,15 @@ def check_layers(model: Model, layers: Iterable[int]) -> tuple[int, ...]:
     return tuple(sorted(chosen))
 
 
+class _Offloaded(TransformersModel):
+    """The wrapper of a model whose weights accelerate brings for each pass: inputs go to where it computes."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its embedding computes, for it lies on the meta device."""
+        return architecture.device_of(cast(nn.Embedding, self._module.get_input_embeddings()))
+
+
 @contextmanager
 def _told(kind: str) -> Iterator[None]:
     """What goes wrong while a model of that class is looked at, as a sentence."""
@@ -428,6 +438,10 @@ def _told(kind: str) -> Iterator[None]:
             f"{kind} is not a model that tnkit can read ({type(error).__name__}: {last_line(error)}); load a "
             "decoder-only language model of transformers"
         ) from error
+
+
+def _wrapper(module: nn.Module) -> type[TransformersModel]:
+    return _Offloaded if next(module.parameters()).is_meta else TransformersModel
 
 
 def _traceable(
