@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.reliability import damage, fuzz, interrupts, jobs, payloads
+from tests.reliability import ablations, damage, fuzz, interrupts, jobs, payloads
 
 
 @pytest.fixture(autouse=True)
@@ -54,3 +54,10 @@ def test_scores_are_the_same_again_and_in_any_batches_and_threads():
     found = jobs.repeated()
     assert found.pop("largest difference") < 1e-6
     assert all(found.values()), found
+
+
+def test_interrupts_threads_and_scopes_leave_ablations_right():
+    outcome = ablations.interrupted(12)
+    assert outcome["right afterwards"] == 12 and outcome["stopped"] > 3
+    assert ablations.threaded(3) == {"right": 12}
+    assert set(ablations.scoped(("gpt2",))) == {"right"}

@@ -335,6 +335,7 @@ def _generate(
         do_sample=temperature is not None,
         use_cache=True,
         disable_compile=True,
+        guidance_scale=1.0,
         eos_token_id=ends or None,
         pad_token_id=_padding(model),
         **sampling,

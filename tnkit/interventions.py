@@ -152,12 +152,12 @@ class Ablation:
             if layer not in means.layers:
                 raise TnkitError(f"the means hold layers {means.layers}, not {layer}; capture that layer too")
             values = means.tensors()["activations"][means.layers.index(layer)]
-            target = values[:, places].double().mean(dim=0).float()
+            target = values[:, places].double().mean(dim=0)
         else:
-            target = torch.full((len(places),), float(value))
-        if self.scale is None and not bool(target.to(self.model.dtype).isfinite().all()):
+            target = torch.full((len(places),), float(value), dtype=torch.float64)
+        if self.scale is None and not bool(target.float().to(self.model.dtype).isfinite().all()):
             raise TnkitError(f"layer {layer} is to be set to values that {self.model.dtype} cannot hold; give others")
-        return torch.tensor(places, device=device), target.to(device)
+        return torch.tensor(places, device=device), target.float().to(device)
 
     def _choose_tokens(self, decoder: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note which (sentence, token) places of this forward pass are to be set."""

@@ -280,7 +280,8 @@ def _generate_noted(module: Any, state: State) -> Iterator[None]:
             config.disable_compile = True
         partly = any(about["tokens"] != "all" for _, about in state.entered)
         scales = (getattr(one, "guidance_scale", None) for one in (config, module.generation_config))
-        if partly and not {arguments.get("guidance_scale"), *scales} <= {None, 1}:
+        scale = next((scale for scale in (arguments.get("guidance_scale"), *scales) if scale is not None), 1)
+        if partly and scale != 1:
             raise TnkitError(
                 'guidance_scale runs the model on parts of the prompt too; set it to 1 or use tokens="all"'
             )

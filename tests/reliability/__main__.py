@@ -14,11 +14,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.reliability import damage, fuzz, interrupts, jobs, payloads
+from tests.reliability import ablations, damage, fuzz, interrupts, jobs, payloads
 from tnkit.storage import versions, write_text
 
 RESULTS = Path(__file__).parents[1] / "RELIABILITY.md"
 CUTS, FLIPS, SECONDS, EXAMPLES, ROUNDS, TIMES, SIGNALS = 200, 1000, 180, 3_000, 6, 1000, 60
+INTERRUPTS, JOBS, MODELS = 200, 15, ("llama", "gemma3", "gpt2", "bloom", "qwen3", "gemma3-image-text")
 
 
 def main(names: list[str]) -> int:
@@ -133,6 +134,19 @@ def interrupted(folder: Path) -> tuple[list[tuple[str, str, str]], bool]:
     return rows, any(set(outcome) - set(interrupts.FINE) for outcome in found.values())
 
 
+def ablated(_: Path) -> tuple[list[tuple[str, str, str]], bool]:
+    """Interrupts, threads and token scopes under ablations."""
+    stopped = ablations.interrupted(INTERRUPTS)
+    threads, scopes = ablations.threaded(JOBS), ablations.scoped(MODELS)
+    tried = {name: stopped.pop(name, 0) for name in ("stopped", "done first")}
+    rows = [
+        ("captures, prefixes and generation interrupted at random moments", said(tried), said(stopped)),
+        ("four threads that capture, ablate and measure at once", f"{4 * JOBS} jobs", said(threads)),
+        ("ways to generate, token scopes and models", f"{scopes.total()} combinations", said(scopes)),
+    ]
+    return rows, bool({*stopped, *threads, *scopes} - {"right", "right afterwards"})
+
+
 def said(outcome: Counter | dict[str, int]) -> str:
     """Counts, in words."""
     return ", ".join(f"{count:,} {name}" for name, count in outcome.items() if count or name in ("executed", "hung"))
@@ -146,6 +160,7 @@ PARTS = {
     "interrupts": interrupted,
     "memory": memory,
     "determinism": repeated,
+    "ablations": ablated,
 }
 
 

@@ -12,7 +12,7 @@ from scipy import stats
 import tnkit as tn
 from tnkit import behaviour, generation
 from tnkit.behaviour import answer_questions, continuations, languages_of, perplexity, perplexity_matrix
-from tnkit.tests.tiny import ARCHITECTURES, SENTENCES, byte_tokenizer, tiny_model, tiny_module
+from tnkit.tests.tiny import ARCHITECTURES, IMAGE_TEXT, SENTENCES, byte_tokenizer, tiny_model, tiny_module
 
 NEURONS = [(0, 3), (1, 7), (1, 8), (3, 40)]
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
@@ -330,3 +330,84 @@ def test_questions_that_do_not_fit_are_refused():
     ):
         with pytest.raises(tn.TnkitError, match=message):
             answer_questions(tiny_model(), questions, answers, language="en", template=template, progress=False)
+
+
+EVERY_DEFAULT = {
+    "max_length": 3,
+    "max_time": 1e-9,
+    "min_length": 90,
+    "min_new_tokens": 60,
+    "do_sample": True,
+    "num_beams": 2,
+    "num_return_sequences": 2,
+    "use_cache": False,
+    "temperature": 9.0,
+    "top_k": 3,
+    "top_p": 0.1,
+    "min_p": 0.9,
+    "top_h": 0.5,
+    "typical_p": 0.2,
+    "epsilon_cutoff": 0.3,
+    "eta_cutoff": 0.3,
+    "repetition_penalty": 5.0,
+    "encoder_repetition_penalty": 3.0,
+    "length_penalty": 3.0,
+    "no_repeat_ngram_size": 1,
+    "bad_words_ids": [[65], [66]],
+    "forced_eos_token_id": 65,
+    "forced_bos_token_id": 66,
+    "exponential_decay_length_penalty": (1, 1.5),
+    "suppress_tokens": list(range(0, 256, 2)),
+    "begin_suppress_tokens": list(range(1, 256, 2)),
+    "sequence_bias": [[[67], 50.0]],
+    "guidance_scale": 3.0,
+    "watermarking_config": {"bias": 20.0},
+    "return_dict_in_generate": True,
+    "output_scores": True,
+    "prompt_lookup_num_tokens": 2,
+    "prefill_chunk_size": 2,
+    "stop_strings": ["e", "a"],
+    "cache_implementation": "static",
+    "bos_token_id": 3,
+}
+
+
+@pytest.mark.parametrize("default", [*EVERY_DEFAULT, "all of them"])
+@pytest.mark.parametrize("temperature", [None, 1.5])
+def test_no_default_of_the_model_enters(default, temperature, monkeypatch):
+    model = tiny_model("llama")
+    how = {"max_new_tokens": 6, "temperature": temperature, "languages": ["en", "ja"], "progress": False}
+    expected = continuations(model, SENTENCES[:3], neurons=NEURONS, tokens="prompt", **how)
+    config = copy.deepcopy(model.module.generation_config)
+    for name, value in EVERY_DEFAULT.items() if default == "all of them" else ((default, EVERY_DEFAULT[default]),):
+        setattr(config, name, value)
+    monkeypatch.setattr(model.module, "generation_config", config)
+    found = continuations(model, SENTENCES[:3], neurons=NEURONS, tokens="prompt", **how)
+    assert (found.before, found.after, found.count) == (expected.before, expected.after, expected.count)
+
+
+@pytest.mark.parametrize("name", [name for name in IMAGE_TEXT if name != "paligemma"])
+def test_image_text_models_are_measured_as_text_models_are(name):
+    model = tiny_model(name)
+    found = perplexity(model, SENTENCES, batch_tokens=90, progress=False)
+    assert np.allclose(found.nll, [own_loss(model, sentence)[0] for sentence in SENTENCES], atol=2e-5, rtol=1e-5)
+    said = continuations(model, SENTENCES[:3], max_new_tokens=4, languages=["en", "ja"], progress=False)
+    assert said.before == tuple(plain_greedy(model, prompt, 4) for prompt in SENTENCES[:3])
+
+
+@pytest.mark.parametrize("head", ["unknown scale", "no head"])
+def test_a_head_that_does_more_than_is_known_runs_as_a_whole(head, monkeypatch):
+    module = copy.deepcopy(tiny_module("llama"))
+    model = tn.load_model(module, tokenizer=byte_tokenizer())
+    if head == "no head":
+        monkeypatch.setattr(module, "get_output_embeddings", lambda: None)
+    else:
+        module.register_forward_hook(lambda _, __, output: setattr(output, "logits", 3 * output.logits))
+    found = perplexity(model, SENTENCES, batch_tokens=90, progress=False)
+    losses = []
+    for sentence in SENTENCES:
+        ids = torch.tensor([byte_tokenizer()(sentence)["input_ids"]])
+        with torch.inference_mode():
+            logits = module(input_ids=ids).logits[0, :-1]
+        losses.append(float(torch.nn.functional.cross_entropy(logits, ids[0, 1:])))
+    assert np.allclose(found.nll, losses, atol=2e-5, rtol=1e-5)

@@ -1,18 +1,28 @@
-"""Ablation against plain PyTorch hooks, in captures and in generation; exact restoring; the cached prefix."""
+"""Ablation against plain PyTorch hooks, in captures and in generation; exact restoring; threads and wrappers."""
 
+import copy
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from operator import attrgetter
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 import tnkit as tn
+from tnkit import sessions
 from tnkit.last_token import LastToken
 from tnkit.tests.oracle import assert_near
-from tnkit.tests.tiny import ARCHITECTURES, SENTENCES, byte_tokenizer, tiny_model, tiny_module
+from tnkit.tests.tiny import ARCHITECTURES, IMAGE_TEXT, SENTENCES, byte_tokenizer, held, tiny_model, tiny_module
 
 NEURONS = [(0, 3), (1, 7), (1, 8), (3, 40)]
+OTHER = {"model": {"weights": "0" * 32}}  # provenance
+WRAPPERS = [name for name in IMAGE_TEXT if name != "paligemma"]
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
+
+
+def means_of(activations, layers=(0, 1, 2, 3), **provenance):
+    """A capture that holds these activations."""
+    return tn.Activations(layers, torch.arange(activations.shape[1]), activations=activations, provenance=provenance)
 
 
 def plain(name, ids, places, change):
@@ -43,7 +53,7 @@ def plain(name, ids, places, change):
 @pytest.mark.parametrize(
     ("name", "how"),
     [
-        *((name, {}) for name in ARCHITECTURES),
+        *((name, {}) for name in (*ARCHITECTURES, *WRAPPERS)),
         *((n, h) for n in ("opt", "gemma3") for h in ({"value": 1.5}, {"scale": -2.0})),
     ],
 )
@@ -61,32 +71,6 @@ def test_every_mode_equals_plain_hooks(name, tokens, how):
         expected = plain(name, ids, places, change)
         assert_near(found[number], expected)
     assert ablation.count == len(NEURONS) * (3 if tokens == "last" else sum(lengths))
-
-
-@every_architecture
-def test_the_cached_prefix_equals_full_passes(name):
-    model = tiny_model(name)
-    prefix = LastToken(model, SENTENCES, batch_tokens=70, progress=False)
-    assert prefix.cached == (name not in ("bloom", "falcon-rw"))
-    for neurons, how in ((NEURONS, {}), ([(2, 5)], {"value": 2.0}), ([], {})):
-        with tn.Ablation(model, neurons, tokens="last", **how):
-            expected = tn.capture(model, SENTENCES, batch_tokens=70, progress=False)
-        found = prefix.capture(neurons, **how)
-        for site in ("mid", "post", "activations", "scale"):
-            assert_near(getattr(found, site), getattr(expected, site))
-
-
-def test_the_cached_prefix_survives_captures_that_stop_early():
-    model = tiny_model("qwen3")
-    prefix = LastToken(model, SENTENCES, keep=["post"], layers=[0, 1], progress=False)
-    first = prefix.capture(NEURONS).post
-    assert all(torch.equal(prefix.capture(NEURONS).post, first) for _ in range(3))
-
-
-def test_a_sentence_longer_than_the_window_is_run_in_full():
-    model = tiny_model("mistral")
-    sentences = ["x" * 80, "short"]
-    assert not LastToken(model, sentences, keep=["post"], progress=False).cached
 
 
 @every_architecture
@@ -158,25 +142,29 @@ def test_token_scopes_mean_what_they_say_under_generation(name, tokens):
     assert ablation.count == sum(map(sum, expected[tokens])) + (6 if tokens == "all" else 0)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "llama-bias"])
-def test_an_exported_checkpoint_equals_the_ablation(name, tmp_path):
-    model = tiny_model(name)
-    folder = tn.export_ablated(model, NEURONS, tmp_path / "off")
-    other = tn.load_model(AutoModelForCausalLM.from_pretrained(folder), tokenizer=byte_tokenizer())
-    with tn.Ablation(model, NEURONS, tokens="all"):
-        expected = tn.capture(model, SENTENCES, keep=["post"], progress=False).post
-    assert_near(tn.capture(other, SENTENCES, keep=["post"], progress=False).post, expected)
-    assert tn.load_model(tiny_module(name), tokenizer=byte_tokenizer()).weights_hash == model.weights_hash
-    with pytest.raises(tn.TnkitError, match="is there already"):
-        tn.export_ablated(model, NEURONS, folder)
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ({"tokens": "some"}, "tokens='some' must be one of last, prompt, all"),
         ({"value": "median"}, "value='median' must be a number, or 'mean'"),
         ({"value": "mean"}, "with means=a capture"),
+        ({"value": float("nan")}, "value=nan must be a finite number"),
+        ({"value": float("-inf")}, "value=-inf must be a finite number"),
+        ({"value": 1e300}, r"that torch\.float32 cannot hold"),
+        ({"scale": float("nan")}, "scale=nan must be a finite number"),
+        ({"value": 0.0, "scale": 2.0}, "give one of them"),
+        ({"means": held(torch.ones(4, 2, 32))}, "value=None must be a number, or 'mean'"),
+        ({"value": 1.0, "means": held(torch.ones(4, 2, 32))}, "value=1.0 must be a number, or 'mean'"),
+        ({"value": "mean", "means": held(torch.ones(4, 2, 32))}, "not activations"),
+        ({"value": "mean", "means": means_of(torch.ones(4, 0, 48))}, "at least one sentence"),
+        ({"value": "mean", "means": means_of(torch.ones(4, 2, 40))}, "40 neurons a layer"),
+        ({"value": "mean", "means": means_of(torch.ones(2, 2, 48), (0, 1))}, r"hold layers \(0, 1\), not 3"),
+        ({"value": "mean", "means": means_of(torch.ones(4, 2, 48), ablations=[{}])}, "from the untouched model"),
+        ({"value": "mean", "means": means_of(torch.ones(4, 2, 48), **OTHER)}, "means were made"),
+        (
+            {"neurons": tn.NeuronSet(((0, 1),), (4, 48), provenance={"model": {"weights": "0" * 32}})},
+            "neurons were made",
+        ),
         ({"neurons": [(4, 0)]}, r"neuron \(4, 0\) is outside a model of 4 layers"),
         ({"neurons": tn.NeuronSet((), (2, 9))}, r"and .* has \(4, 48\)"),
     ],
@@ -192,3 +180,74 @@ def test_an_ablation_is_entered_once():
     with ablation, pytest.raises(tn.TnkitError, match="active already"):
         ablation.__enter__()
     assert tiny_model().ablations == []
+
+
+def test_every_wrapper_of_a_module_tells_that_it_is_ablated(tmp_path, monkeypatch):
+    monkeypatch.setenv("TNKIT_CACHE", str(tmp_path))
+    module = copy.deepcopy(tiny_module("llama"))
+    first, second = (tn.load_model(module, tokenizer=byte_tokenizer()) for _ in range(2))
+    with tn.Ablation(first, NEURONS) as ablation:
+        assert second.ablations == [ablation.about]
+        off = tn.capture(second, SENTENCES, cache=True, progress=False)
+        assert off.provenance["ablations"] == [ablation.about]
+        assert (off.activations[1, :, 7] == 0).all()
+    assert second.ablations == []
+    untouched = tn.capture(second, SENTENCES, cache=True, progress=False)
+    assert "ablations" not in untouched.provenance
+    assert torch.equal(untouched.post, tn.capture(tiny_model("llama"), SENTENCES, progress=False).post)
+    with pytest.raises(AttributeError):
+        first.ablations = []
+
+
+def test_an_error_on_entering_leaves_nothing_behind(monkeypatch):
+    module = copy.deepcopy(tiny_module("llama"))
+    model = tn.load_model(module, tokenizer=byte_tokenizer())
+    before = tn.capture(model, SENTENCES, progress=False).post
+    last_map = module.model.layers[3].mlp.down_proj
+    monkeypatch.setattr(last_map, "register_forward_pre_hook", lambda *_: 1 / 0)
+    ablation = tn.Ablation(model, NEURONS)
+    with pytest.raises(ZeroDivisionError), ablation:
+        pass
+    assert not model.ablations and "generate" not in vars(module)
+    assert not any(child._forward_pre_hooks or child._forward_hooks_always_called for child in module.modules())
+    assert torch.equal(tn.capture(model, SENTENCES, progress=False).post, before)
+    monkeypatch.undo()
+    with ablation:  # it is not active, and other threads have their turn
+        assert len(model.ablations) == 1
+
+
+def test_four_threads_capture_and_ablate_as_one_does():
+    model = tiny_model("llama")
+    sets = [[], NEURONS, [(2, 5)], [(0, 1), (3, 3)]]
+    prefix = LastToken(model, SENTENCES, keep=["post"], progress=False)
+
+    def run(number, _):
+        with tn.Ablation(model, sets[number], tokens="last") if sets[number] else nullcontext():
+            found = tn.capture(model, SENTENCES, keep=["post"], batch_tokens=60, progress=False)
+        nats = tn.behaviour.perplexity(model, SENTENCES[:2], neurons=sets[number], progress=False).nll
+        return found.post, prefix.capture(sets[number]).post, torch.tensor(nats), found.provenance.get("ablations")
+
+    def equal(one, other):
+        return all(torch.equal(a, b) for a, b in zip(one[:3], other[:3], strict=True)) and one[3] == other[3]
+
+    serial = [run(number, 0) for number in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [(number, pool.submit(run, number, time)) for time in range(4) for number in range(4)]
+        assert all(equal(job.result(), serial[number]) for number, job in jobs)
+    assert not model.ablations
+
+
+def test_another_thread_waits_and_does_not_run_the_ablated_module(caplog, monkeypatch):
+    monkeypatch.setattr(sessions, "_PATIENCE", 0.05)
+    model, ids = tiny_model("llama"), torch.tensor([[256, 72, 105]])
+    expected = tn.capture(model, ["Hi"], progress=False).post
+    with ThreadPoolExecutor(1) as pool:
+        with tn.Ablation(model, NEURONS):
+            assert pool.submit(lambda: model.ablations).result() == []
+            for run in (lambda: model.module(input_ids=ids), lambda: model.module.generate(input_ids=ids)):
+                with pytest.raises(tn.TnkitError, match="another thread has ablated this module"):
+                    pool.submit(run).result()
+            waiting = pool.submit(tn.capture, model, ["Hi"], progress=False)
+            assert not wait([waiting], timeout=0.3).done
+        assert torch.equal(waiting.result().post, expected)
+    assert [record.message for record in caplog.records if "waiting for another thread" in record.message]
