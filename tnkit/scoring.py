@@ -359,7 +359,7 @@ def contribution_norms(model: Model, activations: Activations) -> Float[Tensor, 
     torch.Size([4, 48])
     """
     kept = activations.require("activations", "scale").tensors()
-    norms = torch.full((model.n_layers, model.n_neurons), torch.nan)
+    norms = torch.full((model.n_layers, model.n_neurons), torch.nan, dtype=torch.float32)
     sizes = ask_weights(model, sizes_written, dict.fromkeys(activations.layers, ()))
     for place, layer in enumerate(activations.layers):
         written = kept["activations"][place].abs() * kept["scale"][place][:, None]
