@@ -155,7 +155,7 @@ class Gathering:
         for name, tensor in batch.tensors().items():
             if name not in self.tensors:
                 shape = (tensor.shape[0], len(self.places), *tensor.shape[2:])
-                self.tensors[name] = torch.empty(shape, device=tensor.device)
+                self.tensors[name] = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
             self.tensors[name][:, rows.to(tensor.device)] = tensor
         self.layers, self.provenance = batch.layers, batch.provenance
 

@@ -104,7 +104,7 @@ def decoder_blocks(module: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         for path, child in module.named_modules()
         if isinstance(child, nn.ModuleList)
         and len(child) == depth
-        and any(has(child[0], site) for site in _LAST_MAPS + _ATTENTIONS)
+        and any(has(block, site) for block in child for site in _LAST_MAPS + _ATTENTIONS)
     ]
     if len(found) > 1:  # an image encoder may be as deep as the text model
         decoder = module.get_decoder()

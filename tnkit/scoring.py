@@ -373,7 +373,7 @@ def contribution_norms(model: Model, activations: Activations) -> Float[Tensor, 
     """
     check_made_with(model, activations.provenance, "these captured states")
     kept = activations.require("activations", "scale").tensors()
-    norms = torch.full((model.n_layers, model.n_neurons), torch.nan)
+    norms = torch.full((model.n_layers, model.n_neurons), torch.nan, dtype=torch.float32)
     sizes = ask_weights(model, sizes_written, dict.fromkeys(activations.layers, ()))
     for place, layer in enumerate(activations.layers):
         written = kept["activations"][place].abs() * kept["scale"][place][:, None]

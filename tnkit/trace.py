@@ -235,7 +235,7 @@ def _read(
             before, after = last_map.output, norm.output
         if weights is None:  # one token of each sentence is enough
             neurons, before, after = (_pooled(one, last, None) for one in (neurons, before, after))
-        scale = torch.ones(before.shape[:-1], device=before.device)
+        scale = torch.ones(before.shape[:-1], dtype=torch.float32, device=before.device)
         if names.norm:
             gain = output_gain(norm, names.multiplier, before.reshape(-1, before.shape[-1])[0].to(neurons.dtype))
             before, after = before.float() * gain, after.float() * names.multiplier
