@@ -164,10 +164,11 @@ def _parser() -> argparse.ArgumentParser:
     _flag(command, "out", help="table to write, .csv (default: evaluation.csv here)")
 
     command = _command(
-        subparsers, commands.cache, "show what the cache folder holds, or clear it", "tnkit cache --clear"
+        subparsers, commands.cache, "show what the cache folder holds, or clear it", "tnkit cache --clear --yes"
     )
     _flag(command, "clear", action="store_true", help="remove captures and running sums, and say what that freed")
     _flag(command, "models", action="store_true", help="with --clear: the converted models, too")
+    _flag(command, "yes", action="store_true", help="with --clear: remove without asking")
     _command(
         subparsers, commands.doctor, "say what is on this machine, and what to do about what is not", "tnkit doctor"
     )

@@ -1,8 +1,9 @@
-"""The one error that tnkit raises on purpose: a sentence that says what, where, what was expected and what to do."""
+"""The one error that tnkit raises on purpose, and how text of others is quoted."""
 
 import re
 
-_CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]+")  # parts of files and names are quoted, whatever they hold
+# What moves a terminal's cursor, changes its colours or title, ends a line, or shows text in another order.
+_CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 class TnkitError(ValueError):
@@ -15,7 +16,7 @@ class TnkitError(ValueError):
     """
 
     def __init__(self, text: str = "") -> None:
-        super().__init__(_CONTROLS.sub(" ", text))
+        super().__init__(re.sub(f"(?:{_CONTROLS.pattern})+", " ", text))
 
 
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -34,3 +35,12 @@ def first_line(error: Exception) -> str:
     ('no route', 'OSError')
     """
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def visible(text: object) -> str:
+    """Text of others for a terminal: line breaks and tabs stay, other control characters are shown as escapes.
+
+    >>> print(visible("a\\x1b[31mb\\u202ec"))
+    a\\x1b[31mb\\u202ec
+    """
+    return _CONTROLS.sub(lambda found: found[0] if found[0] in "\n\t" else ascii(found[0])[1:-1], str(text))
