@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import tnkit as tn
-from tnkit import cli
+from tnkit import cli, shards
 from tnkit.tests.tiny import byte_tokenizer, tiny_module
 
 ENGLISH = ["Good morning.", "See you later, then.", "I like tea.", "It rains.", "Where is it?", "We walk home."]
@@ -31,7 +31,7 @@ FLAGS = {
     "detect": [*SHARED, "top_n", "scoring_type", "centroids_path", "layers", "scores"],
     "ablate": "model_id neurons lang_for_TN sentence_path measure tokens hub seeds scores_path other figure".split(),
     "evaluate": "model_id neurons tokens tasks limit include_path out quiet".split(),
-    "cache": ["clear", "models"],
+    "cache": ["clear", "models", "yes"],
 }
 
 
@@ -224,9 +224,24 @@ def test_the_cache_is_used_shown_and_cleared(tnkit, monkeypatch):
         "sums of 6 sentences (mono.txt train ja), model: post",
         f"in all, in {Path('cache').absolute()}",
     ]
-    freed = tnkit("cache --clear")
-    assert re.fullmatch(r"freed \d+\.\d kB in .*/cache\n", freed[1])
+    assert tnkit("cache --clear") == (
+        1,
+        out,
+        "tnkit: --clear asks before it removes these; add --yes to remove them without a question\n",
+    )
+    for answer, removed in (("", False), ("n", False), ("y", True)):
+        monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+        monkeypatch.setattr("builtins.input", lambda _, answer=answer: answer)
+        assert tnkit("cache --clear")[1].splitlines()[-1].startswith("freed" if removed else "nothing was removed")
+    assert tnkit("cache --clear --yes")[0] == 0
     assert tnkit("cache")[1].startswith("      0 B  in all")
+
+
+def test_what_an_entry_says_cannot_steer_the_terminal(tnkit, monkeypatch):
+    monkeypatch.setenv("TNKIT_CACHE", str(Path("cache").absolute()))
+    shards.Shards({"job": 1}, "capture\x1b]0;title\x07\x1b[2J").write("00000", {"a": torch.ones(1)})
+    code, out, _ = tnkit("cache")
+    assert code == 0 and "\x1b" not in out and r"capture\x1b]0;title\x07\x1b[2J" in out
 
 
 @pytest.mark.parametrize(

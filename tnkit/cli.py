@@ -209,11 +209,12 @@ def _parser() -> argparse.ArgumentParser:
     _flag(command, "include_path", help="folder with your own tasks")
     _flag(command, "out", help="table to write, .csv (default: evaluation.csv in the current folder)")
 
-    command = _command(subparsers, commands.cache, "list or clear the cache", "tnkit cache --clear")
+    command = _command(subparsers, commands.cache, "list or clear the cache", "tnkit cache --clear --yes")
     _flag(
         command, "clear", action="store_true", help="remove cached captures and sums, and say how much space that freed"
     )
     _flag(command, "models", action="store_true", help="with --clear: also remove the converted models")
+    _flag(command, "yes", action="store_true", help="with --clear: remove without asking")
     _command(subparsers, commands.doctor, "check your setup and suggest fixes", "tnkit doctor")
     return parser
 

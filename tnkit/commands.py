@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tnkit import parallel
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,20 +160,28 @@ def cache(options: argparse.Namespace) -> None:
 
     >>> import contextlib, io
     >>> with contextlib.redirect_stdout(io.StringIO()) as said:
-    ...     cache(argparse.Namespace(clear=False, models=False))
+    ...     cache(argparse.Namespace(clear=False, models=False, yes=False))
     >>> "in all, in" in said.getvalue()
     True
     """
     from tnkit import shards
     from tnkit.storage import cache_folder
 
-    if options.clear:
-        print(f"freed {_size(shards.clear(models=options.models))} in {cache_folder()}")
+    listed = shards.entries()
+    if options.clear and not options.models:
+        listed = [entry for entry in listed if entry.path.parent == shards.folder()]
+    for entry in listed:
+        print(f"{_size(entry.size):>9}  {entry.modified:%Y-%m-%d %H:%M}  {visible(entry.what)}")
+    print(f"{_size(sum(entry.size for entry in listed)):>9}  in all, in {cache_folder()}")
+    if not options.clear or not listed:
         return
-    found = shards.entries()
-    for entry in found:
-        print(f"{_size(entry.size):>9}  {entry.modified:%Y-%m-%d %H:%M}  {entry.what}")
-    print(f"{_size(sum(entry.size for entry in found)):>9}  in all, in {cache_folder()}")
+    if not options.yes:
+        if not sys.stdin.isatty():
+            raise TnkitError("--clear asks before it removes these; add --yes to remove them without a question")
+        if input("remove these? [y/N] ").strip().lower() not in ("y", "yes"):
+            print("nothing was removed")
+            return
+    print(f"freed {_size(shards.clear(listed))} in {cache_folder()}")
 
 
 def doctor(_: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ float32 transformers folder. Gemma is provided under and subject to the Gemma Te
 
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 import zlib
@@ -19,7 +20,7 @@ from unittest import mock
 
 from tnkit import process
 from tnkit.errors import TnkitError
-from tnkit.storage import cache_folder, write_text
+from tnkit.storage import cache_folder, private, write_text
 
 _LAYOUT = 1  # of the converted folder; a change converts again
 
@@ -47,14 +48,15 @@ def converted_folder(name: str) -> Path:
     """The transformers folder of a packaged model, made on first use (about a minute) in the user's cache.
 
     Raises:
-        TnkitError: where the package is not installed, its bytes are not the recorded ones, or the cache is full or
-            cannot be written to.
+        TnkitError: where the package is not installed, its bytes are not the recorded ones, or the cache is full,
+            cannot be written to, or can be written to by others.
     """
     from filelock import FileLock
 
     model, folder = MODELS[name], _folder(name)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        private(folder, make=False)
+        private(folder.parent, make=True)
         with FileLock(folder.with_suffix(".lock")):
             if not _is_whole(folder):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -79,6 +81,26 @@ def is_converted(name: str) -> bool:
     True
     """
     return _is_whole(_folder(name))
+
+
+def own_files(folder: Path) -> tuple[Path, ...]:
+    """The files of a folder with a converted model, or with one whose conversion was killed; none of any other."""
+    names = "|".join(map(re.escape, MODELS))
+    if re.fullmatch(rf"\.({names})-\w{{8}}", folder.name):
+        known, places = {"model.gguf"}, [folder, folder / "converted"]
+        known |= {path.name for path in places[1].glob("*")}
+    elif re.fullmatch(rf"({names})-[0-9a-f]{{12}}-\d+", folder.name):
+        try:
+            known, places = {*json.loads((folder / "tnkit.json").read_bytes()), "tnkit.json"}, [folder]
+        except (OSError, ValueError, TypeError, RecursionError):
+            return ()
+    else:
+        return ()
+    return tuple(path for place in places for path in place.glob("*") if path.name in known and _plain(path))
+
+
+def _plain(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
 
 
 def _folder(name: str) -> Path:

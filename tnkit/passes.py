@@ -232,7 +232,8 @@ class Pass:
         widths = {"activations": self.model.n_neurons, "scale": 1}
         size = 4 * len(self.layers) * sum(widths.get(name, self.model.hidden_size) for name in self.keep)
         for number, (start, stop) in enumerate(grouped(self.batches, min(_SHARD, _SHARD_BYTES // size))):
-            if (tensors := cached.read(f"{number:05}")) is not None:
+            most = (size + 8) * sum(map(len, self.batches[start:stop]))
+            if (tensors := cached.read(f"{number:05}", most=most)) is not None:
                 yield Activations(self.layers, provenance=self.provenance, **tensors)
                 continue
             parts: list[Activations] = []

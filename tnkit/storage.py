@@ -27,10 +27,37 @@ _DESCRIBED = ("model", "sentences", "centroid", "selection", "versions")  # part
 
 
 def cache_folder() -> Path:
-    """Where tnkit keeps what can be made again: $TNKIT_CACHE, or the user's cache folder."""
+    """Where tnkit keeps what can be made again: $TNKIT_CACHE (~ is the home folder), or the user's cache folder."""
     import platformdirs
 
-    return Path(os.environ.get("TNKIT_CACHE") or platformdirs.user_cache_dir("tnkit"))
+    return Path(os.environ.get("TNKIT_CACHE") or platformdirs.user_cache_dir("tnkit")).expanduser()
+
+
+def private(folder: Path, *, make: bool = False) -> Path:
+    """A folder of the cache that only this user (and root) can write to, so that what it holds can be trusted.
+
+    Args:
+        folder: in `cache_folder()`, or that itself; each folder on the way is checked where it is there.
+        make: make those that are not there, for this user alone.
+
+    Raises:
+        TnkitError: where another user owns one of them or can write to it (on POSIX systems).
+        OSError: where it cannot be made.
+    """
+    root = cache_folder()
+    for level in [root, *reversed([one for one in (folder, *folder.parents) if root in one.parents])]:
+        if make:
+            level.mkdir(mode=0o700, parents=level == root, exist_ok=True)
+        if os.name != "posix" or not level.exists():
+            continue
+        about = level.stat()
+        if about.st_uid not in (0, os.geteuid()) or about.st_mode & 0o022:
+            raise TnkitError(
+                f"the cache folder {level} belongs to another user or can be written to by others, so what it holds "
+                f"cannot be trusted; look through it and run chmod -R go-w {level}, or set TNKIT_CACHE to a folder of "
+                "your own"
+            )
+    return folder
 
 
 def versions() -> dict[str, str]:

@@ -55,7 +55,8 @@ def _add_up(planned: Pass, running: Mapping[str, Any], fingerprint: str | None) 
     if fingerprint is not None:
         of = {name: accumulator.about for name, accumulator in running.items()}
         kept = planned.shards(fingerprint, what="sums", of=of)
-        if (state := kept.read("sums")) is not None:
+        wide = max(planned.model.n_neurons, planned.model.hidden_size)
+        if (state := kept.read("sums", most=8 * planned.model.n_layers * wide * len(running) + 8)) is not None:
             start = int(state.pop("batches"))
             count = sum(map(len, planned.batches[:start]))
             for name, accumulator in running.items():

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import tnkit as tn
-from tnkit import fingerprints, shards
+from tnkit import fingerprints, shards, storage
 from tnkit.tests.tiny import SENTENCES, byte_tokenizer, tiny_model, tiny_module
 
 TEXTS = [text[:length] for length in (40, 25, 12, 7, 3) for text in SENTENCES]
@@ -391,12 +391,12 @@ def test_a_read_only_cache_still_serves(cache, traced, monkeypatch, caplog):
 def test_what_killed_writers_left_is_cleared_away_after_an_hour(cache):
     capture()
     folder = files(cache)[0].parent
-    for name, age in {".old": 4000, ".new": 0}.items():
+    for name, age in {".00000.safetensors-old": 4000, ".00000.safetensors-new": 0}.items():
         (folder / name).write_bytes(b"half")
         os.utime(folder / name, (time.time() - age,) * 2)
     files(cache)[0].unlink()
     capture()
-    assert [path.name for path in folder.glob(".*")] == [".new"]
+    assert [path.name for path in folder.glob(".*")] == [".00000.safetensors-new"]
 
 
 def test_entries_and_clearing(cache):
@@ -412,12 +412,113 @@ def test_entries_and_clearing(cache):
     ]
     assert sum(entry.size for entry in found) == sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
     assert all(abs(entry.modified.timestamp() - time.time()) < 60 for entry in found)
-    model = Path(os.environ["TNKIT_CACHE"]) / "models" / "converted"
-    model.mkdir(parents=True)
-    (model / "weights").write_bytes(b"1234")
-    assert shards.clear() == sum(entry.size for entry in found)
-    assert [(entry.what, entry.size) for entry in shards.entries()] == [("converted model converted", 4)]
-    assert shards.clear(models=True) == 4 and shards.entries() == []
+    assert shards.clear(found) == sum(entry.size for entry in found)
+    assert shards.entries() == [] and list(cache.iterdir()) == []
+
+
+def converted(folder):
+    """A converted model, as far as the cache knows one."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "tnkit.json").write_text('{"config.json": 1}')
+    return folder
+
+
+def test_clearing_removes_what_tnkit_made_and_nothing_else(cache):
+    """In a cache folder of one's own lie theses, fine-tuned models, and links to either."""
+    capture(texts=TEXTS[:3])
+    models, entry = cache.parent / "models", files(cache)[0].parent
+    ours = converted(models / "gemma-3-270m-a5fd3b62230a-1")
+    killed = models / ".gemma-3-270m-abcd1234"
+    converted(killed / "converted")
+    (killed / "model.gguf").write_bytes(b"12")
+    theirs = [
+        converted(models / "my-finetune") / "config.json",
+        cache / "thesis-data" / "entry.json",
+        cache / ("0" * 24) / "data.safetensors",  # no mark
+        entry / "notes.txt",
+        ours / "notes.txt",
+        cache.parent.parent / "elsewhere" / "entry.json",
+        cache.parent.parent / "elsewhere" / "00000.safetensors",
+    ]
+    for path in theirs:
+        path.parent.mkdir(exist_ok=True, mode=0o700)
+        path.write_text("mine")
+    (cache / ("1" * 24)).symlink_to(cache.parent.parent / "elsewhere")
+    (entry / "link.safetensors").symlink_to(theirs[-1])
+    listed = shards.entries()
+    assert sorted(one.path for one in listed) == sorted([entry, ours, killed])
+    assert shards.clear(listed) == sum(one.size for one in listed) > 0
+    assert [path.read_text() for path in theirs] == ["mine"] * len(theirs)
+    assert not killed.exists() and [path.name for path in ours.iterdir()] == ["notes.txt"]
+    assert not list(entry.glob("*.json")) and not (entry / "00000.safetensors").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes and owners are POSIX")
+@pytest.mark.parametrize("folder", ["", "captures", "entry"])
+def test_a_cache_that_others_can_write_to_is_neither_read_nor_written_nor_cleared(cache, traced, caplog, folder):
+    fresh, before = capture(), len(traced)
+    entry = files(cache)[0].parent
+    opened = {"": cache.parent, "captures": cache, "entry": entry}[folder]
+    kept = {path: path.stat().st_mtime_ns for path in files(cache)}
+    opened.chmod(0o775)
+    assert_same(capture(), fresh)
+    assert len(traced) > before and len(caplog.records) == 1
+    assert f"{opened} belongs to another user or can be written to by others" in caplog.text and "chmod" in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in files(cache)} == kept
+    with pytest.raises(tn.TnkitError, match="can be written to by others"):
+        shards.clear(shards.entries())
+    with pytest.raises(tn.TnkitError, match="can be written to by others"):
+        storage.private(entry)
+    opened.chmod(0o700)
+    before = len(traced)
+    assert_same(capture(), fresh)
+    assert len(traced) == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes and owners are POSIX")
+def test_the_cache_of_another_user_is_refused(cache, monkeypatch):
+    capture()
+    monkeypatch.setattr("os.geteuid", lambda: 12345)
+    assert storage.private(cache) == cache or os.getuid()  # that of root is trusted
+    stat = Path.stat
+    monkeypatch.setattr(Path, "stat", lambda path, **how: _owned_by(stat(path, **how), 777))
+    with pytest.raises(tn.TnkitError, match="belongs to another user"):
+        storage.private(cache)
+
+
+def _owned_by(about, user):
+    return os.stat_result([*about[:4], user, *about[5:]])
+
+
+def test_folders_of_the_cache_are_made_for_this_user_alone(cache):
+    before = os.umask(0o002)
+    try:
+        capture()
+    finally:
+        os.umask(before)
+    made = [cache.parent, cache, files(cache)[0].parent]
+    assert [path.stat().st_mode & 0o777 for path in made] == [0o700] * 3
+
+
+def test_a_shard_that_is_too_large_is_not_read(cache, caplog):
+    fresh = capture()
+    with files(cache)[0].open("r+b") as file:
+        file.truncate(100 << 30)  # a hole: it takes no room on the disk
+    assert_same(capture(), fresh)
+    assert "bytes, where at most" in caplog.text and files(cache)[0].stat().st_size < 1 << 20
+
+
+def test_clearing_away_what_killed_writers_left_takes_nothing_else(cache):
+    capture()
+    folder = files(cache)[0].parent
+    ours, theirs = folder / ".00000.safetensors-abcd1234", folder / ".bashrc"
+    for path in (ours, theirs):
+        path.write_bytes(b"half")
+        os.utime(path, (time.time() - 4000,) * 2)
+    files(cache)[0].unlink()
+    capture()
+    assert theirs.exists() and not ours.exists()
 
 
 def test_nothing_is_said_where_all_is_well(caplog):

@@ -187,3 +187,15 @@ def test_a_card_escapes_titles_names_and_values():
         "&lt;" * 117 + "…<",
     ):
         assert card.count(text) == 1
+
+
+def test_a_tilde_in_the_cache_folder_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TNKIT_CACHE", "~/kept")
+    assert storage.cache_folder() == tmp_path / "kept"
+
+
+def test_versions_are_those_that_were_loaded(monkeypatch):
+    """A package that was upgraded under a live kernel is on the disk, not in memory."""
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "99")
+    assert storage.versions()["torch"] == torch.__version__
