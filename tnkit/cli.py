@@ -138,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     _model_flags(command)
     _sentence_flags(command, "pairs with the hub for measures of states, else single sentences or prompts")
     _neuron_flags(command, "last")
+    _reading_flags(command, ("last", "last_word", "end"))
     _flag(
         command,
         "measure",
@@ -168,9 +169,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     _flag(command, "clear", action="store_true", help="remove captures and running sums, and say what that freed")
     _flag(command, "models", action="store_true", help="with --clear: the converted models, too")
-    _command(
+    command = _command(
         subparsers, commands.doctor, "say what is on this machine, and what to do about what is not", "tnkit doctor"
     )
+    _flag(command, "model", help="also look at what the tokenizer of this model or folder adds to sentences")
     return parser
 
 
@@ -208,12 +210,13 @@ def _model_flags(command: argparse.ArgumentParser) -> None:
 
 
 def _quiet_flag(command: argparse.ArgumentParser) -> None:
-    _flag(command, "quiet", action="store_true", help="no progress bar")
+    _flag(command, "quiet", action="store_true", help="no progress bar and no notes")
 
 
 def _sentence_flags(command: argparse.ArgumentParser, sentences: str) -> None:
     _flag(command, "lang_for_TN", required=True, help="language in question, as the file names it: ja")
     _flag(command, "sentence_path", required=True, help=f"{sentences}: .tsv .csv .jsonl .parquet .txt .pkl")
+    _flag(command, "chat", action="store_true", help="wrap each sentence in the tokenizer's chat template")
 
 
 def _neuron_flags(command: argparse.ArgumentParser, tokens: str) -> None:
@@ -221,9 +224,9 @@ def _neuron_flags(command: argparse.ArgumentParser, tokens: str) -> None:
     _flag(
         command,
         "tokens",
-        choices=("last", "prompt", "all"),
+        choices=("last", "last_word", "prompt", "all"),
         default=tokens,
-        help=f"where the neurons are off: last prompt token, whole prompt, every step (default {tokens})",
+        help=f"where the neurons are off: last prompt token, last word, whole prompt, every step (default {tokens})",
     )
 
 
@@ -245,13 +248,7 @@ def _detection_flags(command: argparse.ArgumentParser) -> None:
         default="tnkit",
         help="reference: the published code's pickle",
     )
-    _flag(
-        command,
-        "position",
-        choices=("last", "mean"),
-        default="last",
-        help="last token, or mean over tokens (default last)",
-    )
+    _reading_flags(command, ("last", "last_word", "mean", "end"))
     _flag(
         command,
         "batch_tokens",
@@ -262,6 +259,19 @@ def _detection_flags(command: argparse.ArgumentParser) -> None:
     _flag(
         command, "cache", action="store_true", help="keep what is done on the way, and go on after a run that was cut"
     )
+
+
+def _reading_flags(command: argparse.ArgumentParser, positions: tuple[str, ...]) -> None:
+    kinds = {"last": "last token", "last_word": "last one that is no punctuation", "mean": "mean over tokens"}
+    kinds["end"] = "end of the template"
+    _flag(
+        command,
+        "position",
+        choices=positions,
+        default="last",
+        help=f"what is read of a sentence: {', '.join(kinds[name] for name in positions)} (default last)",
+    )
+    _flag(command, "suffix", help="put in place of each sentence's final punctuation ('' only takes it off)")
 
 
 class _Parser(argparse.ArgumentParser):
