@@ -14,6 +14,7 @@ import torch
 
 import tnkit as tn
 from tnkit import cli, shards
+from tnkit.detection import detect_towards
 from tnkit.tests.tiny import byte_tokenizer, tiny_module
 
 ENGLISH = ["Good morning.", "See you later, then.", "I like tea.", "It rains.", "Where is it?", "We walk home."]
@@ -24,14 +25,17 @@ DETECT = (
     "--centroids_path shared.safetensors --out new.json"
 )
 SHARED = "model_id TN_Type lang_for_TN sentence_path out format position dtype device_map batch_tokens quiet".split()
-SHARED += ["cache", "tp_plan"]
+SHARED += ["cache", "tp_plan", "suffix", "chat"]
+ENDS = "tnkit: sentences in ja end: 83% in '。', 100% in punctuation\n"
 FLAGS = {
     "demo": ["language", "model_id", "top_n", "out"],
     "centroids": [*SHARED, "hub", "last_layer"],
     "detect": [*SHARED, "top_n", "scoring_type", "centroids_path", "layers", "scores"],
-    "ablate": "model_id neurons lang_for_TN sentence_path measure tokens hub seeds scores_path other figure".split(),
+    "ablate": "model_id neurons lang_for_TN sentence_path measure tokens hub seeds scores_path other figure".split()
+    + ["position", "suffix", "chat"],
     "evaluate": "model_id neurons tokens tasks limit include_path out quiet".split(),
     "cache": ["clear", "models", "yes"],
+    "doctor": ["model"],
 }
 
 
@@ -160,7 +164,7 @@ def test_files_hold_what_the_library_computes(tnkit, form, kind, pairs, mono, sc
     assert tnkit(estimate) == (0, f"{made}\n", "")
     detect = f"detect {both} --sentence_path {mono} --top_n 10 --scoring_type {scoring} --centroids_path {made}"
     detect += f" --layers {layers[0]}:{layers[1]}" if layers else ""
-    assert tnkit(f"{detect} --out {out} --scores s.safetensors") == (0, f"{out}\ns.safetensors\n", "")
+    assert tnkit(f"{detect} --out {out} --scores s.safetensors") == (0, f"{out}\ns.safetensors\n", ENDS)
 
     distance = {"cos_sim": "cosine", "L2_dis": "euclidean"}[scoring]
     centroids, neurons = library(kind, distance, position, last, layers and range(*layers))
@@ -182,9 +186,24 @@ def test_files_hold_what_the_library_computes(tnkit, form, kind, pairs, mono, sc
 def test_two_runs_and_centroids_of_either_format_give_the_same_neurons(tnkit):
     tnkit(f"{CENTROIDS} --format reference --out c.pkl")
     for out, flags in {"a.json": "", "b.json": "", "c.json": "--centroids_path c.pkl"}.items():
-        assert tnkit(f"{DETECT} {flags} --out {out}") == (0, f"{out}\n", "")
+        assert tnkit(f"{DETECT} {flags} --out {out}") == (0, f"{out}\n", ENDS)
     first, *others = (tn.NeuronSet.load(f"{name}.json") for name in "abc")
     assert all((other.pairs, other.scores) == (first.pairs, first.scores) for other in others)
+
+
+def test_the_last_word_and_the_suffix_are_read_as_in_the_library(tnkit):
+    how = "--position last_word --suffix ! --model_id model --lang_for_TN ja"
+    tnkit(f"{CENTROIDS} {how} --out c.safetensors")
+    code, _, err = tnkit(f"{DETECT} {how} --centroids_path c.safetensors --out n.json")
+    assert (code, err) == (0, "tnkit: sentences in ja end: 100% in '!', 100% in punctuation\n")
+    model, reading = tn.load_model("model"), {"position": "last_word", "suffix": "!", "progress": False}
+    shared = tn.estimate_centroids([tn.capture(model, texts, **reading) for texts in (ENGLISH, JAPANESE)])
+    torch.testing.assert_close(tn.Centroids.load("c.safetensors").values, shared.values, rtol=1e-5, atol=1e-6)
+    found = detect_towards(model, JAPANESE, shared, language="ja", top=10, **reading)
+    assert tn.NeuronSet.load("n.json").pairs == found.neurons.pairs
+    assert tnkit(f"{DETECT} {how} --chat")[2] == (
+        "tnkit: the tokenizer has no chat template; give template='...{sentence}...', or a model tuned for chat\n"
+    )
 
 
 def test_normed_centroids_are_those_of_transformers(tnkit):
@@ -204,7 +223,7 @@ def test_the_installed_program_with_hyphens_and_default_names():
     line = "detect --model-id model --TN-Type type1 --top-n 10 --lang-for-TN ja --scoring-type cos_sim "
     line += "--centroids-path ja-type1-centroids.safetensors --sentence-path mono.txt"
     found = program(sys.executable, "-m", "tnkit", *line.split())
-    assert (found.returncode, found.stdout, found.stderr) == (0, "ja-type1-neurons.json\n", "")
+    assert (found.returncode, found.stdout, found.stderr) == (0, "ja-type1-neurons.json\n", ENDS)
     assert tn.NeuronSet.load("ja-type1-neurons.json").pairs == library("type1", "cosine")[1].pairs
 
 
@@ -331,7 +350,7 @@ def test_a_run_cut_short_leaves_nothing(tnkit, monkeypatch, line, place, error):
 
 
 def test_a_closed_pipe_is_no_traceback():
-    words = [sys.executable, "-m", "tnkit", *shlex.split(DETECT)]
+    words = [sys.executable, "-m", "tnkit", *shlex.split(DETECT), "--quiet"]
     buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=buffered) as process:
         process.stdout.close()

@@ -4,15 +4,15 @@ overlaps({"ja": type1_ja, "ko": type1_ko}, layers=model.early_layers).plot()
 overlaps({"Type-2": type2, "LAPE": lape(captured).neurons["ja"]}).to_frame()
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
 
 from tnkit import storage
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, whole_numbers
 from tnkit.neurons import NeuronSet
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Overlaps:
         return storage.html_card("Neurons in both", {" and ".join(a): f"{n} (chance {by:.1f})" for a, n, by in rows})
 
 
-def overlaps(sets: Mapping[str, NeuronSet], *, layers: Sequence[int] | None = None) -> Overlaps:
+def overlaps(sets: Mapping[str, NeuronSet], *, layers: Iterable[SupportsIndex] | None = None) -> Overlaps:
     """How many neurons each two sets share, against chance (hypergeometric, one-sided).
 
     Sets that keep to the same layers share more than two drawn from the whole model: the second pair of columns draws
@@ -83,7 +83,8 @@ def overlaps(sets: Mapping[str, NeuronSet], *, layers: Sequence[int] | None = No
     (depth, width), *others = [neurons.shape for neurons in sets.values()]
     if any(shape != (depth, width) for shape in others):
         raise TnkitError(f"sets of different models do not compare: {[neurons.shape for neurons in sets.values()]}")
-    layers = tuple(range(depth)) if layers is None else tuple(sorted(set(layers) & set(range(depth))))
+    layers = range(depth) if layers is None else layers
+    layers = tuple(sorted(set(whole_numbers("layers", layers)) & set(range(depth))))
     counts = {name: np.bincount([layer for layer, _ in neurons], minlength=depth) for name, neurons in sets.items()}
     for name, count in counts.items():
         if count.sum() > count[list(layers)].sum():

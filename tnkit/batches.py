@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tnkit import parallel, storage
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, one_of
 from tnkit.models import Model
 from tnkit.remote import server_of
 from tnkit.tokens import Specials, ends, last_word, special_ids, special_tokens, tell, without_final_punctuation
@@ -122,6 +122,17 @@ def check_sentences(sentences: Sequence[str]) -> None:
             f"sentence {wrong} is {type(sentences[wrong]).__name__}, expected str; "
             'of a Corpus, name split and language: corpus["train"]["ja"]'
         )
+
+
+def check_position(model: Model, position: str, choices: tuple[str, ...] = POSITIONS) -> None:
+    """Refuse a position that is not one of the choices, or that the model has none of.
+
+    >>> from tnkit.tests.tiny import tiny_model
+    >>> check_position(tiny_model(), "last")
+    """
+    one_of("position", position, choices)
+    if position == "end" and model.template is None:
+        raise TnkitError("position='end' is the end of a template: load_model(..., chat=True); or read position='last'")
 
 
 def _wrapped(

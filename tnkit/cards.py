@@ -8,7 +8,7 @@ card.to_frame(), card.tokens.to_frame()                  # its top sentences, th
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
@@ -18,6 +18,7 @@ from tnkit.lens import PromotedTokens, promoted
 from tnkit.models import Model
 from tnkit.provenance import check_made_with
 from tnkit.specificity import top_sentences
+from tnkit.tokens import last_word
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -34,7 +35,7 @@ class NeuronCard:
         sentences: those with the largest absolute activation, as in `tnkit.specificity.top_sentences`, on the side of
             zero where the largest is.
         tokens: what its value vector raises and lowers, where its activation is positive.
-        spans: where the last token of each of these sentences begins and ends, or None where that is not known.
+        spans: where the token that was read of each of these sentences begins and ends, or None where it is not known.
     """
 
     neuron: tuple[int, int]
@@ -121,20 +122,24 @@ def neuron_card(
         name: part.tensors()["activations"][part.layers.index(layer), :, place].numpy()
         for name, part in captured.items()
     }
-    spans = tuple(_last_token(model, text) for text in strongest["text"])
+    about = next(iter(captured.values())).provenance
+    spans = tuple(_token_read(model, text, about) for text in strongest["text"])
     return NeuronCard((layer, place), activations, strongest, promoted(model, (layer, place), k=k), spans)
 
 
-def _last_token(model: Model, text: str) -> tuple[int, int] | None:
-    """Where the last token of a sentence begins and ends in it."""
-    if not model.tokenizer.is_fast:
+def _token_read(model: Model, text: str, about: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Where the token that was read begins and ends in a sentence; None for a mean, or for a token not in the text."""
+    position = about.get("position", "last")
+    if not model.tokenizer.is_fast or position not in ("last", "last_word") or about.get("suffix") is not None:
         return None
-    start, end = model.tokenizer(text, return_offsets_mapping=True)["offset_mapping"][-1]
+    tokens = model.tokenizer(text, return_offsets_mapping=True)
+    place = last_word(model.tokenizer, tokens["input_ids"]) if position == "last_word" else -1
+    start, end = tokens["offset_mapping"][place]
     return (start, end) if end > start else (len(text), len(text))  # a special token comes after the text
 
 
 def _marked(text: str, span: tuple[int, int] | None) -> str:
-    """HTML of a sentence with its last token marked; a special token is a mark without letters."""
+    """HTML of a sentence with the token that was read marked; a special token is a mark without letters."""
     start, end = span or (len(text), len(text))
     token = html.escape(text[start:end]) or ("&#9144;" if span else "")
     return html.escape(text[:start]) + (f"<mark>{token}</mark>" if token else "") + html.escape(text[end:])

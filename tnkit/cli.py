@@ -178,6 +178,7 @@ def _parser() -> argparse.ArgumentParser:
         "pairs with the hub language for retrieval, similarity and mutual_knn, else single sentences or prompts",
     )
     _neuron_flags(command, "last")
+    _reading_flags(command, ("last", "last_word", "end"))
     _flag(
         command,
         "measure",
@@ -215,7 +216,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _flag(command, "models", action="store_true", help="with --clear: also remove the converted models")
     _flag(command, "yes", action="store_true", help="with --clear: remove without asking")
-    _command(subparsers, commands.doctor, "check your setup and suggest fixes", "tnkit doctor")
+    command = _command(subparsers, commands.doctor, "check your setup and suggest fixes", "tnkit doctor")
+    _flag(command, "model", help="also check what the tokenizer of this model or folder adds to sentences")
     return parser
 
 
@@ -253,12 +255,13 @@ def _model_flags(command: argparse.ArgumentParser) -> None:
 
 
 def _quiet_flag(command: argparse.ArgumentParser) -> None:
-    _flag(command, "quiet", action="store_true", help="no progress bar")
+    _flag(command, "quiet", action="store_true", help="no progress bar and no notes")
 
 
 def _sentence_flags(command: argparse.ArgumentParser, sentences: str) -> None:
     _flag(command, "lang_for_TN", required=True, help="language to study, as the file names it: ja")
     _flag(command, "sentence_path", required=True, help=f"{sentences}: .tsv .csv .jsonl .parquet .txt .pkl")
+    _flag(command, "chat", action="store_true", help="wrap each sentence in the tokenizer's chat template")
 
 
 def _neuron_flags(command: argparse.ArgumentParser, tokens: str) -> None:
@@ -266,9 +269,9 @@ def _neuron_flags(command: argparse.ArgumentParser, tokens: str) -> None:
     _flag(
         command,
         "tokens",
-        choices=("last", "prompt", "all"),
+        choices=("last", "last_word", "prompt", "all"),
         default=tokens,
-        help=f"where to ablate: last prompt token, whole prompt or all tokens (default {tokens})",
+        help=f"where to ablate: last prompt token, last word, whole prompt or all tokens (default {tokens})",
     )
 
 
@@ -292,13 +295,7 @@ def _detection_flags(command: argparse.ArgumentParser) -> None:
         default="tnkit",
         help="tnkit, or reference for a pickle as in the published code (default tnkit)",
     )
-    _flag(
-        command,
-        "position",
-        choices=("last", "mean"),
-        default="last",
-        help="last token, or mean over tokens (default last)",
-    )
+    _reading_flags(command, ("last", "last_word", "mean", "end"))
     _flag(
         command,
         "batch_tokens",
@@ -307,6 +304,19 @@ def _detection_flags(command: argparse.ArgumentParser) -> None:
     )
     _flag(command, "tp_plan", choices=("auto",), help="spread the model over the processes that torchrun starts")
     _flag(command, "cache", action="store_true", help="cache partial results and resume")
+
+
+def _reading_flags(command: argparse.ArgumentParser, positions: tuple[str, ...]) -> None:
+    kinds = {"last": "last token", "last_word": "last one that is no punctuation", "mean": "mean over tokens"}
+    kinds["end"] = "end of the template"
+    _flag(
+        command,
+        "position",
+        choices=positions,
+        default="last",
+        help=f"what is read of a sentence: {', '.join(kinds[name] for name in positions)} (default last)",
+    )
+    _flag(command, "suffix", help="put in place of each sentence's final punctuation ('' only takes it off)")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -54,6 +54,7 @@ def centroids(options: argparse.Namespace) -> None:
 def detect(options: argparse.Namespace) -> None:
     from tnkit.centroids import Centroids
     from tnkit.detection import detect_towards
+    from tnkit.tokens import ends_lines
 
     out = _out(options, "neurons", ".json")
     scores = options.scores and _writable("--scores", Path(options.scores), ".safetensors", options)
@@ -79,6 +80,9 @@ def detect(options: argparse.Namespace) -> None:
         written.append(found.scores.save(scores))
     for path in written:
         print(path)
+    if not options.quiet:
+        for language, text in ends_lines([found.scores.provenance["sentences"]]).items():
+            print(f"tnkit: sentences in {language} end: {text}", file=sys.stderr)
 
 
 def ablate(options: argparse.Namespace) -> None:
@@ -99,7 +103,8 @@ def ablate(options: argparse.Namespace) -> None:
         print(found.to_string())
         print(tn.storage.write_text(out, found.to_csv()))
         return
-    captured = tn.capture(model, texts[language], keep=["activations"], progress=_progress(options))
+    reading = {"position": options.position, "suffix": options.suffix}
+    captured = tn.capture(model, texts[language], keep=["activations"], progress=_progress(options), **reading)
     scores = tn.NeuronScores.load(options.scores_path) if options.scores_path else None
     others = {Path(path).stem: _neurons(path, model) for path in options.other or ()}
     controls = tn.controls(neurons, norms=contribution_norms(model, captured), scores=scores, others=others)
@@ -112,6 +117,8 @@ def ablate(options: argparse.Namespace) -> None:
         measure=options.measure,
         hub=options.hub,
         tokens=options.tokens,
+        position=options.position,
+        suffix=options.suffix,
         seeds=options.seeds,
         progress=_progress(options),
     )
@@ -184,12 +191,12 @@ def cache(options: argparse.Namespace) -> None:
     print(f"freed {_size(shards.clear(listed))} in {cache_folder()}")
 
 
-def doctor(_: argparse.Namespace) -> None:
+def doctor(options: argparse.Namespace) -> None:
     """Say what is on this machine, and fail where something must be mended first."""
     from tnkit.doctor import examine
 
     broken = 0
-    for finding in examine():
+    for finding in examine(options.model):
         print(finding, flush=True)
         broken += finding.needed
     if broken:
@@ -238,6 +245,7 @@ def _model(options: argparse.Namespace) -> "Model":
         device_map=options.device_map,
         tp_plan=getattr(options, "tp_plan", None),
         trust_remote_code=options.trust_remote_code,
+        chat=getattr(options, "chat", False),
     )
 
 
@@ -252,7 +260,8 @@ def _layers(options: argparse.Namespace, n_layers: int) -> range | None:
 
 
 def _reading(options: argparse.Namespace) -> dict[str, Any]:
-    return {"position": options.position, "batch_tokens": options.batch_tokens, "progress": _progress(options)}
+    reading = {"position": options.position, "suffix": options.suffix, "batch_tokens": options.batch_tokens}
+    return {**reading, "progress": _progress(options)}
 
 
 def _progress(options: argparse.Namespace) -> bool:

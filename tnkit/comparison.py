@@ -14,7 +14,7 @@ compared.plot()
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
 from jaxtyping import Float
@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tnkit import storage
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, whole_number, whole_numbers
 from tnkit.neurons import NeuronSet
 from tnkit.scoring import NeuronScores
 
@@ -146,7 +146,7 @@ def _ratio(these: np.ndarray, those: np.ndarray) -> np.ndarray:
 def controls(
     neurons: NeuronSet,
     *,
-    layers: Iterable[int] | None = None,
+    layers: Iterable[SupportsIndex] | None = None,
     norms: Tensor | None = None,
     scores: NeuronScores | None = None,
     others: Mapping[str, NeuronSet] | None = None,
@@ -167,7 +167,7 @@ def controls(
     >>> sorted(controls(NeuronSet(((0, 5),), shape=(4, 48))))
     ['same layers', 'uniform']
     """
-    layers = None if layers is None else list(layers)
+    layers = None if layers is None else tuple(whole_numbers("layers", layers))
     found: dict[str, Control] = {
         "uniform": lambda seed: neurons.uniform(seed=seed, layers=layers),
         "same layers": lambda seed: neurons.matched(seed=seed),
@@ -184,9 +184,9 @@ def compare(
     neurons: NeuronSet,
     *,
     controls: Mapping[str, Control],
-    seeds: int = 10,
+    seeds: SupportsIndex = 10,
     name: str = "measure",
-    layers: Iterable[int] | None = None,
+    layers: Iterable[SupportsIndex] | None = None,
     progress: bool = True,
 ) -> Comparison:
     """Run a measurement with a neuron set off, with each of its controls off, and with nothing off.
@@ -210,8 +210,8 @@ def compare(
     >>> compared.at()["effect"].tolist()
     [-1.0, 0.0, 0.0, 0.0]
     """
-    if seeds < 1:
-        raise TnkitError(f"seeds={seeds} must be at least 1")
+    seeds = whole_number("seeds", seeds, at_least=1)
+    layers = None if layers is None else tuple(whole_numbers("layers", layers))
     drawn = {
         key: [one] if isinstance(one, NeuronSet) else [one(seed) for seed in range(seeds)]
         for key, one in controls.items()
@@ -230,5 +230,5 @@ def compare(
         values = {key: np.stack([run(one) for one in sets]) for key, sets in drawn.items()}
     if any(part.shape[-2:] != untouched.shape for part in (ablated, *values.values())):
         raise TnkitError(f"{name} returned different numbers of layers or sentences for different neurons")
-    layers = tuple(range(len(untouched))) if layers is None else tuple(layers)
+    layers = tuple(range(len(untouched))) if layers is None else layers
     return Comparison(name, layers, untouched, ablated, values)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from tqdm.auto import tqdm
 
@@ -23,7 +23,7 @@ from tnkit.activations import Gathering
 from tnkit.batches import free_memory
 from tnkit.centroids import CentroidAccumulator, Centroids, estimate_centroids
 from tnkit.corpora import Corpus
-from tnkit.errors import TnkitError, one_of
+from tnkit.errors import TnkitError, one_of, whole_number
 from tnkit.models import Model, check_layers
 from tnkit.neurons import NeuronSet
 from tnkit.passes import Pass, plan
@@ -238,15 +238,15 @@ def detect_steps(
     kinds: Sequence[str] = KINDS,
     *,
     hub: str | Sequence[str] = "en",
-    top: int = 1000,
+    top: SupportsIndex = 1000,
     distance: str = "cosine",
-    layers: Iterable[int] | None = None,
+    layers: Iterable[SupportsIndex] | None = None,
     position: str = "last",
     suffix: str | None = None,
     last_layer: str = "raw",
     split: str = "train",
     streaming: bool | None = None,
-    batch_tokens: int | None = None,
+    batch_tokens: SupportsIndex | None = None,
     cache: bool = False,
 ) -> Iterator[Step]:
     """Detect as `detect_all` does, a batch at a time, with what is found as soon as it is; leaving the loop stops it.
@@ -256,7 +256,8 @@ def detect_steps(
         corpus: a `Corpus`, or a mapping from language to aligned sentences.
         languages: the languages in question (default: all but the hub).
         kinds: "type1", "type2" or both.
-        hub: the language(s) that make up the shared centroid together with the one in question.
+        hub: the language(s) that make up the shared centroid together with the one in question. Each language counts
+            once in the mean, also where it is named twice or is the one in question.
         top: how many neurons a set has.
         distance: "cosine" or "euclidean".
         layers: where to look (default: the early layers for Type-1, the late ones for Type-2).
@@ -283,12 +284,15 @@ def detect_steps(
     it 6/6 type1 type2
     """
     texts = corpus[split] if isinstance(corpus, Corpus) else dict(corpus)
-    hub = (hub,) if isinstance(hub, str) else tuple(hub)
-    languages = [name for name in texts if name not in hub] if languages is None else list(languages)
+    hub = (hub,) if isinstance(hub, str) else tuple(dict.fromkeys(hub))
+    languages = [name for name in texts if name not in hub] if languages is None else list(dict.fromkeys(languages))
+    if layers is not None:
+        layers = check_layers(model, layers)  # of an iterator, before it is used up
     where = {kind: _layers(model, kind, layers) for kind in kinds}
     options: dict[str, Any] = {"position": position, "suffix": suffix, "last_layer": last_layer}
     options["batch_tokens"] = batch_tokens
     options["layers"] = tuple(sorted(set().union(*where.values())))
+    top = whole_number("top", top, at_least=1)
     job = _Job(model, texts, hub, languages, where, top, distance, streaming, cache, options)
     job.check()
     return job.steps()
@@ -384,7 +388,7 @@ class _Job:
         yield 0, self._found(name, scores)
 
     def _scores(self, name: str) -> dict[str, ScoreAccumulator]:
-        of, scores = {"type1": [*self.hub, name], "type2": [name]}, {}
+        of, scores = {"type1": list(dict.fromkeys([*self.hub, name])), "type2": [name]}, {}
         for kind, layers in self.where.items():
             target = estimate_centroids([self.centroids[one] for one in of[kind]])
             scores[kind] = ScoreAccumulator(self.model, target, distance=self.distance, layers=layers)
@@ -401,9 +405,9 @@ def detect_towards(
     *,
     language: str,
     kind: str = "type1",
-    top: int = 1000,
+    top: SupportsIndex = 1000,
     distance: str = "cosine",
-    layers: Iterable[int] | None = None,
+    layers: Iterable[SupportsIndex] | None = None,
     cache: bool = False,
     progress: bool = True,
     **options: Any,
@@ -428,7 +432,7 @@ def detect_towards(
     >>> detect_towards(tiny_model(), SENTENCES, own, language="it", kind="type2", top=10, progress=False).neurons
     NeuronSet(10 neurons, layers 2 to 3)
     """
-    where = _layers(model, kind, layers)
+    where, top = _layers(model, kind, layers), whole_number("top", top, at_least=1)
     _check_size(top, where, model.n_neurons)
     of = centroids.languages
     fits = len(of) > 1 and language in of if kind == "type1" else of == [language]
@@ -450,7 +454,7 @@ def _detection(language: str, kind: str, running: ScoreAccumulator, top: int) ->
     return Detection(language, kind, neurons, scores, running.centroids)
 
 
-def _layers(model: Model, kind: str, layers: Iterable[int] | None) -> tuple[int, ...]:
+def _layers(model: Model, kind: str, layers: Iterable[SupportsIndex] | None) -> tuple[int, ...]:
     one_of("kind", kind, KINDS)
     if layers is None:
         layers = model.early_layers if kind == "type1" else model.late_layers

@@ -10,10 +10,12 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 from tnkit import __version__, packaged, shards
+from tnkit.errors import first_line
 from tnkit.remote import has_key
 from tnkit.storage import cache_folder
 
@@ -45,13 +47,19 @@ class Finding:
         return f"{state:<5} {self.what:<14} {self.found}" + (f"\n{'':21}→ {self.advice}" if self.advice else "")
 
 
-def examine() -> Iterator[Finding]:
-    """Every finding in turn; what breaks while it is looked at is a finding, too."""
-    for look in LOOKS:
+def examine(model: str | None = None) -> Iterator[Finding]:
+    """Every finding in turn; what breaks while it is looked at is a finding, too.
+
+    Args:
+        model: also look at the tokenizer of this packaged name, Hub id or folder; no weights are loaded.
+    """
+    looks = {look.__name__.strip("_").replace("_", " "): look for look in LOOKS}
+    if model is not None:
+        looks["tokenizer"] = partial(_tokenizer, model)
+    for name, look in looks.items():
         try:
             yield from look()
         except Exception as error:
-            name = look.__name__.strip("_").replace("_", " ")
             yield Finding(name, f"{type(error).__name__}: {error}", "report this with the versions above", needed=True)
 
 
@@ -131,6 +139,25 @@ def _demo_model() -> Iterator[Finding]:
             yield Finding(name, "installed, unpacked the first time it is used (about a minute)")
         else:
             yield Finding(name, "installed and unpacked")
+
+
+def _tokenizer(model: str) -> Iterator[Finding]:
+    """What the tokenizer of a model adds to sentences."""
+    from transformers import AutoTokenizer
+
+    from tnkit.tokens import advice, special_tokens
+
+    source = packaged.converted_folder(model) if model in packaged.MODELS else model
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except Exception as error:
+        yield Finding("tokenizer", f"{model} has none that loads: {first_line(error)}", "check the name or folder")
+        return
+    tokens = [tokenizer(text)["input_ids"] for text in ("Hello", "Hi there.")]
+    specials = special_tokens(tokenizer, tokens, [(0, len(ids)) for ids in tokens])
+    chat = "a chat template" if tokenizer.chat_template else "no chat template"
+    state = f"{model}: BOS {specials['bos']}, special token at the end: {specials['end'] or 'none'}, {chat}"
+    yield Finding("tokenizer", state, "; ".join(advice(tokenizer, specials)))
 
 
 def _notebooks() -> Iterator[Finding]:

@@ -1,6 +1,9 @@
 """The one error that tnkit raises on purpose, and how text of others is quoted."""
 
+import operator
 import re
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 # What moves a terminal's cursor, changes its colours or title, ends a line, or shows text in another order.
 _CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -26,6 +29,39 @@ def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     """
     if value not in choices:
         raise TnkitError(f"{name}={value!r} must be one of {', '.join(choices)}")
+
+
+def whole_number(name: str, value: Any, *, at_least: int = 0) -> int:
+    """A whole number as int, also one of NumPy or PyTorch; refuse anything else, True and 2.0 included.
+
+    >>> import numpy as np
+    >>> whole_number("top", np.int64(3), at_least=1)
+    3
+    >>> whole_number("top", 1.5)
+    Traceback (most recent call last):
+    ...
+    tnkit.errors.TnkitError: top=1.5 must be a whole number of at least 0
+    """
+    is_bool = isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
+    try:
+        number = -1 if is_bool else operator.index(value)
+    except TypeError:
+        number = -1
+    if number < at_least:
+        raise TnkitError(f"{name}={value!r:.60} must be a whole number of at least {at_least}")
+    return number
+
+
+def whole_numbers(name: str, values: Iterable[Any]) -> Iterator[int]:
+    """Whole numbers from 0 as ints, of a list, a range or an array, one after another.
+
+    >>> list(whole_numbers("layers", range(2)))
+    [0, 1]
+    """
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TnkitError(f"{name}={values!r:.60} must be whole numbers in a list, a range or an array")
+    for value in values:
+        yield whole_number(name, value)
 
 
 def first_line(error: Exception) -> str:

@@ -6,7 +6,7 @@ matrix = tn.retrieval_matrix(model, test, {"ja": ja_type1, "it": it_type1})     
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -15,11 +15,12 @@ from torch import Tensor
 
 from tnkit import geometry, storage
 from tnkit.activations import Activations
+from tnkit.batches import check_position
 from tnkit.comparison import Comparison, Control, compare
 from tnkit.errors import TnkitError
 from tnkit.interventions import Ablation
-from tnkit.last_token import LastToken
-from tnkit.models import Model
+from tnkit.last_token import PLACES, LastToken
+from tnkit.models import Model, check_layers
 from tnkit.neurons import NeuronSet
 from tnkit.passes import capture
 
@@ -40,8 +41,10 @@ def ablate(
     measure: str = "retrieval",
     hub: str = "en",
     tokens: str = "last",
-    seeds: int = 10,
-    layers: Iterable[int] | None = None,
+    position: str = "last",
+    suffix: str | None = None,
+    seeds: SupportsIndex = 10,
+    layers: Iterable[SupportsIndex] | None = None,
     progress: bool = True,
 ) -> Comparison:
     """Switch a neuron set off in one language and measure, beside its controls and the untouched model.
@@ -60,6 +63,7 @@ def ablate(
         hub: the language of the translations.
         tokens: where the neurons are off: "last", "last_word" (the last token that is not punctuation; states are read
             at the last token all the same), "prompt" or "all" (for sentences "prompt" and "all" are the same).
+        position, suffix: which token is read for measures of states, as in `capture`, in both languages.
         seeds: draws of each random control.
         layers: which layers to measure (default: all).
         progress: show a bar.
@@ -68,7 +72,7 @@ def ablate(
         `Comparison`, with a value for every layer and sentence.
 
     Raises:
-        TnkitError: for an unknown measure or language.
+        TnkitError: for an unknown measure or language, or for tokens that come after the one that is read.
 
     >>> import tnkit as tn
     >>> from tnkit.tests.tiny import tiny_model, SENTENCES
@@ -86,9 +90,10 @@ def ablate(
     if measure == "perplexity":
         run, layers, label = _nats(model, texts[language], tokens), (0,), f"{MEASURE_NAMES[measure]}, {language}"
     else:
-        layers = tuple(range(model.n_layers) if layers is None else layers)
-        targets = capture(model, texts[hub], keep=["post"], layers=layers, progress=progress)
-        run = _by_states(measure, model, texts[language], targets, tokens, progress)
+        layers = check_layers(model, range(model.n_layers) if layers is None else layers)
+        reading: dict[str, Any] = {"position": position, "suffix": suffix, "keep": ["post"], "layers": layers}
+        targets = capture(model, texts[hub], **reading, progress=progress)
+        run = _by_states(measure, model, texts[language], targets, tokens, reading, progress)
         label = f"{MEASURE_NAMES[measure]}, {language} and {hub}"
     return compare(run, neurons, controls=controls, seeds=seeds, name=label, layers=layers, progress=progress)
 
@@ -113,17 +118,28 @@ MEASURE_NAMES = {
 
 
 def _by_states(
-    measure: str, model: Model, sentences: Sequence[str], targets: Activations, tokens: str, progress: bool
+    measure: str,
+    model: Model,
+    sentences: Sequence[str],
+    targets: Activations,
+    tokens: str,
+    reading: dict[str, Any],
+    progress: bool,
 ) -> "Callable[[NeuronSet], np.ndarray | Tensor]":
     """A function from neurons to a measure of the sentences with them off."""
-    layers, measured = targets.layers, BY_STATES[measure]
-    if tokens == "last":
-        prefix = LastToken(model, sentences, keep=["post"], layers=layers, progress=progress)
+    measured, position = BY_STATES[measure], reading["position"]
+    if tokens == "last" and position == "last_word":
+        raise TnkitError(
+            "tokens='last' ablates the punctuation after the word that position='last_word' reads, which changes "
+            "nothing; give tokens='last_word'"
+        )
+    if (tokens, position) in (("last", "last"), ("last", "end"), ("last_word", "last_word")):
+        prefix = LastToken(model, sentences, **reading, progress=progress)
         return lambda neurons: measured(prefix.capture(neurons), targets)
 
     def off(neurons: NeuronSet) -> "np.ndarray | Tensor":
         with Ablation(model, neurons, tokens=tokens):
-            found = capture(model, sentences, keep=["post"], layers=layers, progress=False)
+            found = capture(model, sentences, **reading, progress=False)
         return measured(found, targets)
 
     return off
@@ -182,16 +198,20 @@ def retrieval_matrix(
     sets: Mapping[str, NeuronSet],
     *,
     hub: str = "en",
-    layer: int | None = None,
+    position: str = "last",
+    suffix: str | None = None,
+    layer: SupportsIndex | None = None,
     progress: bool = True,
 ) -> RetrievalMatrix:
-    """Switch each language's neurons off at the last token, and read every language.
+    """Switch each language's neurons off at the token that is read, and read every language.
 
     Args:
         model: from `load_model`.
         texts: language → sentences, aligned; not those that the neurons were found in.
         sets: language → its neurons.
         hub: the language of the translations.
+        position: "last", "last_word" or "end", as in `LastToken`.
+        suffix: as in `capture`.
         layer: where to measure (default: where retrieval of the untouched languages together is best).
         progress: show a bar.
 
@@ -209,13 +229,16 @@ def retrieval_matrix(
         raise TnkitError(
             f"there are no sentences in {', '.join(missing) or 'any language'}; there are {', '.join(texts)}"
         )
-    layers = range(model.n_layers) if layer is None else (layer,)
+    check_position(model, position, PLACES)
+    layers = check_layers(model, range(model.n_layers) if layer is None else (layer,))
     nothing = NeuronSet((), (model.n_layers, model.n_neurons))
-    targets = capture(model, texts[hub], keep=["post"], layers=layers, progress=progress)
+    reading: dict[str, Any] = {"position": position, "suffix": suffix, "keep": ["post"], "layers": layers}
+    targets = capture(model, texts[hub], **reading, progress=progress)
     columns = []
     for name in sets:
-        run = _by_states("retrieval", model, texts[name], targets, "last", progress)
-        columns.append([np.asarray(run(off)).mean(axis=1) for off in (nothing, *sets.values())])
+        prefix = LastToken(model, texts[name], **reading, progress=progress)
+        hits = [geometry.hits(prefix.capture(off), targets) for off in (nothing, *sets.values())]
+        columns.append([np.asarray(hit).mean(axis=1) for hit in hits])
     values = np.array(columns).transpose(2, 1, 0)  # (layer, off, read)
     place = int(values[:, 0].mean(axis=1).argmax())
     return RetrievalMatrix(values[place], ("none", *sets), tuple(sets), tuple(layers)[place])

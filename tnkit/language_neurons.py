@@ -7,7 +7,7 @@ average_precision(captured, "ja").top(1000)                # Kojima et al., 2024
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Float64
 
 from tnkit import storage
 from tnkit.activations import Activations
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, whole_number, whole_numbers
 from tnkit.neurons import NeuronSet, ranked
 
 if TYPE_CHECKING:
@@ -152,11 +152,11 @@ class AveragePrecision:
     shape: tuple[int, int]
     provenance: dict[str, Any] = field(default_factory=dict)
 
-    def top(self, n: int, *, layers: Sequence[int] | None = None) -> NeuronSet:
+    def top(self, n: SupportsIndex, *, layers: Iterable[SupportsIndex] | None = None) -> NeuronSet:
         """The n neurons that are highest in the language, best first."""
         return extreme(self, self.values, n, layers, {"average precision": self.language, "top": n})
 
-    def bottom(self, n: int, *, layers: Sequence[int] | None = None) -> NeuronSet:
+    def bottom(self, n: SupportsIndex, *, layers: Iterable[SupportsIndex] | None = None) -> NeuronSet:
         """The n neurons that are lowest in the language, lowest average precision first."""
         return extreme(self, self.values, n, layers, {"average precision": self.language, "bottom": n}, lowest=True)
 
@@ -260,14 +260,15 @@ def neuron_frame(layers: Sequence[int], columns: Mapping[str, np.ndarray]) -> "p
 def extreme(
     result: "AveragePrecision | Specificity",
     values: np.ndarray,
-    n: int,
-    layers: Iterable[int] | None,
+    n: SupportsIndex,
+    layers: Iterable[SupportsIndex] | None,
     selection: dict[str, Any],
     *,
     lowest: bool = False,
 ) -> NeuronSet:
     """The n neurons of highest (or lowest) value in some layers."""
-    layers = result.layers if layers is None else tuple(sorted(set(layers)))
+    layers = result.layers if layers is None else tuple(sorted(set(whole_numbers("layers", layers))))
+    n = whole_number("n", n)
     missing = [layer for layer in layers if layer not in result.layers]
     if missing or not 0 < n <= len(layers) * values.shape[1]:
         raise TnkitError(

@@ -7,7 +7,7 @@ off.capture(type1), off.capture(control)                 # a fraction of a full 
 import copy
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -15,8 +15,18 @@ from tqdm.auto import tqdm
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from tnkit.activations import Activations, batch_of, gathered
-from tnkit.batches import by_length, padded, provenance_of, roomy, tokenised
-from tnkit.errors import TnkitError
+from tnkit.batches import (
+    Tokens,
+    by_length,
+    check_position,
+    padded,
+    provenance_of,
+    read_from,
+    read_places,
+    roomy,
+    tokenised,
+)
+from tnkit.errors import TnkitError, whole_number
 from tnkit.interventions import Ablation
 from tnkit.models import Model, check_layers
 from tnkit.passes import KEEP, capture
@@ -24,6 +34,7 @@ from tnkit.scopes import Prompt, decoder_of, parameters, prompts
 from tnkit.sessions import TURN
 from tnkit.trace import chosen_sites, trace_blocks
 
+PLACES = ("last", "last_word", "end")  # positions that are one token
 _WINDOWS = ("sliding_window", "window_size", "attention_chunk_size", "attention_window")
 _TOLERANCE = 1e-3  # of the largest value of a state in float32: rounding is a hundredth of it, a lost token far more
 _HALF_TOLERANCE = 0.1  # in formats of 16 bits
@@ -43,7 +54,8 @@ class LastToken:
     Args:
         model: from `load_model`.
         sentences: any sequence of str.
-        keep, layers, batch_tokens, progress: as in `capture`.
+        position: "last", or the other token to read and ablate: "last_word" or "end", as in `capture`.
+        suffix, keep, layers, batch_tokens, progress: as in `capture`.
 
     Attributes:
         cached: whether the prefix is kept; otherwise every capture is a full pass.
@@ -63,30 +75,38 @@ class LastToken:
         model: Model,
         sentences: Sequence[str],
         *,
+        position: str = "last",
+        suffix: str | None = None,
         keep: Iterable[str] = KEEP,
-        layers: Iterable[int] | None = None,
-        batch_tokens: int | None = None,
+        layers: Iterable[SupportsIndex] | None = None,
+        batch_tokens: SupportsIndex | None = None,
         progress: bool = True,
     ) -> None:
-        self.model, self.sentences, self.batch_tokens = model, sentences, batch_tokens
+        self.model, self.sentences = model, sentences
+        self.batch_tokens = None if batch_tokens is None else whole_number("batch_tokens", batch_tokens, at_least=1)
         self.keep = chosen_sites(keep)
         self.layers = check_layers(model, range(model.n_layers) if layers is None else layers)
-        tokens = tokenised(model, sentences)
+        check_position(model, position, PLACES)
+        self.position, self.suffix = position, suffix
+        tokens = tokenised(model, sentences, whole=position == "end", suffix=suffix)
         with TURN:
-            self.about = provenance_of(model, sentences)
+            self.about = read_from(model, sentences, tokens, position=position, suffix=suffix)
+            if position == "last_word":  # nothing after the token that is read changes it
+                places = read_places(model, tokens, position)
+                tokens = Tokens(ids[: place + 1] for ids, place in zip(tokens, places, strict=True))
             self.cached = _has_positions(model, max(tokens.lengths())) and self._is_proved(tokens)
         self._batches: list[tuple[list[int], dict[str, Any], Prompt]] = []
         if not self.cached:
             return
         with tqdm(total=len(tokens), unit=" sentences", desc="prefix", disable=not progress, leave=False) as bar:
-            for index in by_length(tokens.lengths(), batch_tokens or roomy(model)):
+            for index in by_length(tokens.lengths(), self.batch_tokens or roomy(model)):
                 with TURN:
                     self._check_state()
                     self._batches.append((index, *self._prefix([tokens[place] for place in index])))
                 bar.update(len(index))
 
     def capture(self, neurons: Iterable[tuple[int, int]], **how: Any) -> Activations:
-        """`capture` of the sentences with neurons ablated at their last token.
+        """`capture` of the sentences with neurons ablated at the token that is read.
 
         Args:
             neurons: as in `Ablation`.
@@ -95,7 +115,8 @@ class LastToken:
         Raises:
             TnkitError: under other ablations or with other weights than when this was made.
         """
-        ablation = Ablation(self.model, neurons, tokens="last", **how)
+        scope = "last_word" if self.position == "last_word" else "last"
+        ablation = Ablation(self.model, neurons, tokens=scope, **how)
         with TURN:
             about = self._check_state()
             about |= {"ablations": [*about.get("ablations", []), ablation.about]}
@@ -103,6 +124,7 @@ class LastToken:
                 if self.cached:
                     return gathered(self._run_last_tokens(about), len(self.sentences))
                 options: dict[str, Any] = {"keep": self.keep, "layers": self.layers, "batch_tokens": self.batch_tokens}
+                options |= {"position": self.position, "suffix": self.suffix}
                 return capture(self.model, self.sentences, **options, progress=False)
 
     def _check_state(self) -> dict[str, Any]:
@@ -122,7 +144,7 @@ class LastToken:
                 f"{self.model.name} was changed after this LastToken was made, so its prefix is of another model; make "
                 "it anew"
             )
-        return now
+        return dict(self.about)
 
     def _run_last_tokens(self, about: dict[str, Any]) -> Iterator[Activations]:
         for index, inputs, prompt in self._batches:

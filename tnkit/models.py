@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, SupportsIndex, cast
 
 import torch
 import transformers
@@ -41,7 +41,7 @@ from tnkit.checks import (
     unread,
     weights_hash,
 )
-from tnkit.errors import TnkitError, last_line
+from tnkit.errors import TnkitError, last_line, whole_numbers
 from tnkit.remote import checked as remote_at
 from tnkit.remote import server_of, undispatched
 from tnkit.sessions import state_of
@@ -401,17 +401,17 @@ def load_model(
         return _wrap(lm, tokenizer, name, revision, there, template)
 
 
-def check_layers(model: Model, layers: Iterable[int]) -> tuple[int, ...]:
+def check_layers(model: Model, layers: Iterable[SupportsIndex]) -> tuple[int, ...]:
     """The layers as a tuple of ints, ascending.
 
     Raises:
-        TnkitError: for none, or for a layer that the model does not have.
+        TnkitError: for none, for a layer that the model does not have, or that is not a whole number.
     """
     chosen = set()
-    for layer in layers:
-        if not 0 <= layer < model.n_layers:
+    for layer in whole_numbers("layers", layers):
+        if not layer < model.n_layers:
             raise TnkitError(f"layer {layer} is not in {model.name}, which has layers 0 to {model.n_layers - 1}")
-        chosen.add(int(layer))
+        chosen.add(layer)
     if not chosen:
         raise TnkitError(f"no layers were named; {model.name} has layers 0 to {model.n_layers - 1}")
     return tuple(sorted(chosen))

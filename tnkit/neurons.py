@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tnkit import pickles, storage
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, whole_number, whole_numbers
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -140,7 +140,7 @@ class NeuronSet(Sequence[Pair]):
         frame["jaccard"] = frame["both"] / (frame["this"] + frame["other"] - frame["both"])
         return frame
 
-    def uniform(self, *, seed: int, layers: Iterable[int] | None = None) -> "NeuronSet":
+    def uniform(self, *, seed: SupportsIndex, layers: Iterable[SupportsIndex] | None = None) -> "NeuronSet":
         """A control: as many other neurons, drawn uniformly from a layer range (the control of Tezuka & Inoue, 2025).
 
         Args:
@@ -154,8 +154,9 @@ class NeuronSet(Sequence[Pair]):
         >>> len(control), control == NeuronSet(((0, 5), (1, 2)), shape=(4, 48)).uniform(seed=0)
         (2, True)
         """
-        by_layer = self.by_layer()
+        by_layer, seed = self.by_layer(), whole_number("seed", seed)
         layers = range(min(by_layer, default=0), max(by_layer, default=-1) + 1) if layers is None else layers
+        layers = tuple(dict.fromkeys(whole_numbers("layers", layers)))
         members = set(self)
         others = [
             (layer, neuron) for layer in layers for neuron in range(self.shape[1]) if (layer, neuron) not in members
@@ -165,7 +166,7 @@ class NeuronSet(Sequence[Pair]):
         drawn = np.random.default_rng(seed).choice(len(others), len(self), replace=False)
         return self._control("uniform", seed, [others[place] for place in drawn])
 
-    def matched(self, *, seed: int, norms: Tensor | None = None) -> "NeuronSet":
+    def matched(self, *, seed: SupportsIndex, norms: Tensor | None = None) -> "NeuronSet":
         """A control: as many other neurons from each layer, if asked also of like contribution norm.
 
         Args:
@@ -179,6 +180,7 @@ class NeuronSet(Sequence[Pair]):
         >>> NeuronSet(((0, 5), (1, 2), (1, 3)), shape=(4, 48)).matched(seed=0).by_layer().keys()
         dict_keys([0, 1])
         """
+        seed = whole_number("seed", seed)
         random, drawn = np.random.default_rng(seed), []
         for layer, members in self.by_layer().items():
             free = np.setdiff1d(np.arange(self.shape[1]), members)

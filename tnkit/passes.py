@@ -10,7 +10,7 @@ import logging
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -19,10 +19,10 @@ from tqdm.auto import tqdm
 from tnkit import parallel, shards
 from tnkit.activations import Activations, batch_of, gathered
 from tnkit.batches import (
-    POSITIONS,
     Numbers,
     Tokens,
     by_length,
+    check_position,
     grouped,
     padded,
     read_from,
@@ -31,7 +31,7 @@ from tnkit.batches import (
     token_weights,
     tokenised,
 )
-from tnkit.errors import TnkitError, one_of
+from tnkit.errors import TnkitError, one_of, whole_number
 from tnkit.fingerprints import fingerprint
 from tnkit.models import Model, check_layers
 from tnkit.shards import Shards
@@ -52,9 +52,9 @@ def capture(
     position: str = "last",
     suffix: str | None = None,
     keep: Iterable[str] = KEEP,
-    layers: Iterable[int] | None = None,
+    layers: Iterable[SupportsIndex] | None = None,
     last_layer: str = "raw",
-    batch_tokens: int | None = None,
+    batch_tokens: SupportsIndex | None = None,
     cache: bool = False,
     progress: bool = True,
 ) -> Activations:
@@ -277,9 +277,9 @@ def plan(
     position: str = "last",
     suffix: str | None = None,
     keep: Iterable[str] = KEEP,
-    layers: Iterable[int] | None = None,
+    layers: Iterable[SupportsIndex] | None = None,
     last_layer: str = "raw",
-    batch_tokens: int | None = None,
+    batch_tokens: SupportsIndex | None = None,
 ) -> Pass:
     """Check what `capture` is asked for, tokenise, and lay out the batches.
 
@@ -290,14 +290,14 @@ def plan(
     keep = chosen_sites(keep)
     model.check_unchanged()
     layers = check_layers(model, range(model.n_layers) if layers is None else layers)
-    one_of("position", position, POSITIONS)
+    check_position(model, position)
+    batch_tokens = None if batch_tokens is None else whole_number("batch_tokens", batch_tokens, at_least=1)
     one_of("last_layer", last_layer, ("raw", "normed"))
     if last_layer == "normed" and model.final_norm_path is None:
         raise TnkitError(f"{model.name} has no final norm that tnkit knows; use last_layer='raw'")
-    if position == "end" and model.template is None:
-        raise TnkitError("position='end' is the end of a template: load_model(..., chat=True); or read position='last'")
     tokens = tokenised(model, sentences, whole=position == "end", suffix=suffix)
     provenance = read_from(model, sentences, tokens, position=position, suffix=suffix) | {"last_layer": last_layer}
-    batches = [array("i", index) for index in by_length(tokens.lengths(), batch_tokens or roomy(model))]
+    size = roomy(model) if batch_tokens is None else batch_tokens
+    batches = [array("i", index) for index in by_length(tokens.lengths(), size)]
     read = read_places(model, tokens, position)
     return Pass(model, tokens, read, batches, position, keep, layers, last_layer, provenance)

@@ -7,12 +7,12 @@ instead, since a capture does not hold its text. Value vectors, by far the large
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import torch
 from jaxtyping import Float
@@ -22,7 +22,7 @@ from tnkit import storage
 from tnkit.activations import Activations
 from tnkit.centroids import Centroids
 from tnkit.closed_form import layer_total, layer_totals, sizes_written, summed_scores
-from tnkit.errors import TnkitError, one_of
+from tnkit.errors import TnkitError, one_of, whole_number, whole_numbers
 from tnkit.models import Model, check_layers
 from tnkit.neurons import NeuronSet, ranked
 from tnkit.provenance import check_alike, check_made_with
@@ -61,7 +61,7 @@ class NeuronScores:
         """The layers that were scored."""
         return torch.nonzero(~self.values.isnan().all(dim=1))[:, 0].tolist()
 
-    def top(self, n: int, *, layers: Collection[int] | None = None) -> NeuronSet:
+    def top(self, n: SupportsIndex, *, layers: Iterable[SupportsIndex] | None = None) -> NeuronSet:
         """The n neurons of highest score, best first; equal scores keep the order (layer, neuron).
 
         Args:
@@ -76,7 +76,7 @@ class NeuronScores:
         """
         return self._extreme("top", n, layers)
 
-    def bottom(self, n: int, *, layers: Collection[int] | None = None) -> NeuronSet:
+    def bottom(self, n: SupportsIndex, *, layers: Iterable[SupportsIndex] | None = None) -> NeuronSet:
         """The n neurons of lowest score, lowest first: those that move the stream away, a control.
 
         >>> NeuronScores(torch.tensor([[0.1, 0.3], [0.2, 0.3]]).double(), "cosine").bottom(2).pairs
@@ -84,7 +84,7 @@ class NeuronScores:
         """
         return self._extreme("bottom", n, layers)
 
-    def above(self, threshold: float, *, layers: Collection[int] | None = None) -> NeuronSet:
+    def above(self, threshold: float, *, layers: Iterable[SupportsIndex] | None = None) -> NeuronSet:
         """The neurons whose score is greater than a threshold, best first (may be none).
 
         >>> len(NeuronScores(torch.tensor([[0.1, 0.3], [0.2, 0.3]]).double(), "cosine").above(0.15))
@@ -131,16 +131,19 @@ class NeuronScores:
             raise TnkitError(f"{path} holds no scored layer; score again")
         return cls(tensors["values"], about["distance"], storage.stated_provenance(path, about))
 
-    def _candidates(self, layers: Collection[int] | None) -> tuple[list[int], Float[Tensor, "layer neuron"]]:
+    def _candidates(self, layers: Iterable[SupportsIndex] | None) -> tuple[list[int], Float[Tensor, "layer neuron"]]:
         """The layers to choose from, and the scores of their neurons."""
-        chosen = sorted(set(self.layers if layers is None else layers))
+        chosen = sorted(set(self.layers if layers is None else whole_numbers("layers", layers)))
         missing = [layer for layer in chosen if layer not in self.layers]
         if missing or not chosen:
             raise TnkitError(f"layers {missing or 'none'} were not scored; scored are {self._named(None)}")
         return chosen, self.values[chosen]
 
-    def _extreme(self, end: Literal["top", "bottom"], n: int, layers: Collection[int] | None) -> NeuronSet:
+    def _extreme(
+        self, end: Literal["top", "bottom"], n: SupportsIndex, layers: Iterable[SupportsIndex] | None
+    ) -> NeuronSet:
         """The n neurons at one end of the scores."""
+        n, layers = whole_number("n", n), None if layers is None else tuple(layers)
         chosen, values = self._candidates(layers)
         if not 0 < n <= values.numel():
             raise TnkitError(
@@ -150,12 +153,12 @@ class NeuronScores:
         about = self._about(layers, **{end: n})
         return ranked(values, n, chosen, len(self.values), about, lowest=end == "bottom")
 
-    def _about(self, layers: Collection[int] | None, **selection: Any) -> dict[str, Any]:
+    def _about(self, layers: Iterable[SupportsIndex] | None, **selection: Any) -> dict[str, Any]:
         """The provenance of neurons chosen from these scores."""
         selection["layers"] = self._named(layers)
         return {**self.provenance, "distance": self.distance, "selection": selection}
 
-    def _named(self, layers: Collection[int] | None) -> str:
+    def _named(self, layers: Iterable[SupportsIndex] | None) -> str:
         chosen = sorted(self.layers if layers is None else layers)
         whole = chosen == list(range(chosen[0], chosen[-1] + 1))
         return f"{chosen[0]} to {chosen[-1]}" if whole else ", ".join(map(str, chosen))
@@ -200,7 +203,7 @@ class ScoreAccumulator:
         centroids: Centroids,
         *,
         distance: str = "cosine",
-        layers: Iterable[int] | None = None,
+        layers: Iterable[SupportsIndex] | None = None,
     ) -> None:
         one_of("distance", distance, DISTANCES)
         self.model, self.centroids, self.distance = model, centroids.check(model), distance
@@ -319,7 +322,7 @@ def score_neurons(
     centroids: Centroids,
     *,
     distance: str = "cosine",
-    layers: Iterable[int] | None = None,
+    layers: Iterable[SupportsIndex] | None = None,
 ) -> NeuronScores:
     """Score every neuron against a centroid (Tezuka & Inoue, EMNLP 2025).
 

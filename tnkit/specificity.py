@@ -10,7 +10,7 @@ Activations come as a mapping from language to capture, with any number of sente
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 from jaxtyping import Float64
@@ -84,7 +84,7 @@ class Specificity:
     def __repr__(self) -> str:
         return f"Specificity({' | '.join(self.groups)}, {self.eta2.size} neurons)"
 
-    def top(self, n: int, *, layers: Sequence[int] | None = None) -> NeuronSet:
+    def top(self, n: SupportsIndex, *, layers: Iterable[SupportsIndex] | None = None) -> NeuronSet:
         """The n neurons of highest η², best first; equal ones keep the order (layer, neuron).
 
         Raises:

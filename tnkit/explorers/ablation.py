@@ -225,6 +225,8 @@ def explore_ablation(
     hub: str = "en",
     sentences: int = 256,
     seeds: int = 3,
+    position: str = "last",
+    suffix: str | None = None,
     found: Mapping[tuple[str, str], Detection] | None = None,
     folder: str = "figures",
 ) -> AblationExplorer:
@@ -240,6 +242,7 @@ def explore_ablation(
         hub: the language of the translations.
         sentences: how many sentences of each split, at most.
         seeds: draws of each random control.
+        position, suffix: of a model: which token is read and ablated, as in `capture`.
         found: detections made before, by (language, kind).
         folder: where saved pictures go.
 
@@ -256,7 +259,8 @@ def explore_ablation(
     >>> sorted(explorer.result)
     ['mutual_knn', 'retrieval', 'similarity']
     """
-    study = Study.of(model, corpus, found=found, languages=languages, hub=hub, sentences=sentences)
+    reading = {"position": position, "suffix": suffix}
+    study = Study.of(model, corpus, found=found, languages=languages, hub=hub, sentences=sentences, **reading)
     study.detect(study.others)
     study.all_states()
     return AblationExplorer(study, seeds=seeds, folder=folder)

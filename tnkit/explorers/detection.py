@@ -73,6 +73,7 @@ class DetectionExplorer(Explorer):
         self.types = ipywidgets.Dropdown(options=list(_TYPES), description="Type")
         self.distance = ipywidgets.Dropdown(options=DISTANCES, description="Distance")
         self.top = ipywidgets.BoundedIntText(value=top, min=1, max=model.n_layers * model.n_neurons, description="Top")
+        self.position = ipywidgets.Dropdown(options=_positions(model), description="Token")
         self.own_layers = ipywidgets.Checkbox(
             value=True, description="Each type's own layers (early, late)", indent=False
         )
@@ -101,7 +102,7 @@ class DetectionExplorer(Explorer):
         self._open(
             controls(self.source, self.types),
             controls(ipywidgets.Label("Languages"), *self.chosen.values()),
-            controls(self.distance, self.top),
+            controls(self.distance, self.top, self.position),
             controls(self.layers, self.own_layers),
             controls(self.start, self.stop, self.progress),
             controls(self.view),
@@ -134,6 +135,7 @@ class DetectionExplorer(Explorer):
                 self.model = load_model(self.source.value)
                 self.layers.max = self.model.n_layers - 1
                 self.top.max = self.model.n_layers * self.model.n_neurons
+                self.position.options = _positions(self.model)
             first, last = self.layers.value
             for step in detect_steps(
                 self.model,
@@ -143,6 +145,7 @@ class DetectionExplorer(Explorer):
                 hub=self.hub,
                 top=self.top.value,
                 distance=self.distance.value,
+                position=self.position.value,
                 layers=None if self.own_layers.value else range(first, last + 1),
                 cache=True,
             ):
@@ -214,9 +217,16 @@ class DetectionExplorer(Explorer):
             "language": language,
             "type": KIND_NAMES[kind],
             "distance": detection.scores.distance,
+            "position": detection.scores.provenance["position"],
             "top": len(detection.neurons),
         }
         return {"controls": values, "provenance": detection.neurons.provenance}
+
+
+def _positions(model: Model) -> list[tuple[str, str]]:
+    """What can be read of a sentence, as a control offers it."""
+    names = {"last": "last token", "last_word": "last word", "mean": "mean over tokens", "end": "end of the template"}
+    return [(name, position) for position, name in names.items() if position != "end" or model.template]
 
 
 def explore_detection(

@@ -142,7 +142,7 @@ class NeuronsExplorer(Explorer):
             if self.study:
                 eta2 = self.study.specificity().eta2[layer, number]
                 plots.activations_by_language(self._cards[key.neuron].activations, ax=violins)
-                title += f": activation at the last token, η² = {eta2:.2f}"
+                title += f": activation at the token that is read, η² = {eta2:.2f}"
             else:
                 violins.set_axis_off()
                 title += ": give a model and a corpus to see what it answers to"
@@ -176,6 +176,8 @@ def explore_neurons(
     hub: str = "en",
     sentences: int = 256,
     top: int | None = None,
+    position: str = "last",
+    suffix: str | None = None,
     found: Mapping[tuple[str, str], Detection] | None = None,
     folder: str = "figures",
 ) -> NeuronsExplorer:
@@ -189,6 +191,7 @@ def explore_neurons(
         hub: the language whose space is taken as the shared one.
         sentences: how many sentences of each language, at most.
         top: how many neurons of each set (default: as many as were asked for when they were found).
+        position, suffix: of a model: which token is read, as in `capture`.
         found: detections made before, by (language, kind).
         folder: where saved pictures go.
 
@@ -209,7 +212,8 @@ def explore_neurons(
     if isinstance(source, Model):
         if corpus is None:
             raise TnkitError("a model needs a corpus: explore_neurons(model, corpus)")
-        study = Study.of(source, corpus, found=found, languages=languages, hub=hub, sentences=sentences)
+        reading = {"position": position, "suffix": suffix}
+        study = Study.of(source, corpus, found=found, languages=languages, hub=hub, sentences=sentences, **reading)
         study.detect(study.others)
         study.all_activations()
         shown = {key: one for key, one in study.found.items() if key[0] in study.others}

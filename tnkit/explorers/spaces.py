@@ -36,8 +36,8 @@ class SpacesExplorer(Explorer):
 
     name = "spaces"
     hint = (
-        "Each point is a sentence at its last token. Hover a point to read it, click it to find its translations; or "
-        "go to the picture with the Tab key and use the arrow keys and Enter."
+        "Each point is a sentence at the token that is read. Hover a point to read it, click it to find its "
+        "translations; or go to the picture with the Tab key and use the arrow keys and Enter."
     )
 
     def __init__(
@@ -169,13 +169,15 @@ def explore_spaces(
     languages: Sequence[str] | None = None,
     hub: str = "en",
     sentences: int = 256,
+    position: str = "last",
+    suffix: str | None = None,
     found: Mapping[tuple[str, str], Detection] | None = None,
     folder: str = "figures",
 ) -> SpacesExplorer:
     """Explore where languages lie: principal components by layer, neurons on and off, and centroids' similarity.
 
     Each layer's components are fitted to the sentences that are shown. Switched off is each language's own set, at the
-    last token of its sentences; the hub is read untouched (as in Tezuka & Inoue, EMNLP 2025). Random controls are drawn
+    token that is read; the hub is read untouched (as in Tezuka & Inoue, EMNLP 2025). Random controls are drawn
     with seed 0.
 
     Args:
@@ -185,6 +187,7 @@ def explore_spaces(
         languages: which languages (default: all).
         hub: the language whose space is taken as the shared one.
         sentences: how many of each split, at most.
+        position, suffix: of a model: which token is read and ablated, as in `capture`.
         found: detections made before, by (language, kind), such as `explore_detection(...).result`.
         folder: where saved pictures go.
 
@@ -205,7 +208,8 @@ def explore_spaces(
     if isinstance(source, Model):
         if not isinstance(corpus, Corpus):
             raise TnkitError("a model needs a corpus: explore_spaces(model, corpus)")
-        study = Study.of(source, corpus, found=found, languages=languages, hub=hub, sentences=sentences)
+        reading = {"position": position, "suffix": suffix}
+        study = Study.of(source, corpus, found=found, languages=languages, hub=hub, sentences=sentences, **reading)
         return SpacesExplorer(study.all_states(), study.texts["test"], study=study, folder=folder)
     if isinstance(corpus, Corpus):
         raise TnkitError('captures need the sentences that were captured, by language, such as corpus["test"]')

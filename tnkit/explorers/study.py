@@ -15,7 +15,7 @@ from tnkit.detection import KINDS, Detection, detect_steps
 from tnkit.errors import TnkitError
 from tnkit.experiments import BY_STATES
 from tnkit.interventions import Ablation
-from tnkit.last_token import LastToken
+from tnkit.last_token import PLACES, LastToken
 from tnkit.models import Model
 from tnkit.neurons import NeuronSet
 from tnkit.passes import capture
@@ -46,6 +46,7 @@ class Study:
         languages: which languages (default: all of the corpus).
         hub: the language whose space is taken as the shared one.
         sentences: how many sentences of each split, at most.
+        position, suffix: which token is read and ablated, as in `capture`.
 
     Raises:
         TnkitError: for unknown languages, or the hub alone.
@@ -59,8 +60,11 @@ class Study:
         languages: Sequence[str] | None = None,
         hub: str = "en",
         sentences: int = 256,
+        position: str = "last",
+        suffix: str | None = None,
     ) -> None:
         self.model, self.hub = model, hub
+        self.reading: dict[str, Any] = {"position": position, "suffix": suffix}
         named = tuple(corpus.languages if languages is None else languages)
         self.languages = (hub, *(name for name in named if name != hub))
         self.texts = {
@@ -107,7 +111,7 @@ class Study:
     def states(self, language: str, *, progress: bool = False) -> Activations:
         """The residual stream of the test sentences, nothing switched off."""
         texts = self.texts["test"][language]
-        run = partial(capture, self.model, texts, keep=["post"], cache=True, progress=progress)
+        run = partial(capture, self.model, texts, keep=["post"], cache=True, progress=progress, **self.reading)
         return self._once(("states", language), run)
 
     def all_states(self) -> dict[str, Activations]:
@@ -117,7 +121,7 @@ class Study:
     def activations(self, language: str, *, progress: bool = False) -> Activations:
         """Everything of the training sentences."""
         texts = self.texts["train"][language]
-        run = partial(capture, self.model, texts, cache=True, progress=progress)
+        run = partial(capture, self.model, texts, cache=True, progress=progress, **self.reading)
         return self._once(("activations", language), run)
 
     def all_activations(self) -> dict[str, Activations]:
@@ -129,9 +133,8 @@ class Study:
         missing = [name for name in languages if any((name, kind) not in self.found for kind in kinds)]
         if not missing:
             return
-        for step in detect_steps(
-            self.model, self.texts["train"], missing, KINDS, hub=self.hub, top=self.top, cache=True
-        ):
+        options: dict[str, Any] = {"hub": self.hub, "top": self.top, "cache": True, **self.reading}
+        for step in detect_steps(self.model, self.texts["train"], missing, KINDS, **options):
             for detection in step.found:
                 self.found.setdefault((detection.language, detection.kind), detection)
             yield f"finding transfer neurons: {step.done} of {step.total} sentences"
@@ -193,11 +196,12 @@ class Study:
 
     def _off(self, language: str, neurons: NeuronSet, tokens: str) -> Activations:
         texts = self.texts["test"][language]
-        if tokens == "last":
-            prefix = partial(LastToken, self.model, texts, keep=["post"], progress=False)
+        options: dict[str, Any] = {"keep": ["post"], "progress": False, **self.reading}
+        if tokens == "last" and self.reading["position"] in PLACES:
+            prefix = partial(LastToken, self.model, texts, **options)
             return self._once(("prefix", language), prefix).capture(neurons)
         with Ablation(self.model, neurons, tokens=tokens):
-            return capture(self.model, texts, keep=["post"], progress=False)
+            return capture(self.model, texts, **options)
 
     def specificity(self) -> Specificity:
         """η² of every neuron's activation with the language, over all languages' training sentences."""

@@ -191,3 +191,39 @@ def test_nothing_is_said_where_bos_and_eos_are_one_token(caplog):
     with caplog.at_level(logging.WARNING, logger="tnkit"):
         assert tn.capture(load(tokenizer), TEXTS, progress=False).provenance["tokens"]["bos"] == "absent"
     assert not caplog.records
+
+
+@pytest.mark.parametrize(("position", "tokens"), [("last_word", "last_word"), ("end", "last"), ("last", "last")])
+@pytest.mark.parametrize("suffix", [None, "!"])
+def test_a_kept_prefix_reads_the_same_token(position, tokens, suffix):
+    model = chat_model()
+    neurons = [(0, 3), (1, 7), (2, 9)]
+    prefix = tn.LastToken(model, TEXTS, position=position, suffix=suffix, progress=False)
+    with tn.Ablation(model, neurons, tokens=tokens):
+        full = tn.capture(model, TEXTS, position=position, suffix=suffix, progress=False)
+    kept = prefix.capture(neurons)
+    assert prefix.cached
+    assert torch.allclose(kept.post, full.post, atol=1e-5)
+    assert (
+        kept.post - tn.capture(model, TEXTS, position=position, suffix=suffix, progress=False).post
+    ).abs().max() > 1e-3
+    about = full.provenance
+    assert kept.provenance == about
+
+
+def test_experiments_read_and_ablate_the_same_token():
+    model, some = tiny_model(), tn.NeuronSet(((0, 5), (1, 2)), shape=(4, 48))
+    texts = {"en": TEXTS[:2], "it": TEXTS[2:4]}
+    options = {"language": "it", "controls": {}, "seeds": 1, "measure": "similarity", "progress": False}
+    found = tn.ablate(model, texts, some, position="last_word", tokens="last_word", suffix="!", **options)
+    read = {"position": "last_word", "suffix": "!", "progress": False}
+    with tn.Ablation(model, some, tokens="last_word"):
+        off = tn.capture(model, texts["it"], **read)
+    expected = torch.nn.functional.cosine_similarity(off.post, tn.capture(model, texts["en"], **read).post, dim=-1)
+    assert torch.allclose(torch.as_tensor(found.ablated).float(), expected, atol=1e-5)
+    with pytest.raises(tn.TnkitError, match="give tokens='last_word'"):
+        tn.ablate(model, texts, some, position="last_word", **options)
+    matrix = tn.retrieval_matrix(model, texts, {"it": some}, position="last_word", suffix="", progress=False)
+    assert matrix.values.shape == (2, 1)
+    with pytest.raises(tn.TnkitError, match="position='mean' must be one of last, last_word, end"):
+        tn.retrieval_matrix(model, texts, {"it": some}, position="mean", progress=False)

@@ -6,7 +6,7 @@ import torch
 import tnkit as tn
 from tnkit.corpora import Sentences
 from tnkit.detection import detect_towards
-from tnkit.tests.tiny import tiny_model
+from tnkit.tests.tiny import tiny_corpus, tiny_model
 
 CORPUS = tn.load_corpus("everyday", ["en", "ja", "it"])
 TEXTS = {name: [text[:30] for text in sentences[:12]] for name, sentences in CORPUS["train"].items()}
@@ -230,3 +230,14 @@ def test_known_centroids_take_up_their_sums(tmp_path, monkeypatch):
     monkeypatch.setattr("tnkit.passes.trace_blocks", lambda *_, **__: pytest.fail("a pass was run"))
     assert torch.equal(tn.sums.centroid(model, TEXTS["ja"], cache=True, **QUIET).values, own.values)
     assert detect_towards(model, TEXTS["ja"], own, **how).neurons == first.neurons
+
+
+@pytest.mark.parametrize("hub", ["en", ("en", "ja"), ("en", "en"), ("ja", "en", "ja")])
+def test_each_language_counts_once_in_the_shared_centroid(hub):
+    model, corpus = tiny_model(), tiny_corpus()
+    found = tn.detect(model, corpus, language="ja", hub=hub, top=5, progress=False)
+    means = [
+        tn.capture(model, corpus["train"][name], progress=False).post.double().mean(dim=1) for name in ("en", "ja")
+    ]
+    expected = torch.stack(means).mean(dim=0)[list(found.centroids.layers)]
+    assert torch.allclose(found.centroids.values.double(), expected, atol=1e-6)

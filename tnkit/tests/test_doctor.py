@@ -1,10 +1,13 @@
 """The doctor finds what is there, says what to do about what is not, and keeps secrets."""
 
+import copy
 from importlib import metadata
 
 import pytest
+from tokenizers import processors
 
 from tnkit import cli, doctor, packaged
+from tnkit.tests.tiny import byte_tokenizer
 
 
 def found(what):
@@ -81,3 +84,27 @@ def test_what_breaks_while_it_is_looked_at_is_a_finding(monkeypatch):
 )
 def test_how_large_a_model_fits(free, said):
     assert said in doctor._fits(free)
+
+
+@pytest.mark.parametrize(
+    ("single", "state", "words"),
+    [
+        ("<bos> $A", "BOS added, special token at the end: none, no chat template", ""),
+        (
+            "$A <eos>",
+            "BOS absent, special token at the end: <eos>, no chat template",
+            "ends in the special token <eos>",
+        ),
+    ],
+)
+def test_the_tokenizer_of_a_folder_is_looked_at_without_weights(single, state, words, tmp_path, capsys):
+    tokenizer = copy.deepcopy(byte_tokenizer())
+    special = [("<bos>", 256), ("<eos>", 257)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=special)
+    tokenizer.save_pretrained(tmp_path)
+    assert cli.main(["doctor", "--model", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert f"{tmp_path}: {state}" in printed and words in printed
+    assert ("does not add it" in printed) == ("absent" in state)
+    missing = next(one for one in doctor.examine(str(tmp_path / "no")) if one.what == "tokenizer")
+    assert "has none that loads" in missing.found

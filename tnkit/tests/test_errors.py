@@ -1,0 +1,58 @@
+"""Numbers that stand for counts and layers are whole, whatever library they come from."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import tnkit as tn
+from tnkit.errors import whole_number, whole_numbers
+from tnkit.tests.tiny import SENTENCES, tiny_corpus, tiny_model
+
+
+@pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3), torch.tensor(3)])
+def test_a_whole_number_of_any_library_is_an_int(value):
+    assert type(whole_number("top", value, at_least=1)) is int
+
+
+@pytest.mark.parametrize(
+    "value", [3.0, 1.5, "3", None, True, np.bool_(True), np.float64(3), torch.tensor(True), -1, [3]]
+)
+def test_anything_else_is_refused(value):
+    with pytest.raises(tn.TnkitError, match=r"^top=.* must be a whole number of at least 0$"):
+        whole_number("top", value)
+
+
+@pytest.mark.parametrize("layers", [[1, 2], range(1, 3), np.arange(1, 3), torch.arange(1, 3), {1, 2}, iter([1, 2])])
+def test_layers_come_in_any_iterable(layers):
+    assert list(whole_numbers("layers", layers)) == [1, 2]
+
+
+@pytest.mark.parametrize("layers", [[1.5], [0, 1.0], np.array([0.0, 1.0]), "12", 3, None, [None]])
+def test_anything_but_whole_numbers_is_refused(layers):
+    with pytest.raises(tn.TnkitError, match=r"^layers=.* must be (a )?whole number"):
+        list(whole_numbers("layers", layers))
+
+
+def test_captures_and_detections_take_numbers_of_numpy():
+    model, some = tiny_model(), tiny_corpus()
+    captured = tn.capture(model, SENTENCES, layers=np.arange(2), batch_tokens=np.int64(64), progress=False)
+    assert captured.layers == (0, 1)
+    found = tn.detect(model, some, language="ja", top=np.int64(5), layers=np.arange(2), progress=False)
+    assert found.neurons == tn.detect(model, some, language="ja", top=5, layers=range(2), progress=False).neurons
+    assert found.scores.top(np.int32(3), layers=np.array([1])) == found.scores.top(3, layers=[1])
+    drawn = found.neurons.uniform(seed=np.int64(1), layers=np.arange(2))
+    assert drawn == found.neurons.uniform(seed=1, layers=[0, 1])
+    json.dumps([found.neurons.provenance, drawn.provenance])
+
+
+@pytest.mark.parametrize("layers", [[True], [-1]])
+def test_layers_that_are_no_whole_numbers_are_refused(layers):
+    with pytest.raises(tn.TnkitError, match=r"layers=.* must be a whole number"):
+        tn.capture(tiny_model(), SENTENCES, layers=layers, progress=False)
+    scores = tn.NeuronScores(torch.rand(4, 48).double(), "cosine")
+    with pytest.raises(tn.TnkitError, match=r"layers=.* must be a whole number"):
+        scores.top(3, layers=layers)
+    with pytest.raises(tn.TnkitError, match=r"layers=.* must be a whole number"):
+        scores.top(3).uniform(seed=0, layers=layers)
