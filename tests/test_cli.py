@@ -255,7 +255,7 @@ def test_the_cache_is_used_shown_and_cleared(tnkit, monkeypatch):
         (f"{DETECT} --out new.txt", ["--out new.txt ends in .txt", ".json"]),
         (f"{DETECT} --format reference --out new.json", ["--out new.json ends in .json", ".pkl"]),
         (f"{DETECT} --scores mono.txt/new.safetensors", ["mono.txt/new.safetensors", "not a folder", "--scores"]),
-        (f"{DETECT} --scores shared.safetensors", ["shared.safetensors", "read from", "--scores"]),
+        (f"{DETECT} --scores shared.safetensors", ["shared.safetensors", "this command also reads it", "--scores"]),
         (f"{CENTROIDS} --sentence_path mono.txt", ["mono.txt", "single sentences", "en, ja", "TSV"]),
         (f"{CENTROIDS} --sentence_path mono.pkl", ["mono.pkl", "single sentences", "en, ja", "TSV"]),
         (f"{CENTROIDS} --hub fr", ["pairs.tsv", "no column for fr", "en, ja"]),

@@ -16,10 +16,10 @@ process errors storage pickles parallel architecture packaged remote trace check
 passes
 centroids closed_form neurons scoring
 readers corpora variants sums detection
-interventions comparison answers generation behaviour harness
+interventions comparison answers generation behaviour task_files harness
 agreement language_neurons specificity lens cards spaces geometry
 experiments style heatmaps plots
-explorers.parts explorers.explorer explorers.study
+explorers.parts explorers.study explorers.explorer
 explorers.spaces explorers.neurons explorers.ablation explorers.detection explorers
 demo doctor commands cli
 """.split()
