@@ -31,8 +31,9 @@ FLAGS = {
     "demo": ["language", "model_id", "top_n", "out"],
     "centroids": [*SHARED, "hub", "last_layer"],
     "detect": [*SHARED, "top_n", "scoring_type", "centroids_path", "layers", "scores"],
-    "ablate": "model_id neurons lang_for_TN sentence_path measure tokens hub seeds scores_path other figure".split()
-    + ["position", "suffix", "chat"],
+    "ablate": (
+        "model_id neurons lang_for_TN sentence_path measure tokens hub seeds scores_path other figure position suffix chat"
+    ).split(),
     "evaluate": "model_id neurons tokens tasks limit include_path out quiet".split(),
     "cache": ["clear", "models", "yes"],
     "doctor": ["model"],
@@ -289,7 +290,7 @@ def test_what_an_entry_says_cannot_steer_the_terminal(tnkit, monkeypatch):
         (f"{DETECT} --out new.txt", ["--out new.txt ends in .txt", ".json"]),
         (f"{DETECT} --format reference --out new.json", ["--out new.json ends in .json", ".pkl"]),
         (f"{DETECT} --scores mono.txt/new.safetensors", ["mono.txt/new.safetensors", "not a folder", "--scores"]),
-        (f"{DETECT} --scores shared.safetensors", ["shared.safetensors", "read from", "--scores"]),
+        (f"{DETECT} --scores shared.safetensors", ["shared.safetensors", "this command also reads it", "--scores"]),
         (f"{CENTROIDS} --sentence_path mono.txt", ["mono.txt", "single sentences", "en, ja", "TSV"]),
         (f"{CENTROIDS} --sentence_path mono.pkl", ["mono.pkl", "single sentences", "en, ja", "TSV"]),
         (f"{CENTROIDS} --hub fr", ["pairs.tsv", "no column for fr", "en, ja"]),

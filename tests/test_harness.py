@@ -2,8 +2,10 @@
 
 import copy
 import json
+import re
 import socket
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,10 +13,12 @@ import torch
 
 import tnkit as tn
 from tnkit import harness
+from tnkit.task_files import refuse_code, refuse_dataset_code
 from tnkit.tests.test_behaviour import planted
 from tnkit.tests.tiny import byte_tokenizer, tiny_model, tiny_module
 
 lm_eval = pytest.importorskip("lm_eval")
+from lm_eval.tasks._index import Kind  # noqa: E402
 
 NEURONS = [(layer, neuron) for layer in range(4) for neuron in range(0, 48, 2)]
 DOCUMENTS = [
@@ -212,6 +216,83 @@ def test_nothing_off_changes_nothing_and_runs_once(folder, monkeypatch):
     assert (found.table["change"] == 0).all() and found.count == 0 and runs == [1]
     assert (model.tokenizer.pad_token, model.tokenizer.padding_side) == (None, "right")
     assert model.weights_hash == weights
+
+
+CODE = {  # what a task file, or one that it includes, runs: (file, rest of the YAML, what the refusal says)
+    "function": ("evil.yaml", "process_docs: !function evil.run", "evil.yaml, line 6: !function runs evil.run"),
+    "class": ("evil.yaml", "class: !function evil.run", "!function runs evil.run"),
+    "python tag": ("evil.yaml", "x: !!python/object/apply:os.mkdir [executed]", "python/object/apply:os.mkdir"),
+    "metric": ("evil.yaml", "metric_list: [{metric: nobody/evil}]", "the metric nobody/evil is not the harness's own"),
+    "hf metric": ("evil.yaml", "metric_list: [{metric: acc, hf_evaluate: true}]", "the metric acc is not"),
+    "include": ("evil.yaml", "include: deep/base.inc", "base.inc, line 1: !function runs evil.run"),
+    "template": ("evil.yaml", "doc_to_text: \"{{ ''.__class__.__mro__ }}\"", "a template reaches into Python"),
+    "hidden template": (
+        "evil.yaml",
+        r"""doc_to_text: "{{ question['_'~'_class_'~'_'].mro() }}" """,
+        "a template reaches",
+    ),
+}
+
+
+@pytest.fixture
+def evil(folder, tmp_path, monkeypatch):
+    """A function that writes a task which runs code, and says whether it did."""
+    monkeypatch.chdir(tmp_path)
+    tasks = tmp_path / "tasks"
+    (tasks / "deep").mkdir(parents=True)
+    (tasks / "evil.py").write_text("import os\nos.mkdir('executed')\ndef run(documents):\n    return documents\n")
+    (tasks / "deep" / "evil.py").write_text((tasks / "evil.py").read_text())
+    (tasks / "deep" / "base.inc").write_text("process_docs: !function evil.run\n")
+
+    def write(rest):
+        choice = (folder / "choice.yaml").read_text().replace("task: choice", "task: evil")
+        (tasks / "evil.yaml").write_text("\n".join([*choice.splitlines()[:5], rest, *choice.splitlines()[5:]]))
+        return tasks
+
+    return write
+
+
+@pytest.mark.parametrize("how", CODE)
+@pytest.mark.parametrize("by_path", [False, True])
+def test_task_files_that_run_code_are_refused_before_anything_runs(evil, tmp_path, how, by_path):
+    name, rest, said = CODE[how]
+    tasks = evil(rest)
+    if "template" in how:
+        lines = (tasks / name).read_text().splitlines()
+        (tasks / name).write_text("\n".join(line for line in lines if line == rest or "doc_to_text" not in line))
+    options = {"tasks": str(tasks / name)} if by_path else {"tasks": "evil", "include_path": tasks}
+    with pytest.raises(tn.TnkitError, match=re.escape(said)) as refused:
+        harness.evaluate(tiny_model(), **options, progress=False)
+    assert "trust_remote_code=True" in str(refused.value)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_trusted_task_files_run_their_code(evil, tmp_path):
+    found = harness.evaluate(
+        tiny_model(), "evil", include_path=evil(CODE["function"][1]), trust_remote_code=True, progress=False
+    )
+    assert (tmp_path / "executed").exists() and found.to_frame()["documents"].max() == 4
+
+
+def test_data_sets_of_the_harness_that_run_code_are_refused():
+    entry = SimpleNamespace(
+        cfg={"task": "x", "custom_dataset": "/x.load"}, kind=Kind.TASK, tags=set(), yaml_path="x.yaml"
+    )
+    group = SimpleNamespace(cfg={"group": "all", "task": ["tagged"]}, kind=Kind.GROUP, tags=set(), yaml_path="g.yaml")
+    tag = SimpleNamespace(cfg=None, kind=Kind.TAG, tags={"x"}, yaml_path=None)
+    manager = SimpleNamespace(task_index={"x": entry, "all": group, "tagged": tag})
+    for task in ("x", "tagged", "all"):
+        with pytest.raises(tn.TnkitError, match=r"x\.yaml: the data set of x runs code"):
+            refuse_dataset_code(manager, [task])
+    entry.cfg = {"task": "x", "dataset_kwargs": {"trust_remote_code": True}}
+    with pytest.raises(tn.TnkitError, match="trust_remote_code=True"):
+        refuse_dataset_code(manager, ["x"])
+
+
+def test_a_task_file_full_of_aliases_ends(tmp_path):
+    lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30))]
+    (tmp_path / "bomb.yaml").write_text("\n".join(lines))
+    refuse_code([], tmp_path)
 
 
 def test_data_that_the_hub_does_not_give_is_named(tmp_path):

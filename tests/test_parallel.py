@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -258,3 +259,40 @@ def test_shares_are_whole_disjoint_and_even(processes, monkeypatch):
     assert sorted(one for part in shares for one in part) == batches
     loads = [sum(costs[number] for [number] in part) for part in shares]
     assert max(loads) - min(loads) <= max(costs) / 2
+
+
+LEFT = {  # what an earlier run may leave in the environment: variables, and what is said
+    "the first of two": (
+        {"RANK": "0", "WORLD_SIZE": "2"},
+        "RANK=0 and WORLD_SIZE=2 are set, but the 2 processes could",
+    ),
+    "the second of two": ({"RANK": "1", "WORLD_SIZE": "2"}, "RANK=1 and WORLD_SIZE=2 are set, but the 2 processes"),
+    "torchrun, gone": (
+        {"RANK": "1", "WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "x"},
+        "could not meet",
+    ),
+    "no numbers": ({"RANK": "a", "WORLD_SIZE": "2"}, "the environment variable RANK is 'a'"),
+    "none": ({"RANK": "0", "WORLD_SIZE": "0"}, "the environment variable WORLD_SIZE is '0'"),
+}
+
+
+@pytest.mark.parametrize("left", LEFT)
+def test_variables_left_by_an_earlier_run_are_an_error_and_no_endless_wait(left, commands, tmp_path):
+    variables, said = LEFT[left]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    code = "import sys, datetime; from tnkit import cli, parallel; parallel._MEETING = datetime.timedelta(seconds=3)"
+    words = [sys.executable, "-c", f"{code}; sys.exit(cli.main(sys.argv[1:]))", *shlex.split(commands[0])]
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **variables}
+    environment["PYTHONPATH"] = str(Path(tn.__file__).parents[1])
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment, cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr and done.stdout == ""
+    last = done.stderr.strip().splitlines()[-1]
+    assert said in last and "unset RANK and WORLD_SIZE" in last
+
+
+def test_a_world_of_one_is_no_world(monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "nowhere.invalid", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert (parallel.rank(), parallel.size()) == (0, 1) and parallel.least(3) == 3

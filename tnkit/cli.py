@@ -74,7 +74,10 @@ class _VisibleFormatter(logging.Formatter):
 
 
 def _say(text: str) -> None:
-    rank = f" rank {parallel.rank()}:" if parallel.size() > 1 else ""
+    try:
+        rank = f" rank {parallel.rank()}:" if parallel.size() > 1 else ""
+    except TnkitError:  # which is what is being said
+        rank = ""
     try:
         print(visible(f"tnkit:{rank} {text}"), file=sys.stderr, flush=True)
     except OSError:
@@ -250,7 +253,12 @@ def _model_flags(command: argparse.ArgumentParser) -> None:
     _flag(command, "revision", help="branch, tag or commit on the Hub")
     _flag(command, "dtype", choices=_DTYPES, default="auto", help="auto (default): as stored")
     _flag(command, "device_map", help="as in transformers, such as auto or cuda:0")
-    _flag(command, "trust_remote_code", action="store_true", help="run Python code that the model repository contains")
+    _flag(
+        command,
+        "trust_remote_code",
+        action="store_true",
+        help="run Python code of the model repository, and of task files",
+    )
     _quiet_flag(command)
 
 

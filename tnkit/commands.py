@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tnkit import parallel
-from tnkit.errors import TnkitError, visible
+from tnkit.errors import TnkitError, first_line, visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +39,7 @@ def centroids(options: argparse.Namespace) -> None:
 
     hub = list(options.hub) if options.TN_Type == "type1" else []
     if options.lang_for_TN in hub:
-        raise TnkitError(f"--lang_for_TN {options.lang_for_TN} is the hub; name another with --hub")
+        raise TnkitError(f"--lang_for_TN {options.lang_for_TN} is also the hub; choose another hub with --hub")
     out = _out(options, "centroids", ".safetensors")
     texts = _sentences(options, [*hub, options.lang_for_TN])
     model = _model(options)
@@ -48,7 +48,7 @@ def centroids(options: argparse.Namespace) -> None:
         for language in (*hub, options.lang_for_TN)
     ]
     if parallel.rank() == 0:
-        print(estimate_centroids(captured).save(out, format=options.format))
+        _print(estimate_centroids(captured).save(out, format=options.format))
 
 
 def detect(options: argparse.Namespace) -> None:
@@ -79,20 +79,22 @@ def detect(options: argparse.Namespace) -> None:
     if scores:
         written.append(found.scores.save(scores))
     for path in written:
-        print(path)
+        _print(path)
     if not options.quiet:
         for language, text in ends_lines([found.scores.provenance["sentences"]]).items():
-            print(f"tnkit: sentences in {language} end: {text}", file=sys.stderr)
+            print(visible(f"tnkit: sentences in {language} end: {text}"), file=sys.stderr)
 
 
 def ablate(options: argparse.Namespace) -> None:
-    """Switch a neuron set off beside its controls, or show continuations before and after."""
+    """Ablate a neuron set and its controls, or show continuations with and without it."""
     import tnkit as tn
     from tnkit import plots
     from tnkit.scoring import contribution_norms
 
     language = options.lang_for_TN
-    out = _writable("--out", Path(options.out or f"{language}-{options.measure}.csv"), ".csv", options)
+    out = _writable(
+        "--out", Path(options.out or f"{tn.storage.file_name(language)}-{options.measure}.csv"), ".csv", options
+    )
     figure = options.figure and _writable("--figure", Path(options.figure), ".png", options)
     paired = options.measure in ("retrieval", "similarity", "mutual_knn")
     texts = _sentences(options, [options.hub, language] if paired else [language])
@@ -100,8 +102,8 @@ def ablate(options: argparse.Namespace) -> None:
     neurons = _neurons(options.neurons, model)
     if options.measure == "generation":
         found = _generated(model, texts[language], neurons, options)
-        print(found.to_string())
-        print(tn.storage.write_text(out, found.to_csv()))
+        _print(found.to_string())
+        _print(tn.storage.write_text(out, found.to_csv()))
         return
     reading = {"position": options.position, "suffix": options.suffix}
     captured = tn.capture(model, texts[language], keep=["activations"], progress=_progress(options), **reading)
@@ -122,16 +124,16 @@ def ablate(options: argparse.Namespace) -> None:
         seeds=options.seeds,
         progress=_progress(options),
     )
-    print(found.at().round(4).to_string())
-    print(tn.storage.write_text(out, found.to_frame().to_csv()))
+    _print(found.at().round(4).to_string())
+    _print(tn.storage.write_text(out, found.to_frame().to_csv()))
     if figure:
-        print(plots.save_figure(found.plot().figure, figure))
+        _print(plots.save_figure(found.plot().figure, figure))
 
 
 def _generated(
     model: "Model", prompts: Sequence[str], neurons: "NeuronSet", options: argparse.Namespace
 ) -> "pd.DataFrame":
-    """Continuations with nothing, the set, and a control of the same layers off."""
+    """Continuations without ablation, with the set and with a control from the same layers ablated."""
     import pandas as pd
 
     import tnkit as tn
@@ -145,7 +147,7 @@ def _generated(
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Run tasks of the lm-evaluation-harness, untouched and with a neuron set off."""
+    """Run tasks of the lm-evaluation-harness without and with a neuron set ablated."""
     import tnkit as tn
 
     out = _writable("--out", Path(options.out or "evaluation.csv"), ".csv", options)
@@ -157,9 +159,10 @@ def evaluate(options: argparse.Namespace) -> None:
         tokens=options.tokens,
         limit=options.limit,
         include_path=options.include_path,
+        trust_remote_code=options.trust_remote_code,
     )
-    print(found.to_frame().to_string())
-    print(tn.storage.write_text(out, found.to_frame().to_csv()))
+    _print(found.to_frame().to_string())
+    _print(tn.storage.write_text(out, found.to_frame().to_csv()))
 
 
 def cache(options: argparse.Namespace) -> None:
@@ -178,8 +181,8 @@ def cache(options: argparse.Namespace) -> None:
     if options.clear and not options.models:
         listed = [entry for entry in listed if entry.path.parent == shards.folder()]
     for entry in listed:
-        print(f"{_size(entry.size):>9}  {entry.modified:%Y-%m-%d %H:%M}  {visible(entry.what)}")
-    print(f"{_size(sum(entry.size for entry in listed)):>9}  in all, in {cache_folder()}")
+        _print(f"{_size(entry.size):>9}  {entry.modified:%Y-%m-%d %H:%M}  {entry.what}")
+    _print(f"{_size(sum(entry.size for entry in listed)):>9}  in all, in {cache_folder()}")
     if not options.clear or not listed:
         return
     if not options.yes:
@@ -188,19 +191,24 @@ def cache(options: argparse.Namespace) -> None:
         if input("remove these? [y/N] ").strip().lower() not in ("y", "yes"):
             print("nothing was removed")
             return
-    print(f"freed {_size(shards.clear(listed))} in {cache_folder()}")
+    _print(f"freed {_size(shards.clear(listed))} in {cache_folder()}")
 
 
 def doctor(options: argparse.Namespace) -> None:
-    """Say what is on this machine, and fail where something must be mended first."""
+    """Check the setup, and fail where something must be fixed first."""
     from tnkit.doctor import examine
 
     broken = 0
     for finding in examine(options.model):
-        print(finding, flush=True)
+        _print(finding)
         broken += finding.needed
     if broken:
-        raise TnkitError(f"{broken} of these must be mended before tnkit works; see MEND above")
+        raise TnkitError(f"{broken} of these must be fixed before tnkit works; see FIX above")
+
+
+def _print(text: object) -> None:
+    """Print a result; text of models, files and folders is shown and never interpreted by the terminal."""
+    print(visible(text), flush=True)
 
 
 def _size(count: int | float) -> str:
@@ -226,7 +234,9 @@ def _sentences(options: argparse.Namespace, languages: list[str]) -> "Split":
     corpus = tn.load_corpus(options.sentence_path, languages, test=0.0)
     texts = corpus["train"]
     if not texts[languages[0]]:
-        raise TnkitError(f"{corpus.name} has no row of the split 'train'; mark some so, or drop the column split")
+        raise TnkitError(
+            f"{corpus.name} has no row in the split 'train'; mark some rows 'train', or drop the column split"
+        )
     return texts
 
 
@@ -236,7 +246,7 @@ def _model(options: argparse.Namespace) -> "Model":
 
     import tnkit as tn
 
-    transformers.logging.set_verbosity_error()  # what goes wrong is said once, by tnkit
+    transformers.logging.set_verbosity_error()  # tnkit reports each problem once
     huggingface_hub.logging.set_verbosity_error()
     return tn.load_model(
         options.model_id,
@@ -269,28 +279,32 @@ def _progress(options: argparse.Namespace) -> bool:
 
 
 def _out(options: argparse.Namespace, what: str, suffix: str) -> Path:
+    from tnkit.storage import file_name
+
     suffix = ".pkl" if options.format == "reference" else suffix
-    return _writable(
-        "--out", Path(options.out or f"{options.lang_for_TN}-{options.TN_Type}-{what}{suffix}"), suffix, options
-    )
+    name = options.out or f"{file_name(options.lang_for_TN)}-{options.TN_Type}-{what}{suffix}"
+    return _writable("--out", Path(name), suffix, options)
 
 
 def _writable(flag: str, path: Path, suffix: str, options: argparse.Namespace) -> Path:
-    """A place to write to; one that cannot be is refused before the work, not after it."""
+    """The path of a file that can be written; others are refused before the work begins."""
     if path.suffix != suffix:
         raise TnkitError(f"{flag} {path} ends in {path.suffix or 'nothing'}; name a file that ends in {suffix}")
     read = [
         Path(getattr(options, name, None) or "")
         for name in ("sentence_path", "centroids_path", "neurons", "scores_path")
     ]
-    above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
-    reasons = {
-        "it is a folder": path.is_dir(),
-        "it is read from, too": path.resolve() in [one.resolve() for one in read],
-        f"{above} is not a folder": not above.is_dir(),
-        f"{above} may not be written to": above.is_dir() and not os.access(above, os.W_OK | os.X_OK),
-    }
-    reason = next((reason for reason, holds in reasons.items() if holds), None)
+    try:
+        above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+        reasons = {
+            "it is a folder": path.is_dir(),
+            "this command also reads it": path.resolve() in [one.resolve() for one in read],
+            f"{above} is not a folder": not above.is_dir(),
+            f"you may not write to {above}": above.is_dir() and not os.access(above, os.W_OK | os.X_OK),
+        }
+        reason = next((reason for reason, holds in reasons.items() if holds), None)
+    except (OSError, ValueError, RuntimeError) as error:  # names that no file can have, loops of links
+        reason = first_line(error)
     if reason:
         raise TnkitError(f"cannot write {path}: {reason}; choose another place with {flag}")
     return path

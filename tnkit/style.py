@@ -109,9 +109,13 @@ def literal(text: object) -> str:
     >>> print(literal("$x$\\x1b"))
     \\$x\\$\\x1b
     """
-    shown = visible(text).replace("\t", " ").encode(errors="backslashreplace").decode()
+    shown = _encodable(text).replace("\t", " ")
     shown = shown if len(shown) <= _LONGEST else shown[: _LONGEST - 1] + "…"
     return (" " if shown.startswith("_") else "") + shown.replace("$", r"\$")
+
+
+def _encodable(text: object) -> str:
+    return visible(text).encode(errors="backslashreplace").decode()
 
 
 def language_label(code: str) -> str:
@@ -145,7 +149,7 @@ def save_figure(figure: Figure | SubFigure, path: str | Path, *, close: bool = T
     figure, path = figure.get_figure(root=True), Path(path)
     ending = path.suffix.lstrip(".") or "png"
     key = "Subject" if ending == "pdf" else "Description"
-    metadata = {**_UNDATED.get(ending, {}), **({key: visible(about)} if about else {})}
+    metadata = {**_UNDATED.get(ending, {}), **({key: _encodable(about)} if about else {})}
     warn_of_boxes(figure)
     with plt.rc_context({"svg.hashsalt": "tnkit"}):
         written = storage.write_atomically(path, lambda file: figure.savefig(file, format=ending, metadata=metadata))

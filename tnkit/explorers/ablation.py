@@ -45,8 +45,9 @@ class AblationExplorer(Explorer):
     )
 
     def __init__(self, study: Study, *, seeds: int, **options: Any) -> None:
+        self.study: Study = study
         super().__init__("What switching transfer neurons off does", **options)
-        self.study, self.seeds = study, seeds
+        self.seeds = seeds
         self._compared: dict[_Key, dict[str, Comparison]] = {}
         self._tables: dict[_Key, dict[str, Any]] = {}
         most = min(len(layers) for layers in (study.model.early_layers, study.model.late_layers))
@@ -88,6 +89,11 @@ class AblationExplorer(Explorer):
     def result(self) -> dict[str, Comparison]:
         """What is shown: a `Comparison` by measure."""
         return self._compared[self._ready(self._key())]
+
+    def _renew(self) -> None:
+        self._compared.clear()
+        self._tables.clear()
+        self.study.detect(self.study.others)
 
     def _offer(self) -> None:
         """Offer the controls and a prompt of the chosen language."""

@@ -23,10 +23,12 @@ from matplotlib.figure import Figure
 from tnkit import storage
 from tnkit.errors import TnkitError
 from tnkit.explorers.parts import Frame, Picture, Places, rendered
+from tnkit.explorers.study import Study
 from tnkit.style import save_figure
 
 _KEPT = 400  # frames, about 100 KB each
 _PAUSE = 0.02  # seconds left to the kernel between two frames that are drawn ahead
+_DROPPED = ("study", "model", "states", "_kept", "_frames", "_cards", "_compared", "_tables")  # by `close`
 _log = logging.getLogger("tnkit")
 _Key = TypeVar("_Key", bound=Hashable)
 
@@ -41,6 +43,8 @@ class Explorer(ipywidgets.VBox):
 
     name = "explorer"
     hint = ""
+    study: Study | None = None
+    _closed = False
 
     def __init__(self, title: str, *, folder: str | Path = "figures") -> None:
         self.folder = Path(folder)
@@ -53,6 +57,7 @@ class Explorer(ipywidgets.VBox):
         self._side: asyncio.Task[None] | None = None
         self._turning = False  # while code sets several controls
         self._told = False  # whether a step of preparation is being shown
+        self._weights = self.study.weights() if self.study else ""
         self._title = ipywidgets.HTML(f"<div class='tn-title'>{html.escape(title)}</div>")
         self._hint = ipywidgets.HTML(f"<div class='tn-hint'>{html.escape(self.hint)}</div>")
         self._status = ipywidgets.HTML()
@@ -85,8 +90,11 @@ class Explorer(ipywidgets.VBox):
     def _after(self, key: Any) -> None:
         """Bring what stands beside the picture up to date."""
 
+    def _renew(self) -> None:
+        """Drop what was computed with weights that the model no longer has."""
+
     def parameters(self) -> dict[str, Any]:
-        """The values of the controls, and where what is shown comes from."""
+        """The values of the controls, and the provenance of what is shown."""
         raise NotImplementedError
 
     # What all of them do.
@@ -142,6 +150,8 @@ class Explorer(ipywidgets.VBox):
             self._turning = False
 
     def _turn_to(self, key: Hashable) -> None:
+        if self._follow():
+            key = self._key()
         self._wanted = key
         if key == self._shown:
             return
@@ -150,6 +160,18 @@ class Explorer(ipywidgets.VBox):
             self._wake()
         elif not self._wake():
             self._show(key, self._make(self._ready(key)))
+
+    def _follow(self) -> bool:
+        """Whether the model's weights have changed; then nothing that was computed before is shown again."""
+        if not self.study or self._weights == self.study.weights():
+            return False
+        self._weights = self.study.weights()
+        self._frames.clear()
+        self._shown = None
+        self._told = True
+        self._say("the model's weights have changed; computing everything again")
+        self._renew()
+        return True
 
     def _wake(self) -> bool:
         """See to it that `_work` runs; False where there is no event loop that it could run on."""
@@ -199,7 +221,8 @@ class Explorer(ipywidgets.VBox):
         return self._wanted == wanted
 
     def _ready(self, key: _Key) -> _Key:
-        """The key, once all that its picture needs is prepared, at one go."""
+        """The key, after preparing all that its picture needs."""
+        self._follow()
         for _ in self._prepare(key):
             pass
         return key
@@ -251,7 +274,7 @@ class Explorer(ipywidgets.VBox):
         if isinstance(error, TnkitError):
             text = str(error)
         else:
-            text = f"this did not work ({type(error).__name__}: {error}); the log of the kernel says where"
+            text = f"unexpected {type(error).__name__}: {error}; the kernel's log has the traceback"
             _log.exception("an explorer's callback failed", exc_info=error)
         self.errors.append(text)
         self._status.value = f"<div class='tn-error' role='alert'>{html.escape(text)}</div>"
@@ -269,14 +292,36 @@ class Explorer(ipywidgets.VBox):
         return (data, *bundle[1:]) if isinstance(bundle, tuple) else data
 
     def __repr__(self) -> str:
+        if self._closed:
+            return f"{type(self).__name__}(closed)"
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.parameters()['controls'].items())})"
 
     def close(self) -> None:
-        """End the drawing ahead and take the explorer away."""
-        for task in (self._task, self._side):
-            if task:
-                task.cancel()
+        """Stop all work, remove the explorer from the page, and release the model and what was computed with it."""
+        if not self._closed:
+            self._closed = True
+            for task in (self._task, self._side):
+                if task:
+                    task.cancel()
+            self._task = self._side = None
+            for widget in _below(self):
+                widget.unobserve_all()
+                widget.close()
+            for name in _DROPPED:
+                vars(self).pop(name, None)
         super().close()
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _DROPPED and self._closed:
+            raise TnkitError("this explorer is closed; open a new one")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
+def _below(widget: ipywidgets.Widget) -> Iterator[ipywidgets.Widget]:
+    """The widgets inside a widget, innermost first."""
+    for child in getattr(widget, "children", ()):
+        yield from _below(child)
+        yield child
 
 
 def controls(*widgets: ipywidgets.Widget) -> ipywidgets.HBox:

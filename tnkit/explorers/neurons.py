@@ -30,7 +30,7 @@ class _Key(NamedTuple):
 
 
 class NeuronsExplorer(Explorer):
-    """The neurons of a language and type beside another language's, and one of them closely."""
+    """A language's neurons beside another language's, and one neuron in detail."""
 
     name = "neurons"
     hint = (
@@ -41,9 +41,10 @@ class NeuronsExplorer(Explorer):
     def __init__(
         self, found: Mapping[tuple[str, str], Detection], *, study: Study | None, top: int | None, **options: Any
     ) -> None:
+        self.study = study
         super().__init__("Transfer neurons, one by one", **options)
-        self.found, self.study = found, study
-        self._sets = {key: one.scores.top(top or len(one.neurons)) for key, one in found.items()}
+        self._top = top
+        self._take(found)
         self._cards: dict[tuple[int, int], NeuronCard] = {}
         languages = list(dict.fromkeys(language for language, _ in found))
         named = [(language_name(language), language) for language in languages]
@@ -73,6 +74,17 @@ class NeuronsExplorer(Explorer):
     def neurons(self) -> NeuronSet:
         """The set in the table."""
         return self._sets[self.language.value, self.kind.value]
+
+    def _take(self, found: Mapping[tuple[str, str], Detection]) -> None:
+        self.found = found
+        self._sets = {key: one.scores.top(self._top or len(one.neurons)) for key, one in found.items()}
+
+    def _renew(self) -> None:
+        if self.study:
+            self._cards.clear()
+            self.study.detect(self.study.others)
+            self._take({key: self.study.found[key] for key in self.found})
+            self._fill()
 
     def _fill(self) -> None:
         """Put the set of the chosen language and type into the table, and choose its first neuron."""

@@ -87,7 +87,7 @@ class SpacesExplorer(Explorer):
     def _key(self) -> _Key:
         languages = tuple(language for language, box in self.shown.items() if box.value)
         if len(languages) < 2:
-            raise TnkitError("show at least two languages: one alone has no other to be near to")
+            raise TnkitError("select at least two languages")
         return _Key(self.layer.value, self.off.value, languages, self.pair.value, self.joined.value)
 
     def _prepare(self, key: _Key) -> Iterator[str]:
@@ -98,6 +98,10 @@ class SpacesExplorer(Explorer):
         if (key.off, key.languages, key.layer) not in self._kept:
             found = pca(self._states(key), layers=[key.layer], components=min(3, self._count))
             self._kept[key.off, key.languages, key.layer] = found
+
+    def _renew(self) -> None:
+        self._kept.clear()
+        self.states = self.study.all_states() if self.study else self.states
 
     def _states(self, key: _Key) -> dict[str, Activations]:
         off = self.study.switched_off(key.off, key.languages) if self.study and key.off != NOTHING else {}

@@ -1,9 +1,10 @@
-"""A model, a corpus, and everything that explorers have asked of them, each computed once: `Study`."""
+"""A model, a corpus, and the results that explorers need of them, each computed once: `Study`."""
 
+import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakValueDictionary
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -31,14 +32,15 @@ OFFS = [
     *(f"{name} control: {control}" for name in KIND_NAMES.values() for control in CONTROLS),
 ]
 _KINDS = {name: kind for kind, name in KIND_NAMES.items()}
-_STUDIES: "WeakKeyDictionary[Model, dict[Hashable, Study]]" = WeakKeyDictionary()
+_STUDIES: "WeakValueDictionary[Hashable, Study]" = WeakValueDictionary()  # as long as an explorer holds them
+_LOOK = 1.0  # seconds between two looks at the model's weights, whose hash reads them all
 
 
 class Study:
     """A model and a corpus, with their captures, detections and ablations kept in memory.
 
-    Captures are kept on disk too, so that another explorer, notebook or day finds them. Methods whose names end in
-    -ing work a step at a time, and yield what they are doing before each.
+    Captures are also cached on disk, for other explorers and sessions. Methods whose names end in -ing work a step at
+    a time and yield a description before each step.
 
     Args:
         model: from `load_model`.
@@ -71,9 +73,10 @@ class Study:
             split: {name: corpus[split][name][:sentences] for name in self.languages} for split in ("train", "test")
         }
         if len(self.languages) < 2:
-            raise TnkitError(f"one language ({hub}) has nothing to be compared with; name another one")
+            raise TnkitError(f"{hub} is the only language and the hub; add another language")
         self.found: dict[tuple[str, str], Detection] = {}
         self._kept: dict[Hashable, Any] = {}
+        self._weights, self._looked = model.weights_hash, time.monotonic()
 
     @classmethod
     def of(
@@ -86,21 +89,36 @@ class Study:
         **options: Any,
     ) -> "Study":
         """The study of a model and a corpus, the same one for every explorer of both."""
-        key = (corpus.hash, None if languages is None else tuple(languages), *sorted(options.items()))
-        studies = _STUDIES.setdefault(model, {})
-        if key not in studies:
-            studies[key] = cls(model, corpus, languages=languages, **options)
-        studies[key].found |= found or {}
-        return studies[key]
+        key = (model, corpus.hash, None if languages is None else tuple(languages), *sorted(options.items()))
+        study = _STUDIES.get(key)
+        if study is None:
+            study = _STUDIES[key] = cls(model, corpus, languages=languages, **options)
+        study.weights()
+        study.found |= found or {}
+        return study
+
+    def weights(self) -> str:
+        """The hash of the model's weights; where they have changed, everything computed with the old ones is dropped.
+
+        It looks at most once a second.
+        """
+        if time.monotonic() - self._looked > _LOOK:
+            weights = self.model.weights_hash
+            if weights != self._weights:
+                self._weights = weights
+                self._kept.clear()
+                self.found.clear()
+            self._looked = time.monotonic()
+        return self._weights
 
     @property
     def others(self) -> tuple[str, ...]:
-        """The languages but the hub."""
+        """Every language except the hub."""
         return self.languages[1:]
 
     @property
     def top(self) -> int:
-        """How many neurons a set has where nothing else is asked."""
+        """The default size of a neuron set."""
         return usual_top(self.model)
 
     def _once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
@@ -137,11 +155,11 @@ class Study:
         for step in detect_steps(self.model, self.texts["train"], missing, KINDS, **options):
             for detection in step.found:
                 self.found.setdefault((detection.language, detection.kind), detection)
-            yield f"finding transfer neurons: {step.done} of {step.total} sentences"
+            yield f"detecting transfer neurons: {step.done} of {step.total} sentences"
 
     def detect(self, languages: Sequence[str]) -> None:
-        """`detecting` at one go, with a bar."""
-        for _ in tqdm(self.detecting(languages), desc="finding transfer neurons", unit=" batches", leave=False):
+        """Run `detecting` to its end, with a bar."""
+        for _ in tqdm(self.detecting(languages), desc="detecting transfer neurons", unit=" batches", leave=False):
             pass
 
     def neurons(self, language: str, kind: str, count: int | None = None) -> NeuronSet:
@@ -170,7 +188,7 @@ class Study:
             key = ("off", off, language)
             if key in self._kept:
                 continue
-            yield f"reading {language_name(language)} with neurons off"
+            yield f"capturing {language_name(language)} with neurons off"
             neurons = self.neurons(language, kind)
             if control:
                 drawn = self.controls(language, kind)[control]
@@ -210,7 +228,7 @@ class Study:
 
 
 def usual_top(model: Model) -> int:
-    """How many neurons a set has where nothing else is asked: 300, or a tenth of what a small model's layers have.
+    """The default size of a neuron set: 300, or a tenth of the late layers' neurons in a small model.
 
     >>> from tnkit.tests.tiny import tiny_model
     >>> usual_top(tiny_model())

@@ -14,17 +14,17 @@ def found(what):
     return next(finding for finding in doctor.examine() if finding.what == what)
 
 
-def test_everything_is_looked_at_and_here_nothing_must_be_mended(capsys):
+def test_everything_is_looked_at_and_here_nothing_must_be_fixed(capsys):
     assert cli.main(["doctor"]) == 0
     printed = capsys.readouterr().out
     for what in ("tnkit", "python", "torch", "transformers", "nnsight", "processor", "memory", "cache", "gemma-3-270m"):
         assert f" {what} " in printed
     for what in ("GPU", "notebooks", "fonts", "Hugging Face", "NDIF"):
         assert f" {what} " in printed
-    assert "MEND" not in printed
+    assert "FIX" not in printed
 
 
-def test_a_package_that_is_missing_or_too_old_must_be_mended(monkeypatch, capsys):
+def test_a_package_that_is_missing_or_too_old_must_be_fixed(monkeypatch, capsys):
     installed = metadata.version
 
     def version(name):
@@ -36,19 +36,19 @@ def test_a_package_that_is_missing_or_too_old_must_be_mended(monkeypatch, capsys
     assert (found("seaborn").needed, found("seaborn").advice) == (True, "pip install 'seaborn'")
     assert found("nnsight").needed and "pip install 'nnsight<0.9,>=0.8.1'" in found("nnsight").advice
     assert cli.main(["doctor"]) == 1
-    assert "2 of these must be mended before tnkit works; see MEND above" in capsys.readouterr().err
+    assert "2 of these must be fixed before tnkit works; see FIX above" in capsys.readouterr().err
 
 
 def test_a_cache_that_cannot_be_written_to(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TNKIT_CACHE", str(tmp_path / "file" / "cache"))
-    assert "cannot be written to" in found("cache").found and "TNKIT_CACHE" in found("cache").advice
+    assert "is not writable" in found("cache").found and "TNKIT_CACHE" in found("cache").advice
 
 
 def test_a_demo_model_that_is_not_there_or_not_unpacked(monkeypatch, tmp_path):
     monkeypatch.setenv("TNKIT_CACHE", str(tmp_path))
     if found("gemma-3-270m").found != "not installed":
-        assert "unpacked the first time" in found("gemma-3-270m").found
+        assert "unpacked on first use" in found("gemma-3-270m").found
     gone = packaged.PackagedModel(("no-such-distribution",), "x", "0" * 64)
     monkeypatch.setattr(packaged, "MODELS", {"gemma-3-270m": gone})
     assert "pip install 'tnkit[demo]'" in found("gemma-3-270m").advice
@@ -65,7 +65,7 @@ def test_a_key_is_told_of_and_not_told(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setattr(CONFIG.API, "APIKEY", "secret")
     text = "\n".join(map(str, doctor.examine()))
-    assert found("NDIF").found == "a key is there" and found("Hugging Face").found.startswith("a token is there")
+    assert found("NDIF").found == "key set" and found("Hugging Face").found.startswith("token set")
     assert "secret" not in text
 
 
@@ -76,7 +76,7 @@ def test_what_breaks_while_it_is_looked_at_is_a_finding(monkeypatch):
 
     monkeypatch.setattr(doctor, "LOOKS", (_broken,))
     (finding,) = doctor.examine()
-    assert finding.needed and str(finding).startswith("MEND  broken         KeyError: 'x'\n")
+    assert finding.needed and str(finding).startswith("FIX   broken         KeyError: 'x'\n")
 
 
 @pytest.mark.parametrize(

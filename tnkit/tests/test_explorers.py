@@ -2,16 +2,20 @@
 
 import asyncio
 import base64
+import copy
+import gc
 import json
+import weakref
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import tnkit as tn
 from tnkit.explorers.study import OFFS, Study
 from tnkit.tests.oracle import assert_near
-from tnkit.tests.tiny import SENTENCES, tiny_corpus, tiny_model
+from tnkit.tests.tiny import SENTENCES, byte_tokenizer, tiny_corpus, tiny_model, tiny_module
 
 ALL = ("spaces", "neurons", "ablation", "detection")
 
@@ -203,7 +207,7 @@ def test_what_goes_wrong_is_a_sentence_in_the_explorer(explore, caplog):
     explorer = explore("spaces")
     for box in explorer.shown.values():
         box.value = False
-    assert "show at least two languages" in explorer._status.value
+    assert "select at least two languages" in explorer._status.value
     assert "tn-error" in explorer._status.value
     explorer.shown["en"].value = explorer.shown["it"].value = True
     assert "tn-error" not in explorer._status.value
@@ -281,6 +285,84 @@ def test_explorers_of_one_model_and_corpus_share_what_they_computed():
     assert Study.of(tiny_model(), tiny_corpus(), **{**options, "sentences": 5}) is not study
 
 
+@pytest.mark.parametrize("in_a_loop", [False, True])
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.usefixtures("cache")
+def test_a_closed_explorer_lets_go_of_its_model(name, in_a_loop):
+    module = copy.deepcopy(tiny_module("llama"))
+    model = tn.load_model(module, tokenizer=copy.deepcopy(byte_tokenizer()))
+    alive = weakref.ref(model), weakref.ref(module)
+
+    async def use():
+        explorer = getattr(tn, f"explore_{name}")(model, tiny_corpus())
+        moved(explorer)
+        await asyncio.sleep(0.05)  # drawing ahead is under way
+        explorer.close()
+        await asyncio.sleep(0)
+        return explorer
+
+    if in_a_loop:
+        explorer = asyncio.run(use())
+    else:
+        explorer = getattr(tn, f"explore_{name}")(model, tiny_corpus())
+        moved(explorer)
+        explorer.close()
+    explorer.close()
+    del model, module
+    gc.collect()
+    assert [one() for one in alive] == [None, None]  # although the explorer is still there
+    assert repr(explorer) == f"{type(explorer).__name__}(closed)"
+    if name != "detection":
+        with pytest.raises(tn.TnkitError, match="this explorer is closed; open a new one"):
+            explorer.figure()
+
+
+@pytest.mark.parametrize("name", ["spaces", "neurons", "ablation"])
+@pytest.mark.usefixtures("cache")
+def test_edited_weights_are_noticed_when_a_control_moves(name, monkeypatch):
+    monkeypatch.setattr("tnkit.explorers.study._LOOK", -1.0)
+    module = copy.deepcopy(tiny_module("llama"))
+    model = tn.load_model(module, tokenizer=byte_tokenizer())
+    explorer = getattr(tn, f"explore_{name}")(model, tiny_corpus())
+    moved(explorer)
+    frames = dict(explorer._frames)
+    with torch.no_grad():
+        module.get_input_embeddings().weight.mul_(1.5)
+        module.model.layers[1].mlp.down_proj.weight.mul_(-3)
+    vars(model).pop("weights_hash", None)
+    moved(explorer)
+    shown = explorer._key()
+    assert explorer.errors == []
+    fresh = tn.load_model(copy.deepcopy(module), tokenizer=byte_tokenizer())
+    expected = getattr(tn, f"explore_{name}")(fresh, tiny_corpus())
+    assert explorer.picture.png == expected._make(expected._ready(shown)).png
+    assert frames and not any(frame is explorer._frames.get(key) for key, frame in frames.items())
+
+
+@pytest.mark.usefixtures("cache")
+def test_results_are_saved_below_their_folder_whatever_a_language_is_called(tmp_path):
+    texts = tiny_corpus()["train"]
+    found = tn.detect(
+        tiny_model(), {"en": texts["en"], "../../x": texts["it"]}, language="../../x", top=9, progress=False
+    )
+    explorer = tn.explore_detection(
+        tiny_model(), tiny_corpus(), found={("../../x", "type1"): found}, results="deep/below/results"
+    )
+    explorer.save_results.click()
+    (saved,) = tmp_path.glob("deep/below/results/*/neurons.json")
+    assert tn.NeuronSet.load(saved) == found.neurons
+    assert {path.name for path in tmp_path.iterdir()} == {"cache", "deep"}
+
+
+@pytest.mark.usefixtures("cache")
+def test_pictures_keep_the_folder_of_a_model_to_themselves(tmp_path):
+    tiny_module("llama").save_pretrained(tmp_path / "secret" / "own-model")
+    byte_tokenizer().save_pretrained(tmp_path / "secret" / "own-model")
+    explorer = tn.explore_ablation(tn.load_model(tmp_path / "secret" / "own-model"), tiny_corpus())
+    for path in explorer.save(tmp_path / "pictures"):
+        assert b"own-model" in path.read_bytes() and b"secret" not in path.read_bytes()
+
+
 def test_what_cannot_be_explored_is_refused():
     with pytest.raises(tn.TnkitError, match="needs a corpus"):
         tn.explore_spaces(tiny_model())
@@ -288,7 +370,7 @@ def test_what_cannot_be_explored_is_refused():
         tn.explore_neurons(tiny_model())
     with pytest.raises(tn.TnkitError, match="no detections"):
         tn.explore_neurons({})
-    with pytest.raises(tn.TnkitError, match="nothing to be compared with"):
+    with pytest.raises(tn.TnkitError, match="add another language"):
         tn.explore_ablation(tiny_model(), tiny_corpus(), languages=["en"])
     with pytest.raises(tn.TnkitError, match="the hub 'fr'"):
         tn.explore_detection(tiny_model(), tiny_corpus(), hub="fr")

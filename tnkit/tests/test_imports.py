@@ -15,10 +15,10 @@ ORDER = """
 process errors sessions storage rows provenance pickles tokens parallel architecture checkpoints packaged remote
 fingerprints trace scopes checks models batches shards activations passes centroids closed_form neurons scoring
 languages readers splits corpora variants sums detection
-interventions last_token export comparison answers generation behaviour harness
+interventions last_token export comparison answers generation behaviour task_files harness
 agreement language_neurons specificity lens cards spaces geometry
 experiments style heatmaps plots
-explorers.parts explorers.explorer explorers.study
+explorers.parts explorers.study explorers.explorer
 explorers.spaces explorers.neurons explorers.ablation explorers.detection explorers
 demo doctor commands cli
 """.split()
