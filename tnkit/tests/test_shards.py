@@ -138,7 +138,8 @@ def test_shards_hold_several_batches_but_neither_too_many_sentences_nor_bytes(ca
 
 
 def run_killed(folder, work, at_once, seed):
-    words = [sys.executable, "-c", KILLED, str(folder), work, str(at_once), str(seed)]
+    quiet = "ignore::DeprecationWarning"  # from Python 3.12 on, os.fork warns of threads
+    words = [sys.executable, "-W", quiet, "-c", KILLED, str(folder), work, str(at_once), str(seed)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr
