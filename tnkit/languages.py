@@ -1,0 +1,204 @@
+"""Names of languages, however they are written, and the scripts they are written in.
+
+same("ja", "jpn_Jpan"), same("zh_Hans", "zh_Hant")      # True, False
+code_of("Japanese"), code_of("url")                      # "ja", None
+"""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+import langcodes
+from langcodes.data_dicts import LIKELY_SUBTAGS
+
+_SPEAKERS = 2_000_000
+_SAMPLE = 1000  # texts
+# ISO 15924 codes that join scripts of Unicode: those that the text may have, and those that it must have some of.
+_JOINED = {
+    "Jpan": ({"Hira", "Kana", "Hani"}, {"Hira", "Kana"}),
+    "Kore": ({"Hang", "Hani"}, {"Hang"}),
+    "Hans": ({"Hani", "Bopo"}, {"Hani"}),
+    "Hant": ({"Hani", "Bopo"}, {"Hani"}),
+    "Hanb": ({"Hani", "Bopo"}, {"Hani"}),
+    "Hrkt": ({"Hira", "Kana"}, {"Hira", "Kana"}),
+}
+
+
+@lru_cache(4096)
+def code_of(name: str) -> str | None:
+    """The BCP-47 code of a column that names a language; None for a column that names something else.
+
+    A name counts where it is a valid ISO 639 code or the name of a language, and the language has a two-letter code or
+    two million speakers, or its script is named too; names that end in "id" in lower case are identifiers.
+
+    Args:
+        name: of a column, such as "ja", "ja-JP", "jpn_Jpan" or "Japanese".
+
+    >>> [code_of(name) for name in ("ja", "jpn_Jpan", "ja-JP", "Japanese", "zho_Hans", "ace_Latn")]
+    ['ja', 'ja-Jpan', 'ja-JP', 'ja', 'zh-Hans', 'ace-Latn']
+    >>> [code_of(name) for name in ("src", "lp", "url", "id", "row_id", "iso_15924", "text")]
+    [None, None, None, None, None, None, None]
+    """
+    language = _parsed(name)
+    if language is None or name.strip().endswith("id"):
+        return None
+    return language.to_tag() if language.script or _is_common(name.strip(), language) else None
+
+
+def same(name: str, other: str) -> bool:
+    """Whether two names are of one language; a script or region counts where both name one.
+
+    >>> same("ja", "jpn_Jpan"), same("pt-BR", "por"), same("pt-BR", "pt-PT"), same("zh_TW", "zho_Hans")
+    (True, True, False, False)
+    """
+    one, two = _parsed(name), _parsed(other)
+    if one is None or two is None:
+        return name == other
+    if one.language != two.language:
+        return False
+    if one.territory and two.territory and one.territory != two.territory:
+        return False
+    scripts = [_unicode_scripts(_stated_script(language)) for language in (one, two)]
+    return not all(scripts) or bool(scripts[0] & scripts[1])
+
+
+def matching(name: str, names: Iterable[str]) -> list[str]:
+    """Those of the names that are of a language: the same name, or else the same code, or else the same language.
+
+    >>> matching("ja", ["eng_Latn", "jpn_Jpan"]), matching("zh", ["zho_Hans", "zho_Hant"])
+    (['jpn_Jpan'], ['zho_Hans', 'zho_Hant'])
+    >>> matching("pes", ["pes_Arab", "prs_Arab"]), matching("fa", ["prs_Arab"])
+    (['pes_Arab'], ['prs_Arab'])
+    """
+    names = list(names)
+    if name in names:
+        return [name]
+    of_one = [other for other in names if same(name, other)]
+    return [other for other in of_one if _base(other) == _base(name)] or of_one
+
+
+def script_of(name: str) -> str | None:
+    """The ISO 15924 code of the script that a language is usually written in; None for no language.
+
+    >>> script_of("ja"), script_of("zh-TW"), script_of("srp_Latn")
+    ('Jpan', 'Hant', 'Latn')
+    """
+    language = _parsed(name)
+    return None if language is None else language.maximize().script
+
+
+def name_of(name: str) -> str:
+    """A language's English name; the name itself where it is none.
+
+    >>> name_of("jpn_Jpan"), name_of("ko"), name_of("text")
+    ('Japanese', 'Korean', 'text')
+    """
+    language = _parsed(name)
+    return name if language is None else langcodes.Language.make(language=language.language).display_name()
+
+
+def foreign_script(texts: Sequence[str], name: str) -> str | None:
+    """The script that most letters are in, where the texts are plainly not in that language; otherwise None.
+
+    They are not where fewer than half of the letters of a sample are in a script of the language, and where Japanese
+    has hardly any kana or Korean hardly any hangul.
+
+    Args:
+        texts: at most 1,000 of them, evenly spaced, are looked at.
+        name: of the language.
+
+    >>> foreign_script(["Hello!", "Good morning."], "ja"), foreign_script(["お早う。", "OKだ。"], "ja")
+    ('Latin', None)
+    """
+    from fontTools import unicodedata as scripts
+
+    language = _parsed(name)
+    if language is None:
+        return None
+    accepted, needed = set[str](), set[str]()
+    for script in _scripts(language):
+        may, must = _JOINED.get(script, ({script}, {script}))
+        accepted, needed = accepted | may, needed | must
+    letters: Counter[str] = Counter()
+    for letter, count in Counter("".join(texts[:: -(-len(texts) // _SAMPLE) or 1])).items():
+        if unicodedata.category(letter)[0] in "LM":
+            letters[scripts.script(letter)] += count
+    for shared in ("Zyyy", "Zinh", "Zzzz"):  # common, inherited and unknown
+        del letters[shared]
+    total = letters.total()
+    shares = [sum(letters[script] for script in chosen) / max(total, 1) for chosen in (accepted, needed)]
+    if not total or not accepted or (shares[0] >= 0.5 and shares[1] >= 0.05):
+        return None
+    return str(scripts.script_name(letters.most_common(1)[0][0]))
+
+
+@lru_cache(4096)
+def _parsed(name: str) -> langcodes.Language | None:
+    """A name as a valid language with its usual code (jpn and Japanese as ja, cmn as zh), or None."""
+    tag = name.strip().replace("_", "-")
+    try:
+        language = langcodes.Language.get(tag)
+    except ValueError:
+        return _named(name.strip())
+    if not language.language or not language.is_valid():
+        return _named(name.strip())
+    usual = language.prefer_macrolanguage()
+    # A code that stands for a language as written in one script or region (hbs, prs) is one without naming it.
+    if "-" not in tag:
+        return langcodes.Language.make(language=usual.language)
+    return usual
+
+
+def _named(name: str) -> langcodes.Language | None:
+    """The language of an English name or of its own name for itself."""
+    if len(name) < 2 or not any(map(str.isalpha, name)):
+        return None
+    try:
+        language = langcodes.find(name)
+    except (LookupError, ValueError):  # the latter for control characters
+        return None
+    names = {language.display_name().casefold(), language.autonym().casefold()}
+    return language.prefer_macrolanguage() if name.casefold() in names else None
+
+
+def _is_common(name: str, language: langcodes.Language) -> bool:
+    """Whether a language has a two-letter code of its own, or many speakers; src (of Sardinian, sc) has neither."""
+    code = _base(name)
+    usual = langcodes.Language.make(language=language.language)
+    return len(code) == 2 or usual.speaking_population() >= _SPEAKERS
+
+
+def _base(name: str) -> str:
+    """The language's own code, not that of the one it counts to: pes and prs, not fa."""
+    tag = name.strip().replace("_", "-")
+    try:
+        written = langcodes.Language.get(tag, normalize=False)
+    except ValueError:
+        written = _named(name.strip()) or langcodes.Language.get("und")
+    return langcodes.standardize_tag(written.language or "und")
+
+
+def _stated_script(language: langcodes.Language) -> str | None:
+    """The script that is named, or that the region that is named has."""
+    if language.script or not language.territory:
+        return language.script
+    return language.maximize().script
+
+
+def _unicode_scripts(script: str | None) -> set[str]:
+    """Scripts that two codes of one script have in common: Jpan and Hira, Kore and Hang, Hani and Hans."""
+    if script in ("Hans", "Hant"):
+        return {script}
+    if script in ("Hani", "Hanb"):
+        return {"Hans", "Hant", "Hani"}
+    return _JOINED.get(script, ({script}, set[str]()))[0] if script else set()
+
+
+def _scripts(language: langcodes.Language) -> set[str]:
+    """Scripts a language is written in: the one that is named, or all that are likely somewhere."""
+    stated = _stated_script(language)
+    if stated:
+        return {stated}
+    likely = [tag.split("-") for key, tag in LIKELY_SUBTAGS.items() if key.split("-")[0] == language.language]
+    return {parts[1] for parts in likely if len(parts) > 1 and len(parts[1]) == 4}
