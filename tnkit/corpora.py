@@ -6,18 +6,20 @@ corpus = tn.load_corpus("tatoeba", ["en", "ja"], limit=2000)  # from the Hugging
 corpus["train"]["ja"]                                       # a sequence of str
 """
 
+import csv
 import hashlib
+import io
 import json
 import logging
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, SupportsIndex, overload
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
 
-from tnkit import readers, storage
-from tnkit.errors import TnkitError, first_line
+from tnkit import sources, storage
+from tnkit.errors import TnkitError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,9 +111,11 @@ class Corpus:
     def save(self, path: str | Path) -> Path:
         """Write a TSV file that `load_corpus` reads back, splits included."""
         rows = [list(self.frame.columns), *self.frame.itertuples(index=False)]
-        return storage.write_text(
-            path, "".join("\t".join(re.sub(r"[\t\r\n]+", " ", cell) for cell in row) + "\n" for row in rows)
-        )
+        special = any(re.search('["\t\r\n]', cell) for row in rows for cell in row)
+        text = io.StringIO(newline="")
+        quoting: Any = csv.QUOTE_ALL if special else csv.QUOTE_NONE  # names in quotes say that every cell is
+        csv.writer(text, delimiter="\t", lineterminator="\n", quoting=quoting, quotechar='"').writerows(rows)
+        return storage.write_text(path, text.getvalue())
 
     def _repr_html_(self) -> str:
         sizes = {str(split): count for split, count in self.frame["split"].value_counts().items()}
@@ -119,9 +123,11 @@ class Corpus:
 
 
 def load_corpus(
-    source: "str | Path | pd.DataFrame",
+    source: Any,
     languages: Sequence[str] | None = None,
     *,
+    header: int | None = 0,
+    quoting: Literal["csv", "none"] | None = None,
     test: float = 0.5,
     limit: int | None = None,
 ) -> Corpus:
@@ -132,10 +138,24 @@ def load_corpus(
     that a sentence falls the same way whichever languages are asked for, and rows that share a sentence stay together.
 
     Args:
-        source: "everyday" (packaged), "tatoeba" or "mkqa" (Hugging Face Hub), "hf://datasets/OWNER/NAME/FILE", a pandas
-            frame, or a file: .tsv .csv .jsonl .parquet with one column a language, .txt with one sentence a line, or a
-            .pkl of the published code (a list of sentences, or of tuples of them).
+        source: one of these.
+
+            - a name: "everyday" (packaged), or "tatoeba", "mkqa", "flores+", "ntrex-128", "belebele" or "opus-100"
+              (from the Hugging Face Hub; `tnkit.hub.RECIPES` has licences, sizes and citations), another data set of
+              the Hub as "OWNER/NAME", or a file of one as "hf://datasets/OWNER/NAME/FILE".
+            - a file with a column for each language, a column of translations by language, or a row for each sentence
+              and language: .tsv .csv .jsonl .ndjson .json .parquet .arrow .xlsx, or a .tmx translation memory.
+            - a .txt with one sentence a line, or a .pkl of the published code (a list of sentences, or of tuples).
+            - two files of OPUS: {"en": "x.en", "ja": "x.ja"}, a list of them, or "x", with which their names begin.
+            - a folder, .zip or .tar of FLORES-200, FLORES+, NTREX-128, Belebele, SIB-200, MASSIVE, OPUS, Tatoeba's
+              exports of sentences and links, `datasets.Dataset.save_to_disk`, or a file for each language.
+            - a pandas frame, a `datasets.Dataset` or `DatasetDict`, a dict of lists, a list of dicts or of tuples.
+
+            Text may be packed as .gz, .bz2, .xz or .zip, in UTF-8, or in UTF-16 with a byte-order mark.
         languages: which languages, by column name; for files without column names, the name of each column in order.
+        header: None for a table without names of columns; `languages` then names them in their order.
+        quoting: of a .tsv file, "csv" where a cell in quotes is a cell and inner quotes are doubled, "none" where
+            quotes are text; found out by default, and a file that can be either is refused.
         test: the share of rows in the test split.
         limit: keep at most so many rows, chosen by the same hash.
 
@@ -147,21 +167,17 @@ def load_corpus(
     >>> dict(corpus.dropped), len(corpus)
     ({'duplicates': 1}, 2)
     """
-    import pandas as pd
-
     if isinstance(languages, str):
         languages = [languages]
     if not 0 <= test <= 1:
         raise TnkitError(f"test={test} must be a share between 0 and 1")
     if limit is not None and limit < 1:
         raise TnkitError(f"limit={limit} must be a number of rows to keep, at least 1")
-    if isinstance(source, pd.DataFrame):
-        name, frame = "frame", source
-    else:
-        name = Path(source).name if Path(source).suffix else str(source)
-        frame = _read(str(source), languages)
+    name, frame = sources.read(source, languages, header=header, quoting=quoting)
+    unmatched = frame.attrs.get("dropped", {})
     frame, wanted = _columns(name, frame, languages)
     frame, dropped = _clean(name, _normalised(name, frame), wanted)
+    dropped = {**unmatched, **dropped}
     if limit is not None and len(frame) > limit:
         order = sorted(range(len(frame)), key=lambda row: _row_hash(frame.iloc[row]))
         dropped["beyond the limit"] = len(frame) - limit
@@ -174,70 +190,6 @@ def load_corpus(
         counts = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
         _log.warning("%s: kept %d rows, dropped %s", name, len(frame), counts)
     return Corpus(name, frame[[*wanted, "split"]], dropped)
-
-
-def _read(source: str, languages: Sequence[str] | None) -> "pd.DataFrame":
-    if source == "everyday":
-        return readers.read_table(Path(__file__).parent / "data" / "everyday.tsv", languages)
-    if source in RECIPES:
-        return RECIPES[source](languages)
-    if source.startswith("hf://"):
-        match = re.fullmatch(r"hf://datasets/([^/]+/[^/@]+)(?:@(refs/[^/]+/[^/]+|[^/]+))?/(.+)", source)
-        if not match:
-            raise TnkitError(f"{source} is not of the form hf://datasets/OWNER/NAME/FILE or …/NAME@REVISION/FILE")
-        repository, revision, file = match.groups()
-        return readers.read_table(hub_file(repository, file, revision), languages)
-    return readers.read_table(source, languages)
-
-
-def hub_file(repository: str, file: str, revision: str | None = None) -> Path:
-    """A file of a data set on the Hugging Face Hub, downloaded once.
-
-    Raises:
-        TnkitError: where the Hub does not give it.
-    """
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(repository, file, repo_type="dataset", revision=revision))
-    except Exception as error:
-        raise TnkitError(
-            f"the Hugging Face Hub did not give {file} of the data set {repository} ({first_line(error)}); "
-            "check name and network"
-        ) from error
-
-
-def _tatoeba(languages: Sequence[str] | None) -> "pd.DataFrame":
-    """English sentences and their first translation into each language (Tatoeba, CC BY 2.0 FR)."""
-    import pandas as pd
-
-    wanted = [language for language in languages or () if language != "en"]
-    if not wanted:
-        raise TnkitError('name the languages: load_corpus("tatoeba", ["en", "ja"])')
-    frames = []
-    for language in wanted:
-        file = hub_file(
-            "sentence-transformers/parallel-sentences-tatoeba",
-            f"en-{language}/train/0000.parquet",
-            "refs/convert/parquet",
-        )
-        pairs = pd.read_parquet(file)[["english", "non_english"]]
-        frames.append(pairs.set_axis(["en", language], axis=1).drop_duplicates("en"))
-    merged = frames[0]
-    for frame in frames[1:]:
-        merged = merged.merge(frame, on="en")
-    return merged
-
-
-def _mkqa(_: Sequence[str] | None) -> "pd.DataFrame":
-    """MKQA's questions (Longpre, Lu & Daiber, 2021; CC BY-SA 3.0), one column a language."""
-    import pandas as pd
-
-    file = hub_file("apple/mkqa", "mkqa/train/0000.parquet", "refs/convert/parquet")
-    return pd.DataFrame(pd.read_parquet(file, columns=["queries"])["queries"].tolist())
-
-
-RECIPES: dict[str, Callable[[Sequence[str] | None], "pd.DataFrame"]] = {"tatoeba": _tatoeba, "mkqa": _mkqa}
 
 
 def _columns(name: str, frame: "pd.DataFrame", languages: Sequence[str] | None) -> tuple["pd.DataFrame", list[str]]:
