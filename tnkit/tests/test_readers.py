@@ -4,11 +4,14 @@ import csv
 import io
 import json
 import pickle
+import re
 
 import numpy as np
 import pandas as pd
 import pyarrow
 import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 from pyarrow.parquet import write_table
 
 import tnkit as tn
@@ -218,3 +221,42 @@ def test_a_parquet_file_that_unfolds_into_more_than_memory_is_refused(tmp_path, 
         assert (tmp_path / name).stat().st_size < size
         with pytest.raises(tn.TnkitError, match=f"{name} {words}"):
             readers.read_table(tmp_path / name)
+
+
+_TEXT = st.text(st.sampled_from('ab" \t\n\r日"'), max_size=8)
+_ROWS = st.lists(st.tuples(_TEXT, _TEXT), min_size=1, max_size=5)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=_ROWS, how=st.sampled_from(["pandas", "csv", "all quoted", "plain", "saved"]), width=st.integers(1, 2))
+def test_a_tsv_comes_back_exactly_or_is_refused(tmp_path, rows, how, width):
+    """Whoever wrote it; but for a plain file whose cells all are, letter by letter, what csv writes of another text."""
+    names = LANGUAGES[:width]
+    rows = [row[:width] for row in rows]
+    if how == "plain":
+        rows = [tuple(cell.replace("\t", " ").replace("\n", " ").replace("\r", " ") for cell in row) for row in rows]
+        text = "".join("\t".join(row) + "\n" for row in [names, *rows])
+        quoted = [cell for row in rows for cell in row if '"' in cell]
+        assume(not quoted or not all(re.fullmatch('"(?:[^"]|"")*""(?:[^"]|"")*"', cell) for cell in quoted))
+    elif how == "pandas":
+        text = pd.DataFrame(rows, columns=names).to_csv(sep="\t", index=False)
+    elif how == "saved":
+        wanted = [row for row in rows if all(cell.strip() for cell in row)]
+        assume(wanted)
+        text = tn.load_corpus(pd.DataFrame(wanted, columns=names)).save(tmp_path / "y.tsv").read_bytes().decode()
+    else:
+        file = io.StringIO(newline="")
+        quoting = csv.QUOTE_ALL if how == "all quoted" else csv.QUOTE_MINIMAL
+        csv.writer(file, delimiter="\t", lineterminator="\n", quoting=quoting).writerows([names, *rows])
+        text = file.getvalue()
+    (tmp_path / "x.tsv").write_bytes(text.encode())
+    try:
+        frame = readers.read_table(tmp_path / "x.tsv", names)
+    except tn.TnkitError as error:
+        assert how != "saved"
+        assert re.search("two ways|columns, expected|has no sentences|quotes and separators", str(error))
+        return
+    found = [tuple(cell.strip() for cell in row) for row in frame[names].itertuples(index=False, name=None)]
+    expected = [tuple(cell.strip() for cell in row) for row in (wanted if how == "saved" else rows)]
+    expected = [*{*expected}] if how == "saved" else expected
+    assert sorted(filter(any, found)) == sorted(filter(any, expected))
