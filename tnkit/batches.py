@@ -164,7 +164,7 @@ def token_weights(model: Model, inputs: dict[str, Tensor], index: Sequence[int])
 
 def provenance_of(model: Model, sentences: Sequence[str]) -> dict[str, Any]:
     """What results record of where they come from: model, sentences, what was switched off, versions."""
-    origin = {name: getattr(sentences, name, None) for name in ("corpus", "language", "split")}
+    origin = {name: getattr(sentences, name, None) for name in ("corpus", "language", "split", "source", "rows")}
     named = {name: value for name, value in origin.items() if value}
     return {
         "model": model.provenance,

@@ -186,7 +186,9 @@ def _sentences(path: str, layout: Folder, name: str, language: str, members: Mem
     frame = readers.read_table(file, [language], **layout.options)
     lacking = [column for column in (layout.text, *layout.keys) if column not in frame]
     if lacking:
-        raise TnkitError(f"{file.path} has no column {lacking[0]}, which {layout.name} has; it has {', '.join(frame)}")
+        raise TnkitError(
+            f"{file.path} has no column {lacking[0]}, which {layout.name} has; it has {', '.join(map(str, frame))}"
+        )
     if "partition" in frame:  # of MASSIVE
         frame = frame.rename(columns={"partition": "split"})
     kept = [layout.text, *layout.keys, *(["split"] if "split" in frame else [])]

@@ -139,11 +139,11 @@ def joined(name: str, parts: Mapping[str, "pd.DataFrame"], keys: Sequence[str]) 
     frame = pd.DataFrame({language: text.loc[rows].to_list() for language, text in texts.items()}, dtype=object)
     if splits:
         frame["split"] = rows.get_level_values("split")
-    counts = {
+    dropped = {
         "without a translation": len(every) - len(rows),
         "of a repeated id": sum(sizes.values()) - sum(map(len, texts.values())),
     }
-    frame.attrs["dropped"] = {reason: count for reason, count in counts.items() if count}
+    frame.attrs["dropped"] = {reason: count for reason, count in dropped.items() if count}
     return frame
 
 

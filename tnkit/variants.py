@@ -11,6 +11,7 @@ import random
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -180,7 +181,7 @@ def _rewritten(corpus: Corpus, languages: list[str], whole: bool, what: str, how
     for name in languages:
         frame[name] = [how(text, name) for text in frame[name]]
     done = what if whole else f"{' and '.join(languages)} {what}"
-    return Corpus(f"{corpus.name}, {done}", frame, corpus.dropped)
+    return replace(corpus, name=f"{corpus.name}, {done}", frame=frame)
 
 
 def _base(language: str) -> str:

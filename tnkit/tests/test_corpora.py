@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import time
 from collections import Counter
 
 import pandas as pd
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tnkit as tn
+from tnkit import corpora
 from tnkit.corpora import Corpus, Sentences
 
 
@@ -81,7 +83,7 @@ def test_the_frame_that_was_given_is_left_alone():
         (
             pd.DataFrame({"en": ["a", "b"], "ja": ["c", "\udc80"]}, dtype=object),
             {},
-            "frame, ja in row 2: half a character .*; mend the text",
+            "frame, ja in row 2: an unpaired surrogate; fix the text",
         ),
     ],
 )
@@ -137,7 +139,8 @@ def test_rows_that_share_nothing_are_split_as_asked_and_by_the_hash_of_their_tex
         split = by_row(tn.load_corpus(numbered(101), test=test))
         assert {row for row in split if split[row] == "test"} == set(order[:count])
     kept = tn.load_corpus(numbered(101), limit=10)
-    assert list(by_row(kept)) == [row for row in rows if row in order[:10]]
+    of_split = {"test": order[:50], "train": order[50:]}
+    assert list(by_row(kept)) == [row for row in rows if row in of_split["test"][:5] + of_split["train"][:5]]
     assert kept.dropped == {"beyond the limit": 91}
     assert Counter(by_row(kept).values()) == {"train": 5, "test": 5}
     assert tn.load_corpus(numbered(10), limit=10).dropped == {}
@@ -207,3 +210,169 @@ def test_the_card_of_a_corpus_is_escaped():
     assert "<script>" not in card
     for cell in "&lt;script&gt;", "en, ja", ">3<", ">2<", ">7<":
         assert cell in card
+
+
+# Which columns are languages
+
+
+def test_metadata_decides_nothing_when_languages_are_named():
+    frame = numbered(40).assign(src=["ted"] * 20 + ["wiki"] * 20, lp="en-ja", tag="x", row_id=range(40))
+    plain = by_row(tn.load_corpus(numbered(40), ["en", "ja"]))
+    assert by_row(tn.load_corpus(frame, ["en", "ja"])) == plain
+    assert Counter(plain.values()) == {"train": 20, "test": 20}
+
+
+def test_metadata_is_no_language_and_empties_nothing():
+    metadata = {"url": "x", "row_id": range(40), "len": 7, "ds": "a", "iso_15924": "Latn", "utt": "u", "no": 1.5}
+    corpus = tn.load_corpus(numbered(40).assign(**metadata))
+    assert corpus.languages == ("en", "ja")
+    assert (len(corpus), corpus.dropped) == (40, {})
+    assert tn.load_corpus(numbered(40).assign(**metadata), ["en", "url"], test=1.0).languages == ("en", "url")
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [("eng_Latn", "jpn_Jpan"), ("eng", "jpn"), ("English", "Japanese"), ("EN", "ja-JP"), ("en", "日本語")],
+)
+def test_a_language_is_found_by_its_other_names(columns):
+    frame = numbered(20).set_axis(list(columns), axis=1)
+    corpus = tn.load_corpus(frame, ["ja", "en"])
+    assert corpus.languages == ("ja", "en")
+    assert by_row(corpus).keys() == {(b, a) for a, b in numbered(20).itertuples(index=False)}
+    assert tn.load_corpus(frame).languages == columns
+    assert tn.load_corpus(frame).to_frame()["split"].tolist() == corpus.to_frame()["split"].tolist()
+    assert corpus["test"]["jpn_Jpan"] == corpus["test"]["ja"]
+    assert tn.load_corpus(frame)["train"]["ja"].texts == corpus["train"]["ja"].texts
+
+
+def test_two_columns_of_one_language_must_be_told_apart():
+    frame = numbered(4).set_axis(["zho_Hans", "zho_Hant"], axis=1)
+    with pytest.raises(tn.TnkitError, match="more than one column for zh: zho_Hans, zho_Hant; name one of them"):
+        tn.load_corpus(frame, ["zh"])
+    assert tn.load_corpus(frame, ["zh_TW"]).frame["zh_TW"].tolist() == frame["zho_Hant"].tolist()
+    with pytest.raises(tn.TnkitError, match="the column ja is there or asked for twice"):
+        tn.load_corpus(numbered(4), ["ja", "jpn"])
+
+
+def test_texts_of_another_language_are_told_once(caplog):
+    frame = numbered(20).assign(ja=[f"jpn {number}" for number in range(20)])
+    tn.load_corpus(frame, ["en", "ja"])
+    assert caplog.messages == [
+        "frame: most letters of ja are in Latin script, which is not how Japanese is written; check the columns"
+    ]
+
+
+# Splits that are given
+
+
+def test_a_given_split_that_leaks_is_refused_or_repaired():
+    rows = [("a", "い"), ("b", "ろ"), ("c", "は"), ("a", "に"), ("e", "ろ"), ("f", "")]
+    frame = frame_of(rows).assign(split=["train", "train", "train", "test", "test", "test"])
+    with pytest.raises(tn.TnkitError, match=r"2 of 3 training rows hold a sentence of the test split, such as 'a'"):
+        tn.load_corpus(frame, ["en", "ja"])
+    with pytest.raises(tn.TnkitError, match=r"1 of 3 .* such as 'ろ'; drop them with leaks='drop'"):
+        tn.load_corpus(frame, ["ja"])
+    corpus = tn.load_corpus(frame, ["en", "ja"], leaks="drop")
+    assert corpus.dropped == {"empty": 1, "leaking": 2}
+    assert by_row(corpus) == {("c", "は"): "train", ("a", "に"): "test", ("e", "ろ"): "test"}
+    with pytest.raises(tn.TnkitError, match="leaks='keep' must be one of refuse, drop"):
+        tn.load_corpus(frame, leaks="keep")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected", "dropped"),
+    [
+        (["Train", "TEST", " training ", "Testing"], ["train", "test", "train", "test"], 0),
+        (["train", "dev", "test", "train"], ["train", "test", "train"], 1),
+        (["train", "validation", "valid", "train"], ["train", "test", "test", "train"], 0),
+        (["dev", "devtest", "dev", "devtest"], ["train", "test", "train", "test"], 0),
+        (["val"] * 4, ["test"] * 4, 0),
+    ],
+)
+def test_splits_have_several_names(names, expected, dropped):
+    corpus = tn.load_corpus(numbered(4).assign(split=names))
+    assert corpus.frame["split"].tolist() == expected
+    assert corpus.dropped.get("of the split dev", 0) == dropped
+
+
+# What a limit and the languages leave as it was
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    rows=st.lists(st.tuples(*[st.integers(-8, 25)] * 3), min_size=3, max_size=60),
+    limits=st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    test=st.sampled_from([0.2, 0.5, 0.9]),
+)
+def test_no_row_changes_its_split_with_the_limit_or_the_languages(rows, limits, test):
+    """Negative numbers are gaps."""
+    texts = [[f"{n}." if n >= 0 else "" for n in row] for row in rows]
+    frame, whole = frame_of(texts, ["en", "ja", "ko"]), {}
+    for languages in (["en"], ["ja", "en"], ["en", "ko", "ja"]):
+        try:
+            full = tn.load_corpus(frame, languages, test=test)
+        except tn.TnkitError:
+            continue
+        for language in languages:
+            for split in ("train", "test"):
+                for text in full[split][language]:
+                    assert whole.setdefault((language, text), split) == split
+        kept = []
+        for limit in sorted(limits):
+            part = tn.load_corpus(frame, languages, test=test, limit=limit)
+            assert by_row(part).items() <= by_row(full).items()
+            assert len(part) == min(limit, len(full))
+            share = len(full["test"][languages[0]]) / len(full)
+            assert abs(len(part["test"][languages[0]]) - share * len(part)) <= 0.5 + 1e-9
+            kept.append(set(by_row(part)))
+        assert kept[0] <= kept[1]
+
+
+def test_a_limit_takes_of_both_splits_of_the_whole():
+    whole = by_row(tn.load_corpus(numbered(2000)))
+    part = by_row(tn.load_corpus(numbered(2000), limit=200))
+    assert part.items() <= whole.items()
+    assert Counter(part.values()) == {"train": 100, "test": 100}
+
+
+def test_a_large_frame_loads_in_seconds():
+    started = time.process_time()
+    corpus = tn.load_corpus(numbered(100_000))
+    assert time.process_time() - started < 6  # it took 12 when each row was hashed on its own
+    assert Counter(corpus.frame["split"]) == {"train": 50_000, "test": 50_000}
+
+
+# Rows
+
+
+def test_sentences_know_their_rows_through_slices_and_dropping():
+    frame = frame_of([("a", "あ"), ("", "い"), ("c", "う"), ("d", "え")]).assign(split="train")
+    both, ja = tn.load_corpus(frame)["train"], tn.load_corpus(frame, "ja")["train"]["ja"]
+    assert both["en"].ids == both["ja"].ids == (0, 2, 3)
+    assert (ja.ids, ja[1:3].ids, ja[::2].ids) == ((0, 1, 2, 3), (1, 2), (0, 2))
+    assert both["en"].rows == both["ja"].rows != ja.rows
+    assert both["en"].source == both["ja"].source == ja.source
+    assert both["ja"][:1].rows == ja[:1].rows
+    assert Sentences(("a",)).rows == ""
+
+
+@pytest.mark.parametrize("source", [None, 7, 2.5, object(), b"x.tsv", {1, 2}, len])
+def test_what_is_no_source_ends_in_a_sentence(source):
+    with pytest.raises(tn.TnkitError):
+        tn.load_corpus(source, ["en", "ja"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (([1, 2], 0.5, None), "languages holds 1"),
+        ((5, 0.5, None), "languages holds 5"),
+        ((None, "half", None), "test='half'"),
+        ((None, None, None), "test=None"),
+        ((None, 0.5, 2.5), "limit=2.5"),
+        ((None, 0.5, True), "limit=True"),
+    ],
+)
+def test_options_of_another_kind_end_in_a_sentence(options, message):
+    with pytest.raises(tn.TnkitError, match=message):
+        corpora._checked(*options, "refuse")

@@ -12,9 +12,10 @@ import tnkit as tn
 FOLDER = Path(tn.__file__).parent
 # Each module may import those before it.
 ORDER = """
-errors storage pickles parallel architecture packaged remote trace checks models batches shards activations passes
+errors storage rows pickles parallel architecture packaged remote trace checks models batches shards activations passes
 centroids closed_form neurons scoring
-languages files records tables tmx columnar readers layouts folders hub sources corpora variants sums detection
+languages files records tables tmx columnar readers layouts folders hub sources splits corpora variants sums
+detection
 interventions comparison answers generation behaviour harness
 agreement language_neurons specificity lens cards spaces geometry
 experiments style heatmaps plots

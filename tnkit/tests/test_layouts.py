@@ -92,7 +92,7 @@ TMX = (
     '<?xml version="1.0"?>\n<!DOCTYPE tmx SYSTEM "tmx14.dtd">\n<tmx version="1.4"><header/><body>\n'
     + lines(
         f'<tu><tuv xml:lang="en"><seg>{en.replace("houses", "<bpt>x</bpt>houses")}</seg></tuv>'
-        f'<tuv xml:lang="{"JA" if n else "ja"}"><seg>{ja}</seg></tuv></tu>'
+        f'<tuv xml:lang="{"JA"}"><seg>{ja}</seg></tuv></tu>'
         for n, (en, ja) in enumerate(PAIRS)
     )
     + "</body></tmx>"
