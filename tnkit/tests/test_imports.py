@@ -14,7 +14,8 @@ FOLDER = Path(tn.__file__).parent
 ORDER = """
 errors storage rows pickles parallel architecture packaged remote trace checks models batches shards activations passes
 centroids closed_form neurons scoring
-languages readers splits corpora variants sums detection
+languages files records tables tmx columnar readers layouts folders hub sources splits corpora variants sums
+detection
 interventions comparison answers generation behaviour harness
 agreement language_neurons specificity lens cards spaces geometry
 experiments style heatmaps plots
