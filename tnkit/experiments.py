@@ -21,6 +21,7 @@ from tnkit.interventions import Ablation, LastToken
 from tnkit.models import Model
 from tnkit.neurons import NeuronSet
 from tnkit.passes import capture
+from tnkit.rows import check_texts
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -66,7 +67,7 @@ def ablate(
         `Comparison`, with a value for every layer and sentence.
 
     Raises:
-        TnkitError: for an unknown measure or language.
+        TnkitError: for an unknown measure or language, and for languages of other rows.
 
     >>> import tnkit as tn
     >>> from tnkit.tests.tiny import tiny_model, SENTENCES
@@ -84,6 +85,7 @@ def ablate(
     if measure == "perplexity":
         run, layers, label = _nats(model, texts[language], tokens), (0,), f"{MEASURE_NAMES[measure]}, {language}"
     else:
+        check_texts({name: texts[name] for name in (language, hub)})
         layers = tuple(range(model.n_layers) if layers is None else layers)
         targets = capture(model, texts[hub], keep=["post"], layers=layers, progress=progress)
         run = _by_states(measure, model, texts[language], targets, tokens, progress)
@@ -194,7 +196,7 @@ def retrieval_matrix(
         progress: show a bar.
 
     Raises:
-        TnkitError: for a language without sentences, or a layer that the model does not have.
+        TnkitError: for a language without sentences or with other rows, or a layer that the model does not have.
 
     >>> from tnkit.tests.tiny import tiny_model, SENTENCES
     >>> texts = {"en": SENTENCES[:2], "it": SENTENCES[2:4], "ja": SENTENCES[4:]}
@@ -207,6 +209,8 @@ def retrieval_matrix(
         raise TnkitError(
             f"there are no sentences in {', '.join(missing) or 'any language'}; there are {', '.join(texts)}"
         )
+    for name in sets:
+        check_texts({part: texts[part] for part in (hub, name)})
     layers = range(model.n_layers) if layer is None else (layer,)
     nothing = NeuronSet((), (model.n_layers, model.n_neurons))
     targets = capture(model, texts[hub], keep=["post"], layers=layers, progress=progress)
