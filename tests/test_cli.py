@@ -32,7 +32,8 @@ FLAGS = {
     "centroids": [*SHARED, "hub", "last_layer"],
     "detect": [*SHARED, "top_n", "scoring_type", "centroids_path", "layers", "scores"],
     "ablate": (
-        "model_id neurons lang_for_TN sentence_path measure tokens hub seeds scores_path other figure position suffix chat"
+        "model_id neurons lang_for_TN sentence_path measure tokens hub seeds scores_path other figure position suffix "
+        "chat"
     ).split(),
     "evaluate": "model_id neurons tokens tasks limit include_path out quiet".split(),
     "cache": ["clear", "models", "yes"],

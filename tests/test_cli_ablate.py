@@ -86,7 +86,7 @@ def test_a_task_is_evaluated_before_and_after(capsys):
         ("--lang_for_TN fr", "no column for fr"),
         ("--out t.txt", "name a file that ends in .csv"),
         ("--figure pairs.tsv", "name a file that ends in .png"),
-        ("--sentence_path set.json", "ends in .json"),
+        ("--sentence_path set.json", "set.json holds dict, expected a list of sentences for each language"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(extra, words, capsys):

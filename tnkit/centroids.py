@@ -20,6 +20,7 @@ from tnkit.activations import Activations
 from tnkit.errors import TnkitError
 from tnkit.models import Model
 from tnkit.provenance import check_alike, check_made_with
+from tnkit.rows import check_parallel
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -224,7 +225,8 @@ def estimate_centroids(languages: Sequence[Activations | Centroids]) -> Centroid
         `Centroids` with values (layer, hidden), float32, summed in float64.
 
     Raises:
-        TnkitError: for none, or for captures of different models, layers or positions, or under different ablations.
+        TnkitError: for none, for captures of different models, layers or positions, or under different ablations, and
+            for languages of other rows.
 
     >>> from tnkit.tests.tiny import tiny_model
     >>> import tnkit as tn
@@ -243,7 +245,13 @@ def estimate_centroids(languages: Sequence[Activations | Centroids]) -> Centroid
             raise TnkitError(f"captures of layers {first.layers} and {part.layers} do not make one centroid")
     values = torch.stack([part.values.double() for part in parts]).mean(dim=0).float()
     sentences = [one for part in parts for one in part.provenance.get("sentences", [])]
+    check_parallel({f"language {place} ({one.get('language')})": _rows(one) for place, one in enumerate(sentences, 1)})
     return Centroids(values, first.layers, {**first.provenance, "sentences": sentences})
+
+
+def _rows(origin: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same in every language: the rows, where they are known."""
+    return {what: origin[what] for what in ("corpus", "split", "source", "rows") if "rows" in origin and what in origin}
 
 
 def _summed_post(_layer: int, sites: Mapping[str, Tensor], *_weights: Tensor) -> Tensor:

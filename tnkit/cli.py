@@ -268,7 +268,8 @@ def _quiet_flag(command: argparse.ArgumentParser) -> None:
 
 def _sentence_flags(command: argparse.ArgumentParser, sentences: str) -> None:
     _flag(command, "lang_for_TN", required=True, help="language to study, as the file names it: ja")
-    _flag(command, "sentence_path", required=True, help=f"{sentences}: .tsv .csv .jsonl .parquet .txt .pkl")
+    endings = ".tsv .csv .jsonl .json .parquet .arrow .xlsx .tmx .txt .pkl, or a folder"
+    _flag(command, "sentence_path", required=True, help=f"{sentences}: {endings}")
     _flag(command, "chat", action="store_true", help="wrap each sentence in the tokenizer's chat template")
 
 

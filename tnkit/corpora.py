@@ -1,27 +1,30 @@
 """Sentences aligned across languages, with fixed splits: `Corpus`, and `load_corpus` for every place they come from.
 
 corpus = tn.load_corpus("everyday", ["en", "ja"])           # packaged, CC0
-corpus = tn.load_corpus("pairs.tsv", ["en", "ja"])          # TSV, CSV, JSONL, Parquet, plain text, pickles
-corpus = tn.load_corpus("tatoeba", ["en", "ja"], limit=2000)  # from the Hugging Face Hub; "mkqa" too
+corpus = tn.load_corpus("pairs.tsv", ["en", "ja"])          # a file, a folder or an archive in many layouts
+corpus = tn.load_corpus({"en": "x.en", "ja": "x.ja"})       # two files, or lists in memory
+corpus = tn.load_corpus("tatoeba", ["en", "ja"], limit=2000)  # from the Hugging Face Hub; see tnkit.hub.RECIPES
 corpus["train"]["ja"]                                       # a sequence of str
 """
 
+import csv
+import io
 import logging
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, SupportsIndex, overload
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
 
 import numpy as np
 
 from tnkit import languages as languages_module
-from tnkit import readers, splits, storage
-from tnkit.errors import TnkitError, first_line, one_of
+from tnkit import sources, splits, storage
+from tnkit.errors import TnkitError, one_of
 from tnkit.rows import fingerprint
 
 if TYPE_CHECKING:
@@ -139,9 +142,11 @@ class Corpus:
     def save(self, path: str | Path) -> Path:
         """Write a TSV file that `load_corpus` reads back, splits included."""
         rows = [list(self.frame.columns), *self.frame.itertuples(index=False)]
-        return storage.write_text(
-            path, "".join("\t".join(re.sub(r"[\t\r\n]+", " ", cell) for cell in row) + "\n" for row in rows)
-        )
+        special = any(re.search('["\t\r\n]', cell) for row in rows for cell in row)
+        text = io.StringIO(newline="")
+        quoting: Any = csv.QUOTE_ALL if special else csv.QUOTE_NONE  # names in quotes say that every cell is
+        csv.writer(text, delimiter="\t", lineterminator="\n", quoting=quoting, quotechar='"').writerows(rows)
+        return storage.write_text(path, text.getvalue())
 
     def _repr_html_(self) -> str:
         sizes = {str(split): count for split, count in self.frame["split"].value_counts().items()}
@@ -149,9 +154,11 @@ class Corpus:
 
 
 def load_corpus(
-    source: "str | Path | pd.DataFrame | Mapping[str, Any]",
+    source: Any,
     languages: Sequence[str] | None = None,
     *,
+    header: int | None = 0,
+    quoting: Literal["csv", "none"] | None = None,
     test: float = 0.5,
     limit: int | None = None,
     leaks: str = "refuse",
@@ -168,12 +175,26 @@ def load_corpus(
     are dropped and counted.
 
     Args:
-        source: "everyday" (packaged), "tatoeba" or "mkqa" (Hugging Face Hub), "hf://datasets/OWNER/NAME/FILE", a pandas
-            frame, or a file: .tsv .csv .jsonl .parquet with one column a language, .txt with one sentence a line, or a
-            .pkl of the published code (a list of sentences, or of tuples of them).
+        source: one of these.
+
+            - a name: "everyday" (packaged), or "tatoeba", "mkqa", "flores+", "ntrex-128", "belebele" or "opus-100"
+              (from the Hugging Face Hub; `tnkit.hub.RECIPES` has licences, sizes and citations), another data set of
+              the Hub as "OWNER/NAME", or a file of one as "hf://datasets/OWNER/NAME/FILE".
+            - a file with a column for each language, a column of translations by language, or a row for each sentence
+              and language: .tsv .csv .jsonl .ndjson .json .parquet .arrow .xlsx, or a .tmx translation memory.
+            - a .txt with one sentence a line, or a .pkl of the published code (a list of sentences, or of tuples).
+            - two files of OPUS: {"en": "x.en", "ja": "x.ja"}, a list of them, or "x", with which their names begin.
+            - a folder, .zip or .tar of FLORES-200, FLORES+, NTREX-128, Belebele, SIB-200, MASSIVE, OPUS, Tatoeba's
+              exports of sentences and links, `datasets.Dataset.save_to_disk`, or a file for each language.
+            - a pandas frame, a `datasets.Dataset` or `DatasetDict`, a dict of lists, a list of dicts or of tuples.
+
+            Text may be packed as .gz, .bz2, .xz or .zip, in UTF-8, or in UTF-16 with a byte-order mark.
         languages: which languages, by the name of the column or another name of the language (ja finds jpn_Jpan and
             Japanese); for files without column names, the name of each column in order. Default: every column of text
             whose name is a language's, such as ja, ja-JP, jpn_Jpan or Japanese, but not src, url or id.
+        header: None for a table without names of columns; `languages` then names them in their order.
+        quoting: of a .tsv file, "csv" where a cell in quotes is a cell and inner quotes are doubled, "none" where
+            quotes are text; found out by default, and a file that can be either is refused.
         test: the share of rows in the test split.
         limit: keep at most so many rows, of each split those with the lowest hash, so that the splits keep their
             shares and no row changes its split.
@@ -192,7 +213,7 @@ def load_corpus(
     import pandas as pd
 
     languages = _checked(languages, test, limit, leaks)
-    name, frame = _loaded(source, languages)
+    name, frame = sources.read(source, languages, header=header, quoting=quoting)
     dropped = dict(frame.attrs.get("dropped", {}))  # by the layout
     frame, wanted = _columns(name, frame, languages)
     frame = _normalised(name, frame)
@@ -236,84 +257,6 @@ def _checked(languages: Any, test: Any, limit: Any, leaks: str) -> list[str] | N
         raise TnkitError(f"limit={limit!r} must be a number of rows to keep, at least 1")
     one_of("leaks", leaks, ("refuse", "drop"))
     return languages or None
-
-
-def _loaded(source: Any, languages: list[str] | None) -> tuple[str, "pd.DataFrame"]:
-    """A name for messages, and the frame with one column a language."""
-    import pandas as pd
-
-    if isinstance(source, pd.DataFrame):
-        return "frame", source
-    if isinstance(source, str | Path):
-        name = Path(source).name if Path(source).suffix else str(source)
-        return name, _read(str(source), languages)
-    raise TnkitError(
-        f"load_corpus was given {type(source).__name__}; give a file, a pandas frame, or the name of a corpus"
-    )
-
-
-def _read(source: str, languages: Sequence[str] | None) -> "pd.DataFrame":
-    if source == "everyday":
-        return readers.read_table(Path(__file__).parent / "data" / "everyday.tsv", languages)
-    if source in RECIPES:
-        return RECIPES[source](languages)
-    if source.startswith("hf://"):
-        match = re.fullmatch(r"hf://datasets/([^/]+/[^/@]+)(?:@(refs/[^/]+/[^/]+|[^/]+))?/(.+)", source)
-        if not match:
-            raise TnkitError(f"{source} is not of the form hf://datasets/OWNER/NAME/FILE or …/NAME@REVISION/FILE")
-        repository, revision, file = match.groups()
-        return readers.read_table(hub_file(repository, file, revision), languages)
-    return readers.read_table(source, languages)
-
-
-def hub_file(repository: str, file: str, revision: str | None = None) -> Path:
-    """A file of a data set on the Hugging Face Hub, downloaded once.
-
-    Raises:
-        TnkitError: where the Hub does not give it.
-    """
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(repository, file, repo_type="dataset", revision=revision))
-    except Exception as error:
-        raise TnkitError(
-            f"the Hugging Face Hub did not give {file} of the data set {repository} ({first_line(error)}); "
-            "check name and network"
-        ) from error
-
-
-def _tatoeba(languages: Sequence[str] | None) -> "pd.DataFrame":
-    """English sentences and their first translation into each language (Tatoeba, CC BY 2.0 FR)."""
-    import pandas as pd
-
-    wanted = [language for language in languages or () if language != "en"]
-    if not wanted:
-        raise TnkitError('name the languages: load_corpus("tatoeba", ["en", "ja"])')
-    frames = []
-    for language in wanted:
-        file = hub_file(
-            "sentence-transformers/parallel-sentences-tatoeba",
-            f"en-{language}/train/0000.parquet",
-            "refs/convert/parquet",
-        )
-        pairs = pd.read_parquet(file)[["english", "non_english"]]
-        frames.append(pairs.set_axis(["en", language], axis=1).drop_duplicates("en"))
-    merged = frames[0]
-    for frame in frames[1:]:
-        merged = merged.merge(frame, on="en")
-    return merged
-
-
-def _mkqa(_: Sequence[str] | None) -> "pd.DataFrame":
-    """MKQA's questions (Longpre, Lu & Daiber, 2021; CC BY-SA 3.0), one column a language."""
-    import pandas as pd
-
-    file = hub_file("apple/mkqa", "mkqa/train/0000.parquet", "refs/convert/parquet")
-    return pd.DataFrame(pd.read_parquet(file, columns=["queries"])["queries"].tolist())
-
-
-RECIPES: dict[str, Callable[[Sequence[str] | None], "pd.DataFrame"]] = {"tatoeba": _tatoeba, "mkqa": _mkqa}
 
 
 def _columns(name: str, frame: "pd.DataFrame", languages: list[str] | None) -> tuple["pd.DataFrame", list[str]]:

@@ -27,6 +27,7 @@ from tnkit.errors import TnkitError, one_of, whole_number
 from tnkit.models import Model, check_layers
 from tnkit.neurons import NeuronSet
 from tnkit.passes import Pass, plan
+from tnkit.rows import check_texts
 from tnkit.scoring import NeuronScores, ScoreAccumulator
 from tnkit.sums import add_up, drain, together
 from tnkit.tokens import ends_frame, ends_lines
@@ -273,8 +274,8 @@ def detect_steps(
         An iterator of `Step`, one after each batch and one after each language.
 
     Raises:
-        TnkitError: for an unknown kind or language, a hub without a shared centroid, more neurons than candidates, or
-            a layer that the model does not have, before anything runs.
+        TnkitError: for an unknown kind or language, a hub without a shared centroid or with other rows than the
+            language, more neurons than candidates, or a layer that the model does not have, before anything runs.
 
     >>> from tnkit.tests.tiny import tiny_model, SENTENCES
     >>> for step in detect_steps(tiny_model(), {"en": SENTENCES[:3], "it": SENTENCES[3:]}, top=10):
@@ -327,6 +328,8 @@ class _Job:
             raise TnkitError(
                 f"Type-1 neurons of {alone} need another hub: with hub={alone!r} the shared centroid is its own"
             )
+        for name in self.languages if shared else ():
+            check_texts({part: self.texts[part] for part in dict.fromkeys([*shared, name])})
         for layers in self.where.values():
             _check_size(self.top, layers, self.model.n_neurons)
 

@@ -23,6 +23,7 @@ from tnkit.last_token import PLACES, LastToken
 from tnkit.models import Model, check_layers
 from tnkit.neurons import NeuronSet
 from tnkit.passes import capture
+from tnkit.rows import check_texts
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -72,7 +73,8 @@ def ablate(
         `Comparison`, with a value for every layer and sentence.
 
     Raises:
-        TnkitError: for an unknown measure or language, or for tokens that come after the one that is read.
+        TnkitError: for an unknown measure or language, for tokens that come after the one that is read, and for
+            languages of other rows.
 
     >>> import tnkit as tn
     >>> from tnkit.tests.tiny import tiny_model, SENTENCES
@@ -90,6 +92,7 @@ def ablate(
     if measure == "perplexity":
         run, layers, label = _nats(model, texts[language], tokens), (0,), f"{MEASURE_NAMES[measure]}, {language}"
     else:
+        check_texts({name: texts[name] for name in (language, hub)})
         layers = check_layers(model, range(model.n_layers) if layers is None else layers)
         reading: dict[str, Any] = {"position": position, "suffix": suffix, "keep": ["post"], "layers": layers}
         targets = capture(model, texts[hub], **reading, progress=progress)
@@ -216,7 +219,7 @@ def retrieval_matrix(
         progress: show a bar.
 
     Raises:
-        TnkitError: for a language without sentences, or a layer that the model does not have.
+        TnkitError: for a language without sentences or with other rows, or a layer that the model does not have.
 
     >>> from tnkit.tests.tiny import tiny_model, SENTENCES
     >>> texts = {"en": SENTENCES[:2], "it": SENTENCES[2:4], "ja": SENTENCES[4:]}
@@ -230,6 +233,8 @@ def retrieval_matrix(
             f"there are no sentences in {', '.join(missing) or 'any language'}; there are {', '.join(texts)}"
         )
     check_position(model, position, PLACES)
+    for name in sets:
+        check_texts({part: texts[part] for part in (hub, name)})
     layers = check_layers(model, range(model.n_layers) if layer is None else (layer,))
     nothing = NeuronSet((), (model.n_layers, model.n_neurons))
     reading: dict[str, Any] = {"position": position, "suffix": suffix, "keep": ["post"], "layers": layers}

@@ -8,6 +8,7 @@ Products run in float64, a layer at a time: cosines of raw hidden states are oft
 sentences apart is small, and many sentences of a large model must not need memory for all layers at once.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ __all__ = [
     "ByLayer",
     "CentroidDistances",
     "PrincipalComponents",
+    "alignment",
     "beside",
     "centroid_distances",
     "effective_dimension",
@@ -51,6 +53,8 @@ __all__ = [
     "similarity",
 ]
 
+_ALIGNED = 0.75  # of sentences of which half are translations of each other
+_log = logging.getLogger("tnkit")
 _TIE = 1e-12  # cosines this close are equal: rounding leaves those of parallel vectors about 1e-16 apart
 
 
@@ -149,6 +153,69 @@ def beside(results: Mapping[str, ByLayer]) -> ByLayer:
     about = {"results": {label: part.provenance for label, part in results.items()}}
     chances = {part.chance for part in parts}
     return ByLayer(parts[0].measure, columns, parts[0].layers, about, chances.pop() if len(chances) == 1 else None)
+
+
+def alignment(
+    left: Activations, right: Activations, *, layers: Sequence[int] | None = None, site: str = "post", seed: int = 0
+) -> ByLayer:
+    """How often a sentence's translation is nearer than a random other sentence: a check that captures are parallel.
+
+    mean_n [ share of m ≠ n with cos(l_n, r_n) > cos(l_n, r_m) ], mean-centred, a tie counts half. Near 1/2 either the
+    rows are not translations of each other, or the model does not know it; a warning then says so. Capture the model
+    without ablations. Of parallel sentences in which a share p is true, about p + (1 - p) / 2 is expected at most.
+
+    Args:
+        left, right: captures of the same sentences in two languages, in the same order.
+        layers: which (default: the middle third of the model, as far as it was captured).
+        site: "pre", "mid", "post" or "activations".
+        seed: of the bootstrap.
+
+    Returns:
+        `ByLayer` with columns "share", "low" and "high": the mean over sentences and its 95 % interval (percentile
+        bootstrap over sentences, 1,000 draws), float64, between 0 and 1; chance is 0.5.
+
+    Raises:
+        TnkitError: for captures with ablations, fewer than 2 sentences, a layer that was not captured, or captures
+            that are known not to be parallel.
+
+    >>> from tnkit.tests.tiny import tiny_model, SENTENCES
+    >>> import tnkit as tn
+    >>> en = tn.capture(tiny_model(), SENTENCES, progress=False)
+    >>> alignment(en, en).to_frame()
+           share  low  high
+    layer
+    2        1.0  1.0   1.0
+    """
+    if left.provenance.get("ablations") or right.provenance.get("ablations"):
+        raise TnkitError("alignment needs captures of the model without ablations; capture both again")
+    depth = left.provenance.get("model", {}).get("layers", max(left.layers) + 1)
+    middle = [layer for layer in left.layers if depth / 3 <= layer < 2 * depth / 3] or list(left.layers)
+    chosen = middle if layers is None else list(layers)
+    missing = [layer for layer in chosen if layer not in left.layers]
+    if missing or not chosen:
+        raise TnkitError(f"layers {missing or 'none'} were not captured; choose from {left.layers}")
+    shares = []
+    for layer, (a, b) in zip(left.layers, directions(left, right, site, centred=True), strict=True):
+        if layer in chosen:
+            own, other = _own_and_other(a @ b.T)
+            nearer = (own[:, None] > other + _TIE).sum(dim=1) - 1.0  # each beats itself, at -inf
+            ties = ((own[:, None] - other).abs() <= _TIE).sum(dim=1)
+            shares.append(((nearer + ties / 2) / (len(left) - 1)).numpy())
+    values = np.stack(shares)
+    draws = np.random.default_rng(seed).integers(len(left), size=(1000, len(left)))
+    low, high = np.quantile([[row[draw].mean() for draw in draws] for row in values], (0.025, 0.975), axis=1)
+    names = tuple(layer for layer in left.layers if layer in chosen)
+    columns = {"share": values.mean(axis=1), "low": low, "high": high}
+    best = int(columns["share"].argmax())
+    if low[best] < _ALIGNED:
+        _log.warning(
+            "even at layer %d a sentence's translation is nearer than a random other sentence only in %.0f %% of cases "
+            "(95 %% interval %.0f to %.0f %%, chance 50 %%); check that row n of one language translates row n of the "
+            "other",
+            *(names[best], *(100 * columns[name][best] for name in ("share", "low", "high"))),
+        )
+    about = origin(left, right, site=site, seed=seed)
+    return ByLayer("translation nearer than another sentence", columns, names, about, 0.5)
 
 
 def similarity(left: Activations, right: Activations, *, site: str = "post", seed: int = 0) -> ByLayer:

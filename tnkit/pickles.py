@@ -26,6 +26,7 @@ _NUMPY = {
     ("numpy._core.numeric", "_frombuffer"),
     ("numpy.core.numeric", "_frombuffer"),
 }
+_KEY = 64  # places of a tuple that is a key of a dict
 _SETS = ("EMPTY_SET", "ADDITEMS", "FROZENSET")
 _LOAD: dict[int, Callable[[Any], None]] = pickle._Unpickler.dispatch  # what Python does, by operation
 
@@ -63,6 +64,20 @@ class _Rehearsal(_Plain, pickle._Unpickler):
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = _LOAD.copy()
     stack: list[Any]
 
+    def __init__(self, file: io.BytesIO, size: int):
+        super().__init__(file)
+        self.left = 2 * size + 1024  # bytes of arrays and bytes objects, which each stand in the file once
+
+    def _copy(self, data: Any) -> None:
+        """Count what a call copies: a string that is referred to again would be copied again."""
+        self.left -= len(data) if isinstance(data, str | bytes | bytearray) else 0
+        if self.left < 0:
+            raise pickle.UnpicklingError("it makes more bytes than it holds")
+
+    def _bytes(self, text: Any = "", codec: Any = "latin1") -> bytes:
+        self._copy(text)
+        return super()._bytes(text, codec)
+
     def find_class(self, module: str, name: str) -> Any:
         found = super().find_class(module, name)
         if (module, name) not in _NUMPY:
@@ -75,15 +90,15 @@ class _Rehearsal(_Plain, pickle._Unpickler):
         if not isinstance(code, str) or how != (False, True) or np.dtype(code).kind not in "biufcSU":
             raise pickle.UnpicklingError("it holds an array of objects or records")
         both = np.dtype(code).newbyteorder("<"), np.dtype(code).newbyteorder(">")
-        return _StandIn([one.__reduce__()[2] for one in both])
+        return _StandIn(self, [one.__reduce__()[2] for one in both])
 
     def _reconstruct(self, *how: Any) -> "_StandIn":
         if how not in (("ndarray", (0,), b"b"), ("ndarray", (0,), "b")):
             raise pickle.UnpicklingError("it holds an array that numpy did not write")
-        return _StandIn()
+        return _StandIn(self)
 
     def _frombuffer(self, *_: Any) -> "_StandIn":
-        return _StandIn()
+        return _StandIn(self)
 
     def load_setitem(self) -> None:
         _check_key(self.stack[-2])
@@ -106,20 +121,27 @@ class _Rehearsal(_Plain, pickle._Unpickler):
     }
 
     def scalar(self, kind: Any, data: Any) -> "_StandIn":  # noqa: ARG002
-        return _StandIn()
+        self._copy(data)
+        return _StandIn(self)
 
 
 class _StandIn:
-    def __init__(self, states: list[Any] | None = None):
-        self.states = states
+    def __init__(self, rehearsal: _Rehearsal, states: list[Any] | None = None):
+        self.rehearsal, self.states = rehearsal, states
 
     def __setstate__(self, state: Any) -> None:
-        if self.states is not None and state not in self.states:
+        if self.states is None:
+            for value in state if isinstance(state, tuple) and len(state) < 8 else ():
+                self.rehearsal._copy(value)
+        elif state not in self.states:
             raise pickle.UnpicklingError("it holds an array of objects or records")
 
 
 def _check_key(key: Any) -> None:
-    for part in key if type(key) is tuple else (key,):
+    parts = key if type(key) is tuple else (key,)
+    if len(parts) > _KEY or any(isinstance(part, int) and part.bit_length() > 64 * _KEY for part in parts):
+        raise pickle.UnpicklingError("it has a very long key of a dict")  # hashed anew each time it is used
+    for part in parts:
         if not isinstance(part, str | bytes | int | float | complex | None):
             raise pickle.UnpicklingError(f"it has {type(part).__name__} as a key of a dict")
 
@@ -140,14 +162,22 @@ def read(path: str | Path) -> Any:
         TnkitError: for a missing or damaged file, or one that names anything else (it could run code).
     """
     path = existing_file(path)
-    data = path.read_bytes()
+    return loads(path, path.read_bytes())
+
+
+def loads(path: str | Path, data: bytes) -> Any:
+    """`read` of bytes that a file held.
+
+    Raises:
+        TnkitError: as `read` does.
+    """
     try:
         for code, argument, _ in pickletools.genops(data):
             if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > len(data):
                 raise pickle.UnpicklingError("it is damaged")  # room would be made for so many objects
             if code.name in _SETS:
                 raise pickle.UnpicklingError("it holds a set")
-        _Rehearsal(io.BytesIO(data)).load()
+        _Rehearsal(io.BytesIO(data), len(data)).load()
         return _PlainUnpickler(io.BytesIO(data)).load()
     except pickle.UnpicklingError as error:
         raise TnkitError(

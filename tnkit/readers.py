@@ -1,29 +1,36 @@
-"""Files of sentences, read into a frame with one column a language; every complaint names the file and the line."""
+"""Files of sentences, read into a table by their ending; every complaint names the file and the line."""
 
-import csv
-import io
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
-from tnkit import pickles, storage
+from tnkit import columnar, files, pickles, records, tables, tmx
 from tnkit.errors import TnkitError
+from tnkit.files import File, Quoting
+from tnkit.languages import code_of, matching
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# Of a Parquet file, which can say in a kilobyte that it holds more than any memory, and repeat one value for ever.
-_CELLS, _BYTES = 100_000_000, 2 << 30
-_ROWS = 256  # decoded at a time
+_SHARED = 100  # times that a pickle's text may be longer than its file, which refers to strings again
 
 
-def read_table(path: str | Path, languages: Sequence[str] | None = None) -> "pd.DataFrame":
+def read_table(
+    path: str | Path | File,
+    languages: Sequence[str] | None = None,
+    *,
+    header: int | None = 0,
+    quoting: Quoting | None = None,
+) -> "pd.DataFrame":
     """Read a file by its ending.
 
     Args:
-        path: .tsv .csv .jsonl .parquet .txt .pkl
-        languages: names for the columns of files that name none (.txt, .pkl).
+        path: one of the endings in `READERS`, of text also with .gz, .bz2 or .xz, or alone in a .zip or .tar file.
+        languages: names for the columns of files that name none (.txt, .pkl, and tables without a header).
+        header: None for a .tsv or .csv file whose first line is a row.
+        quoting: of a .tsv file, "csv" where cells may be quoted and "none" where quotes are text; found out otherwise.
 
     Raises:
         TnkitError: for a file that is missing, empty, damaged, or not what its ending says.
@@ -34,147 +41,103 @@ def read_table(path: str | Path, languages: Sequence[str] | None = None) -> "pd.
     >>> read_table(file).to_dict("records")
     [{'en': 'Hi!', 'it': 'Ciao!'}]
     """
-    path = storage.existing_file(path)
-    reader = READERS.get(path.suffix.lower())
+    if header not in (0, None):
+        raise TnkitError(f"header={header} must be 0, for names in the first line, or None, for no names")
+    if quoting not in ("csv", "none", None):
+        raise TnkitError(f"quoting={quoting!r} must be 'csv', 'none' or None")
+    file = path if isinstance(path, File) else files.opened(path)
+    reader = READERS.get(file.ending)
+    if reader is None and file.ending and _is_language(file.ending[1:], languages):
+        reader = _plain  # OPUS names files so: corpus.en
     if reader is None:
-        raise TnkitError(f"{path} ends in {path.suffix or 'nothing'}; tnkit reads {' '.join(READERS)}")
-    return reader(path, languages)
+        raise TnkitError(f"{file.path} ends in {file.ending or 'nothing'}; tnkit reads {' '.join(READERS)}")
+    return reader(replace(file, languages=languages, header=header, quoting=quoting))
 
 
-def _text(path: Path) -> str:
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1  # without the byte-order mark
-        raise TnkitError(f"{path}, line {line}: not UTF-8 text; save it as UTF-8") from error
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise TnkitError(f"{path}, line {line}: not text but binary data; is its ending right?")
-    return text
+def _is_language(ending: str, languages: Sequence[str] | None) -> bool:
+    return any(matching(language, [ending]) for language in languages or ()) or code_of(ending) is not None
 
 
-def _separated(path: Path, separator: str, quoting: Literal[0, 3]) -> "pd.DataFrame":
-    import pandas as pd
+def _tsv(file: File) -> "pd.DataFrame":
+    return tables.frame(file, "\t")
 
-    reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=separator, quoting=quoting, strict=True)
+
+def _csv(file: File) -> "pd.DataFrame":
+    first = file.text().partition("\n")[0]
+    return tables.frame(file, "\t" if "\t" in first else ",")  # Tatoeba's .csv files have tabs
+
+
+def _jsonl(file: File) -> "pd.DataFrame":
     rows = []
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        if not any(header):
-            raise TnkitError(f"{path}, line 1: no names of columns; name each by its language code, such as en or ja")
-        if len(set(header)) != len(header):
-            raise TnkitError(f"{path}, line 1: a column is named twice in {header}; name each column once")
-        for row in reader:
-            if len(row) not in (0, len(header)):
-                raise TnkitError(
-                    f"{path}, line {reader.line_num}: {len(row)} columns, expected {len(header)} as in line 1 "
-                    f"({', '.join(header)})"
-                )
-            if row:
-                rows.append(row)
-    except csv.Error as error:
-        raise TnkitError(f"{path}, line {reader.line_num}: {error}; check its quotes and separators") from error
-    return pd.DataFrame(rows, columns=header)
-
-
-def _tsv(path: Path, _: Sequence[str] | None) -> "pd.DataFrame":
-    return _separated(path, "\t", csv.QUOTE_NONE)
-
-
-def _csv(path: Path, _: Sequence[str] | None) -> "pd.DataFrame":
-    return _separated(path, ",", csv.QUOTE_MINIMAL)
-
-
-def _jsonl(path: Path, _: Sequence[str] | None) -> "pd.DataFrame":
-    import pandas as pd
-
-    rows = []
-    for number, line in enumerate(_text(path).split("\n"), 1):
+    for number, line in enumerate(file.text().split("\n"), 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise TnkitError(f"{path}, line {number}: not JSON ({error}); give one object a line") from error
+        row = _json(f"{file.path}, line {number}", line, "; give one object a line")
         if not isinstance(row, dict):
-            raise TnkitError(f'{path}, line {number}: expected an object such as {{"en": "Hi!", "ja": "やあ！"}}')
+            raise TnkitError(f'{file.path}, line {number}: expected an object such as {{"en": "Hi!", "ja": "やあ！"}}')
         rows.append(row)
-    return pd.DataFrame(rows, dtype=object)
+    return records.of_rows(file.path, rows)
 
 
-def _parquet(path: Path, _: Sequence[str] | None) -> "pd.DataFrame":
-    import pyarrow
-    from pyarrow.parquet import ParquetFile
-
+def _json(where: str, text: str, advice: str) -> Any:
     try:
-        with ParquetFile(path, page_checksum_verification=True) as source:
-            held, names, parts, size = source.metadata, source.schema_arrow.names, [], 0
-            if len(set(names)) != len(names):
-                raise TnkitError(f"{path}: a column is named twice in {names}; name each column once")
-            if held.num_rows * held.num_columns > _CELLS:
-                raise TnkitError(
-                    f"{path} holds {held.num_rows:,} rows of {held.num_columns} columns; give a part of them"
-                )
-            for part in source.iter_batches(_ROWS):
-                parts.append(part)
-                size += part.nbytes
-                if size > _BYTES:
-                    raise TnkitError(f"{path} holds more than {_BYTES >> 20:,} MiB of text; give a part of it")
-            frame = pyarrow.Table.from_batches(parts, source.schema_arrow).to_pandas()
-        for name in frame.select_dtypes(["object", "string"]):
-            frame[name] = [*frame[name]]  # decoded here, where what cannot be is noticed
-    except TnkitError:
-        raise
-    except Exception as error:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise TnkitError(f"{where}: not JSON ({error}){advice}") from error
+
+
+def _json_file(file: File) -> "pd.DataFrame":
+    content = _json(file.path, file.text(), "; for one object a line, end its name in .jsonl")
+    if isinstance(content, dict) and len(content) == 1:  # {"data": [...]}
+        [(_, inner)] = content.items()
+        content = inner if isinstance(inner, list) and inner and isinstance(inner[0], dict) else content
+    return records.table(file.path, content, file.languages)
+
+
+def _plain(file: File) -> "pd.DataFrame":
+    import pandas as pd
+
+    lines, languages = file.lines(), file.languages
+    widths = {line.count("\t") for line in lines if line}
+    if len(widths) == 1 and widths != {0}:
+        if tables.export_of([line.split("\t") for line in lines[:20] if line]) or file.header is None:
+            return tables.frame(replace(file, quoting="none"), "\t")
         raise TnkitError(
-            f"{path} is not a readable Parquet file ({str(error).split(chr(10))[0]}); is its ending right?"
-        ) from error
+            f"{file.path} holds {max(widths) + 1} columns between tabs, expected a sentence a line; end its name in "
+            ".tsv, and give header=None if its first line is no header"
+        )
+    if languages is None or len(languages) != 1:
+        raise TnkitError(
+            f"{file.path} holds single sentences, one a line, and was asked for {records.listed(languages)}; name one "
+            "language, or give aligned sentences as TSV with a column a language"
+        )
+    return pd.DataFrame({languages[0]: lines}, dtype=object)
+
+
+def _pickle(file: File) -> "pd.DataFrame":
+    content = pickles.loads(file.path, file.data)
+    frame = records.table(file.path, content, file.languages)
+    limit = max(1 << 20, _SHARED * len(file.data))
+    letters = 0
+    for column in frame:
+        letters += sum(len(cell) for cell in frame[column] if isinstance(cell, str))
+        if letters > limit:
+            raise TnkitError(
+                f"{file.path} repeats its strings to more than {limit >> 20:,} MiB; save it as TSV or JSONL"
+            )
     return frame
 
 
-def _plain(path: Path, languages: Sequence[str] | None) -> "pd.DataFrame":
-    import pandas as pd
-
-    if languages is None or len(languages) != 1:
-        raise TnkitError(
-            f"{path} holds single sentences, one a line, and was asked for {_listed(languages)}; name one language, or "
-            "give aligned sentences as TSV with a column a language"
-        )
-    return pd.DataFrame({languages[0]: [line.rstrip("\n") for line in io.StringIO(_text(path), newline=None)]})
-
-
-def _pickle(path: Path, languages: Sequence[str] | None) -> "pd.DataFrame":
-    import pandas as pd
-
-    content = pickles.read(path)
-    if not isinstance(content, list | tuple) or not content:
-        raise TnkitError(
-            f"{path} holds {type(content).__name__}, expected a list, not empty, of sentences or of tuples of them"
-        )
-    rows = [(row,) if isinstance(row, str) else row for row in content]
-    width = len(rows[0]) if isinstance(rows[0], list | tuple) else 0
-    for number, row in enumerate(rows):
-        if not isinstance(row, list | tuple) or len(row) != width or not all(isinstance(cell, str) for cell in row):
-            raise TnkitError(f"{path}, item {number}: expected {f'{width} sentences' if width else 'a sentence'}")
-    if languages is None or len(languages) != width:
-        holds = "single sentences" if width == 1 else f"tuples of {width} sentences"
-        raise TnkitError(
-            f"{path} holds {holds} without language names, and was asked for {_listed(languages)}; name {width} "
-            f"language{'s' * (width > 1)} in their order, or give TSV with a column a language"
-        )
-    return pd.DataFrame(rows, columns=list(languages), dtype=object)
-
-
-def _listed(languages: Sequence[str] | None) -> str:
-    return ", ".join(languages or ()) or "no language"
-
-
-READERS: dict[str, Callable[[Path, Sequence[str] | None], "pd.DataFrame"]] = {
+READERS: dict[str, Callable[[File], "pd.DataFrame"]] = {
     ".tsv": _tsv,
     ".csv": _csv,
     ".jsonl": _jsonl,
-    ".parquet": _parquet,
+    ".ndjson": _jsonl,
+    ".json": _json_file,
+    ".parquet": columnar.parquet,
+    ".arrow": columnar.arrow,
+    ".xlsx": columnar.spreadsheet,
+    ".tmx": tmx.table,
     ".txt": _plain,
     ".pkl": _pickle,
 }

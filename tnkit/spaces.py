@@ -16,6 +16,7 @@ from torch import Tensor
 from tnkit import storage
 from tnkit.activations import Activations
 from tnkit.errors import TnkitError
+from tnkit.rows import check_parallel
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -290,19 +291,12 @@ def directions(
     """Unit vectors of parallel captures, float64, a layer at a time, once it is sure that they go together.
 
     Raises:
-        TnkitError: for captures of other sentences, layers, positions or (with one_width) models.
+        TnkitError: for captures of other rows, layers, positions or (with one_width) models.
     """
     a, b = states(left, site), states(right, site)
     check_together({"the first capture": left, "the second": right})
-    named = [part.provenance.get("sentences", {}) for part in (left, right)]
-    for what in ("corpus", "split"):
-        one, other = (part.get(what) for part in named)
-        if one and other and one != other:
-            raise TnkitError(f"the captures are of {what} {one!r} and {other!r}, so their sentences are not parallel")
-    if len(left) != len(right):
-        raise TnkitError(
-            f"the captures hold {len(left)} and {len(right)} sentences; capture the same sentences in both languages"
-        )
+    sides = {"the first capture": left, "the second": right}
+    check_parallel({side: {**part.provenance.get("sentences", {}), "n": len(part)} for side, part in sides.items()})
     if not torch.equal(left.index, right.index):
         raise TnkitError(
             "the captures hold sentences in different orders; use capture, or batches of the same sentences"

@@ -14,7 +14,8 @@ FOLDER = Path(tn.__file__).parent
 ORDER = """
 process errors sessions storage rows provenance pickles tokens parallel architecture checkpoints packaged remote
 fingerprints trace scopes checks models batches shards activations passes centroids closed_form neurons scoring
-languages readers splits corpora variants sums detection
+languages files records tables tmx columnar readers layouts folders hub sources splits corpora variants sums
+detection
 interventions last_token export comparison answers generation behaviour task_files harness
 agreement language_neurons specificity lens cards spaces geometry
 experiments style heatmaps plots

@@ -4,15 +4,18 @@ import csv
 import io
 import json
 import pickle
+import re
 
 import numpy as np
 import pandas as pd
 import pyarrow
 import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 from pyarrow.parquet import write_table
 
 import tnkit as tn
-from tnkit import readers
+from tnkit import files, readers
 
 EN = [
     'He said "hi", twice.',
@@ -120,11 +123,12 @@ WRONG = {
     "rows.csv": (b'en,ja\n"a\nb",c\nd\n', r", line 4: 1 columns, expected 2"),
     "open.csv": (b'en,ja\n"a,b\nc,d\n', r", line 3: .*check its quotes"),
     "torn.csv": (b'en,ja\n"a"b,c\n', r", line 2: .*check its quotes"),
-    "long.tsv": (b"en\tja\na\t" + b"b" * 200_000, r", line 2: field larger"),
+    "long.csv": (b'en,ja\n"a",' + b"b" * 200_000, r", line 2: field larger"),
     "latin.tsv": (b"en\tit\na\tb\nc\t" + LATIN + b"\n", r", line 3: not UTF-8 text; save it as UTF-8"),
     "latin-first.tsv": (b"\xef\xbb\xbfit\n" + LATIN[-1:] + b"\n", r", line 2: not UTF-8 text; save it as UTF-8"),
     "latin.jsonl": (b'{"en": "a"}\n{"en": "' + LATIN + b'"}', r", line 2: not UTF-8"),
-    "utf16.tsv": ("en\tja\n".encode("utf-16"), r", line 1: not UTF-8 text; save it as UTF-8"),
+    "utf16.tsv": ("en\tja\n".encode("utf-16-le"), r", line 1: not text but binary data; is its ending right"),
+    "half.tsv": ("en\tja\na\tb\n".encode("utf-16")[:-1], r", line \d+: not UTF-8 text; save it as UTF-8"),
     "binary.tsv": (b"en\tja\na\tb\nPK\0\0\n", r", line 3: not text but binary data; is its ending right\?"),
     "parquet.tsv": (TABLES["table.parquet"], r", line \d+: not .*; (save it as UTF-8|is its ending right\?)"),
     "twice.tsv": (b"en\tja\ten\na\tb\tc\n", r", line 1: a column is named twice .*name each column once"),
@@ -135,9 +139,9 @@ WRONG = {
     "broken.jsonl": (b'{"en": "a"}\n\n{"en": "a"\n', r", line 3: not JSON \(.*give one object a line"),
     "deep.jsonl": (b'{"en": "a"}\n' + b"[" * 100_000, r", line 2: not JSON \(.*give one object a line"),
     "list.jsonl": (b'{"en": "a"}\n["a", "b"]\n', r", line 2: expected an object such as \{.en"),
-    "half.jsonl": (b'{"en": "a", "ja": "b"}\n{"en": "c", "ja": "\\ud83d"}\n', r", ja in row 2: half a character"),
+    "half.jsonl": (b'{"en": "a", "ja": "b"}\n{"en": "c", "ja": "\\ud83d"}\n', r", ja in row 2: an unpaired surrogate"),
     "blank.jsonl": (b"\n\n", r" has no column for en, ja; it has none: name each column by its language code"),
-    "numbers.jsonl": (b'{"en": 1, "ja": 2}', r" has no sentences left after dropping \{'empty': 1\}"),
+    "numbers.jsonl": (b'{"en": 1, "ja": 2}', r", en in row 1: expected text, not int \(1\)"),
     "text.parquet": (b"en\tja\na\tb\n", r" is not a readable Parquet file \(.*is its ending right\?"),
     "cut.parquet": (TABLES["table.parquet"][:-20], r" is not a readable Parquet file"),
     "text.pkl": (b"en\tja\na\tb\n", r" is not a .*pickle.*; save it as TSV or JSONL"),
@@ -152,10 +156,11 @@ WRONG = {
     "aligned.txt": (b"a\nb\n", r" holds single sentences, .*asked for en, ja; name one language, or give .*TSV"),
     "missing.tsv": (b"en\tko\na\tb\n", r" has no column for ja; it has en, ko: name each column by its language code"),
     "split.tsv": (
-        b"en\tja\tsplit\na\tb\ttrain\nc\td\tdev\n",
-        r": the column split holds 'dev'; expected train and test",
+        b"en\tja\tsplit\na\tb\ttrain\nc\td\tgold\n",
+        r": the column split holds 'gold'; expected train and test",
     ),
-    "table.xlsx": (b"PK\3\4", r" ends in \.xlsx; tnkit reads \.tsv \.csv \.jsonl \.parquet \.txt \.pkl"),
+    "table.xlsx": (b"PK\3\4", r" is not a readable Excel file \(.*\); is its ending right\?"),
+    "letter.docx": (b"PK\3\4", r" ends in \.docx; tnkit reads \.tsv \.csv \.jsonl .*\.parquet .*\.txt \.pkl"),
     "ending": (b"a\n", r" ends in nothing; tnkit reads \.tsv"),
 }
 
@@ -181,7 +186,7 @@ def test_paths_that_are_no_files(tmp_path):
     (tmp_path / "folder.tsv").mkdir()
     for name, message in {
         "none.tsv": r"there is no file .*none.tsv; check its name",
-        "folder.tsv": r"folder.tsv is a folder, expected a file",
+        "folder.tsv": r"folder.tsv is a folder in no layout that tnkit knows for en, ja .*; name one file in it",
         "a" * 300: r"cannot read .*aaa: File name too long",
         "nul\0.tsv": r"there is no file ",
     }.items():
@@ -204,7 +209,7 @@ def test_a_file_cut_anywhere_is_an_error_or_some_of_its_rows(tmp_path, name):
 
 def test_a_parquet_file_that_unfolds_into_more_than_memory_is_refused(tmp_path, monkeypatch):
     """A value that is stored once can stand in every row: 400 bytes here that would be 5 GB."""
-    monkeypatch.setattr(readers, "_BYTES", 1 << 28)
+    monkeypatch.setattr(files, "BYTES", 1 << 28)
     once = pyarrow.DictionaryArray.from_arrays(np.zeros(50_000, dtype="int32"), ["a" * 100_000])
     long = pyarrow.nulls(60_000_000)
     for name, columns, size, words in [
@@ -216,3 +221,42 @@ def test_a_parquet_file_that_unfolds_into_more_than_memory_is_refused(tmp_path, 
         assert (tmp_path / name).stat().st_size < size
         with pytest.raises(tn.TnkitError, match=f"{name} {words}"):
             readers.read_table(tmp_path / name)
+
+
+_TEXT = st.text(st.sampled_from('ab" \t\n\r日"'), max_size=8)
+_ROWS = st.lists(st.tuples(_TEXT, _TEXT), min_size=1, max_size=5)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=_ROWS, how=st.sampled_from(["pandas", "csv", "all quoted", "plain", "saved"]), width=st.integers(1, 2))
+def test_a_tsv_comes_back_exactly_or_is_refused(tmp_path, rows, how, width):
+    """Whoever wrote it; but for a plain file whose cells all are, letter by letter, what csv writes of another text."""
+    names = LANGUAGES[:width]
+    rows = [row[:width] for row in rows]
+    if how == "plain":
+        rows = [tuple(cell.replace("\t", " ").replace("\n", " ").replace("\r", " ") for cell in row) for row in rows]
+        text = "".join("\t".join(row) + "\n" for row in [names, *rows])
+        quoted = [cell for row in rows for cell in row if '"' in cell]
+        assume(not quoted or not all(re.fullmatch('"(?:[^"]|"")*""(?:[^"]|"")*"', cell) for cell in quoted))
+    elif how == "pandas":
+        text = pd.DataFrame(rows, columns=names).to_csv(sep="\t", index=False)
+    elif how == "saved":
+        wanted = [row for row in rows if all(cell.strip() for cell in row)]
+        assume(wanted)
+        text = tn.load_corpus(pd.DataFrame(wanted, columns=names)).save(tmp_path / "y.tsv").read_bytes().decode()
+    else:
+        file = io.StringIO(newline="")
+        quoting = csv.QUOTE_ALL if how == "all quoted" else csv.QUOTE_MINIMAL
+        csv.writer(file, delimiter="\t", lineterminator="\n", quoting=quoting).writerows([names, *rows])
+        text = file.getvalue()
+    (tmp_path / "x.tsv").write_bytes(text.encode())
+    try:
+        frame = readers.read_table(tmp_path / "x.tsv", names)
+    except tn.TnkitError as error:
+        assert how != "saved"
+        assert re.search("two ways|columns, expected|has no sentences|quotes and separators", str(error))
+        return
+    found = [tuple(cell.strip() for cell in row) for row in frame[names].itertuples(index=False, name=None)]
+    expected = [tuple(cell.strip() for cell in row) for row in (wanted if how == "saved" else rows)]
+    expected = [*{*expected}] if how == "saved" else expected
+    assert sorted(filter(any, found)) == sorted(filter(any, expected))
