@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -358,3 +359,14 @@ def test_a_closed_pipe_is_no_traceback():
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 1 and len(tn.NeuronSet.load("new.json")) == 10
+
+
+def test_a_checkpoint_that_lacks_weights_is_one_line(tnkit):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree("model", "partial")
+    tensors = load_file("partial/model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, "partial/model.safetensors", metadata={"format": "pt"})
+    said = tnkit(f"{DETECT} --model_id partial")
+    assert_one_line(*said, "partial lacks 1 weight(s) of its model (model.layers.1.mlp.up_proj.weight)")

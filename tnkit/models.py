@@ -25,7 +25,7 @@ from jaxtyping import Float
 from nnsight.modeling.tp import max_tp_size
 from nnsight.modeling.transformers import TransformersModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.pytorch_utils import Conv1D
 
@@ -321,9 +321,9 @@ class Model:
 
 
 def load_model(
-    source: str | Path | nn.Module,
+    source: Any,
     *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin | None = None,
     revision: str | None = None,
     dtype: str | torch.dtype = "auto",
     device_map: str | dict[str, Any] | None = None,

@@ -2,10 +2,23 @@
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from nnsight import NNsight
+from nnsight.modeling.transformers import TransformersModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    BertConfig,
+    BertForSequenceClassification,
+    BertLMHeadModel,
+    BertModel,
+    ViTConfig,
+    pipeline,
+)
 
 import tnkit as tn
 from tnkit import checks, provenance
@@ -135,6 +148,90 @@ def test_a_folder_without_a_model_is_named(tmp_path):
         tn.load_model(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (None, "load_model was given None; expected"),
+        (3, "a value of type int; expected"),
+        ({"w": torch.zeros(1)}, "a state dict, which does not say"),
+        (byte_tokenizer(), "a tokenizer"),
+        (Path("no/such"), "there is no model folder no/such"),
+        (Path(__file__), "is a file; name the folder"),
+        (torch.nn.Linear(2, 2), "Linear is not a transformers model"),
+    ],
+)
+def test_what_is_no_model_is_told_in_a_sentence(source, words):
+    with pytest.raises(tn.TnkitError, match=words) as caught:
+        tn.load_model(source, tokenizer=byte_tokenizer())
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+BERT = BertConfig(
+    hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, vocab_size=300, is_decoder=True
+)
+
+
+@pytest.mark.parametrize("kind", [BertModel, BertForSequenceClassification, BertLMHeadModel])
+def test_an_encoder_is_refused_in_a_sentence(kind, capfd):
+    with pytest.raises(tn.TnkitError, match="BertLayer is not a decoder block that tnkit knows") as caught:
+        tn.load_model(kind(BERT), tokenizer=byte_tokenizer())
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    assert "not supported" not in capfd.readouterr().err
+
+
+def test_a_folder_of_no_causal_model_is_refused_without_a_list_of_classes(tmp_path):
+    ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(tn.TnkitError, match="is a vit model, which transformers does not load as a causal") as caught:
+        tn.load_model(tmp_path, tokenizer=byte_tokenizer())
+    assert len(str(caught.value)) < 400
+
+
+WRAPPERS = {
+    "DataParallel": lambda module, _: (torch.nn.DataParallel(module), byte_tokenizer()),
+    "torch.compile": lambda module, _: (torch.compile(module), byte_tokenizer()),
+    "NNsight": lambda module, _: (NNsight(module), byte_tokenizer()),
+    "TransformersModel": lambda module, own: (TransformersModel(module, tokenizer=own, task="text-generation"), None),
+    "pipeline": lambda module, own: (pipeline("text-generation", model=module, tokenizer=own), None),
+    "headless": lambda module, _: (module.model, byte_tokenizer()),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_what_is_wrapped_gives_the_numbers_of_the_plain_module(wrapper):
+    source, tokenizer = WRAPPERS[wrapper](tiny_module("llama"), copy.deepcopy(byte_tokenizer()))
+    found = tn.capture(tn.load_model(source, tokenizer=tokenizer), SENTENCES[:3], progress=False)
+    expected = tn.capture(tiny_model("llama"), SENTENCES[:3], progress=False)
+    assert torch.allclose(found.post, expected.post, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("bf16", torch.bfloat16), ("half", torch.float16), ("fp32", torch.float32)]
+)
+def test_a_dtype_has_short_names(name, dtype, tmp_path):
+    tiny_module("llama").save_pretrained(tmp_path)
+    assert tn.load_model(tmp_path, tokenizer=byte_tokenizer(), dtype=name).dtype == dtype
+
+
+def test_a_dtype_that_is_none_is_named():
+    with pytest.raises(tn.TnkitError, match="dtype='int8' must be 'auto' or one of float32, fp32"):
+        tn.load_model("gemma-3-270m", dtype="int8")
+
+
+def test_another_models_tokenizer_is_noticed():
+    module = random_model("llama", vocab_size=100, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    with pytest.raises(tn.TnkitError, match=r"tokenizer does not belong to .* 100 token embeddings"):
+        tn.load_model(module, tokenizer=byte_tokenizer())
+
+
+def test_the_smallest_window_of_all_layers_is_known():
+    neo = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]}
+    module = random_model("gpt_neo", window_size=16, **neo)
+    assert tn.load_model(module, tokenizer=byte_tokenizer()).window == 16
+    assert (tiny_model("mistral").window, tiny_model("gpt2").window) == (64, None)
+
+
 def test_a_loaded_module_needs_its_tokenizer():
     with pytest.raises(tn.TnkitError, match="tokenizer=tokenizer"):
         tn.load_model(tiny_module("llama"))
@@ -146,6 +243,11 @@ def test_wrapping_leaves_the_callers_tokenizer_as_it_was():
         tokenizer.padding_side = side
         tn.load_model(tiny_module("llama"), tokenizer=tokenizer)
         assert tokenizer.padding_side == side
+    tokenizer.pad_token = None
+    before = tokenizer.special_tokens_map
+    tn.load_model(tiny_module("llama"), tokenizer=tokenizer)
+    assert tokenizer.pad_token is None and tokenizer.pad_token_id is None
+    assert tokenizer.special_tokens_map == before
 
 
 def test_one_changed_weight_changes_the_hash():
