@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.reliability import damage, fuzz, jobs, payloads
+from tests.reliability import damage, fuzz, jobs, payloads, sessions
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +47,14 @@ def test_a_session_does_not_grow():
 def test_scores_are_the_same_again_and_in_any_batches_and_threads():
     found = jobs.repeated()
     assert found["again, bit-equal"] and found["same order"] and found["largest difference"] < 1e-6
+
+
+def test_a_model_that_is_edited_between_cached_captures_gives_fresh_numbers_or_is_refused():
+    outcome = sessions.tried(0)
+    assert outcome["equal"] > 150 and outcome["refused"] > 5 and not outcome["wrong"], outcome
+
+
+def test_edits_of_a_live_model_would_be_noticed(monkeypatch):
+    """With one key for every state of the model, the same edits give wrong numbers."""
+    monkeypatch.setattr("tnkit.passes.fingerprint", lambda _: "the same")
+    assert sessions.tried(0)["wrong"] > 30

@@ -14,11 +14,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.reliability import damage, fuzz, jobs, payloads
+from tests.reliability import damage, fuzz, jobs, payloads, sessions
 from tnkit.storage import versions, write_text
 
 RESULTS = Path(__file__).parents[1] / "RELIABILITY.md"
-CUTS, FLIPS, SECONDS, EXAMPLES, ROUNDS, TIMES = 200, 1000, 180, 3_000, 6, 1000
+CUTS, FLIPS, SECONDS, EXAMPLES, ROUNDS, TIMES, PAIRS = 200, 1000, 180, 3_000, 6, 1000, 200
 
 
 def main(names: list[str]) -> int:
@@ -122,6 +122,14 @@ def repeated(_: Path) -> tuple[list[tuple[str, str, str]], bool]:
     return rows, not (found["again, bit-equal"] and found["same order"] and found["largest difference"] < 1e-6)
 
 
+def edited(_: Path) -> tuple[list[tuple[str, str, str]], bool]:
+    """A live model that is edited between cached captures."""
+    outcome = sessions.tried(PAIRS)
+    captures = outcome["equal"] + outcome["refused"] + outcome["wrong"]
+    what = f"{len(sessions.EDITS)} edits of a live model, and {PAIRS} pairs of them, between cached captures"
+    return [(what, f"{captures:,} captures", said(outcome))], bool(outcome["wrong"])
+
+
 def said(outcome: Counter | dict[str, int]) -> str:
     """Counts, in words."""
     return ", ".join(f"{count:,} {name}" for name, count in outcome.items() if count or name in ("executed", "hung"))
@@ -134,6 +142,7 @@ PARTS = {
     "kills": killed,
     "memory": memory,
     "determinism": repeated,
+    "sessions": edited,
 }
 
 
