@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.reliability import ablations, damage, fuzz, interrupts, jobs, layouts, payloads
+from tests.reliability import ablations, damage, fuzz, interrupts, jobs, layouts, payloads, sessions
 
 
 @pytest.fixture(autouse=True)
@@ -68,3 +68,14 @@ def test_interrupts_threads_and_scopes_leave_ablations_right():
     assert outcome["right afterwards"] == 12 and outcome["stopped"] > 3
     assert ablations.threaded(3) == {"right": 12}
     assert set(ablations.scoped(("gpt2",))) == {"right"}
+
+
+def test_a_model_that_is_edited_between_cached_captures_gives_fresh_numbers_or_is_refused():
+    outcome = sessions.tried(0)
+    assert outcome["equal"] > 150 and outcome["refused"] > 5 and not outcome["wrong"], outcome
+
+
+def test_edits_of_a_live_model_would_be_noticed(monkeypatch):
+    """With one key for every state of the model, the same edits give wrong numbers."""
+    monkeypatch.setattr("tnkit.passes.fingerprint", lambda _: "the same")
+    assert sessions.tried(0)["wrong"] > 30

@@ -14,12 +14,13 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.reliability import ablations, damage, fuzz, interrupts, jobs, layouts, payloads
+from tests.reliability import ablations, damage, fuzz, interrupts, jobs, layouts, payloads, sessions
 from tnkit.storage import versions, write_text
 
 RESULTS = Path(__file__).parents[1] / "RELIABILITY.md"
 CUTS, FLIPS, SECONDS, EXAMPLES, ROUNDS, TIMES, SIGNALS = 200, 1000, 180, 3_000, 6, 1000, 60
 INTERRUPTS, JOBS, MODELS = 200, 15, ("llama", "gemma3", "gpt2", "bloom", "qwen3", "gemma3-image-text")
+PAIRS = 200  # of edits
 
 
 def main(names: list[str]) -> int:
@@ -156,6 +157,14 @@ def ablated(_: Path) -> tuple[list[tuple[str, str, str]], bool]:
     return rows, bool({*stopped, *threads, *scopes} - {"right", "right afterwards"})
 
 
+def edited(_: Path) -> tuple[list[tuple[str, str, str]], bool]:
+    """A live model that is edited between cached captures."""
+    outcome = sessions.tried(PAIRS)
+    captures = outcome["equal"] + outcome["refused"] + outcome["wrong"]
+    what = f"{len(sessions.EDITS)} edits of a live model, and {PAIRS} pairs of them, between cached captures"
+    return [(what, f"{captures:,} captures", said(outcome))], bool(outcome["wrong"])
+
+
 def said(outcome: Counter | dict[str, int]) -> str:
     """Counts, in words."""
     return ", ".join(f"{count:,} {name}" for name, count in outcome.items() if count or name in ("executed", "hung"))
@@ -171,6 +180,7 @@ PARTS = {
     "memory": memory,
     "determinism": repeated,
     "ablations": ablated,
+    "sessions": edited,
 }
 
 
