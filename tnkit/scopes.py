@@ -139,17 +139,23 @@ def chosen_now(
     known = mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
     cached = _cached(arguments.get("past_key_values"))
     rows, width = here.shape
-    before = mask.shape[1] - width if isinstance(mask, Tensor) and known else cached
+    columns = mask.shape[1] if isinstance(mask, Tensor) and known else None
+    before = cached if cached is not None else 0 if columns is None else columns - width
+    if columns is not None and columns < before + width:
+        if tokens != "all":
+            raise TnkitError(
+                f"an attention mask of {columns} columns does not say which of {before} cached and {width} new tokens "
+                'are padding; give a mask of all of them, or use tokens="all"'
+            )
+        columns = None
+    real = torch.ones_like(here).bool() if columns is None else mask[:, before : before + width].bool()
+    real = _checked(real.to(here.device), rows, width)
     if tokens == "all":
-        real = mask[:, before:] if isinstance(mask, Tensor) and known else torch.ones_like(here)
-        return _checked(real.to(here.device).bool(), rows, width)
-    if before < 0 or (cached and before != cached):
-        raise TnkitError(
-            f"an attention mask of {before + width} columns does not say which of {cached} cached and {width} new "
-            'tokens are padding; give a mask of all of them, or use tokens="all"'
-        )
+        return real
     if state.prompt is not None:
-        return _of_prompt(model, state.prompt, here, (before, mask if known else None), tokens)
+        if state.prompt.real is None and mask is None:
+            state.prompt.real = torch.ones(rows, state.prompt.width, dtype=torch.bool)
+        return _of_prompt(model, state.prompt, here, (before, mask if columns is not None else None), tokens)
     if before:
         raise TnkitError(
             f'tokens="{tokens}" cannot tell whether tokens after a cache are a prompt or decoded; call '
@@ -160,9 +166,8 @@ def chosen_now(
             f'tokens="{tokens}" needs a 2-D attention mask and one text a row to tell where sentences end; give that, '
             'or use tokens="all"'
         )
-    real = mask.bool() if isinstance(mask, Tensor) and known else torch.ones_like(here).bool()
     ids = given.ids if ids is None and given is not None else ids
-    chosen = _scoped(model.tokenizer, _checked(real.to(here.device), rows, width), tokens, ids)
+    chosen = _scoped(model.tokenizer, real, tokens, ids)
     if not chosen.any(dim=1).all():
         raise TnkitError("the attention mask calls a whole row padding, in which there is nothing to ablate")
     return chosen
@@ -224,9 +229,9 @@ def _checked(real: Tensor, rows: int, width: int) -> Bool[Tensor, "sentence toke
     return real
 
 
-def _cached(past: Any) -> int:
-    """How many tokens a cache holds."""
-    return int(past.get_seq_length()) if hasattr(past, "get_seq_length") else 0
+def _cached(past: Any) -> int | None:
+    """How many tokens a cache holds; None without a cache."""
+    return int(past.get_seq_length()) if hasattr(past, "get_seq_length") else None
 
 
 def _noting(state: State, root: nn.Module) -> Callable[..., None]:

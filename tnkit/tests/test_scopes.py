@@ -128,6 +128,16 @@ def test_beams_act_on_each_rows_own_prompt(tokens, how):
         assert float(sum(steps)) == pytest.approx(float(score), abs=1e-4)
 
 
+@pytest.mark.parametrize("name", ["llama", "bloom"])
+@pytest.mark.parametrize("way", [{}, {"prefill_chunk_size": 2}, {"cache_implementation": "static"}])
+def test_prompts_without_a_mask_and_without_padding(name, way):
+    model, ids = tiny_model(name), torch.tensor(byte_tokenizer()(["Ja.", "Hi!"])["input_ids"])
+    with tn.Ablation(model, OFF, tokens="last_word") as ablation:
+        rows = model.module.generate(input_ids=ids, **GREEDY, **way)
+    assert rows[:, ids.shape[1] :].tolist() == [oracle(model, text, "last_word") for text in ("Ja.", "Hi!")]
+    assert ablation.count == 2 * len(OFF)
+
+
 @pytest.mark.parametrize("tokens", ["last", "prompt"])
 def test_a_prefix_that_was_cached_before_is_continued(tokens):
     model, ids = tiny_model("llama"), byte_tokenizer()("Hello there")["input_ids"]
