@@ -1,8 +1,10 @@
 """Small doses of `make reliability`, whose figures tests/RELIABILITY.md keeps."""
 
+from array import array
+
 import pytest
 
-from tests.reliability import damage, fuzz, jobs, payloads
+from tests.reliability import damage, fuzz, jobs, payloads, tokenizers
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +49,18 @@ def test_a_session_does_not_grow():
 def test_scores_are_the_same_again_and_in_any_batches_and_threads():
     found = jobs.repeated()
     assert found["again, bit-equal"] and found["same order"] and found["largest difference"] < 1e-6
+
+
+def test_tokenizers_of_every_set_up_are_read_at_the_token_that_is_named():
+    outcomes = tokenizers.tried(texts=3)
+    assert len(outcomes) > 20
+    for name, outcome in outcomes.items():
+        assert outcome["right"] >= 9 and outcome.total() == outcome["right"], (name, outcome)
+
+
+def test_a_capture_of_another_token_is_seen(monkeypatch):
+    monkeypatch.setattr("tnkit.passes.read_places", lambda _, tokens, __: array("i", [0] * len(tokens)))
+    setup = tokenizers.setups()["BOS added"]
+    monkeypatch.setattr(tokenizers, "setups", lambda: {"BOS added": setup})
+    outcome = tokenizers.tried(texts=3)["BOS added"]
+    assert outcome["wrong"] == 18 and outcome["right"] == 9, "a mean does not read one place"

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.reliability import damage, fuzz, jobs, payloads
+from tests.reliability import damage, fuzz, jobs, payloads, tokenizers
 from tnkit.storage import versions, write_text
 
 RESULTS = Path(__file__).parents[1] / "RELIABILITY.md"
@@ -122,6 +122,16 @@ def repeated(_: Path) -> tuple[list[tuple[str, str, str]], bool]:
     return rows, not (found["again, bit-equal"] and found["same order"] and found["largest difference"] < 1e-6)
 
 
+def tokenized(_: Path) -> tuple[list[tuple[str, str, str]], bool]:
+    """Captures with tokenizers of every set-up, at every position."""
+    rows, wrong = [], False
+    for name, outcome in tokenizers.tried().items():
+        captured = outcome["right"] + outcome["wrong"]
+        rows.append((name, f"{captured} captured states", said(outcome)))
+        wrong |= outcome.total() > outcome["right"]
+    return rows, wrong
+
+
 def said(outcome: Counter | dict[str, int]) -> str:
     """Counts, in words."""
     return ", ".join(f"{count:,} {name}" for name, count in outcome.items() if count or name in ("executed", "hung"))
@@ -134,6 +144,7 @@ PARTS = {
     "kills": killed,
     "memory": memory,
     "determinism": repeated,
+    "tokenizers": tokenized,
 }
 
 
