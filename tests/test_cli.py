@@ -32,10 +32,10 @@ FLAGS = {
     "demo": ["language", "model_id", "top_n", "out"],
     "centroids": [*SHARED, "hub", "last_layer"],
     "detect": [*SHARED, "top_n", "scoring_type", "centroids_path", "layers", "scores"],
-    "ablate": (
-        "model_id neurons lang_for_TN sentence_path measure tokens hub seeds scores_path other figure position suffix "
-        "chat"
-    ).split(),
+    "ablate": [
+        *"model_id neurons lang_for_TN sentence_path measure tokens hub seeds scores_path other figure".split(),
+        *("position", "suffix", "chat"),
+    ],
     "evaluate": "model_id neurons tokens tasks limit include_path out quiet".split(),
     "cache": ["clear", "models", "yes"],
     "doctor": ["model"],

@@ -1,8 +1,10 @@
 """Small doses of `make reliability`, whose figures tests/RELIABILITY.md keeps."""
 
+from array import array
+
 import pytest
 
-from tests.reliability import ablations, damage, fuzz, interrupts, jobs, layouts, payloads, sessions
+from tests.reliability import ablations, damage, fuzz, interrupts, jobs, layouts, payloads, sessions, tokenizers
 
 
 @pytest.fixture(autouse=True)
@@ -79,3 +81,18 @@ def test_edits_of_a_live_model_would_be_noticed(monkeypatch):
     """With one key for every state of the model, the same edits give wrong numbers."""
     monkeypatch.setattr("tnkit.passes.fingerprint", lambda _: "the same")
     assert sessions.tried(0)["wrong"] > 30
+
+
+def test_tokenizers_of_every_set_up_are_read_at_the_token_that_is_named():
+    outcomes = tokenizers.tried(texts=3)
+    assert len(outcomes) > 20
+    for name, outcome in outcomes.items():
+        assert outcome["right"] >= 9 and outcome.total() == outcome["right"], (name, outcome)
+
+
+def test_a_capture_of_another_token_is_seen(monkeypatch):
+    monkeypatch.setattr("tnkit.passes.read_places", lambda _, tokens, __: array("i", [0] * len(tokens)))
+    setup = tokenizers.setups()["BOS added"]
+    monkeypatch.setattr(tokenizers, "setups", lambda: {"BOS added": setup})
+    outcome = tokenizers.tried(texts=3)["BOS added"]
+    assert outcome["wrong"] == 18 and outcome["right"] == 9, "a mean does not read one place"

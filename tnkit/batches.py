@@ -151,10 +151,24 @@ def _wrapped(
             raise TnkitError(f"sentence {number} ({sentence!r:.60}) has no text to put into the template; drop it")
         read = model.tokenizer(head + text + tail, add_special_tokens=False, return_offsets_mapping=True, **_AS_IT_IS)
         ids, offsets = read["input_ids"], read["offset_mapping"]
-        start = next(place for place, (_, end) in enumerate(offsets) if end > len(head))
-        stop = next(place + 1 for place in reversed(range(len(ids))) if offsets[place][0] < len(head) + len(text))
-        spans.append((start, stop))
-        yield ids if whole else ids[:stop]
+        span = _span(offsets, len(head), len(head) + len(text))
+        if span is None:
+            raise TnkitError(
+                f"the tokenizer of {model.name} does not say where sentence {number} ({sentence!r:.60}) begins and "
+                f"ends within the template {model.template!r:.60}; give one with white space around {{sentence}}"
+            )
+        spans.append(span)
+        yield ids if whole else ids[: span[1]]
+
+
+def _span(offsets: Sequence[tuple[int, int]], begin: int, end: int) -> tuple[int, int] | None:
+    """Which tokens are of a part of the text; None where several of them reach over its beginning or its end.
+
+    One token may: "." and a line break after it are often one.
+    """
+    across = [sum(first < edge < last for first, last in offsets) for edge in (begin, end)]
+    own = [place for place, (first, last) in enumerate(offsets) if first < end and last > begin]
+    return (own[0], own[-1] + 1) if own and max(across) < 2 else None
 
 
 def specials_of(model: Model, tokens: Tokens) -> Specials:

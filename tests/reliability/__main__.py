@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.reliability import ablations, damage, fuzz, interrupts, jobs, layouts, payloads, sessions
+from tests.reliability import ablations, damage, fuzz, interrupts, jobs, layouts, payloads, sessions, tokenizers
 from tnkit.storage import versions, write_text
 
 RESULTS = Path(__file__).parents[1] / "RELIABILITY.md"
@@ -165,6 +165,16 @@ def edited(_: Path) -> tuple[list[tuple[str, str, str]], bool]:
     return [(what, f"{captures:,} captures", said(outcome))], bool(outcome["wrong"])
 
 
+def tokenized(_: Path) -> tuple[list[tuple[str, str, str]], bool]:
+    """Captures with tokenizers of every set-up, at every position."""
+    rows, wrong = [], False
+    for name, outcome in tokenizers.tried().items():
+        captured = outcome["right"] + outcome["wrong"]
+        rows.append((name, f"{captured} captured states", said(outcome)))
+        wrong |= outcome.total() > outcome["right"]
+    return rows, wrong
+
+
 def said(outcome: Counter | dict[str, int]) -> str:
     """Counts, in words."""
     return ", ".join(f"{count:,} {name}" for name, count in outcome.items() if count or name in ("executed", "hung"))
@@ -181,6 +191,7 @@ PARTS = {
     "determinism": repeated,
     "ablations": ablated,
     "sessions": edited,
+    "tokenizers": tokenized,
 }
 
 

@@ -5,7 +5,8 @@ import logging
 
 import pytest
 import torch
-from tokenizers import processors
+from tokenizers import Tokenizer, models, processors
+from transformers import PreTrainedTokenizerFast
 
 import tnkit as tn
 from tnkit.detection import detect_towards
@@ -227,3 +228,11 @@ def test_experiments_read_and_ablate_the_same_token():
     assert matrix.values.shape == (2, 1)
     with pytest.raises(tn.TnkitError, match="position='mean' must be one of last, last_word, end"):
         tn.retrieval_matrix(model, texts, {"it": some}, position="mean", progress=False)
+
+
+def test_a_sentence_that_cannot_be_located_in_its_template_is_refused():
+    pieces = ["<unk>", *(f"<0x{number:02X}>" for number in range(256)), "▁"]
+    tokenizer = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=0, byte_fallback=True))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    with pytest.raises(tn.TnkitError, match=r"does not say where sentence 0 .* begins and ends within the template"):
+        tn.capture(load(tokenizer, template="Say {sentence}!"), ["Ciao."], progress=False)

@@ -29,7 +29,7 @@ def test_layers_come_in_any_iterable(layers):
     assert list(whole_numbers("layers", layers)) == [1, 2]
 
 
-@pytest.mark.parametrize("layers", [[1.5], [0, 1.0], np.array([0.0, 1.0]), "12", 3, None, [None]])
+@pytest.mark.parametrize("layers", [[1.5], [0, 1.0], np.array([0.0, 1.0]), "12", [None]])
 def test_anything_but_whole_numbers_is_refused(layers):
     with pytest.raises(tn.TnkitError, match=r"^layers=.* must be (a )?whole number"):
         list(whole_numbers("layers", layers))
