@@ -43,9 +43,9 @@ def tried(folder: Path, cuts: int, flips: int, seed: int = 0) -> dict[str, Count
         outcomes[kind] = outcome = Counter()
         for path, name in trials():
             outcome["tried"] += 1
-            started = time.monotonic()
+            started = time.process_time()  # of this process, whatever else the machine does
             outcome[_outcome(path, kind, name)] += 1
-            outcome["hung"] += time.monotonic() - started > LONG
+            outcome["hung"] += time.process_time() - started > LONG
     return outcomes
 
 
@@ -135,7 +135,7 @@ def _is_text(data: bytes) -> bool:
 
 def _bombs(folder: Path) -> Iterator[tuple[Path, str]]:
     """Small files that would be gigabytes."""
-    text = b"en\tja\n" + b"a\tb\n" * 40_000_000
+    text = b"en\tja\n" + b"a\tb\n" * 24_000_000
     zeros = io.BytesIO()
     with zipfile.ZipFile(zeros, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("xl/workbook.xml", text)
