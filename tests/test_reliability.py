@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.reliability import damage, fuzz, jobs, payloads
+from tests.reliability import damage, fuzz, jobs, layouts, payloads
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +28,13 @@ def test_pickles_run_nothing_and_end(tmp_path):
     outcome = payloads.tried(tmp_path, seconds=3)
     assert outcome["payloads"] > 100 and outcome["cases"] > 100
     assert not outcome["payloads let through"] and not outcome["executed"] and not outcome["hung"]
+
+
+def test_corpora_in_every_layout_are_right_or_refused(tmp_path):
+    for kind, outcome in layouts.tried(tmp_path, cuts=2, flips=3).items():
+        assert outcome["tried"] > 10, kind
+        bad = [how for how, count in outcome.items() if count and how.startswith(("wrong", "hung"))]
+        assert not bad, (kind, outcome)
 
 
 def test_made_up_inputs_are_read_or_refused_in_a_sentence(tmp_path):

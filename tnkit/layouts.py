@@ -128,22 +128,22 @@ def joined(name: str, parts: Mapping[str, "pd.DataFrame"], keys: Sequence[str]) 
         return frame
     texts = {}
     for language, part in parts.items():
-        texts[language] = part.drop_duplicates(keys).set_index(keys)["text"]
-    rows = next(iter(texts.values())).index
-    every = rows
+        rows = part.drop_duplicates([*keys, "text"])
+        if rows.duplicated(keys).any():
+            again = rows.loc[rows.duplicated(keys), keys[0]].iloc[0]
+            raise TnkitError(f"{name}: {keys[0]} {again!s:.40} has two sentences in {language}; keep one of them")
+        texts[language] = rows.set_index(keys)["text"]
+    common = every = next(iter(texts.values())).index
     for text in texts.values():
-        rows, every = rows[rows.isin(text.index)], every.union(text.index, sort=False)
-    if not len(rows):
+        common, every = common[common.isin(text.index)], every.union(text.index, sort=False)
+    if not len(common):
         shown = ", ".join(f"{size:,} in {language}" for language, size in sizes.items())
         raise TnkitError(f"{name}: no {keys[0]} is in every language ({shown}); its sentences are not translations")
-    frame = pd.DataFrame({language: text.loc[rows].to_list() for language, text in texts.items()}, dtype=object)
+    frame = pd.DataFrame({language: text.loc[common].to_list() for language, text in texts.items()}, dtype=object)
     if splits:
-        frame["split"] = rows.get_level_values("split")
-    dropped = {
-        "without a translation": len(every) - len(rows),
-        "of a repeated id": sum(sizes.values()) - sum(map(len, texts.values())),
-    }
-    frame.attrs["dropped"] = {reason: count for reason, count in dropped.items() if count}
+        frame["split"] = common.get_level_values("split")
+    if len(common) < len(every):
+        frame.attrs["dropped"] = {"without a translation": len(every) - len(common)}
     return frame
 
 

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.reliability import damage, fuzz, jobs, payloads
+from tests.reliability import damage, fuzz, jobs, layouts, payloads
 from tnkit.storage import versions, write_text
 
 RESULTS = Path(__file__).parents[1] / "RELIABILITY.md"
@@ -89,6 +89,15 @@ def pickled(folder: Path) -> tuple[list[tuple[str, str, str]], bool]:
     return rows, wrong or done.returncode != 0
 
 
+def corpora(folder: Path) -> tuple[list[tuple[str, str, str]], bool]:
+    """Corpora in every layout."""
+    rows, wrong = [], False
+    for kind, outcome in layouts.tried(folder, CUTS // 4, FLIPS // 10).items():
+        rows.append((f"corpora in every layout, {kind}", f"{outcome.pop('tried'):,}", said(outcome)))
+        wrong |= any(count for how, count in outcome.items() if how.startswith(("wrong", "hung")))
+    return rows, wrong
+
+
 def inputs(folder: Path) -> tuple[list[tuple[str, str, str]], bool]:
     """Files of sentences, words of the command line, and algebra of neuron sets, made up by hypothesis."""
     found = fuzz.tried(folder, EXAMPLES)
@@ -130,6 +139,7 @@ def said(outcome: Counter | dict[str, int]) -> str:
 PARTS = {
     "files": files,
     "pickles": pickled,
+    "layouts": corpora,
     "inputs": inputs,
     "kills": killed,
     "memory": memory,

@@ -15,9 +15,11 @@ import pytest
 
 import tnkit as tn
 from tnkit import files, layouts, sources, tables
+from tnkit.tests.tiny import tiny_model
 
-EN = [f"I can see {n} houses." for n in range(12)]
-JA = [f"家が{n}軒見える。" for n in range(12)]
+# Each number twice, so that no single changed byte makes one sentence of another.
+EN = [f"I can see {n} houses and {n} cats." for n in range(12)]
+JA = [f"家が{n}軒、猫が{n}匹見える。" for n in range(12)]
 PAIRS = list(zip(EN, JA, strict=True))
 LANGUAGES = ["en", "ja"]
 TSV = "en\tja\n" + "".join(f"{en}\t{ja}\n" for en, ja in PAIRS)
@@ -430,3 +432,24 @@ def test_a_file_that_can_be_read_in_two_ways_is_refused_and_the_option_settles_i
 
 def test_every_export_and_layout_has_a_test():
     assert len(tables.EXPORTS) == 5 and len(layouts.LONG) == 13 and len(layouts.LAYOUTS) == 2
+
+
+@pytest.mark.parametrize(
+    "source", ["sentences and links of Tatoeba", "two files of OPUS", "a data set"], ids=lambda name: name
+)
+def test_neurons_come_from_what_people_have_in_one_call(tmp_path, source):
+    """From the file to the neurons, equal to those of the same pairs in a frame."""
+    if source == "a data set":
+        given = datasets.Dataset.from_list(NESTED)
+    elif source == "two files of OPUS":
+        given = {"en": put_at(tmp_path / "x.en", lines(EN)), "ja": put_at(tmp_path / "x.ja", lines(JA))}
+    else:
+        given = tmp_path
+        for name, text in FOLDERS["Tatoeba"].items():
+            put_at(tmp_path / name, text)
+    model = tiny_model()
+    found, expected = (
+        tn.detect(model, tn.load_corpus(one, LANGUAGES), language="ja", top=10, progress=False).neurons
+        for one in (given, FRAME)
+    )
+    assert set(found) == set(expected) and len(found) == 10
