@@ -166,9 +166,10 @@ def load_corpus(
     """Load sentences, normalise them, and split them.
 
     Text is put into Unicode NFC and stripped; rows with an empty sentence and exact duplicates in the languages asked
-    for are dropped and counted. Without a column `split`, all rows of the source are split by a hash of their text in
-    all its languages: a sentence falls the same way whichever languages are asked for, rows that share a sentence stay
-    together, and the test split has its exact share of the source's different rows.
+    for are dropped and counted. Without a column `split`, all rows that are read are split by a hash of their text in
+    all their languages. So rows that share a sentence stay together, the test split has its exact share of the
+    different rows, and a sentence of a table with a column for each language falls the same way whichever languages are
+    asked for. (Of other layouts, folders and recipes only those languages are read.)
 
     A column `split` is respected. It holds train and test, whatever the case; devtest is test. Rows of dev, validation
     or valid become the test split where there is none, else the training split where there is none; beside both they

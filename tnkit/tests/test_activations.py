@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import tnkit as tn
+from tnkit.rows import fingerprint
 from tnkit.tests.tiny import SENTENCES, byte_tokenizer, tiny_model, tiny_module
 
 LONG = [text[:length] for length in (99, 4, 20, 9) for text in [*SENTENCES, SENTENCES[0] * 3]]
@@ -82,6 +83,8 @@ def test_provenance_says_where_numbers_come_from():
         "corpus": "everyday",
         "language": "ja",
         "split": "train",
+        "source": corpus.source,
+        "rows": fingerprint(range(3)),
         "n": 3,
         "hash": "",
         "ends": {"token": "。", "share": 2 / 3, "punctuation": 1.0, "wordless": 0},
