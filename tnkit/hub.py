@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tnkit import files, folders, layouts, readers
 from tnkit.errors import TnkitError, first_line
-from tnkit.languages import matching
+from tnkit.languages import code_of, matching
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,7 +109,8 @@ def _tatoeba(recipe: Recipe, languages: Sequence[str] | None) -> "pd.DataFrame":
         raise TnkitError('name the languages: load_corpus("tatoeba", ["en", "ja"])')
     frames = []
     for language in wanted:
-        file = download(recipe.repository, f"en-{language}/train/0000.parquet", _CONVERTED)
+        code = (code_of(language) or language).partition("-")[0]
+        file = download(recipe.repository, f"en-{code}/train/0000.parquet", _CONVERTED)
         pairs = readers.read_table(file)[["english", "non_english"]]
         frames.append(pairs.set_axis(["en", language], axis=1).drop_duplicates("en"))
     merged = frames[0]

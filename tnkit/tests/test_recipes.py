@@ -71,6 +71,9 @@ def test_a_recipe_gives_its_pairs_and_downloads_what_it_needs(stored, name):
     corpus = tn.load_corpus(name, LANGUAGES)
     assert rows_of(corpus) == sorted(PAIRS) and corpus.name == name
     assert not [file for file in asked if any(other in file for other in ("fra", "de-en", "README"))]
+    if name in ("tatoeba", "flores+", "belebele"):
+        by_other_names = tn.load_corpus(name, ["eng_Latn", "jpn_Jpan"])
+        assert {*by_other_names.frame["jpn_Jpan"]} == {*JA}
     if name == "opus-100":
         assert set(corpus["test"]["en"]) == set(EN[8:])
         by_owner = tn.load_corpus(recipe.repository, LANGUAGES)
