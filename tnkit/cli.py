@@ -54,6 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         place = f"{error.filename}: " if error.filename else ""
         _say(f"cannot read or write {place or 'a file or the output: '}{error.strerror or _one_line(error)}")
         return 1
+    except UnicodeError as error:  # such as bytes on the command line that the locale cannot decode
+        _say(f"a name or text is not valid Unicode ({_one_line(error)}); fix it, or rename the file")
+        return 1
     except Exception as error:
         if os.environ.get("TNKIT_DEBUG"):
             raise

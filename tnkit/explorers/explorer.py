@@ -43,7 +43,7 @@ class Explorer(ipywidgets.VBox):
 
     name = "explorer"
     hint = ""
-    study: Study | None = None
+    study: Study | None
     _closed = False
 
     def __init__(self, title: str, *, folder: str | Path = "figures") -> None:
@@ -57,7 +57,8 @@ class Explorer(ipywidgets.VBox):
         self._side: asyncio.Task[None] | None = None
         self._turning = False  # while code sets several controls
         self._told = False  # whether a step of preparation is being shown
-        self._weights = self.study.weights() if self.study else ""
+        study = vars(self).setdefault("study", None)
+        self._weights = study.weights() if study else ""
         self._title = ipywidgets.HTML(f"<div class='tn-title'>{html.escape(title)}</div>")
         self._hint = ipywidgets.HTML(f"<div class='tn-hint'>{html.escape(self.hint)}</div>")
         self._status = ipywidgets.HTML()

@@ -329,8 +329,12 @@ def test_edited_weights_are_noticed_when_a_control_moves(name, monkeypatch):
     with torch.no_grad():
         module.get_input_embeddings().weight.mul_(1.5)
         module.model.layers[1].mlp.down_proj.weight.mul_(-3)
-    vars(model).pop("weights_hash", None)
-    moved(explorer)
+    for cached in ("weights_hash", "provenance", "output_gains"):
+        vars(model).pop(cached, None)
+    if name == "neurons":
+        explorer.table.chosen = 4
+    else:
+        moved(explorer)
     shown = explorer._key()
     assert explorer.errors == []
     fresh = tn.load_model(copy.deepcopy(module), tokenizer=byte_tokenizer())
@@ -351,7 +355,7 @@ def test_results_are_saved_below_their_folder_whatever_a_language_is_called(tmp_
     explorer.save_results.click()
     (saved,) = tmp_path.glob("deep/below/results/*/neurons.json")
     assert tn.NeuronSet.load(saved) == found.neurons
-    assert {path.name for path in tmp_path.iterdir()} == {"cache", "deep"}
+    assert [path.parts[-5:-2] for path in tmp_path.rglob("neurons.json")] == [("deep", "below", "results")], saved
 
 
 @pytest.mark.usefixtures("cache")
