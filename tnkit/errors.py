@@ -44,11 +44,13 @@ def whole_number(name: str, value: Any, *, at_least: int = 0) -> int:
     """
     is_bool = isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
     try:
-        number = -1 if is_bool else operator.index(value)
+        number = None if is_bool else operator.index(value)
     except TypeError:
-        number = -1
-    if number < at_least:
+        number = None
+    if number is None:
         raise TnkitError(f"{name}={value!r:.60} must be a whole number of at least {at_least}")
+    if number < at_least:
+        raise TnkitError(f"{name}={number} must be at least {at_least}")
     return number
 
 

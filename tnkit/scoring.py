@@ -159,7 +159,7 @@ class NeuronScores:
         return {**self.provenance, "distance": self.distance, "selection": selection}
 
     def _named(self, layers: Iterable[SupportsIndex] | None) -> str:
-        chosen = sorted(self.layers if layers is None else layers)
+        chosen = sorted(self.layers if layers is None else whole_numbers("layers", layers))
         whole = chosen == list(range(chosen[0], chosen[-1] + 1))
         return f"{chosen[0]} to {chosen[-1]}" if whole else ", ".join(map(str, chosen))
 

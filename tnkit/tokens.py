@@ -51,7 +51,8 @@ def last_word(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> int:
 
 
 def _last_word(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> int | None:
-    special, text_ids, last = special_ids(tokenizer), [], len(ids) - 1
+    special, last = special_ids(tokenizer), len(ids) - 1
+    text_ids: list[int] = []
     for place in reversed(range(len(ids))):
         if ids[place] not in special:
             text_ids.insert(0, ids[place])
