@@ -280,7 +280,7 @@ class _Losses:
     def __init__(self, model: Model) -> None:
         self.model, self.decoder = model, decoder_of(model)
         self.config = model.module.config.get_text_config(decoder=True)
-        self.head = cast(torch.nn.Module | None, model.module.get_output_embeddings())  # type: ignore[operator]
+        self.head = cast(torch.nn.Module | None, model.module.get_output_embeddings())
         embeddings = cast(torch.nn.Embedding, model.module.get_input_embeddings())
         self.rows = max(1, _LOGITS // len(embeddings.weight))
         self.proved: bool | None = None

@@ -148,7 +148,9 @@ def chosen_now(
                 'are padding; give a mask of all of them, or use tokens="all"'
             )
         columns = None
-    real = torch.ones_like(here).bool() if columns is None else mask[:, before : before + width].bool()
+    real = torch.ones_like(here).bool()
+    if columns is not None and mask is not None:
+        real = mask[:, before : before + width].bool()
     real = _checked(real.to(here.device), rows, width)
     if tokens == "all":
         return real
