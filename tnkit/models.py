@@ -370,7 +370,8 @@ def load_model(
     there = remote_at(remote, source, dtype=dtype, device_map=device_map or tp_plan)
     if isinstance(source, nn.Module):
         with _told(type(source).__name__):
-            lm = _traceable(_wrapper(source), source, cast(Any, tokenizer))
+            tokenizer = cast(PreTrainedTokenizerBase, tokenizer)  # a module without one is refused
+            lm = _traceable(_wrapper(source), source, tokenizer)
             return _wrap(lm, tokenizer, name, revision, there, template_of(tokenizer, chat, template))
     if name in packaged.MODELS:
         source = packaged.converted_folder(name)

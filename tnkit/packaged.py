@@ -11,6 +11,7 @@ import re
 import shutil
 import tempfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -176,7 +177,8 @@ def _convert(joined: Path, target: Path) -> None:
     # Asked for tokenizer, config and weights, transformers parses the file anew each time: half of the minute.
     with mock.patch.object(gguf, "GGUFReader", cache(gguf.GGUFReader)):
         tokenizer = AutoTokenizer.from_pretrained(**source)
-        module, info = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32, output_loading_info=True)
+        load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained  # a pair, with loading info
+        module, info = load(**source, dtype=torch.float32, output_loading_info=True)
     check_complete(joined.name, info)
     # The reader drops the file's add_bos_token; without <bos> Gemma's perplexity is about 20 times higher.
     bos = tokenizer.bos_token
