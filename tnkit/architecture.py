@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Float
@@ -176,7 +176,7 @@ def width(blocks: nn.ModuleList, path: str, last_map: str, hidden: int) -> int:
         raise TnkitError(
             f"{path}.{without[0]} has no {last_map}, which {path}.0 has; tnkit reads blocks of one kind only"
         )
-    widths = {len(value_vectors(block.get_submodule(last_map), hidden)) for block in blocks}
+    widths = {len(value_vectors(cast(Any, block.get_submodule(last_map)), hidden)) for block in blocks}
     if len(widths) > 1:
         raise TnkitError(
             f"{path} has layers of different widths ({sorted(widths)} neurons), which tnkit does not score"

@@ -83,13 +83,13 @@ def proved(model: Model, readings: Iterable[Sites]) -> Model:
             _check_causal(model, probe)
             return candidate
         tried.append((float(probe.incomplete.max()), int(probe.incomplete.argmax()), sites, ""))
-    error, layer, best, reason = min(tried, key=lambda one: one[0])
+    missed, layer, best, reason = min(tried, key=lambda one: one[0])
     where = f"with {best} in {model.blocks_path}.{layer}"
     if reason:
         raise TnkitError(f"{kind} is not an architecture that tnkit can trace: {where}, the pass failed ({reason})")
     raise TnkitError(
         f"{kind} is not an architecture that tnkit reads correctly: in layer {layer}, mid + sum of contributions + "
-        f"bias misses post by {error:.2g} of the MLP branch's size {where}; its blocks need a reading in "
+        f"bias misses post by {missed:.2g} of the MLP branch's size {where}; its blocks need a reading in "
         "tnkit/architecture.py"
     )
 

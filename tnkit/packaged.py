@@ -150,9 +150,10 @@ def _convert(joined: Path, target: Path) -> None:
     logging.disable_progress_bar()
     source: dict[str, Any] = {"pretrained_model_name_or_path": joined.parent, "gguf_file": joined.name}
     # Asked for tokenizer, config and weights, transformers parses the file anew each time: half of the minute.
+    load: Any = AutoModelForCausalLM.from_pretrained
     with mock.patch.object(gguf, "GGUFReader", cache(gguf.GGUFReader)):
         tokenizer = AutoTokenizer.from_pretrained(**source)
-        module, info = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32, output_loading_info=True)
+        module, info = load(**source, dtype=torch.float32, output_loading_info=True)
     check_complete(joined.name, info)
     # The reader drops the file's add_bos_token; without <bos> Gemma's perplexity is about 20 times higher.
     bos = tokenizer.bos_token

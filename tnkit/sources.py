@@ -1,5 +1,6 @@
 """What `load_model` is given, turned into a transformers module and its tokenizer: checkpoints and wrapped models."""
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,8 +41,8 @@ def dtype_of(dtype: str | torch.dtype | None) -> str | torch.dtype:
     for known, names in _DTYPES.items():
         if dtype == known or str(dtype).removeprefix("torch.") in names:
             return known
-    names = ", ".join(name for names in _DTYPES.values() for name in names)
-    raise TnkitError(f"dtype={dtype!r} must be 'auto' or one of {names}")
+    every = ", ".join(name for names in _DTYPES.values() for name in names)
+    raise TnkitError(f"dtype={dtype!r} must be 'auto' or one of {every}")
 
 
 def unwrapped(source: Any, tokenizer: Any) -> tuple[str | Path | PreTrainedModel, PreTrainedTokenizerBase | None]:
@@ -133,12 +134,13 @@ def checkpoint(
         TnkitError: for weights that are missing or of another shape, and for a configuration of no causal model.
     """
     _check_causal(source, config)
+    load: Any = transformers.AutoModelForCausalLM.from_pretrained
     loading = {"output_loading_info": True, "ignore_mismatched_sizes": True, **how, **options}
     with quiet_loading():
-        module, info = transformers.AutoModelForCausalLM.from_pretrained(source, **loading)
+        module, info = load(source, **loading)
         if info["missing_keys"] and info["unexpected_keys"]:
             del module
-            module, info = transformers.AutoModelForCausalLM.from_pretrained(source, key_mapping=_PREFIXES, **loading)
+            module, info = load(source, key_mapping=_PREFIXES, **loading)
             # It would write the prefixes back, in a broken form, into a checkpoint that is saved.
             conversions = getattr(module, "_weight_conversions", None) or []
             module._weight_conversions = [
@@ -213,7 +215,7 @@ def quiet_loading() -> Iterator[None]:
     """Silence transformers' bars and reports for a moment; tnkit says in a sentence what is wrong."""
     was_on, verbosity = transformers.utils.logging.is_progress_bar_enabled(), transformers.utils.logging.get_verbosity()
     transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity(transformers.utils.logging.CRITICAL)
+    transformers.utils.logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
