@@ -175,6 +175,7 @@ def _convert(joined: Path, target: Path) -> None:
     logging.disable_progress_bar()
     source: dict[str, Any] = {"pretrained_model_name_or_path": joined.parent, "gguf_file": joined.name}
     # Asked for tokenizer, config and weights, transformers parses the file anew each time: half of the minute.
+    load: Any = AutoModelForCausalLM.from_pretrained
     with mock.patch.object(gguf, "GGUFReader", cache(gguf.GGUFReader)):
         tokenizer = AutoTokenizer.from_pretrained(**source)
         load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained  # a pair, with loading info
