@@ -57,7 +57,7 @@ class Explorer(ipywidgets.VBox):
         self._side: asyncio.Task[None] | None = None
         self._turning = False  # while code sets several controls
         self._told = False  # whether a step of preparation is being shown
-        study = vars(self).setdefault("study", None)
+        study = self.__dict__.setdefault("study", None)
         self._weights = study.weights() if study else ""
         self._title = ipywidgets.HTML(f"<div class='tn-title'>{html.escape(title)}</div>")
         self._hint = ipywidgets.HTML(f"<div class='tn-hint'>{html.escape(self.hint)}</div>")
@@ -309,7 +309,7 @@ class Explorer(ipywidgets.VBox):
                 widget.unobserve_all()
                 widget.close()
             for name in _DROPPED:
-                vars(self).pop(name, None)
+                self.__dict__.pop(name, None)
         super().close()
 
     def __getattr__(self, name: str) -> Any:
