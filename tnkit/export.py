@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from tnkit import storage
+from tnkit import process, storage
 from tnkit.errors import TnkitError, first_line
 from tnkit.interventions import neurons_of
 from tnkit.models import Model
@@ -56,7 +56,8 @@ def export_ablated(model: Model, neurons: Iterable[tuple[int, int]], folder: str
     about = {"model": model.provenance, "ablated": [list(pair) for pair in chosen]}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as work:
+        folders = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-")
+        with folders as work, process.unfinished(work):
             out = Path(work) / "out"
             module.save_pretrained(out, state_dict=weights)
             model.tokenizer.save_pretrained(out)

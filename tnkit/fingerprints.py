@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tnkit import storage
 from tnkit.errors import TnkitError
 from tnkit.remote import server_of
+from tnkit.sessions import TURN
 
 if TYPE_CHECKING:
     from tnkit.models import Model
@@ -207,7 +208,7 @@ def _probed(model: Model) -> str:
 
     ids = torch.tensor([model.tokenizer(_PROBE)["input_ids"][:_TOKENS]], device=model.device)
     threads = torch.get_num_threads()
-    with _without_ablations(module), torch.inference_mode():
+    with TURN, _without_ablations(module), torch.inference_mode():
         handles = [part.register_forward_hook(note) for part in read]
         try:
             torch.set_num_threads(1)

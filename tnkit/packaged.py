@@ -11,7 +11,6 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -174,11 +173,10 @@ def _convert(joined: Path, target: Path) -> None:
 
     logging.disable_progress_bar()
     source: dict[str, Any] = {"pretrained_model_name_or_path": joined.parent, "gguf_file": joined.name}
+    load: Any = AutoModelForCausalLM.from_pretrained  # a pair, with loading info
     # Asked for tokenizer, config and weights, transformers parses the file anew each time: half of the minute.
-    load: Any = AutoModelForCausalLM.from_pretrained
     with mock.patch.object(gguf, "GGUFReader", cache(gguf.GGUFReader)):
         tokenizer = AutoTokenizer.from_pretrained(**source)
-        load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained  # a pair, with loading info
         module, info = load(**source, dtype=torch.float32, output_loading_info=True)
     check_complete(joined.name, info)
     # The reader drops the file's add_bos_token; without <bos> Gemma's perplexity is about 20 times higher.
