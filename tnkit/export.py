@@ -79,8 +79,4 @@ def _check_whole(model: Model) -> None:
         raise TnkitError("an Ablation is active, which a checkpoint would not hold; leave it, and export all neurons")
     if any(weight.is_meta for weight in module.parameters()):
         raise TnkitError(f"weights of {model.name} are offloaded; load it without device_map to write a checkpoint")
-    adapters = getattr(module, "_hf_peft_config_loaded", False) or any(
-        hasattr(child, "lora_A") or hasattr(child, "base_layer") for child in module.modules()
-    )
-    if adapters:
-        raise TnkitError(f"{model.name} has adapters, which are saved apart; merge them with merge_and_unload() first")
+    model.check_unchanged()

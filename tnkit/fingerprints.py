@@ -96,6 +96,8 @@ def _untold(model: Model) -> str | None:
         return f"the weights of {model.name} cannot be read on its server" if named else None
     if model.sharded:
         return f"{model.name} is spread over processes"
+    if any(weight.is_meta for weight in model.module.parameters()):
+        return f"weights of {model.name} are offloaded"
     modules = list(model.module.named_modules())
     hooks = [pair for path, child in modules for pair in _hooks(path or "the model", child)]
     for owner, hook in [*_hooks("every module", nn.modules.module, "_global"), *hooks]:

@@ -106,6 +106,7 @@ class Ablation:
             stack.enter_context(TURN)
             if self._active:
                 raise TnkitError("this ablation is active already; make another one to nest it")
+            self.model.check_unchanged()
             self._active = True
             stack.callback(setattr, self, "_active", False)
             state = state_of(self.model.lm._module)

@@ -1,0 +1,1 @@
+"""What is tried by `make reliability`, a part in each module."""
