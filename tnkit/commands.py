@@ -124,6 +124,8 @@ def ablate(options: argparse.Namespace) -> None:
         seeds=options.seeds,
         progress=_progress(options),
     )
+    where = f" at layer {found.best_layer}, where the untouched model does best on these sentences" if paired else ""
+    _print(f"{found.measure}{where}; neurons set to zero, tokens: {options.tokens}")
     _print(found.at().round(4).to_string())
     _print(tn.storage.write_text(out, found.to_frame().to_csv()))
     if figure:

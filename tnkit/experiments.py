@@ -113,7 +113,7 @@ BY_STATES: dict[str, Callable[[Activations, Activations], "np.ndarray | Tensor"]
 }
 MEASURES = (*BY_STATES, "perplexity")
 MEASURE_NAMES = {
-    "retrieval": "retrieval@1",
+    "retrieval": "mean-centred retrieval@1",
     "similarity": "cosine similarity",
     "mutual_knn": "mutual 10-NN",
     "perplexity": "nats a token",
