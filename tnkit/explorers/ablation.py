@@ -183,8 +183,8 @@ class AblationExplorer(Explorer):
         head = "".join(f"<th>{html.escape(one)}</th>" for one in heads)
         body = "".join(f"<tr>{row}</tr>" for row in rows)
         self.summary.value = (
-            "<div class='tn-sentences tn-numbers'>At the layer where the untouched model does best on these sentences, neurons set to zero "
-            "(mean, 95 % interval):"
+            "<div class='tn-sentences tn-numbers'>At the layer where the untouched model does best on these sentences, "
+            "neurons set to zero (mean, 95 % interval):"
             f"<table><tr>{head}</tr>{body}</table></div>"
         )
 
