@@ -27,7 +27,7 @@ from tests.test_parallel import TEXTS
 from tnkit import parallel, passes, sums
 from tnkit.tests.tiny import tiny_model
 what, folder = sys.argv[1], sys.argv[2]
-texts, trace, traced = {"en": TEXTS, "ja": TEXTS[::-1], "it": TEXTS[3:]}, passes.trace_blocks, []
+texts, trace, traced = {"en": TEXTS, "ja": TEXTS[::-1], "it": TEXTS[3:] + TEXTS[:3]}, passes.trace_blocks, []
 passes._SHARD, sums._EVERY = 1, 0
 if what == "different" and parallel.rank():
     texts["en"] = texts["en"][:-1]
@@ -83,7 +83,7 @@ def script(folder, what):
 
 
 def detected(batch_tokens=60, streaming=False):
-    texts = {"en": TEXTS, "ja": TEXTS[::-1], "it": TEXTS[3:]}
+    texts = {"en": TEXTS, "ja": TEXTS[::-1], "it": TEXTS[3:] + TEXTS[:3]}
     how = {"top": 20, "batch_tokens": batch_tokens, "streaming": streaming, "progress": False}
     with one_thread():  # as every process of torchrun has
         return tn.detect_all(tiny_model("gemma3"), texts, ["ja", "it"], **how)
@@ -102,7 +102,7 @@ def assert_same(folder, **how):
 
 def all_batches():
     """Of one job without and one with streaming, in which a language is run twice and the hub once."""
-    runs = {"en": (TEXTS, 2), "ja": (TEXTS[::-1], 3), "it": (TEXTS[3:], 3)}
+    runs = {"en": (TEXTS, 2), "ja": (TEXTS[::-1], 3), "it": (TEXTS[3:] + TEXTS[:3], 3)}
     return sum(len(plan(tiny_model(), one, batch_tokens=60).batches) * times for one, times in runs.values())
 
 

@@ -184,7 +184,7 @@ def width(blocks: nn.ModuleList, path: str, last_map: str, hidden: int) -> int:
     return widths.pop()
 
 
-def check_plain(module: nn.Module) -> None:
+def check_plain(module: nn.Module, where: str = "") -> None:
     """Refuse a module with adapters in it, or parts that are compiled, around which nothing can be read or changed.
 
     Raises:
@@ -193,12 +193,12 @@ def check_plain(module: nn.Module) -> None:
     >>> check_plain(torch.nn.Linear(2, 2))
     """
     for path, child in module.named_modules():
-        kind = type(child)
+        kind, path = type(child), ".".join(filter(None, (where, path)))
         if any(base.__module__.startswith("peft.") for base in kind.__mro__):
             raise TnkitError(
                 f"{path or 'the model'} is an adapter ({kind.__name__}), which changes value vectors; {MERGE}"
             )
-        if child._compiled_call_impl is not None:
+        if child._compiled_call_impl is not None or isinstance(child, torch._dynamo.OptimizedModule):
             raise TnkitError(
                 f"{path or 'the model'} ({kind.__name__}) is compiled in place, so that its inside is neither read nor "
                 "changed; load the model before compile() is called"

@@ -265,7 +265,7 @@ def _columns(name: str, frame: "pd.DataFrame", languages: list[str] | None) -> t
     columns = [str(column) for column in frame.columns]
     frame = frame.set_axis(columns, axis=1)
     twice = {column for column, count in Counter(columns).items() if count > 1}
-    named = [column for column in columns if column not in twice and _is_language(frame[column])]
+    named = [column for column in columns if column not in twice and _is_language(column, frame[column].tolist())]
     asked = languages or [*named, *(column for column in twice if languages_module.code_of(column))]
     found = {language: _column(name, language, columns, named) for language in asked}
     missing = [language for language, column in found.items() if column is None]
@@ -282,10 +282,10 @@ def _columns(name: str, frame: "pd.DataFrame", languages: list[str] | None) -> t
     return frame[[*kept]].rename(columns={column: language for language, column in found.items()}), [*found]
 
 
-def _is_language(column: "pd.Series[Any]") -> bool:
+def _is_language(name: str, cells: Sequence[object]) -> bool:
     """Whether a column is named for a language and holds text, or nothing at all."""
-    named = languages_module.code_of(str(column.name)) is not None
-    return named and (column.empty or any(isinstance(cell, str) for cell in column))
+    named = languages_module.code_of(name) is not None
+    return named and (not cells or any(isinstance(cell, str) for cell in cells))
 
 
 def _column(name: str, language: str, columns: list[str], named: list[str]) -> str | None:

@@ -54,7 +54,7 @@ def check_repeatable(module: nn.Module) -> None:
             raise TnkitError(
                 f"{name} is in training mode (it, or {inner} in it), where dropout draws at random; call .eval() on it"
             )
-    for device in {tensor.device.type for tensor in module.parameters()}:
+    for device in {tensor.device.type for tensor in module.parameters()} - {"meta"}:
         if torch.is_autocast_enabled(device):
             raise TnkitError(
                 f"torch.autocast is on, so {name} would compute in {torch.get_autocast_dtype(device)} and not in its "

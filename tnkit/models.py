@@ -189,10 +189,13 @@ class Model:
         """
         if self.remote:
             return
-        architecture.check_plain(self.lm._module if layer is None else self._blocks[layer])
+        if layer is None:
+            architecture.check_plain(self.lm._module)
+        else:
+            architecture.check_plain(self._blocks[layer], f"{self.blocks_path}.{layer}")
         for number in range(self.n_layers) if layer is None else [layer]:
             where = f"{self.blocks_path}.{number}.{self.sites.last_map}"
-            last_map = self._last_map(number)
+            last_map = attrgetter(self.sites.last_map)(self._blocks[number])
             architecture.check_map(last_map, where)
             if attrgetter(where)(self.lm)._module is not last_map:
                 raise TnkitError(f"{where} was replaced after {self.name} was loaded; load the module again")

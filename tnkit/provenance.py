@@ -39,6 +39,7 @@ def check_made_with(model: Model, provenance: Any, what: str) -> None:
     ...
     tnkit.errors.TnkitError: these neurons were made with Qwen3ForCausalLM in float32 (weights ...
     """
+    model.check_unchanged()
     made_with = {one["weights"]: one for one in _models(provenance)}
     for weights, theirs in made_with.items():
         if _OLD_HASH.fullmatch(str(weights)):

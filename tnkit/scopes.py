@@ -99,12 +99,6 @@ def watched(model: "Model") -> Iterator[None]:
 
 def _watch(model: "Model", state: State) -> ExitStack:
     module = model.module
-    for name, child in module.named_modules():
-        if getattr(child, "_compiled_call_impl", None) is not None or hasattr(child, "_orig_mod"):
-            raise TnkitError(
-                f"{name or type(module).__name__} of {model.name} is compiled, and compiled code ignores the hooks "
-                "that ablate; load the model again and do not compile it"
-            )
     with ExitStack() as stack:
         path = model.blocks_path.split(".")[:-1]
         for depth in range(len(path) + 1):

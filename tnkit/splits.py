@@ -1,7 +1,7 @@
 """Splits of rows for training and testing: their names, and a split by hash that shares no sentence."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from json.encoder import encode_basestring
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ _NAMES = {
 _ROLES = {name: role for role, names in _NAMES.items() for name in names}
 
 
-def roles(name: str, column: "pd.Series[str]") -> list[str]:
+def roles(name: str, column: Iterable[object]) -> list[str]:
     """The cells of a column of splits as "train", "test" or "dev".
 
     Upper case does not matter, and devtest is test. Rows of dev, validation or valid become the test split where there

@@ -2,6 +2,7 @@
 
 import random
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -34,10 +35,15 @@ def interrupted(times: int) -> Counter[str]:
         return fresh.capture(NEURONS).post
 
     work = [lambda: prefix.capture(NEURONS).post, ablated, generated, anew]
-    expected = [run() for run in work]
+    expected, took = [run() for run in work], []
+    for run in work:  # once more, now that everything is loaded
+        started = time.perf_counter()
+        run()
+        took.append(time.perf_counter() - started)
     untouched = tn.capture(model, SENTENCES, keep=["post"], progress=False).post
-    for time in range(times):
-        outcome["stopped" if _stopped(work[time % len(work)], moments.uniform(0.0005, 0.15)) else "done first"] += 1
+    for turn in range(times):
+        job = turn % len(work)
+        outcome["stopped" if _stopped(work[job], moments.uniform(0.0005, took[job])) else "done first"] += 1
         try:
             same = all(torch.equal(run(), value) for run, value in zip(work, expected, strict=True))
             same &= torch.equal(tn.capture(model, SENTENCES, keep=["post"], progress=False).post, untouched)

@@ -381,7 +381,7 @@ def test_a_cache_that_cannot_be_written_to_is_a_warning(where, tmp_path, monkeyp
 def test_a_read_only_cache_still_serves(cache, traced, monkeypatch, caplog):
     fresh, before = capture(), len(traced)
     refuse = OSError(30, "Read-only file system")
-    monkeypatch.setattr("tempfile.NamedTemporaryFile", lambda **_: (_ for _ in ()).throw(refuse))
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(refuse))
     assert_same(capture(), fresh)
     assert len(traced) == before and not caplog.records
     assert_same(capture(keep=["mid"]), capture(keep=["mid"], cache=False))
