@@ -17,7 +17,16 @@ _ROWS = 256  # decoded at a time
 
 
 def parquet(file: File) -> "pd.DataFrame":
-    """The table of a Parquet file."""
+    """The table of a Parquet file.
+
+    Raises:
+        TnkitError: for a file that is damaged, or that unpacks to too much.
+
+    >>> import pandas as pd
+    >>> data = pd.DataFrame({"en": ["Hi!"], "it": ["Ciao!"]}).to_parquet()
+    >>> parquet(File("pairs.parquet", ".parquet", data)).to_dict("records")
+    [{'en': 'Hi!', 'it': 'Ciao!'}]
+    """
     from pyarrow.parquet import ParquetFile
 
     try:

@@ -56,7 +56,14 @@ def ignore() -> None:
 
 @contextmanager
 def unfinished(path: str) -> Iterator[None]:
-    """A context that creates a temporary file or folder; it is removed where a signal ends the program meanwhile."""
+    """A context that creates a temporary file or folder; it is removed where a signal ends the program meanwhile.
+
+    >>> with unfinished("/tmp/half"):
+    ...     "/tmp/half" in _unfinished
+    True
+    >>> "/tmp/half" in _unfinished
+    False
+    """
     _unfinished.add(path)
     try:
         yield

@@ -62,6 +62,9 @@ def frame(file: File, separator: str) -> "pd.DataFrame":
 
     Raises:
         TnkitError: for rows of other lengths, quotes that can be read in two ways, and a header that is missing.
+
+    >>> frame(File("x.tsv", ".tsv", b'en\\tit\\n"Hi!\\tCiao!\\n'), "\\t").to_dict("records")
+    [{'en': '"Hi!', 'it': 'Ciao!'}]
     """
     text = file.text()
     if file.quoting == "none":

@@ -23,6 +23,14 @@ def refuse_code(tasks: Iterable[str | Mapping[str, Any]], folder: Path | None) -
 
     Raises:
         TnkitError: which file and line, or for a file that cannot be read.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "mine.yaml").write_text("process_docs: !function code.run")
+    ...     refuse_code([], Path(folder))
+    Traceback (most recent call last):
+    ...
+    tnkit.errors.TnkitError: ...mine.yaml, line 1...
     """
     files = sorted(folder.rglob("*.yaml")) if folder else []
     files += [Path(task) for task in tasks if isinstance(task, str) and Path(task).is_file()]

@@ -20,6 +20,11 @@ def table(file: File) -> "pd.DataFrame":
 
     Raises:
         TnkitError: for XML that is damaged, declares entities, or has no units.
+
+    >>> segments = "<tuv lang='en'><seg>Hi!</seg></tuv><tuv lang='it'><seg>Ciao!</seg></tuv>"
+    >>> data = f"<tmx><body><tu>{segments}</tu></body></tmx>".encode()
+    >>> table(File("pairs.tmx", ".tmx", data)).to_dict("records")
+    [{'en': 'Hi!', 'it': 'Ciao!'}]
     """
     memory = _Memory(file.path)
     parser = expat.ParserCreate()

@@ -18,7 +18,7 @@ from tnkit.tests.tiny import SENTENCES, byte_tokenizer, tiny_module
 
 SIGNALS = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "terminated")}
 _HERE = Path(__file__).parents[2]
-_DETECT = "detect --model_id model --TN_Type type2 --top_n 10 --lang_for_TN ja --sentence_path mono.txt "
+_DETECT = "detect --model_id model --TN_Type type2 --top_n 10 --lang_for_TN ja --sentence_path mono.txt --quiet "
 _DETECT += "--centroids_path c.safetensors --out out/n.json --scores out/s.safetensors"
 _BEGUN = r'File "[^"]*/tnkit/(?!__init__|__main__|process)'  # frames after `process.begin`
 EARLY = "while Python itself was starting"
@@ -30,7 +30,7 @@ def prepared(folder: Path) -> float:
     """Write a tiny model, sentences and centroids; how many seconds an undisturbed detection takes."""
     tiny_module("llama").save_pretrained(folder / "model")
     copy.deepcopy(byte_tokenizer()).save_pretrained(folder / "model")
-    (folder / "mono.txt").write_text("\n".join(SENTENCES))
+    (folder / "mono.txt").write_text("おはよう。\nまたね。\n雨が降っている。\nどこですか？\n")
     captured = tn.capture(tn.load_model(folder / "model"), SENTENCES, progress=False)
     tn.estimate_centroids([captured]).save(folder / "c.safetensors")
     started = time.monotonic()
