@@ -135,7 +135,7 @@ Markdown(
 # ## 4. How far does each neuron move a sentence?
 #
 # Let **m** be *mid* of a sentence, **c** what a neuron adds to it, and **C** the centroid. The neuron's **score** is
-# the change of the cosine, in the mean over sentences:
+# the change of the cosine, averaged over sentences:
 #
 # $$\text{score} = \text{mean}_n \, [ \cos(\mathbf{m}_n + \mathbf{c}_n, \mathbf{C}) - \cos(\mathbf{m}_n, \mathbf{C}) ]$$
 #

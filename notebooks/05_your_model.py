@@ -72,7 +72,7 @@ corpus
 # %% [markdown]
 # The split into training and test sentences is made by a hash of the text, so that it is the same tomorrow; a column
 # `split` of your own is respected. Rows that share a sentence stay on one side. Empty and repeated rows are dropped,
-# and you are told how many.
+# and a warning says how many.
 #
 # Other places that sentences can come from:
 #

@@ -156,7 +156,7 @@ def _probe_ids(model: Model) -> list[int]:
     Raises:
         TnkitError: where there are none, or the model has no embedding for one: the tokenizer is another model's.
     """
-    ids = model.tokenizer(_PROBE)["input_ids"][:8]
+    ids = model.tokenizer(_PROBE, verbose=False)["input_ids"][:8]
     known = model.lm._module.get_input_embeddings().weight.shape[0]
     if not ids or max(ids) >= known:
         raise TnkitError(

@@ -208,7 +208,7 @@ def _probed(model: Model) -> str:
         for value in (*args[:1], output[0] if isinstance(output, tuple) else output):
             digest.update(storage.tensor_bytes(value) if isinstance(value, Tensor) else b"")
 
-    ids = torch.tensor([model.tokenizer(_PROBE)["input_ids"][:_TOKENS]], device=model.device)
+    ids = torch.tensor([model.tokenizer(_PROBE, verbose=False)["input_ids"][:_TOKENS]], device=model.device)
     threads = torch.get_num_threads()
     with TURN, _without_ablations(module), torch.inference_mode():
         handles = [part.register_forward_hook(note) for part in read]

@@ -235,7 +235,7 @@ def similarity(left: Activations, right: Activations, *, site: str = "post", see
         `ByLayer` with columns "parallel" and "non-parallel", cosines, float64.
 
     Raises:
-        TnkitError: for fewer than 2 sentences, or captures that do not go together.
+        TnkitError: for fewer than 2 sentences, or incompatible captures.
 
     >>> from tnkit.tests.tiny import tiny_model, SENTENCES
     >>> import tnkit as tn
@@ -271,7 +271,7 @@ def hits(
         (layer, sentence), bool: resample its second axis for an interval.
 
     Raises:
-        TnkitError: for fewer than 2 sentences, or captures that do not go together.
+        TnkitError: for fewer than 2 sentences, or incompatible captures.
 
     >>> from tnkit.tests.tiny import tiny_model, SENTENCES
     >>> import tnkit as tn
@@ -300,7 +300,7 @@ def retrieval(queries: Activations, targets: Activations, *, site: str = "post",
         `ByLayer` with column "retrieval@1", between 0 and 1.
 
     Raises:
-        TnkitError: for fewer than 2 sentences, or captures that do not go together.
+        TnkitError: for fewer than 2 sentences, or incompatible captures.
 
     >>> from tnkit.tests.tiny import tiny_model, SENTENCES
     >>> import tnkit as tn
@@ -329,7 +329,7 @@ def mexa(left: Activations, right: Activations, *, site: str = "post") -> ByLaye
         `ByLayer` with column "MEXA", between 0 and 1.
 
     Raises:
-        TnkitError: for fewer than 2 sentences, or captures that do not go together.
+        TnkitError: for fewer than 2 sentences, or incompatible captures.
 
     >>> from tnkit.tests.tiny import tiny_model, SENTENCES
     >>> import tnkit as tn
@@ -362,7 +362,7 @@ def mutual_knn(left: Activations, right: Activations, *, k: int = 10, site: str 
         `ByLayer` with column "mutual {k}-NN", between 0 and 1.
 
     Raises:
-        TnkitError: for fewer than k + 1 sentences, or captures that do not go together.
+        TnkitError: for fewer than k + 1 sentences, or incompatible captures.
 
     >>> from tnkit.tests.tiny import tiny_model, SENTENCES
     >>> import tnkit as tn
@@ -387,7 +387,7 @@ def shared_neighbours(
         (layer, sentence), float64, between 0 and 1: resample its second axis for an interval.
 
     Raises:
-        TnkitError: for fewer than k + 1 sentences, or captures that do not go together.
+        TnkitError: for fewer than k + 1 sentences, or incompatible captures.
 
     >>> from tnkit.tests.tiny import tiny_model, SENTENCES
     >>> import tnkit as tn

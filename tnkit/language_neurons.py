@@ -90,8 +90,8 @@ def lape(
         `ActivationEntropy`, (layer, neuron), float64, in nats.
 
     Raises:
-        TnkitError: for one language, shares outside 0 to 1, no neuron that reaches the filter, or captures that do not
-            go together.
+        TnkitError: for one language, shares outside 0 to 1, no neuron that reaches the filter, or incompatible
+            captures.
 
     >>> import tnkit as tn
     >>> from tnkit.tests.tiny import tiny_model, SENTENCES
@@ -191,7 +191,7 @@ def average_precision(languages: Mapping[str, Activations], language: str) -> Av
         `AveragePrecision`, (layer, neuron), float64.
 
     Raises:
-        TnkitError: for a missing language, one language only, or captures that do not go together.
+        TnkitError: for a missing language, one language only, or incompatible captures.
 
     >>> import tnkit as tn
     >>> from tnkit.tests.tiny import tiny_model, SENTENCES

@@ -125,7 +125,7 @@ def _shown(batches: Iterable[Activations], count: int, progress: bool) -> Iterat
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """A pass of sentences through a model, planned: which of them go together, and what is kept of them.
+    """A pass of sentences through a model, planned: which of them run in one batch, and what is kept of them.
 
     Attributes:
         model, position, keep, layers, last_layer: as in `capture`, checked.
@@ -180,7 +180,7 @@ class Pass:
         pieces = 1
         for index in self.batches[start:stop]:
             if self.model.ablations != self.provenance.get("ablations", []):
-                raise TnkitError("an ablation began or ended in the midst of a pass; keep it on, or off, until the end")
+                raise TnkitError("an Ablation was entered or exited during this pass; do so before or after it")
             while (found := self._pieced(index, pieces, reduce)) is None:  # outside the error, which holds tensors
                 if pieces >= len(index) or reduce is not None or self.model.sharded:
                     raise TnkitError(

@@ -26,7 +26,7 @@ def check_parallel(origins: Mapping[str, Origin]) -> None:
     """Refuse sentences that are known not to be translations of each other, row by row.
 
     Rows are compared where both sides say which they are; names of corpus and split where they do not. The same row
-    numbers of two sources may or may not be translations, which is told once.
+    numbers of two sources may or may not be translations, which a warning says once.
 
     Args:
         origins: what is known of each side's sentences, by a name for the message.

@@ -1,7 +1,7 @@
 """Which tokens of a forward pass an ablation acts on, whatever the cache, the padding and the shape of inner masks.
 
 The attention mask is taken where the caller hands it in: modules around the decoder may turn it into other shapes.
-Tokens are told apart by their absolute position, cached ones counted, so that a token of the prompt is one in a pass
+Tokens are distinguished by their absolute position, cached ones counted, so that a token of the prompt is one in a pass
 without a cache, in a chunk of a prefill and after a reused prefix, and a decoded token never is.
 """
 

@@ -219,7 +219,7 @@ def centroid_distances(languages: Mapping[str, Activations], *, distance: str = 
         `CentroidDistances` with values (layer, language, language), float64; smaller is nearer.
 
     Raises:
-        TnkitError: for an unknown distance, fewer than two languages, or captures that do not go together.
+        TnkitError: for an unknown distance, fewer than two languages, or incompatible captures.
 
     >>> from tnkit.tests.tiny import tiny_model, SENTENCES
     >>> import tnkit as tn
@@ -269,7 +269,7 @@ def check_together(parts: Mapping[str, Activations]) -> None:
     """Refuse captures of different layers, token positions or last layers.
 
     Raises:
-        TnkitError: naming the two that do not go together.
+        TnkitError: naming the two that are incompatible.
     """
     names = list(parts)
     first = parts[names[0]]
@@ -288,7 +288,7 @@ def check_together(parts: Mapping[str, Activations]) -> None:
 def directions(
     left: Activations, right: Activations, site: str, *, centred: bool, at_least: int = 2, one_width: bool = True
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Unit vectors of parallel captures, float64, a layer at a time, once it is sure that they go together.
+    """Unit vectors of parallel captures, float64, a layer at a time, once they are known to be compatible.
 
     Raises:
         TnkitError: for captures of other rows, layers, positions or (with one_width) models.

@@ -186,7 +186,7 @@ def correlation_ratio(
 
     Raises:
         TnkitError: for a language that is missing or has no group, fewer than two groups, fewer than two sentences in
-            one, captures that do not go together, or activations that are not finite.
+            one, incompatible captures, or activations that are not finite.
 
     >>> import tnkit as tn
     >>> from tnkit.tests.tiny import tiny_model, SENTENCES

@@ -60,7 +60,7 @@ def trace_blocks(
         last: the place of each sentence's last real token in input_ids.
         layers: blocks to read, ascending; nothing after the last one runs.
         keep: any of `SITES`.
-        weights: of each token in the mean over a sentence; None takes the token at `last`.
+        weights: of each token where a sentence is averaged; None takes the token at `last`.
         normed_last: pass `post` of the model's last block through the final norm.
         reduce: return what this makes of each layer, where the model runs, and not the sites themselves: a function of
             the layer, its sites by name, and its value vectors, output gain and output bias, giving tensors by name.

@@ -24,7 +24,7 @@ def saved(folder, name):
 
 
 def as_a_stranger(request):
-    """What the server is told of a request that is not to be trusted: its block runs where no weights are."""
+    """What the server knows of a request that is not to be trusted: its block runs where no weights are."""
     return json.dumps(request.model_dump() | {"trusted": False})
 
 

@@ -1,4 +1,4 @@
-"""Centroids: means, streaming, both file formats, and what does not go together."""
+"""Centroids: means, streaming, both file formats, and incompatible captures."""
 
 import pickle
 

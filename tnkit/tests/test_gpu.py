@@ -20,7 +20,7 @@ QUIET = {"progress": False, "batch_tokens": 120}
 
 
 def short_of_memory(monkeypatch, most):
-    """Let passes fail as a GPU does where more than so many sentences go together; returns the sizes that ran."""
+    """Let passes fail as a GPU does where more than so many sentences run in one batch; returns the sizes that ran."""
     trace, ran = passes.trace_blocks, []
 
     def limited(model, inputs, *arguments, **options):

@@ -358,11 +358,11 @@ def test_numbers_that_change_need_a_new_format():
     assert fingerprints.FORMAT == 1
 
 
-def test_an_ablation_that_begins_in_the_midst_of_a_pass_is_refused():
+def test_an_ablation_that_begins_during_a_pass_is_refused():
     model = tiny_model("llama")
     batches = tn.stream(model, TEXTS, **QUIET)
     next(batches)
-    with tn.Ablation(model, [(0, 1)]), pytest.raises(tn.TnkitError, match="in the midst of a pass"):
+    with tn.Ablation(model, [(0, 1)]), pytest.raises(tn.TnkitError, match="entered or exited during this pass"):
         next(batches)
 
 
