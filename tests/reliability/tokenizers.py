@@ -135,7 +135,7 @@ def _tried(setup: Setup, texts: list[str]) -> Counter:
     module, outcome, heard = tiny_module("llama"), Counter(), _Heard()
     logger = logging.getLogger("tnkit")
     logger.addHandler(heard)
-    side = setup.tokenizer.padding_side
+    before = setup.tokenizer.padding_side, setup.tokenizer.pad_token
     try:
         model = tn.load_model(module, tokenizer=setup.tokenizer, **setup.options)
         for suffix in SUFFIXES if not (setup.after or setup.told.endswith("token")) else (None,):
@@ -149,7 +149,7 @@ def _tried(setup: Setup, texts: list[str]) -> Counter:
                     outcome["right" if error < TOLERANCE else "wrong"] += 1
     finally:
         logger.removeHandler(heard)
-    outcome["changed tokenizers"] += side != setup.tokenizer.padding_side
+    outcome["changed tokenizers"] += before != (setup.tokenizer.padding_side, setup.tokenizer.pad_token)
     times = sum(setup.told in message for message in heard.messages) if setup.told else 0
     outcome["not told"] += bool(setup.told) and times != 1
     outcome["told without need"] += len(heard.messages) - times
