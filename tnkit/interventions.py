@@ -28,7 +28,7 @@ from tnkit.models import Model
 from tnkit.neurons import NeuronSet
 from tnkit.provenance import check_made_with
 from tnkit.scopes import TOKENS, chosen_now, decoder_of, last_words, watched
-from tnkit.sessions import TURN, state_of
+from tnkit.sessions import INTERRUPTS, TURN, state_of
 from tnkit.trace import Change, changed, chosen_tokens
 
 
@@ -101,9 +101,12 @@ class Ablation:
         self._ran = False
         self._before = 0, 0  # count, and calls of generate, on entering
 
+    @INTERRUPTS.unbroken
     def __enter__(self) -> "Ablation":
         with ExitStack() as stack:
             stack.enter_context(TURN)
+            INTERRUPTS.hold()
+            stack.callback(INTERRUPTS.release)
             if self._active:
                 raise TnkitError("this ablation is active already; make another one to nest it")
             self.model.check_unchanged()
@@ -119,11 +122,14 @@ class Ablation:
             elif self.values:
                 self._hook(stack)
             self._ran, self._before = False, (self.count, state.generated)
+            INTERRUPTS.let_through()
             self._stack = stack.pop_all()
         return self
 
+    @INTERRUPTS.unbroken
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        generated = state_of(self.model.lm._module).generated
+        state = state_of(self.model.lm._module)
+        generated, state.given = state.generated, None  # an interrupt passes by the hooks that forget what was given
         self._stack.close()
         ran = self._ran or generated > self._before[1]
         if kind is None and self.values and ran and self.count == self._before[0]:

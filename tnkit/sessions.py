@@ -5,10 +5,13 @@ whoever runs it. `TURN` is held while a trace runs and from the entry of an `Abl
 """
 
 import logging
+import signal
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from torch import nn
@@ -39,6 +42,60 @@ class Turn:
 
 
 TURN = Turn()
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+class Interrupts:
+    """Ctrl-C that waits while a function marked `unbroken` runs, so that no hook is left on a module by half.
+
+    Python can raise KeyboardInterrupt between any two steps, also before the first line of an `__exit__`. From `hold`
+    to `release`, an interrupt that arrives inside a marked function is raised once that function is done.
+    """
+
+    def __init__(self) -> None:
+        self._codes: set[CodeType] = set()
+        self._held = 0
+        self._before: Any = None
+        self._waiting = False
+
+    def unbroken(self, function: _Function) -> _Function:
+        """Mark a function, as a decorator."""
+        self._codes.add(function.__code__)
+        return function
+
+    def hold(self) -> None:
+        """Begin; only the main thread gets interrupts."""
+        if threading.current_thread() is threading.main_thread():
+            if not self._held and callable(before := signal.getsignal(signal.SIGINT)):
+                self._before = before
+                signal.signal(signal.SIGINT, self._arrived)
+            self._held += 1
+
+    def release(self) -> None:
+        """End, and raise what waits."""
+        if threading.current_thread() is threading.main_thread():
+            self._held -= 1
+            if not self._held and self._before is not None:
+                signal.signal(signal.SIGINT, self._before)
+            self.let_through()
+
+    def let_through(self) -> None:
+        """Raise what waits."""
+        if self._waiting:
+            self._waiting = False
+            self._before(signal.SIGINT, None)
+
+    def _arrived(self, number: int, frame: FrameType | None) -> None:
+        inner = frame
+        while inner is not None:
+            if inner.f_code in self._codes:
+                self._waiting = True
+                return
+            inner = inner.f_back
+        self._before(number, frame)
+
+
+INTERRUPTS = Interrupts()
 
 
 @dataclass

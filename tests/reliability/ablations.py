@@ -55,11 +55,7 @@ def interrupted(times: int) -> Counter[str]:
 
 def _stopped(run: Callable[[], object], seconds: float) -> bool:
     """Whether work was interrupted before it was done."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGALRM, interrupt)
+    before = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))  # as Ctrl-C does
     try:
         signal.setitimer(signal.ITIMER_REAL, seconds)
         run()

@@ -1,6 +1,9 @@
 """Ablation against plain PyTorch hooks, in captures and in generation; exact restoring; threads and wrappers."""
 
 import copy
+import itertools
+import signal
+import sys
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from operator import attrgetter
@@ -251,3 +254,44 @@ def test_another_thread_waits_and_does_not_run_the_ablated_module(caplog, monkey
             assert not wait([waiting], timeout=0.3).done
         assert torch.equal(waiting.result().post, expected)
     assert [record.message for record in caplog.records if "waiting for another thread" in record.message]
+
+
+def interrupting(code, nth):
+    """A profiler that sends SIGINT at the nth call that a function makes, itself included; and how many it has made."""
+    calls = [0]
+
+    def profile(frame, event, _):
+        inner = frame
+        while inner is not None and inner.f_code is not code:
+            inner = inner.f_back
+        if inner is not None and event == "call":
+            calls[0] += 1
+            if calls[0] == nth:
+                sys.setprofile(None)
+                signal.raise_signal(signal.SIGINT)
+
+    return profile, calls
+
+
+@pytest.mark.parametrize("method", ["__enter__", "__exit__"])
+def test_an_interrupt_on_entering_or_leaving_comes_after_it(method):
+    """Ctrl-C arrives at a call that entering or leaving makes; no hook stays, and the interrupt is not lost."""
+    model, before = tiny_model("llama"), signal.getsignal(signal.SIGINT)
+    plain = tn.capture(model, SENTENCES[:2], keep=["post"], progress=False).post
+    for nth in itertools.chain(range(1, 50), itertools.count(50, 211)):
+        profile, calls = interrupting(getattr(tn.Ablation, method).__code__, nth)
+        stopped = False
+        try:
+            sys.setprofile(profile)
+            with tn.Ablation(model, NEURONS, tokens="last"), tn.Ablation(model, NEURONS[:1]):
+                pass
+        except KeyboardInterrupt:
+            stopped = True
+        finally:
+            sys.setprofile(None)
+        assert not model.ablations and signal.getsignal(signal.SIGINT) is before
+        assert not model.module.model._forward_pre_hooks and "generate" not in vars(model.module)
+        if not stopped:
+            assert 50 < calls[0] < nth
+            break
+    assert torch.equal(tn.capture(model, SENTENCES[:2], keep=["post"], progress=False).post, plain)
