@@ -105,8 +105,6 @@ class Ablation:
     def __enter__(self) -> "Ablation":
         with ExitStack() as stack:
             stack.enter_context(TURN)
-            INTERRUPTS.hold()
-            stack.callback(INTERRUPTS.release)
             if self._active:
                 raise TnkitError("this ablation is active already; make another one to nest it")
             self.model.check_unchanged()

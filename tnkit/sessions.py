@@ -7,6 +7,7 @@ whoever runs it. `TURN` is held while a trace runs and from the entry of an `Abl
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -20,28 +21,10 @@ if TYPE_CHECKING:
     from tnkit.scopes import Given, Prompt
 
 _PATIENCE = 10  # seconds of waiting after which the log says so
+_POLL = 0.1  # seconds after which a waiting thread looks for Ctrl-C
 _LOG = logging.getLogger("tnkit")
 
 
-class Turn:
-    """A re-entrant lock, for `with`; a thread that waits for long says so in the log, once each time."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-
-    def __enter__(self) -> "Turn":
-        if not self._lock.acquire(timeout=_PATIENCE):
-            _LOG.warning(
-                "waiting for another thread that runs a trace or is inside an Ablation; it goes on once that one ends"
-            )
-            self._lock.acquire()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-
-TURN = Turn()
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -75,13 +58,13 @@ class Interrupts:
         """End, and raise what waits."""
         if threading.current_thread() is threading.main_thread():
             self._held -= 1
-            if not self._held and self._before is not None:
+            if not self._held and signal.getsignal(signal.SIGINT) == self._arrived:
                 signal.signal(signal.SIGINT, self._before)
             self.let_through()
 
     def let_through(self) -> None:
         """Raise what waits."""
-        if self._waiting:
+        if self._waiting and threading.current_thread() is threading.main_thread():
             self._waiting = False
             self._before(signal.SIGINT, None)
 
@@ -96,6 +79,42 @@ class Interrupts:
 
 
 INTERRUPTS = Interrupts()
+
+
+class Turn:
+    """A re-entrant lock, for `with`; a thread that waits for long says so in the log, once each time.
+
+    Ctrl-C cannot leave it locked: an interrupt that arrives while it is taken or given back waits until that is done.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    @INTERRUPTS.unbroken
+    def __enter__(self) -> "Turn":
+        INTERRUPTS.hold()
+        try:
+            started = time.monotonic()
+            while not self._lock.acquire(timeout=_POLL):
+                INTERRUPTS.let_through()
+                if started and time.monotonic() - started > _PATIENCE:
+                    started = 0.0
+                    _LOG.warning(
+                        "waiting for another thread that runs a trace or is inside an Ablation; it goes on once that "
+                        "one ends"
+                    )
+        except BaseException:
+            INTERRUPTS.release()
+            raise
+        return self
+
+    @INTERRUPTS.unbroken
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+        INTERRUPTS.release()
+
+
+TURN = Turn()
 
 
 @dataclass
