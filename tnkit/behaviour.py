@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from tnkit import storage
 from tnkit.batches import by_length, padded, provenance_of, tokenised
 from tnkit.errors import TnkitError
+from tnkit.fingerprints import check_ready
 from tnkit.generation import Answered, Continuations, answer_questions, continuations, languages_of
 from tnkit.interventions import Ablation
 from tnkit.models import Model
@@ -194,6 +195,7 @@ def perplexity(
             f"sentence {short} ({sentences[short]!r:.60}) has one token, of which none follows another; drop it"
         )
     nll = np.empty(len(ids))
+    check_ready(model)
     ablation = Ablation(model, neurons, tokens=tokens)
     with (
         ablation if ablation.values else nullcontext(),

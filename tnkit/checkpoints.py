@@ -22,7 +22,7 @@ _DTYPES = {
 }
 # What torch.compile, DataParallel, PEFT and FSDP put into the names of the weights that they save.
 _PREFIXES = {
-    r"^(?:module\.|base_model\.model\.)+": "",
+    r"^(?:module\.|base_model\.model\.|_orig_mod\.)+": "",
     r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.": "",
 }
 

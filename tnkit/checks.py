@@ -63,6 +63,8 @@ def proved(model: Model, readings: Iterable[Sites]) -> Model:
         TnkitError: where none is, where its states are not finite, or where they depend on later tokens or on padding.
     """
     kind, tried = type(model.lm._module).__name__, []
+    if model.ablations:
+        raise TnkitError(f"{kind} is inside an Ablation, where it cannot be checked; load it before or after that")
     for sites in readings:
         candidate = replace(model, sites=sites)
         try:

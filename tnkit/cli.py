@@ -273,6 +273,11 @@ def _sentence_flags(command: argparse.ArgumentParser, sentences: str) -> None:
     _flag(command, "lang_for_TN", required=True, help="language to study, as the file names it: ja")
     endings = ".tsv .csv .jsonl .json .parquet .arrow .xlsx .tmx .txt .pkl, or a folder"
     _flag(command, "sentence_path", required=True, help=f"{sentences}: {endings}")
+    _flag(command, "no_header", action="store_true", help="the first line is a row; languages are in column order")
+    _flag(command, "quoting", choices=("csv", "none"), help="of a .tsv file: quotes mark cells, or are text")
+    _flag(
+        command, "leaks", choices=("refuse", "drop"), default="refuse", help="training rows that are in the test split"
+    )
     _flag(command, "chat", action="store_true", help="wrap each sentence in the tokenizer's chat template")
 
 

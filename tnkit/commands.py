@@ -35,10 +35,11 @@ def demo(options: argparse.Namespace) -> None:
 
 def centroids(options: argparse.Namespace) -> None:
     from tnkit.centroids import estimate_centroids
+    from tnkit.languages import code_of
     from tnkit.sums import centroid
 
     hub = list(options.hub) if options.TN_Type == "type1" else []
-    if options.lang_for_TN in hub:
+    if code_of(options.lang_for_TN) in map(code_of, hub) and hub:
         raise TnkitError(f"--lang_for_TN {options.lang_for_TN} is also the hub; choose another hub with --hub")
     out = _out(options, "centroids", ".safetensors")
     texts = _sentences(options, [*hub, options.lang_for_TN])
@@ -233,7 +234,8 @@ def _neurons(path: str, model: "Model") -> "NeuronSet":
 def _sentences(options: argparse.Namespace, languages: list[str]) -> "Split":
     import tnkit as tn
 
-    corpus = tn.load_corpus(options.sentence_path, languages, test=0.0)
+    how = {"header": None if options.no_header else 0, "quoting": options.quoting, "leaks": options.leaks}
+    corpus = tn.load_corpus(options.sentence_path, languages, test=0.0, **how)
     texts = corpus["train"]
     if not texts[languages[0]]:
         raise TnkitError(

@@ -15,7 +15,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import compress
+from itertools import chain, compress
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _FIELD = "\0"  # between cells; no text may hold it
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _log = logging.getLogger("tnkit")
+_MANY = 20  # cells of which one value is a tag
 
 
 @dataclass(frozen=True)
@@ -252,6 +253,9 @@ def _checked(languages: Any, test: Any, limit: Any, leaks: str) -> list[str] | N
         wrong = next((one for one in languages if not isinstance(one, str)), None)
         if wrong is not None:
             raise TnkitError(f"languages holds {wrong!r}; give names of languages, such as ['en', 'ja']")
+    codes = Counter(filter(None, map(languages_module.code_of, languages or ())))
+    if again := [code for code, count in codes.items() if count > 1]:
+        raise TnkitError(f"the column {again[0]} is there or asked for twice; name each column once")
     if isinstance(test, bool) or not isinstance(test, int | float) or not 0 <= test <= 1:
         raise TnkitError(f"test={test!r} must be a share between 0 and 1")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, Integral) or limit < 1):
@@ -266,8 +270,11 @@ def _columns(name: str, frame: "pd.DataFrame", languages: list[str] | None) -> t
     frame = frame.set_axis(columns, axis=1)
     twice = {column for column, count in Counter(columns).items() if count > 1}
     named = [column for column in columns if column not in twice and _is_language(column, frame[column].tolist())]
+    if languages:  # a column that was not asked for decides the split only where it holds sentences
+        wanted = {*languages, *chain(*(languages_module.matching(language, named) for language in languages))}
+        named = [column for column in named if column in wanted or not _is_tag(frame[column].tolist())]
     asked = languages or [*named, *(column for column in twice if languages_module.code_of(column))]
-    found = {language: _column(name, language, columns, named) for language in asked}
+    found = {language: _column(name, language, frame, named) for language in asked}
     missing = [language for language, column in found.items() if column is None]
     if missing or not found:
         raise TnkitError(
@@ -288,11 +295,19 @@ def _is_language(name: str, cells: Sequence[object]) -> bool:
     return named and (not cells or any(isinstance(cell, str) for cell in cells))
 
 
-def _column(name: str, language: str, columns: list[str], named: list[str]) -> str | None:
-    """The column that a language was asked for."""
-    if language in columns:
-        return language
+def _is_tag(cells: Sequence[object]) -> bool:
+    """Whether few of many cells differ, as years and sources do and sentences never."""
+    filled = [cell for cell in cells if isinstance(cell, str) and cell.strip()]
+    return len(filled) >= _MANY and len(set(filled)) <= len(filled) / _MANY
+
+
+def _column(name: str, language: str, frame: "pd.DataFrame", named: list[str]) -> str | None:
+    """The column that a language was asked for; id is Indonesian only where it holds words, not the rows' numbers."""
     found = languages_module.matching(language, named)
+    if language in frame.columns and not (language == "id" and found):
+        cells = frame[language].tolist() if language == "id" else ["a"]
+        worded = any(isinstance(cell, str) and any(map(str.isalpha, cell)) for cell in cells)
+        return language if worded else None
     if len(found) > 1:
         raise TnkitError(f"{name} has more than one column for {language}: {', '.join(found)}; name one of them")
     return found[0] if found else None

@@ -177,7 +177,7 @@ def _fonts() -> Iterator[Finding]:
 
 def _keys() -> Iterator[Finding]:
     """Whether keys are set; they are never shown."""
-    import huggingface_hub
+    import huggingface_hub.constants
 
     offline = huggingface_hub.constants.HF_HUB_OFFLINE
     there = huggingface_hub.get_token() is not None

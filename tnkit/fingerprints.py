@@ -62,6 +62,48 @@ def check_repeatable(module: nn.Module) -> None:
             )
 
 
+def tell_hooks(model: Model) -> None:
+    """Warn of forward hooks that are not tnkit's on the blocks and on what is read inside them.
+
+    States are read before a hook on them acts, so that they are not those that the model goes on with.
+    """
+    if model.remote:
+        return
+    sites = [site for site in (model.sites.last_map, model.sites.mid, model.sites.attention, model.sites.norm) if site]
+    for number, block in enumerate(attrgetter(model.blocks_path)(model.module)):
+        for path, child in [("", block), *((f".{site}", attrgetter(site)(block)) for site in sites)]:
+            for owner, hook in _hooks(f"{model.blocks_path}.{number}{path}", child):
+                if not f"{_origin(hook)}.".startswith(_KNOWN):
+                    _LOG.warning(
+                        "%s has a forward hook of %s; states are read there before it acts", owner, _origin(hook)
+                    )
+
+
+def check_ready(model: Model) -> None:
+    """Refuse to predict tokens with a model that has no head, was changed since loading, or would draw at random.
+
+    Raises:
+        TnkitError: for a model without a head, and as `Model.check_unchanged` and `check_repeatable` do.
+    """
+    if not model.module.can_generate():
+        raise TnkitError(f"{model.name} has no output head to predict tokens; load it with AutoModelForCausalLM")
+    model.check_unchanged()
+    check_repeatable(model.module)
+
+
+def settings(model: Model) -> str:
+    """A digest of what decides a model's numbers beside weights and hooks: buffers, attributes, code and kernels.
+
+    >>> from tnkit.tests.tiny import tiny_model
+    >>> settings(tiny_model("llama")) == settings(tiny_model("llama")) != settings(tiny_model("gpt2"))
+    True
+    """
+    if model.remote or model.sharded:
+        return ""
+    structure = [(*rest, len(devices)) for *rest, devices, _ in _structure(model.module)]
+    return hashlib.sha256(repr([_kernels(), structure]).encode()).hexdigest()
+
+
 def fingerprint(model: Model) -> str | None:
     """Of all in a model that decides its numbers, as it is now; None, with a warning, where that cannot be told.
 

@@ -58,7 +58,7 @@ FOLDERS = (
 _ABOUT = re.compile(
     r"(?i)(^|/)_?(readme|license|licence|about|languages|labels|document_ids)[^/]*$|\.(ids|scores|xml)$"
 )
-_SPLIT = re.compile(r"(?:^|/)(train|validation|valid|dev|devtest|test)\b(?:[^/]*|/[^/]+)$")
+SPLIT = re.compile(r"(?:^|/)(train|validation|valid|val|dev|devtest|test)\b(?:[^/]*|/[^/]+)$")
 _SENTENCES = re.compile(r"(?:^|/)(?:[a-z]{3}_)?sentences(?:_detailed)?\.(?:csv|tsv)" + _PACKED + "$")
 _LINKS = re.compile(r"(?:^|/)(?:[a-z]{3}-[a-z]{3}_)?links\.(?:csv|tsv)" + _PACKED + "$")
 
@@ -93,7 +93,7 @@ def of_members(path: str, members: Members, languages: Sequence[str] | None) -> 
         if chosen:
             return _by_language(path, layout, chosen, members)
     readable = [name for name in members if is_table(name)]
-    splits = {name: match[1] for name in readable if (match := _SPLIT.search(name))}
+    splits = {name: match[1] for name in readable if (match := SPLIT.search(name))}
     if len(readable) == 1:
         return layouts.wide(f"{path}/{readable[0]}", _table(path, readable[0], members, languages), languages)
     if splits:
@@ -163,7 +163,7 @@ def _by_language(
     common = [split for split in next(iter(chosen.values())) if all(split in ones for ones in chosen.values())]
     if not common:
         raise TnkitError(f"{path}: no part is there in every language; it has {_said(chosen)}")
-    named = all(_SPLIT.search(split) for split in common)
+    named = all(SPLIT.search(split) for split in common)
     if len(common) > 1 and not named:
         raise TnkitError(f"{path} holds several corpora ({', '.join(common):.200}); name the files of one of them")
     frames = []

@@ -21,6 +21,7 @@ from tnkit import storage
 from tnkit.answers import Answer, QuestionScores, score
 from tnkit.batches import by_length, provenance_of, tokenised
 from tnkit.errors import TnkitError
+from tnkit.fingerprints import check_ready
 from tnkit.interventions import Ablation
 from tnkit.models import Model
 from tnkit.sessions import TURN
@@ -319,6 +320,7 @@ def _generate(
     batch_tokens: int,
     progress: bool,
 ) -> tuple[str, ...]:
+    check_ready(model)
     ids = tokenised(model, prompts, whole=True)
     longest = max(map(len, ids))
     if max_new_tokens < 1 or (model.context and longest + max_new_tokens > model.context):

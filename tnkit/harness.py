@@ -25,6 +25,7 @@ import numpy as np
 
 from tnkit import storage
 from tnkit.errors import TnkitError, first_line
+from tnkit.fingerprints import check_ready
 from tnkit.interventions import Ablation
 from tnkit.models import Model
 from tnkit.task_files import refuse_code, refuse_dataset_code, sandboxed_templates
@@ -136,6 +137,7 @@ def evaluate(
     if limit is not None and limit <= 0:
         raise TnkitError(f"limit={limit} must be a positive number of documents, a share below 1, or None for all")
     lm_eval = _lm_eval()
+    check_ready(model)
     ablation = Ablation(model, neurons, tokens=tokens)
     options = {"tasks": tasks, "limit": limit, "num_fewshot": num_fewshot, "bootstrap_iters": 1000}
     quiet = contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO())

@@ -25,7 +25,7 @@ from tnkit import parallel, storage
 from tnkit.activations import Activations
 from tnkit.errors import TnkitError, one_of
 from tnkit.models import Model
-from tnkit.neurons import NeuronSet
+from tnkit.neurons import NeuronSet, pairs_of
 from tnkit.provenance import check_made_with
 from tnkit.scopes import TOKENS, chosen_now, decoder_of, last_words, watched
 from tnkit.sessions import INTERRUPTS, TURN, state_of
@@ -51,7 +51,7 @@ class Ablation:
         scale: multiply the activations by this instead of setting them.
         tokens: "last" acts on the last token of the prompt only, "last_word" on the last one that is not punctuation,
             "prompt" on every token of it and on no decoded one, "all" on every token, decoded ones included. Padding is
-            never counted.
+            not counted where a 2-D mask tells it.
 
     Attributes:
         count: how many (token, neuron) values have been set so far.
@@ -84,6 +84,7 @@ class Ablation:
         value = _checked_value(value, means, scale)
         self.model, self.tokens, self.scale, self.count = model, tokens, scale, 0
         self.neurons = neurons_of(model, neurons)
+        self._means = {} if means is None else means.provenance
         if means is not None:
             _check_means(model, means)
         self.values = {
@@ -108,6 +109,7 @@ class Ablation:
             if self._active:
                 raise TnkitError("this ablation is active already; make another one to nest it")
             self.model.check_unchanged()
+            self._check_origin()
             self._active = True
             stack.callback(setattr, self, "_active", False)
             state = state_of(self.model.lm._module)
@@ -136,6 +138,11 @@ class Ablation:
                 "were not called as modules, or the tokens to set were all in a cache; call the module itself, without "
                 "past_key_values"
             )
+
+    def _check_origin(self) -> None:
+        """Refuse neurons and means of another model than the module is now, which may have changed since."""
+        check_made_with(self.model, self.neurons.provenance, "these neurons")
+        check_made_with(self.model, self._means, "the means")
 
     def _hook(self, stack: ExitStack) -> None:
         """Register what notes the tokens of each forward pass, and what sets the neurons."""
@@ -220,7 +227,7 @@ def neurons_of(model: Model, neurons: Iterable[tuple[int, int]]) -> NeuronSet:
     """
     shape = (model.n_layers, model.n_neurons)
     if not isinstance(neurons, NeuronSet):
-        return NeuronSet(tuple(neurons), shape)
+        return NeuronSet(pairs_of(neurons), shape)
     if neurons.shape != shape:
         raise TnkitError(
             f"the neurons are of a model of {neurons.shape} (layers, neurons a layer), and {model.name} has {shape}; "

@@ -27,8 +27,9 @@ from tnkit.batches import (
     tokenised,
 )
 from tnkit.errors import TnkitError, whole_number
+from tnkit.fingerprints import settings
 from tnkit.interventions import Ablation
-from tnkit.models import Model, check_layers
+from tnkit.models import Model, check_layers, hashed_once
 from tnkit.passes import KEEP, capture
 from tnkit.scopes import Prompt, decoder_of, parameters, prompts
 from tnkit.sessions import TURN
@@ -90,6 +91,7 @@ class LastToken:
         self.position, self.suffix = position, suffix
         tokens = tokenised(model, sentences, whole=position == "end", suffix=suffix)
         with TURN:
+            self._settings = settings(model)
             self.about = read_from(model, sentences, tokens, position=position, suffix=suffix)
             if position == "last_word":  # nothing after the token that is read changes it
                 places = read_places(model, tokens, position)
@@ -116,8 +118,8 @@ class LastToken:
             TnkitError: under other ablations or with other weights than when this was made.
         """
         scope = "last_word" if self.position == "last_word" else "last"
-        ablation = Ablation(self.model, neurons, tokens=scope, **how)
-        with TURN:
+        with TURN, hashed_once(self.model):
+            ablation = Ablation(self.model, neurons, tokens=scope, **how)
             about = self._check_state()
             about |= {"ablations": [*about.get("ablations", []), ablation.about]}
             with ablation:
@@ -139,7 +141,7 @@ class LastToken:
                 "this LastToken was made under other ablations than are active now, so its prefix is of another model; "
                 "make it anew inside them"
             )
-        if now["model"] != self.about["model"]:
+        if now["model"] != self.about["model"] or settings(self.model) != self._settings:
             raise TnkitError(
                 f"{self.model.name} was changed after this LastToken was made, so its prefix is of another model; make "
                 "it anew"

@@ -75,9 +75,11 @@ def wide(name: str, source: Any, languages: Sequence[str] | None = None) -> "pd.
     frame = _frame(name, source, languages)
     frame = frame.set_axis([str(column) for column in frame.columns], axis=1)
     columns = list(frame.columns)
-    if not languages or not all(matching(language, columns) for language in languages):
-        layout = next((read for fits, read in LAYOUTS if fits(columns)), None)
-        long = next((layout for layout in LONG if layout.fits(columns)), None)
+    layout = next((read for fits, read in LAYOUTS if fits(columns)), None)
+    long = next((layout for layout in LONG if layout.fits(columns)), None)
+    keys = {*long.language, long.text, *long.keys} if long else {"id"} if layout else set()  # where "id" numbers rows
+    plain = [column for column in columns if column not in keys]
+    if not languages or not all(matching(language, plain) for language in languages):
         if layout is not None:
             frame = layout(name, frame, languages)
         elif long is not None:
@@ -124,7 +126,10 @@ def joined(name: str, parts: Mapping[str, "pd.DataFrame"], keys: Sequence[str]) 
             raise TnkitError(f"{name}: its languages have different numbers of rows ({counts}); they are not parallel")
         frame = pd.DataFrame({language: part["text"].to_list() for language, part in parts.items()}, dtype=object)
         if splits:
-            frame["split"] = next(iter(parts.values()))["split"].to_list()
+            first, *others = (part["split"].to_list() for part in parts.values())
+            if any(other != first for other in others):
+                raise TnkitError(f"{name}: its languages have different splits in the same rows; they are not parallel")
+            frame["split"] = first
         return frame
     texts = {}
     for language, part in parts.items():

@@ -193,12 +193,19 @@ class Model:
             architecture.check_plain(self.lm._module)
         else:
             architecture.check_plain(self._blocks[layer], f"{self.blocks_path}.{layer}")
+        reload = f"was replaced after {self.name} was loaded; load the module again"
+        if len(self._blocks) != self.n_layers:
+            raise TnkitError(f"{self.blocks_path}, a list of {self.n_layers} blocks, {reload}")
+        read = [site for site in (self.sites.mid, self.sites.attention, self.sites.norm) if site]
         for number in range(self.n_layers) if layer is None else [layer]:
+            for where in (f"{self.blocks_path}.{number}.{site}" for site in read):
+                if attrgetter(where)(self.lm)._module is not attrgetter(where)(self.lm._module):
+                    raise TnkitError(f"{where} {reload}")
             where = f"{self.blocks_path}.{number}.{self.sites.last_map}"
             last_map = attrgetter(self.sites.last_map)(self._blocks[number])
             architecture.check_map(last_map, where)
             if attrgetter(where)(self.lm)._module is not last_map:
-                raise TnkitError(f"{where} was replaced after {self.name} was loaded; load the module again")
+                raise TnkitError(f"{where} {reload}")
 
     def value_vectors(self, layer: int) -> Float[Tensor, "neuron hidden"]:
         """The value vectors of a layer, one neuron a row: a view, in the model's dtype and on the layer's device.
@@ -263,7 +270,8 @@ class Model:
         """
         if self.remote:
             return self._there[0]
-        return self._gathered_hash if self.sharded else weights_hash(self.module)
+        kept = state_of(self.module).weights
+        return kept or (self._gathered_hash if self.sharded else weights_hash(self.module))
 
     @cached_property
     def _gathered_hash(self) -> str:
@@ -403,6 +411,17 @@ def load_model(
         raise TnkitError(checkpoints.cannot_load(name, error, packaged.MODELS)) from error
     with _told(type(lm._module).__name__):
         return _wrap(lm, tokenizer, name, revision, there, template)
+
+
+@contextmanager
+def hashed_once(model: Model) -> Iterator[None]:
+    """A context in which the weights are read once for all that ask for their hash; they must not change in it."""
+    state = state_of(model.lm._module)
+    outer, state.weights = state.weights, model.weights_hash
+    try:
+        yield
+    finally:
+        state.weights = outer
 
 
 def check_layers(model: Model, layers: Iterable[SupportsIndex]) -> tuple[int, ...]:

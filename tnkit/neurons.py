@@ -8,6 +8,7 @@ type1.save("ja-type1.json"); tn.NeuronSet.load("ja-type1.json")
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
@@ -24,6 +25,21 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Pair = tuple[int, int]
+
+
+def pairs_of(neurons: Iterable[Iterable[SupportsIndex]]) -> tuple[tuple[int, int], ...]:
+    """(layer, neuron) pairs of int, of pairs as numpy, PyTorch or JSON hold them.
+
+    Raises:
+        TnkitError: for anything else.
+
+    >>> pairs_of(np.array([[1, 7]])), pairs_of([[3, 17]])
+    (((1, 7),), ((3, 17),))
+    """
+    try:
+        return tuple((index(layer), index(neuron)) for layer, neuron in neurons)
+    except (TypeError, ValueError) as error:
+        raise TnkitError("neurons must be pairs of whole numbers, (layer, neuron), such as [(3, 17)]") from error
 
 
 @dataclass(frozen=True)
@@ -49,6 +65,7 @@ class NeuronSet(Sequence[Pair]):
 
     def __post_init__(self) -> None:
         layers, width = self.shape
+        object.__setattr__(self, "pairs", pairs_of(self.pairs))
         seen = set(self.pairs)
         if len(seen) != len(self.pairs):
             twice = next(pair for pair, count in Counter(self.pairs).items() if count > 1)

@@ -32,7 +32,7 @@ from tnkit.batches import (
     tokenised,
 )
 from tnkit.errors import TnkitError, one_of, whole_number
-from tnkit.fingerprints import fingerprint
+from tnkit.fingerprints import fingerprint, tell_hooks
 from tnkit.models import Model, check_layers
 from tnkit.shards import Shards
 from tnkit.tokens import special_ids
@@ -289,6 +289,7 @@ def plan(
     """
     keep = chosen_sites(keep)
     model.check_unchanged()
+    tell_hooks(model)
     layers = check_layers(model, range(model.n_layers) if layers is None else layers)
     check_position(model, position)
     batch_tokens = None if batch_tokens is None else whole_number("batch_tokens", batch_tokens, at_least=1)

@@ -127,6 +127,7 @@ class State:
         given: what the call under way was given, and by which module it was noted.
         prompt: the prompts of the call of `generate` under way.
         generated: how many calls of `generate` there have been.
+        weights: the hash of its weights, while `tnkit.models.hashed_once` keeps it.
     """
 
     entered: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
@@ -135,6 +136,7 @@ class State:
     given: "Given | None" = None
     prompt: "Prompt | None" = None
     generated: int = 0
+    weights: str | None = None
 
     @property
     def ablations(self) -> list[dict[str, Any]]:

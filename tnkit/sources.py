@@ -38,6 +38,8 @@ def read(
     {'en': ['Hi!'], 'it': ['Ciao!']}
     """
     how = {"header": header, "quoting": quoting}
+    if isinstance(source, str) and not source.strip():
+        raise TnkitError("the name of the corpus is empty; give a file, a folder or the name of a data set")
     if isinstance(source, str | Path):
         name = Path(source).name if Path(source).suffix else str(source)
         return name, _of_path(name, source, languages, how)
@@ -98,9 +100,10 @@ def _parallel(paths: Mapping[str, str | Path], how: dict[str, Any]) -> "pd.DataF
         if file.ending in readers.READERS:
             frame = layouts.wide(file.path, readers.read_table(file, [language], **how), [language])
             texts = frame[layouts.only(file.path, language, list(frame.columns))].to_list()
+            split = {"split": frame["split"].to_list()} if "split" in frame else {}
         else:
-            texts = file.lines()
-        parts[language] = pd.DataFrame({"text": texts}, dtype=object)
+            texts, split = file.lines(), {}
+        parts[language] = pd.DataFrame({"text": texts, **split}, dtype=object)
     return layouts.joined(" + ".join(Path(path).name for path in paths.values()), parts, ())
 
 
@@ -117,6 +120,9 @@ def _of_files(paths: Sequence[str | Path], languages: Sequence[str] | None, how:
         raise TnkitError(
             f"{paths[0]} and the other files have other columns; give files of the same, or one for each language"
         )
+    splits = [folders.SPLIT.search(str(path)) for path in paths]
+    if all(splits) and "split" not in frames[0]:
+        frames = [frame.assign(split=match[1]) for frame, match in zip(frames, splits, strict=True) if match]
     return pd.concat(frames, ignore_index=True)
 
 

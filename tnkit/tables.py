@@ -100,7 +100,7 @@ def _headed(file: File, rows: Rows) -> "pd.DataFrame":
     header = [name.strip() for name in rows[0]]
     if len({*header}) != len(header):
         raise TnkitError(f"{file.path}, line 1: a column is named twice in {header}; name each column once")
-    if not any(name in _NAMES or (len(name) < 40 and code_of(name)) for name in header) and not any(
+    if not any(name in _NAMES or _names_language(name) for name in header) and not any(
         matching(language, header) for language in file.languages or ()
     ):
         raise TnkitError(
@@ -108,6 +108,12 @@ def _headed(file: File, rows: Rows) -> "pd.DataFrame":
             "for a file without a header, give header=None and languages= in the order of its columns"
         )
     return pd.DataFrame(rows[1:], columns=header)
+
+
+def _names_language(name: str) -> bool:
+    """Whether a cell of the first line names a language, and is no word such as "No" or "Hi"."""
+    is_word = len(name) < 4 and name[:1].isupper() and not name.isupper()
+    return len(name) < 40 and not is_word and code_of(name) is not None
 
 
 def _export_columns(file: File, export: Export) -> list[str]:

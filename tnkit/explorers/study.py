@@ -15,6 +15,7 @@ from tnkit.corpora import Corpus
 from tnkit.detection import KINDS, Detection, detect_steps
 from tnkit.errors import TnkitError
 from tnkit.experiments import BY_STATES
+from tnkit.fingerprints import settings
 from tnkit.interventions import Ablation
 from tnkit.last_token import PLACES, LastToken
 from tnkit.models import Model
@@ -93,17 +94,18 @@ class Study:
         study = _STUDIES.get(key)
         if study is None:
             study = _STUDIES[key] = cls(model, corpus, languages=languages, **options)
-        study.weights()
+        study.weights(now=True)
         study.found |= found or {}
         return study
 
-    def weights(self) -> str:
-        """The hash of the model's weights; where they have changed, everything computed with the old ones is dropped.
+    def weights(self, *, now: bool = False) -> str:
+        """A digest of the model as it is; where it has changed, everything computed with the old one is dropped.
 
-        It looks at most once a second.
+        Args:
+            now: look at once; otherwise at most once a second.
         """
-        if time.monotonic() - self._looked > _LOOK:
-            weights = self.model.weights_hash
+        if now or time.monotonic() - self._looked > _LOOK:
+            weights = f"{self.model.weights_hash} {settings(self.model)}"
             if weights != self._weights:
                 self._weights = weights
                 self._kept.clear()

@@ -411,3 +411,21 @@ def test_a_head_that_does_more_than_is_known_runs_as_a_whole(head, monkeypatch):
             logits = module(input_ids=ids).logits[0, :-1]
         losses.append(float(torch.nn.functional.cross_entropy(logits, ids[0, 1:])))
     assert np.allclose(found.nll, losses, atol=2e-5, rtol=1e-5)
+
+
+def test_what_would_not_come_again_or_has_no_head_is_refused():
+    module = copy.deepcopy(tiny_module("gpt2"))
+    model = tn.load_model(module, tokenizer=byte_tokenizer())
+    headless = tn.load_model(copy.deepcopy(tiny_module("llama")).model, tokenizer=byte_tokenizer())
+    for run in (
+        lambda one: perplexity(one, ["Hello"], progress=False),
+        lambda one: continuations(one, ["Hello"], languages=["en", "ja"], max_new_tokens=2, progress=False),
+    ):
+        module.train()
+        with pytest.raises(tn.TnkitError, match="training mode"):
+            run(model)
+        module.eval()
+        with pytest.raises(tn.TnkitError, match="autocast"), torch.autocast("cpu", torch.bfloat16):
+            run(model)
+        with pytest.raises(tn.TnkitError, match="no output head"):
+            run(headless)

@@ -376,3 +376,69 @@ def test_what_is_no_source_ends_in_a_sentence(source):
 def test_options_of_another_kind_end_in_a_sentence(options, message):
     with pytest.raises(tn.TnkitError, match=message):
         corpora._checked(*options, "refuse")
+
+
+EN = [f"I can see {number} houses from the hill." for number in range(40)]
+ID = [f"Aku melihat {number} rumah dari bukit." for number in range(40)]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        pd.DataFrame({"id": [*map(str, range(80))], "lang": ["id"] * 40 + ["en"] * 40, "text": [*ID, *EN]}).drop(
+            columns="id"
+        ),
+        pd.DataFrame({"id": [*range(40)] * 2, "lang": ["ind"] * 40 + ["eng"] * 40, "text": [*ID, *EN]}),
+        [
+            {"id": str(row), "translation": {"en": en, "id": text}}
+            for row, (en, text) in enumerate(zip(EN, ID, strict=True))
+        ],
+        pd.DataFrame({"id": [*map(str, range(40))], "en": EN, "ind_Latn": ID}),
+        pd.DataFrame({"en": EN, "id": ID}),
+    ],
+    ids=["long", "long with numbers", "nested", "beside numbers", "wide"],
+)
+def test_indonesian_is_never_the_number_of_the_row(source):
+    corpus = tn.load_corpus(source, ["en", "id"], test=0.0)
+    assert [*corpus["train"]["id"]] == ID and [*corpus["train"]["en"]] == EN
+
+
+def test_numbers_of_rows_are_no_indonesian():
+    with pytest.raises(tn.TnkitError, match="no column for id"):
+        tn.load_corpus([{"id": str(row), "url": "u", "text": text} for row, text in enumerate(ID)], ["id"])
+
+
+@pytest.mark.parametrize("tags", [["2020"] * 40, ["OPUS", "TED"] * 20], ids=["year", "source"])
+@pytest.mark.parametrize("column", ["ts", "co"])
+def test_tags_under_the_code_of_a_language_do_not_decide_the_split(column, tags):
+    corpus = tn.load_corpus(pd.DataFrame({"en": EN, "id": ID, column: tags}), ["en", "id"])
+    assert len(corpus["test"]["en"]) == 20
+
+
+def test_splits_of_files_are_kept(tmp_path):
+    split = ["train"] * 25 + ["test"] * 15
+    for language, texts in {"en": EN, "id": ID}.items():
+        pd.DataFrame({language: texts, "split": split}).to_csv(tmp_path / f"x.{language}.csv", index=False)
+    for start, stop, name in ((0, 25, "train"), (25, 40, "test")):
+        pd.DataFrame({"en": EN[start:stop], "id": ID[start:stop]}).to_csv(
+            tmp_path / f"{name}.tsv", sep="\t", index=False
+        )
+    for source in (
+        {"en": tmp_path / "x.en.csv", "id": tmp_path / "x.id.csv"},
+        [tmp_path / "train.tsv", tmp_path / "test.tsv"],
+    ):
+        corpus = tn.load_corpus(source, ["en", "id"])
+        assert [*corpus["train"]["id"]] == ID[:25] and [*corpus["test"]["en"]] == EN[25:]
+
+
+def test_one_language_under_two_names_and_an_empty_name_are_refused():
+    with pytest.raises(tn.TnkitError, match="column en is there or asked for twice"):
+        tn.load_corpus(pd.DataFrame({"en": EN, "English": ID}), ["en", "English"])
+    with pytest.raises(tn.TnkitError, match="name of the corpus is empty"):
+        tn.load_corpus("")
+
+
+def test_a_first_line_of_words_is_no_header(tmp_path):
+    (tmp_path / "x.tsv").write_text("No\tnee\nHi.\tHoi.\n")
+    with pytest.raises(tn.TnkitError, match="header"):
+        tn.load_corpus(tmp_path / "x.tsv")

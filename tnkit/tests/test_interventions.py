@@ -295,3 +295,28 @@ def test_an_interrupt_on_entering_or_leaving_comes_after_it(method):
             assert 50 < calls[0] < nth
             break
     assert torch.equal(tn.capture(model, SENTENCES[:2], keep=["post"], progress=False).post, plain)
+
+
+def test_neurons_and_means_are_checked_again_on_entering():
+    module = copy.deepcopy(tiny_module("llama"))
+    model = tn.load_model(module, tokenizer=byte_tokenizer())
+    means = tn.capture(model, SENTENCES[:2], keep=["activations"], progress=False)
+    ablation = tn.Ablation(model, NEURONS, value="mean", means=means)
+    module.model.layers[0].mlp.down_proj.weight.data.mul_(2)
+    with pytest.raises(tn.TnkitError, match="the means were made with"), ablation:
+        pass
+    assert not model.ablations
+
+
+def test_a_model_is_not_loaded_inside_an_ablation():
+    model = tiny_model("llama")
+    with tn.Ablation(model, []), pytest.raises(tn.TnkitError, match="is inside an Ablation"):
+        tn.load_model(model.module, tokenizer=byte_tokenizer())
+
+
+def test_a_hook_on_what_is_read_is_a_warning(caplog):
+    module = copy.deepcopy(tiny_module("llama"))
+    model = tn.load_model(module, tokenizer=byte_tokenizer())
+    module.model.layers[1].register_forward_hook(lambda *_: None)
+    tn.capture(model, SENTENCES[:2], keep=["post"], progress=False)
+    assert "model.layers.1 has a forward hook of tnkit.tests" in caplog.text

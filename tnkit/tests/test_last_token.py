@@ -184,3 +184,23 @@ def test_what_changed_since_is_refused():
         prefix.capture(NEURONS)
     weight.data[3, 4] = old
     assert torch.equal(prefix.capture(NEURONS).post, before)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda module: module.model.rotary_emb.inv_freq.mul_(1.7),
+        lambda module: setattr(module.model.layers[1].self_attn, "scaling", 3.0),
+        lambda module: setattr(module.model.layers[1].mlp, "act_fn", torch.nn.Tanh().eval()),
+        lambda module: module.model.norm.weight.data.mul_(2),
+    ],
+    ids=["buffer", "attribute", "activation function", "weight"],
+)
+def test_a_prefix_of_a_model_that_was_changed_is_refused(edit):
+    module = copy.deepcopy(tiny_module("llama"))
+    model = tn.load_model(module, tokenizer=byte_tokenizer())
+    prefix = LastToken(model, SENTENCES[:3], keep=["post"], progress=False)
+    prefix.capture([(1, 7)])
+    edit(module)
+    with pytest.raises(tn.TnkitError, match="was changed after this LastToken was made"):
+        prefix.capture([(1, 7)])

@@ -3,11 +3,14 @@
 import json
 import pickle
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import tnkit as tn
+from tnkit.neurons import pairs_of
 
 SHAPE = (4, 6)
 pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), unique=True).map(tuple)
@@ -105,3 +108,16 @@ def test_an_empty_set_has_frames_and_plots():
 def test_the_plot_counts_neurons_by_layer():
     found = tn.NeuronSet(((0, 1), (2, 3), (2, 4)), SHAPE)
     assert [bar.get_height() for bar in found.plot().patches] == [1, 0, 2, 0]
+
+
+@pytest.mark.parametrize("hold", [np.array, torch.tensor, list, lambda pairs: [list(pair) for pair in pairs]])
+def test_neurons_are_pairs_of_int_however_they_are_held(hold, tmp_path):
+    chosen = tn.NeuronSet(pairs_of(hold([(1, 7), (0, 3)])), (4, 48))
+    assert chosen.pairs == ((1, 7), (0, 3)) and all(type(one) is int for pair in chosen.pairs for one in pair)
+    assert tn.NeuronSet.load(chosen.save(tmp_path / "n.json")) == chosen
+
+
+@pytest.mark.parametrize("neurons", [(1, 7), [(1, 7, 2)], [("a", 1)], [(1.5, 2)], 3])
+def test_what_is_no_pair_is_refused_in_a_sentence(neurons):
+    with pytest.raises(tn.TnkitError, match="must be pairs of whole numbers"):
+        pairs_of.__wrapped__(neurons) if hasattr(pairs_of, "__wrapped__") else pairs_of(neurons)
