@@ -90,7 +90,7 @@ def test_spaces(lab, page):
     with seen.redrawn():
         seen.root.get_by_label("Italian").uncheck()
     seen.root.get_by_label("Japanese").press("Space")
-    expect(seen.root.get_by_role("alert")).to_contain_text("show at least two languages")
+    expect(seen.root.get_by_role("alert")).to_contain_text("select at least two languages")
     seen.root.get_by_label("Japanese").press("Space")
     expect(seen.root.get_by_role("alert")).to_have_count(0)
     seen.check()
@@ -253,7 +253,7 @@ def test_detection(lab, page):
     found = tn.Detection.load(lab.root / "detections" / "ja-type1")
     assert (len(found.neurons), found.scores.distance, found.scores.layers) == (12, "euclidean", [1, 2])
     with saved(lab, seen) as about:
-        assert about == {"language": "ja", "type": "Type-1", "distance": "euclidean", "top": 12}
+        assert about == {"language": "ja", "type": "Type-1", "distance": "euclidean", "position": "last", "top": 12}
     seen.box("Model").fill("nobody/nothing")
     page.keyboard.press("Enter")
     run.click()
@@ -282,7 +282,7 @@ explorer
 def test_a_broken_explorer_is_caught(lab, page):
     seen = Seen(lab.open(page, "broken", [SETUP, BROKEN]), page)
     seen.slider("Layer").press("Home")
-    expect(seen.root.get_by_role("alert")).to_contain_text("this did not work (TypeError")
+    expect(seen.root.get_by_role("alert")).to_contain_text("unexpected TypeError")
     with pytest.raises(AssertionError):
         seen.check(patience=2000)
 
