@@ -80,11 +80,7 @@ def decoder_of(model: "Model") -> nn.Module:
 
 @contextmanager
 def watched(model: "Model") -> Iterator[None]:
-    """A context in which it is noted what the module, and those around its blocks, are called with.
-
-    Raises:
-        TnkitError: for a compiled module, which passes hooks by.
-    """
+    """A context in which it is noted what the module, and those around its blocks, are called with."""
     state = state_of(model.module)
     if not state.watchers:
         state.hooks = _watch(model, state)
