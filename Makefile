@@ -27,7 +27,7 @@ test: install
 	$(BIN)/python -m pytest
 
 # The tests that compare numbers, with the kernels of other processors and with 1 and 2 threads.
-# NAMES="avx2-2" is one setting, ARGS="tnkit/tests/test_scoring.py" some tests.
+# NAMES="avx2-2" is one setting, ARGS="tnkit/tests/detection/test_scoring.py" some tests.
 test-kernels: install
 	NAMES="$(NAMES)" ARGS="$(ARGS)" tests/kernels $(BIN)/python
 

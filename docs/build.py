@@ -16,7 +16,7 @@ OUT = ROOT / "build" / "docs"
 
 def modules() -> list[str]:
     """Every module of the package but its tests."""
-    files = [*ROOT.glob("tnkit/[a-z]*.py"), *ROOT.glob("tnkit/explorers/[a-z]*.py")]
+    files = [path for path in ROOT.glob("tnkit/**/[a-z]*.py") if "tests" not in path.parts]
     return sorted(".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files)
 
 

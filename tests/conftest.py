@@ -18,7 +18,7 @@ def saved_models(tmp_path_factory):
     import torch
     import transformers
 
-    from tnkit.tests.tiny import byte_tokenizer, tiny_config, tiny_module
+    from tnkit.testing import byte_tokenizer, tiny_config, tiny_module
 
     modules = {"model": tiny_module("llama"), "other": copy.deepcopy(tiny_module("llama"))}
     with torch.no_grad():

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 import tnkit as tn
-from tnkit import cli, shards
-from tnkit.detection import detect_towards
-from tnkit.tests.tiny import byte_tokenizer, tiny_module
+from tnkit.captures import shards
+from tnkit.cli import main as cli
+from tnkit.detection.detect import detect_towards
+from tnkit.testing import byte_tokenizer, tiny_module
 
 ENGLISH = ["Good morning.", "See you later, then.", "I like tea.", "It rains.", "Where is it?", "We walk home."]
 JAPANESE = ["おはよう。", "またあとでね。", "お茶が好き。", "雨が降る。", "どこ？", "歩いて家に帰る。"]
@@ -237,7 +238,7 @@ def test_the_cache_is_used_shown_and_cleared(tnkit, monkeypatch):
     for out in ("a.json", "b.json"):
         assert tnkit(f"centroids {both} --out c.safetensors")[0] == 0
         assert tnkit(f"detect {both} --top_n 10 --centroids_path c.safetensors --out {out}")[0] == 0
-        monkeypatch.setattr("tnkit.passes.trace_blocks", lambda *_, **__: pytest.fail("a pass was run"))
+        monkeypatch.setattr("tnkit.captures.passes.trace_blocks", lambda *_, **__: pytest.fail("a pass was run"))
     assert Path("a.json").read_bytes() == Path("b.json").read_bytes()
     code, out, err = tnkit("cache")
     assert (code, err) == (0, "")
@@ -333,7 +334,7 @@ def test_wrong_usage(tnkit, line, said):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("two\nlines")], ids=["Ctrl-C", "a bug"])
-@pytest.mark.parametrize("place", ["tnkit.passes.trace_blocks", "os.fsync"])
+@pytest.mark.parametrize("place", ["tnkit.captures.passes.trace_blocks", "os.fsync"])
 @pytest.mark.parametrize("line", [CENTROIDS, f"{DETECT} --scores s.safetensors"], ids=["centroids", "detect"])
 def test_a_run_cut_short_leaves_nothing(tnkit, monkeypatch, line, place, error):
     def stop(*_, **__):

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import tnkit as tn
-from tnkit import cli
+from tnkit.cli import main as cli
 
 ENGLISH = ["Good morning.", "See you later, then.", "I like tea.", "It rains.", "Where is it?", "We walk home."]
 ITALIAN = ["Buongiorno.", "A dopo, allora.", "Mi piace il tè.", "Piove.", "Dov'è?", "Andiamo a casa a piedi."]

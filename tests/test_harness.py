@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import tnkit as tn
-from tnkit import harness
-from tnkit.task_files import refuse_code, refuse_dataset_code
-from tnkit.tests.test_behaviour import planted
-from tnkit.tests.tiny import byte_tokenizer, tiny_model, tiny_module
+from tnkit.measures import harness
+from tnkit.measures.task_files import refuse_code, refuse_dataset_code
+from tnkit.testing import byte_tokenizer, tiny_model, tiny_module
+from tnkit.tests.measures.test_behaviour import planted
 
 lm_eval = pytest.importorskip("lm_eval")
 from lm_eval.tasks._index import Kind  # noqa: E402

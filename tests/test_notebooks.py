@@ -5,8 +5,8 @@ import base64
 import io
 import re
 import statistics
-from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import jupytext
 import nbformat
@@ -47,7 +47,7 @@ def tiny_folder(tmp_path_factory):
     """A tiny random model that reads sentences of a few hundred bytes."""
     import transformers
 
-    from tnkit.tests.tiny import byte_tokenizer, tiny_config
+    from tnkit.testing import byte_tokenizer, tiny_config
 
     config = tiny_config("llama")
     config.max_position_embeddings = 1024
@@ -146,13 +146,12 @@ def test_it_uses_public_names_only(pair):
 
 
 def is_public(module, name):
-    """Whether a module of the kit offers a name: it lists it, or defines it."""
-    if module not in tn._MODULES:
-        return hasattr(getattr(tn, module), name)
-    found = import_module(f"tnkit.{module}")
-    return (
-        name in getattr(found, "__all__", ()) or getattr(found.__dict__.get(name), "__module__", "") == found.__name__
-    )
+    """Whether a name of the kit offers another: a module lists it or defines it, a class has it."""
+    found = getattr(tn, module)
+    if not isinstance(found, ModuleType):
+        return hasattr(found, name)
+    listed = getattr(found, "__all__", ())
+    return name in listed or getattr(found.__dict__.get(name), "__module__", "") == found.__name__
 
 
 def test_its_outputs_are_clean(source, pair):

@@ -7,7 +7,8 @@ import torch
 from filelock import FileLock
 
 import tnkit as tn
-from tnkit import cli, packaged
+from tnkit.cli import main as cli
+from tnkit.models import packaged
 from tnkit.tests import oracle
 
 pytestmark = pytest.mark.real

@@ -14,18 +14,21 @@ import torch
 import transformers
 
 import tnkit as tn
-from tnkit import cli, parallel
-from tnkit.passes import plan
-from tnkit.tests.test_shards import one_thread
-from tnkit.tests.tiny import SENTENCES, byte_tokenizer, tiny_config, tiny_model, tiny_module
+from tnkit import processes as parallel
+from tnkit.captures.passes import plan
+from tnkit.cli import main as cli
+from tnkit.testing import SENTENCES, byte_tokenizer, tiny_config, tiny_model, tiny_module
+from tnkit.tests.captures.test_shards import one_thread
 
 TEXTS = [text[:length] for length in (40, 25, 12, 7, 3) for text in SENTENCES]
 SCRIPT = """
 import os, signal, sys, time
 import tnkit as tn
 from tests.test_parallel import TEXTS
-from tnkit import parallel, passes, sums
-from tnkit.tests.tiny import tiny_model
+from tnkit import processes as parallel
+from tnkit.captures import passes
+from tnkit.detection import sums
+from tnkit.testing import tiny_model
 what, folder = sys.argv[1], sys.argv[2]
 texts, trace, traced = {"en": TEXTS, "ja": TEXTS[::-1], "it": TEXTS[3:] + TEXTS[:3]}, passes.trace_blocks, []
 passes._SHARD, sums._EVERY = 1, 0
@@ -54,7 +57,7 @@ SPREAD = """
 import sys, warnings
 import tnkit as tn
 from tests.test_parallel import PAIRS, TEXTS, spread_results
-from tnkit import parallel
+from tnkit import processes as parallel
 model = tn.load_model(sys.argv[1], tp_plan="auto")
 assert model.sharded
 spread_results(model, f"{sys.argv[2]}/{parallel.rank()}")

@@ -79,7 +79,7 @@ def test_a_model_that_is_edited_between_cached_captures_gives_fresh_numbers_or_i
 
 def test_edits_of_a_live_model_would_be_noticed(monkeypatch):
     """With one key for every state of the model, the same edits give wrong numbers."""
-    monkeypatch.setattr("tnkit.passes.fingerprint", lambda _: "the same")
+    monkeypatch.setattr("tnkit.captures.passes.fingerprint", lambda _: "the same")
     assert sessions.tried(0)["wrong"] > 30
 
 
@@ -91,7 +91,7 @@ def test_tokenizers_of_every_set_up_are_read_at_the_token_that_is_named():
 
 
 def test_a_capture_of_another_token_is_seen(monkeypatch):
-    monkeypatch.setattr("tnkit.passes.read_places", lambda _, tokens, __: array("i", [0] * len(tokens)))
+    monkeypatch.setattr("tnkit.captures.passes.read_places", lambda _, tokens, __: array("i", [0] * len(tokens)))
     setup = tokenizers.setups()["BOS added"]
     monkeypatch.setattr(tokenizers, "setups", lambda: {"BOS added": setup})
     outcome = tokenizers.tried(texts=3)["BOS added"]

@@ -4,73 +4,38 @@
 
     model = tn.load_model("gemma-3-270m")
     corpus = tn.load_corpus("everyday", ["en", "ja"])
-    found = tn.detect(model, corpus, language="ja", kind="type1", top=1000)
-    found.neurons.to_frame()
+    detection = tn.detect(model, corpus, language="ja", kind="type1", top=1000)
+    detection.neurons.to_frame()
 
->>> from tnkit.tests.tiny import tiny_corpus, tiny_model
+>>> from tnkit.testing import tiny_corpus, tiny_model
 >>> import tnkit as tn
 >>> tn.detect(tiny_model(), tiny_corpus(), language="ja", top=10, progress=False).neurons
 NeuronSet(10 neurons, layers 0 to 1)
 
-Everything heavy (torch, transformers, nnsight, matplotlib) is imported on first use.
+`__init__.pyi` lists the public names; each is imported on first use, and everything heavy (torch, transformers,
+nnsight, matplotlib) with it.
 """
 
+import warnings
 from importlib import import_module
 from typing import Any
 
+import lazy_loader
+
 __version__ = "0.1.0"
 
-_HOME = {
-    "Activations": "activations",
-    "capture": "passes",
-    "stream": "passes",
-    "Centroids": "centroids",
-    "estimate_centroids": "centroids",
-    "ablate": "experiments",
-    "retrieval_matrix": "experiments",
-    "NeuronCard": "cards",
-    "neuron_card": "cards",
-    "Comparison": "comparison",
-    "compare": "comparison",
-    "controls": "comparison",
-    "Corpus": "corpora",
-    "load_corpus": "corpora",
-    "Detection": "detection",
-    "detect": "detection",
-    "detect_all": "detection",
-    "detect_steps": "detection",
-    "Step": "detection",
-    "TnkitError": "errors",
-    "Ablation": "interventions",
-    "LastToken": "last_token",
-    "export_ablated": "export",
-    "explore_ablation": "explorers",
-    "explore_detection": "explorers",
-    "explore_neurons": "explorers",
-    "explore_spaces": "explorers",
-    "Model": "models",
-    "load_model": "models",
-    "NeuronSet": "neurons",
-    "NeuronScores": "scoring",
-    "score_neurons": "scoring",
-}
-_MODULES = """
-answers behaviour explorers generation geometry harness lens plots scoring spaces specificity storage variants
-""".split()
+_MOVED = {"answers": "behaviour", "generation": "behaviour", "spaces": "geometry"}  # names of the first release
 
-__all__ = ["__version__", *_HOME, *_MODULES]
+_public, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__all__ += ["__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(import_module(f"tnkit.{_HOME[name]}"), name)
-    elif name in _MODULES:
-        value = import_module(f"tnkit.{name}")
-    else:
-        raise AttributeError(f"module 'tnkit' has no attribute {name!r}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+    if name in _MOVED:
+        warnings.warn(
+            f"tnkit.{name} is deprecated and goes in the next release; use tnkit.{_MOVED[name]}",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return import_module(f"tnkit.measures.{name}")
+    return _public(name)

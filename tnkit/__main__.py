@@ -2,13 +2,13 @@
 
 import sys
 
-from tnkit import process
+from tnkit import program as process
 
 
 def main() -> int:
     """Run one command as a program of its own, and return its exit code."""
     process.begin()  # before everything else, so that an interrupt is one line from here on
-    from tnkit import cli
+    from tnkit.cli import main as cli
 
     try:
         return cli.main()

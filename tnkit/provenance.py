@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tnkit.errors import TnkitError
 
 if TYPE_CHECKING:
-    from tnkit.models import Model
+    from tnkit.models.model import Model
 
 _LOG = logging.getLogger("tnkit")
 _OLD_HASH = re.compile("[0-9a-f]{16}")  # of tnkit up to 0.1: sums of weights, blind to their order
@@ -32,7 +32,7 @@ def check_made_with(model: Model, provenance: Any, what: str) -> None:
     Raises:
         TnkitError: naming both models, their weights hashes, and how to use the result on purpose.
 
-    >>> from tnkit.tests.tiny import tiny_model
+    >>> from tnkit.testing import tiny_model
     >>> check_made_with(tiny_model(), {"model": tiny_model().provenance}, "these neurons")
     >>> check_made_with(tiny_model(), {"model": tiny_model("qwen3").provenance}, "these neurons")
     Traceback (most recent call last):

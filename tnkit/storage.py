@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from tnkit import process
+from tnkit import program as process
 from tnkit.errors import TnkitError
 
 _SCHEMA = 2

@@ -6,7 +6,7 @@ import time
 import torch
 
 import tnkit as tn
-from tnkit.batches import by_length, tokenised
+from tnkit.captures.batches import by_length, tokenised
 
 TOP, ROUNDS, BATCHES = 300, 3, (192, 384, 1536, 6144)
 

@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import tnkit as tn
 from tests.benchmarks import plain
-from tnkit.batches import by_length, padded, roomy, tokenised
-from tnkit.tests.tiny import byte_tokenizer
+from tnkit.captures.batches import by_length, padded, roomy, tokenised
+from tnkit.testing import byte_tokenizer
 
 WIDE = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
 SHAPES = {  # of the published configurations

@@ -13,7 +13,7 @@ _HERE = Path(__file__).parents[2]
 _MODEL = """
 import collections, os, signal, sys, time
 import torch, tnkit as tn
-from tnkit.tests.tiny import byte_tokenizer
+from tnkit.testing import byte_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 torch.manual_seed(0)
 layers, width = int(sys.argv[1]), int(sys.argv[2])
@@ -45,7 +45,7 @@ print(next(int(line.split()[1]) for line in open("/proc/self/status") if line.st
 _CAPTURE = """
 import hashlib, os, signal, sys, time
 import tnkit as tn
-from tnkit import passes
+from tnkit.captures import passes
 model, trace = tn.load_model(sys.argv[1]), passes.trace_blocks
 texts = tn.load_corpus("everyday", ["ja"])["train"]["ja"]
 model.weights_hash
@@ -70,7 +70,7 @@ print(len(texts), count, seconds, digest.hexdigest())
 _SHARED = (
     _MODEL
     + """
-from tnkit import parallel
+from tnkit import processes as parallel
 texts = {name: [f"{name} {'word ' * (number % 15)}" for number in range(600)] for name in ("en", "ja")}
 warm = {name: some[:20] for name, some in texts.items()}
 for part in (warm, texts):

@@ -10,14 +10,14 @@ from playwright.sync_api import expect
 
 import tnkit as tn
 from tests.browser.lab import CHROMIUM, Seen
-from tnkit import plots
-from tnkit.tests.tiny import tiny_corpus
+from tnkit.plots import figures as plots
+from tnkit.testing import tiny_corpus
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
 
 SETUP = """
 import tnkit as tn
-from tnkit.tests.tiny import tiny_corpus, tiny_model
+from tnkit.testing import tiny_corpus, tiny_model
 model, corpus = tiny_model(), tiny_corpus()
 """
 # What the kernel says of the first picture, for the test to compare with what the browser shows.

@@ -10,8 +10,8 @@ import nnsight
 from nnsight.schema.request import RequestModel
 
 import tnkit as tn
+from tnkit.testing import SENTENCES, byte_tokenizer, tiny_module
 from tnkit.tests.rehearsal import NAMES, NEURONS, compare
-from tnkit.tests.tiny import SENTENCES, byte_tokenizer, tiny_module
 
 ALLOWED = 1e-6  # of the largest value compared
 

@@ -11,8 +11,8 @@ from contextlib import nullcontext
 import torch
 
 import tnkit as tn
-from tnkit.tests.test_scopes import GREEDY, OFF, PROMPTS, WAYS, batch, oracle
-from tnkit.tests.tiny import SENTENCES, tiny_model
+from tnkit.testing import SENTENCES, tiny_model
+from tnkit.tests.interventions.test_scopes import GREEDY, OFF, PROMPTS, WAYS, batch, oracle
 
 NEURONS = [(0, 3), (1, 7), (1, 8), (3, 40)]
 

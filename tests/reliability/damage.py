@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 import tnkit as tn
-from tnkit import shards, storage
-from tnkit.tests.tiny import SENTENCES, tiny_model
+from tnkit import storage
+from tnkit.captures import shards
+from tnkit.testing import SENTENCES, tiny_model
 
 LONG = 5.0  # seconds after which reading a small file counts as a hang
 UNMARKED = "no checksum in the format"  # another text is then the file's own, and another number cannot be told

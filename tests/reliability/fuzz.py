@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tnkit as tn
-from tnkit import cli, readers
+from tnkit.cli import main as cli
+from tnkit.text import readers
 
 SHAPE = (3, 4)
 ENDINGS = [ending for ending in readers.READERS if ending != ".pkl"]

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import tnkit as tn
-from tnkit.tests.tiny import SENTENCES, byte_tokenizer, tiny_module
+from tnkit.testing import SENTENCES, byte_tokenizer, tiny_module
 
 SIGNALS = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "terminated")}
 _HERE = Path(__file__).parents[2]

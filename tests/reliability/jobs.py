@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 
 import tnkit as tn
-from tnkit.tests import test_shards
-from tnkit.tests.tiny import SENTENCES, tiny_model
+from tnkit.testing import SENTENCES, tiny_model
+from tnkit.tests.captures import test_shards
 
 _HERE = Path(__file__).parents[2]
 _SAVED = """
 import os, random, signal, sys, time
 import torch, tnkit as tn
-from tnkit.tests.tiny import SENTENCES, tiny_model
+from tnkit.testing import SENTENCES, tiny_model
 path, seed = sys.argv[1], int(sys.argv[2])
 found = [tn.capture(tiny_model(name), SENTENCES, progress=False) for name in ("llama", "gemma3")]
 draw, kills = random.Random(seed), 0

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import tnkit as tn
 from tests.reliability.damage import LONG, damaged
-from tnkit import sources
-from tnkit.tests.test_layouts import EN, FOLDERS, JA, LANGUAGES, PAIRS, TABLES, put_at, zipped
+from tnkit.tests.text.test_layouts import EN, FOLDERS, JA, LANGUAGES, PAIRS, TABLES, put_at, zipped
+from tnkit.text import sources
 
 _LINKED = ("Tatoeba",)  # a changed byte in their links makes other pairs, which no reader can tell
 _NUMBER = {text: number for texts in (EN, JA) for number, text in enumerate(texts)}

@@ -15,7 +15,7 @@ from torch import nn
 from transformers.models.llama import modeling_llama
 
 import tnkit as tn
-from tnkit.tests.tiny import SENTENCES, byte_tokenizer, tiny_module
+from tnkit.testing import SENTENCES, byte_tokenizer, tiny_module
 
 QUIET = {"batch_tokens": 120, "progress": False}
 Edit = Callable[[tn.Model], Any]

@@ -12,8 +12,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 import tnkit as tn
+from tnkit.testing import byte_tokenizer, tiny_module
 from tnkit.tests.oracle import hooked
-from tnkit.tests.tiny import byte_tokenizer, tiny_module
 
 TEXTS = [
     "One can always find time.",

@@ -7,7 +7,7 @@
 
 Each is a widget with a picture: `figure()` gives it to code, `save()` writes it with its parameters.
 
->>> from tnkit.tests.tiny import tiny_corpus, tiny_model
+>>> from tnkit.testing import tiny_corpus, tiny_model
 >>> explorer = explore_detection(tiny_model(), tiny_corpus())
 >>> explorer.distance.value
 'cosine'

@@ -8,19 +8,19 @@ import ipywidgets
 import numpy as np
 from matplotlib.figure import Figure
 
-from tnkit import plots
-from tnkit.comparison import Comparison
-from tnkit.corpora import Corpus
-from tnkit.detection import Detection
+from tnkit.detection.detect import Detection
+from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError
-from tnkit.experiments import BY_STATES, MEASURE_NAMES
 from tnkit.explorers.explorer import Explorer, controls
 from tnkit.explorers.parts import Places
 from tnkit.explorers.study import CONTROLS, Study
-from tnkit.generation import continuations
-from tnkit.models import Model
-from tnkit.neurons import NeuronSet
-from tnkit.style import KIND_NAMES, language_name
+from tnkit.interventions.comparison import Comparison
+from tnkit.measures.experiments import BY_STATES, MEASURE_NAMES
+from tnkit.measures.generation import continuations
+from tnkit.models.model import Model
+from tnkit.plots import figures as plots
+from tnkit.plots.style import KIND_NAMES, language_name
+from tnkit.text.corpus import Corpus
 
 _COUNTS = (10, 20, 50, 100, 200, 300, 500, 1000, 2000, 3000, 5000, 10_000)
 _SCOPES = {"last token": "last", "whole prompt": "prompt", "all tokens": "all"}
@@ -260,7 +260,7 @@ def explore_ablation(
         TnkitError: for unknown languages, or too few sentences.
 
     >>> import tnkit as tn
-    >>> from tnkit.tests.tiny import tiny_model, tiny_corpus
+    >>> from tnkit.testing import tiny_model, tiny_corpus
     >>> explorer = explore_ablation(tiny_model(), tiny_corpus())
     >>> explorer.count.value = 10
     >>> sorted(explorer.result)

@@ -8,16 +8,18 @@ from typing import Any, NamedTuple
 import ipywidgets
 from matplotlib.figure import Figure
 
-from tnkit import packaged, plots, storage
-from tnkit.corpora import Corpus, load_corpus
-from tnkit.detection import KINDS, Detection, detect_steps
+from tnkit import storage
+from tnkit.detection.detect import KINDS, Detection, detect_steps
+from tnkit.detection.scoring import DISTANCES
 from tnkit.errors import TnkitError
 from tnkit.explorers.explorer import Explorer, controls
 from tnkit.explorers.parts import Places
 from tnkit.explorers.study import usual_top
-from tnkit.models import Model, load_model
-from tnkit.scoring import DISTANCES
-from tnkit.style import KIND_COLOURS, KIND_NAMES, language_name
+from tnkit.models import packaged
+from tnkit.models.model import Model, load_model
+from tnkit.plots import figures as plots
+from tnkit.plots.style import KIND_COLOURS, KIND_NAMES, language_name
+from tnkit.text.corpus import Corpus, load_corpus
 
 _TYPES = {"both": KINDS, **{name: (kind,) for kind, name in KIND_NAMES.items()}}
 
@@ -258,7 +260,7 @@ def explore_detection(
     Raises:
         TnkitError: for an unknown model or corpus, or one without the hub.
 
-    >>> from tnkit.tests.tiny import tiny_model, tiny_corpus
+    >>> from tnkit.testing import tiny_model, tiny_corpus
     >>> explorer = explore_detection(tiny_model(), tiny_corpus())
     >>> explorer.distance.value = "euclidean"
     >>> explorer.start.click()

@@ -24,7 +24,7 @@ from tnkit import storage
 from tnkit.errors import TnkitError
 from tnkit.explorers.parts import Frame, Picture, Places, rendered
 from tnkit.explorers.study import Study
-from tnkit.style import save_figure
+from tnkit.plots.style import save_figure
 
 _KEPT = 400  # frames, about 100 KB each
 _PAUSE = 0.02  # seconds left to the kernel between two frames that are drawn ahead

@@ -7,17 +7,17 @@ import ipywidgets
 import numpy as np
 from matplotlib.figure import Figure
 
-from tnkit import plots
-from tnkit.cards import NeuronCard, neuron_card
-from tnkit.corpora import Corpus
-from tnkit.detection import Detection
+from tnkit.detection.detect import Detection
+from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError
 from tnkit.explorers.explorer import Explorer, controls
 from tnkit.explorers.parts import Places, Table
 from tnkit.explorers.study import Study
-from tnkit.models import Model
-from tnkit.neurons import NeuronSet
-from tnkit.style import KIND_NAMES, language_name
+from tnkit.measures.cards import NeuronCard, neuron_card
+from tnkit.models.model import Model
+from tnkit.plots import figures as plots
+from tnkit.plots.style import KIND_NAMES, language_name
+from tnkit.text.corpus import Corpus
 
 _AHEAD = 6  # rows whose pictures are drawn ahead on each side of the chosen one
 
@@ -214,7 +214,7 @@ def explore_neurons(
         TnkitError: for no detections, or unknown languages.
 
     >>> import tnkit as tn
-    >>> from tnkit.tests.tiny import tiny_model, SENTENCES
+    >>> from tnkit.testing import tiny_model, SENTENCES
     >>> texts = {"en": SENTENCES[:3], "it": SENTENCES[3:]}
     >>> explorer = explore_neurons(tn.detect_all(tiny_model(), texts, top=20, progress=False))
     >>> explorer.table.chosen = 4

@@ -8,17 +8,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tnkit import heatmaps, plots
-from tnkit.activations import Activations
-from tnkit.corpora import Corpus
-from tnkit.detection import Detection
+from tnkit.captures.activations import Activations
+from tnkit.detection.detect import Detection
 from tnkit.errors import TnkitError
 from tnkit.explorers.explorer import Explorer, controls
 from tnkit.explorers.parts import Places
 from tnkit.explorers.study import NOTHING, OFFS, Study
-from tnkit.models import Model
-from tnkit.spaces import CentroidDistances, PrincipalComponents, centroid_distances, pca
-from tnkit.style import PALETTE, language_name
+from tnkit.measures.spaces import CentroidDistances, PrincipalComponents, centroid_distances, pca
+from tnkit.models.model import Model
+from tnkit.plots import figures as plots
+from tnkit.plots import heatmaps
+from tnkit.plots.style import PALETTE, language_name
+from tnkit.text.corpus import Corpus
 
 _PAIRS = {"1 and 2": (0, 1), "1 and 3": (0, 2), "2 and 3": (1, 2)}
 
@@ -202,7 +203,7 @@ def explore_spaces(
         TnkitError: for unknown or too few languages, or captures that are not parallel.
 
     >>> import tnkit as tn
-    >>> from tnkit.tests.tiny import tiny_model, SENTENCES
+    >>> from tnkit.testing import tiny_model, SENTENCES
     >>> captured = {name: tn.capture(tiny_model(), SENTENCES, progress=False) for name in ("en", "it")}
     >>> explorer = explore_spaces(captured, {"en": SENTENCES, "it": SENTENCES})
     >>> explorer.layer.value = 3

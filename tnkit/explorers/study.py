@@ -9,21 +9,21 @@ from weakref import WeakValueDictionary
 import numpy as np
 from tqdm.auto import tqdm
 
-from tnkit.activations import Activations
-from tnkit.comparison import Control, controls
-from tnkit.corpora import Corpus
-from tnkit.detection import KINDS, Detection, detect_steps
+from tnkit.captures.activations import Activations
+from tnkit.captures.passes import capture
+from tnkit.detection.detect import KINDS, Detection, detect_steps
+from tnkit.detection.neurons import NeuronSet
+from tnkit.detection.scoring import contribution_norms
 from tnkit.errors import TnkitError
-from tnkit.experiments import BY_STATES
-from tnkit.fingerprints import settings
-from tnkit.interventions import Ablation
-from tnkit.last_token import PLACES, LastToken
-from tnkit.models import Model
-from tnkit.neurons import NeuronSet
-from tnkit.passes import capture
-from tnkit.scoring import contribution_norms
-from tnkit.specificity import Specificity, correlation_ratio
-from tnkit.style import KIND_NAMES, language_name
+from tnkit.interventions.ablation import Ablation
+from tnkit.interventions.comparison import Control, controls
+from tnkit.interventions.last_token import PLACES, LastToken
+from tnkit.measures.experiments import BY_STATES
+from tnkit.measures.specificity import Specificity, correlation_ratio
+from tnkit.models.fingerprint import settings
+from tnkit.models.model import Model
+from tnkit.plots.style import KIND_NAMES, language_name
+from tnkit.text.corpus import Corpus
 
 NOTHING = "nothing"
 CONTROLS = ("same layers and norms", "same layers", "uniform", "lowest scores")
@@ -232,7 +232,7 @@ class Study:
 def usual_top(model: Model) -> int:
     """The default size of a neuron set: 300, or a tenth of the late layers' neurons in a small model.
 
-    >>> from tnkit.tests.tiny import tiny_model
+    >>> from tnkit.testing import tiny_model
     >>> usual_top(tiny_model())
     9
     """

@@ -1,4 +1,4 @@
-"""Compare remote models with the same ones here, and print what was found as JSON; `tnkit.tests.test_remote` reads it.
+"""Compare remote models with the same ones here, and print what was found as JSON; `test_remote` reads it.
 
 It is a process of its own, because functions whose shapes are checked, as in tests, are decorated and cannot travel.
 """
@@ -18,14 +18,14 @@ from cloudpickle.cloudpickle import _PICKLE_BY_VALUE_MODULES as registry
 from nnsight.intervention.backends.remote import RemoteError
 
 import tnkit as tn
-from tnkit import scoring
-from tnkit.last_token import LastToken
-from tnkit.models import completeness_error
-from tnkit.passes import plan
-from tnkit.scoring import ScoreAccumulator, contribution_norms
-from tnkit.sums import add_up
+from tnkit.captures.passes import plan
+from tnkit.detection import scoring
+from tnkit.detection.scoring import ScoreAccumulator, contribution_norms
+from tnkit.detection.sums import add_up
+from tnkit.interventions.last_token import LastToken
+from tnkit.models.model import completeness_error
+from tnkit.testing import SENTENCES, byte_tokenizer, tiny_module
 from tnkit.tests.server import rehearsing
-from tnkit.tests.tiny import SENTENCES, byte_tokenizer, tiny_module
 
 NAMES, BLIND = ("llama", "gpt2", "gemma3", "cohere"), ("gpt2", "gemma3")
 NEURONS = [(0, 3), (1, 7), (1, 8), (3, 40)]
@@ -154,9 +154,9 @@ def break_rules(folder):
     block = model.lm.model.layers[0]
     try:
         with model.lm.trace(**tokens, remote=SERVER):
-            import tnkit.trace
+            import tnkit.models.trace
 
-            found = nnsight.save(tnkit.trace.SITES)
+            found = nnsight.save(tnkit.models.trace.SITES)
     except RemoteError as error:
         outcome["import"] = str(error)
     with model.lm.trace(**tokens, remote=SERVER):

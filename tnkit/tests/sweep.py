@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import tnkit as tn
-from tnkit.tests.tiny import SENTENCES, byte_tokenizer, redrawn
+from tnkit.testing import SENTENCES, byte_tokenizer, redrawn
 
 _LARGEST = 20_000_000
 # Whatever of these a configuration has is set, so that the model is tiny.

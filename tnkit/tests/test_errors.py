@@ -8,7 +8,7 @@ import torch
 
 import tnkit as tn
 from tnkit.errors import whole_number, whole_numbers
-from tnkit.tests.tiny import SENTENCES, tiny_corpus, tiny_model
+from tnkit.testing import SENTENCES, tiny_corpus, tiny_model
 
 
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3), torch.tensor(3)])

@@ -8,11 +8,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import tnkit as tn
-from tnkit import passes
-from tnkit.batches import roomy
-from tnkit.closed_form import summed_scores
-from tnkit.last_token import LastToken
-from tnkit.tests.tiny import ARCHITECTURES, SENTENCES, byte_tokenizer, tiny_model, tiny_module
+from tnkit.captures import passes
+from tnkit.captures.batches import roomy
+from tnkit.detection.closed_form import summed_scores
+from tnkit.interventions.last_token import LastToken
+from tnkit.testing import ARCHITECTURES, SENTENCES, byte_tokenizer, tiny_model, tiny_module
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 TEXTS = {"en": SENTENCES, "ja": SENTENCES[::-1]}

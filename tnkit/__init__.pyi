@@ -1,0 +1,45 @@
+# The public names of tnkit. Importing tnkit reads this list; each name is loaded on first use.
+from . import explorers as explorers
+from . import plots as plots
+from . import storage as storage
+from .captures.activations import Activations as Activations
+from .captures.passes import capture as capture
+from .captures.passes import stream as stream
+from .detection import scoring as scoring
+from .detection.centroids import Centroids as Centroids
+from .detection.centroids import estimate_centroids as estimate_centroids
+from .detection.detect import Detection as Detection
+from .detection.detect import Step as Step
+from .detection.detect import detect as detect
+from .detection.detect import detect_all as detect_all
+from .detection.detect import detect_steps as detect_steps
+from .detection.neurons import NeuronSet as NeuronSet
+from .detection.scoring import NeuronScores as NeuronScores
+from .detection.scoring import score_neurons as score_neurons
+from .errors import TnkitError as TnkitError
+from .explorers.ablation import explore_ablation as explore_ablation
+from .explorers.detection import explore_detection as explore_detection
+from .explorers.neurons import explore_neurons as explore_neurons
+from .explorers.spaces import explore_spaces as explore_spaces
+from .interventions.ablation import Ablation as Ablation
+from .interventions.comparison import Comparison as Comparison
+from .interventions.comparison import compare as compare
+from .interventions.comparison import controls as controls
+from .interventions.export import export_ablated as export_ablated
+from .interventions.last_token import LastToken as LastToken
+from .measures import behaviour as behaviour
+from .measures import geometry as geometry
+from .measures import harness as harness
+from .measures import lens as lens
+from .measures import specificity as specificity
+from .measures.cards import NeuronCard as NeuronCard
+from .measures.cards import neuron_card as neuron_card
+from .measures.experiments import ablate as ablate
+from .measures.experiments import retrieval_matrix as retrieval_matrix
+from .models.model import Model as Model
+from .models.model import load_model as load_model
+from .text import variants as variants
+from .text.corpus import Corpus as Corpus
+from .text.corpus import load_corpus as load_corpus
+
+__version__: str

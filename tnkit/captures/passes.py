@@ -1,0 +1,305 @@
+"""A pass of sentences through a model: `capture` (kept whole), `stream` (by batches), `plan` (before it is run).
+
+ja = tn.capture(model, train["ja"])                      # mid, post and activations, float32, on the CPU
+ja = tn.capture(model, train["ja"], cache=True)          # kept on disk: goes on where it was killed, then read again
+for batch in tn.stream(model, sentences): ...            # the same, a batch at a time, in flat memory
+"""
+
+import hashlib
+import logging
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, SupportsIndex
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tnkit import processes as parallel
+from tnkit.captures import shards
+from tnkit.captures.activations import Activations, batch_of, gathered
+from tnkit.captures.batches import (
+    Numbers,
+    Tokens,
+    by_length,
+    check_position,
+    grouped,
+    padded,
+    read_from,
+    read_places,
+    roomy,
+    token_weights,
+    tokenised,
+)
+from tnkit.captures.shards import Shards
+from tnkit.errors import TnkitError, one_of, whole_number
+from tnkit.models.fingerprint import fingerprint, tell_hooks
+from tnkit.models.model import Model, check_layers
+from tnkit.models.tokens import special_ids
+from tnkit.models.trace import chosen_sites, trace_blocks
+
+KEEP = ("mid", "post", "activations")
+_SHARD = 64  # sentences that are lost, at most, where a cached capture is killed; fewer where they take more than
+_SHARD_BYTES = 64 << 20
+_CPU = torch.device("cpu")
+_LOG = logging.getLogger("tnkit")
+
+
+def capture(
+    model: Model,
+    sentences: Sequence[str],
+    *,
+    position: str = "last",
+    suffix: str | None = None,
+    keep: Iterable[str] = KEEP,
+    layers: Iterable[SupportsIndex] | None = None,
+    last_layer: str = "raw",
+    batch_tokens: SupportsIndex | None = None,
+    cache: bool = False,
+    progress: bool = True,
+) -> Activations:
+    """Run sentences through a model once and keep what later questions need, in corpus order.
+
+    Args:
+        model: from `load_model`.
+        sentences: any sequence of str; a language of a `Corpus` brings its name into the provenance.
+        position: which token is kept. "last" is the sentence's last, mostly a full stop; "last_word" the last that is
+            neither punctuation nor special; "mean" averages over tokens that are neither padding nor special; "end" is
+            the last token of the model's template, the prompt for an answer included.
+        suffix: put in place of each sentence's final punctuation, so that all end alike; "" takes it off, None leaves
+            the sentences as they are.
+        keep: any of "pre", "mid", "post", "activations", "scale"; "activations" brings "scale" with it.
+        layers: the layers to keep (default all); nothing after the last of them runs.
+        last_layer: "raw" keeps the last layer's post as the block leaves it; "normed" passes it through the final norm,
+            as `output_hidden_states` of transformers does, to reproduce the published centroids.
+        batch_tokens: the most tokens in a batch, padding included; None takes 768 on a CPU, and on a GPU as many as
+            half of its free memory holds, up to 16,384. A batch that a GPU has no memory for is halved.
+        cache: keep what is captured in the user's cache folder while it runs, and read from there what was captured
+            before from the same model, tokens and options, under the same ablations; what of the model counts, and
+            where it cannot be told, `tnkit.models.fingerprint.fingerprint` says. What is read equals a fresh capture to
+            rounding, and bit for bit with the same number of threads on the same machine. A killed capture goes on
+            where it stopped. `tnkit cache` shows and clears what is kept.
+        progress: show a bar.
+
+    Returns:
+        `Activations`: float32, on the CPU.
+
+    Raises:
+        TnkitError: for no sentences, one that has no tokens or more than the model's context, a wrong option, a model
+            in training mode, or under `torch.autocast`.
+
+    >>> from tnkit.testing import tiny_model
+    >>> capture(tiny_model(), ["Hi!"], keep=["post"], layers=range(2), progress=False)
+    Activations(1 sentences, 2 layers: post)
+    """
+    planned = plan(
+        model,
+        sentences,
+        position=position,
+        suffix=suffix,
+        keep=keep,
+        layers=layers,
+        last_layer=last_layer,
+        batch_tokens=batch_tokens,
+    )
+    parts = planned.kept(fingerprint(model)) if cache else planned.run()
+    return gathered(_shown(parts, len(sentences), progress), len(sentences))
+
+
+def stream(model: Model, sentences: Sequence[str], *, progress: bool = True, **options: Any) -> Iterator[Activations]:
+    """`capture` with its options, a batch at a time: sentences come sorted by length, `index` says which they are.
+
+    >>> from tnkit.testing import tiny_model
+    >>> [part.index.tolist() for part in stream(tiny_model(), ["Hello", "Hi", "Hey"], batch_tokens=8, progress=False)]
+    [[1, 2], [0]]
+    """
+    return _shown(plan(model, sentences, **options).run(), len(sentences), progress)
+
+
+def _shown(batches: Iterable[Activations], count: int, progress: bool) -> Iterator[Activations]:
+    with tqdm(total=count, unit=" sentences", desc="capture", disable=not progress, leave=False) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch))
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """A pass of sentences through a model, planned: which of them run in one batch, and what is kept of them.
+
+    Attributes:
+        model, position, keep, layers, last_layer: as in `capture`, checked.
+        tokens: token ids of each sentence.
+        read: the place in them of the token that is read.
+        batches: places of the sentences in each batch, sorted by length.
+        provenance: of the batches that come of it.
+    """
+
+    model: Model
+    tokens: Tokens
+    read: Numbers
+    batches: list[Numbers]
+    position: str
+    keep: tuple[str, ...]
+    layers: tuple[int, ...]
+    last_layer: str
+    provenance: dict[str, Any]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.batches))
+
+    def share(self) -> "Pass":
+        """What of it falls to this process; itself where it is the only one.
+
+        Raises:
+            TnkitError: where other processes are about to do something else.
+        """
+        if parallel.size() == 1 or self.model.sharded:
+            return self
+        parallel.agree(self.shards(self.model.weights_hash, what="pass").name)
+        costs = [len(index) * len(self.tokens[index[-1]]) for index in self.batches]
+        return replace(self, batches=parallel.share(self.batches, costs))
+
+    def run(self, start: int = 0, stop: int | None = None, *, device: torch.device = _CPU) -> Iterator[Activations]:
+        """Trace the batches from number start up to number stop, and leave what is kept on a device.
+
+        Raises:
+            TnkitError: where an ablation begins or ends on the way, which would mix two models in one result, or where
+                a GPU's memory does not hold one sentence.
+        """
+        for found, index in self.traced(start, stop):
+            yield batch_of(found, self.layers, index, self.provenance, device)
+
+    def traced(
+        self, start: int = 0, stop: int | None = None, *, reduce: Callable[..., dict[str, Tensor]] | None = None
+    ) -> Iterator[tuple[dict[str, list[Tensor]], Numbers]]:
+        """What `run` is made of: what each trace returned, reduced as `trace_blocks` says, and whose it is.
+
+        Where a GPU runs out of memory, this batch and those after it run in halves, or halves of those.
+        """
+        pieces = 1
+        for index in self.batches[start:stop]:
+            if self.model.ablations != self.provenance.get("ablations", []):
+                raise TnkitError("an Ablation was entered or exited during this pass; do so before or after it")
+            while (found := self._pieced(index, pieces, reduce)) is None:  # outside the error, which holds tensors
+                if pieces >= len(index) or reduce is not None or self.model.sharded:
+                    raise TnkitError(
+                        f"{self.model.device} has too little memory for {-(-len(index) // pieces)} sentence(s) of "
+                        f"{len(self.tokens[index[-1]])} tokens; ask for fewer layers, or a smaller batch_tokens"
+                    )
+                torch.cuda.empty_cache()
+                pieces *= 2
+                _LOG.warning("%s ran out of memory; batches now run in %d pieces", self.model.device, pieces)
+            yield found, index
+
+    def _pieced(
+        self, index: Sequence[int], pieces: int, reduce: Callable[..., dict[str, Tensor]] | None
+    ) -> dict[str, list[Tensor]] | None:
+        """What traces of a batch in pieces return, side by side; None where memory does not suffice."""
+        size = -(-len(index) // pieces)
+        try:
+            parts = [self._trace(index[place : place + size], reduce) for place in range(0, len(index), size)]
+            if len(parts) == 1:
+                return parts[0]
+            return {name: list(map(torch.cat, zip(*(part[name] for part in parts), strict=True))) for name in parts[0]}
+        except torch.OutOfMemoryError:
+            return None
+
+    def _trace(self, index: Sequence[int], reduce: Callable[..., dict[str, Tensor]] | None) -> dict[str, list[Tensor]]:
+        inputs, last = padded(self.model, [self.tokens[place] for place in index])
+        return trace_blocks(
+            self.model,
+            inputs | {"use_cache": False},
+            torch.tensor([self.read[place] for place in index], device=last.device),
+            layers=self.layers,
+            keep=self.keep,
+            weights=token_weights(self.model, inputs, self.tokens, index) if self.position == "mean" else None,
+            normed_last=self.last_layer == "normed",
+            reduce=reduce,
+        )
+
+    def kept(self, key: str | None, *, device: torch.device = _CPU) -> Iterator[Activations]:
+        """`run`, but batches that the cache holds come from there, a shard at a time, and others go there.
+
+        Args:
+            key: of the model, from `tnkit.models.fingerprint.fingerprint`; None leaves the cache alone.
+            device: where batches stay that neither come from the cache nor go there.
+        """
+        if key is None:
+            yield from self.run(device=device)
+            return
+        cached = self.shards(key, what="capture")
+        widths = {"activations": self.model.n_neurons, "scale": 1}
+        size = 4 * len(self.layers) * sum(widths.get(name, self.model.hidden_size) for name in self.keep)
+        for number, (start, stop) in enumerate(grouped(self.batches, min(_SHARD, _SHARD_BYTES // size))):
+            most = (size + 8) * sum(map(len, self.batches[start:stop]))
+            if (tensors := cached.read(f"{number:05}", most=most)) is not None:
+                yield Activations(self.layers, provenance=self.provenance, **tensors)
+                continue
+            parts: list[Activations] = []
+            for batch in self.run(start, stop):
+                parts.append(batch)
+                if len(parts) == stop - start:
+                    cached.write(f"{number:05}", shards.joined(parts))
+                yield batch
+
+    def shards(self, key: str, *, what: str, **more: Any) -> Shards:
+        """The place in the cache of this pass, or with `more` of something made from it."""
+        ids = hashlib.sha256()
+        for tokens in self.tokens:
+            ids.update(b"%d:" % len(tokens) + tokens.tobytes())
+        options = {name: getattr(self, name) for name in ("position", "keep", "layers", "last_layer")}
+        options["batches"] = [index.tolist() for index in self.batches]
+        if self.position == "mean":
+            options["special"] = sorted(special_ids(self.model.tokenizer))
+            options["own"] = [self.tokens.span(place)[0] for place in range(len(self.tokens))]
+        if self.position == "last_word":
+            options["read"] = self.read.tolist()
+        about = self.provenance["sentences"]
+        named = " ".join(str(about[name]) for name in ("corpus", "split", "language") if name in about)
+        return Shards(
+            {
+                "model": key,
+                "tokens": ids.hexdigest(),
+                "sentences": about["hash"],
+                "ablations": self.provenance.get("ablations", []),
+                **options,
+                **more,
+            },
+            f"{what} of {len(self)} sentences{named and f' ({named})'}, {self.model.name}: {', '.join(self.keep)}",
+        )
+
+
+def plan(
+    model: Model,
+    sentences: Sequence[str],
+    *,
+    position: str = "last",
+    suffix: str | None = None,
+    keep: Iterable[str] = KEEP,
+    layers: Iterable[SupportsIndex] | None = None,
+    last_layer: str = "raw",
+    batch_tokens: SupportsIndex | None = None,
+) -> Pass:
+    """Check what `capture` is asked for, tokenise, and lay out the batches.
+
+    >>> from tnkit.testing import tiny_model
+    >>> plan(tiny_model(), ["Hello", "Hi", "Hey"], batch_tokens=8).batches
+    [array('i', [1, 2]), array('i', [0])]
+    """
+    keep = chosen_sites(keep)
+    model.check_unchanged()
+    tell_hooks(model)
+    layers = check_layers(model, range(model.n_layers) if layers is None else layers)
+    check_position(model, position)
+    batch_tokens = None if batch_tokens is None else whole_number("batch_tokens", batch_tokens, at_least=1)
+    one_of("last_layer", last_layer, ("raw", "normed"))
+    if last_layer == "normed" and model.final_norm_path is None:
+        raise TnkitError(f"{model.name} has no final norm that tnkit knows; use last_layer='raw'")
+    tokens = tokenised(model, sentences, whole=position == "end", suffix=suffix)
+    provenance = read_from(model, sentences, tokens, position=position, suffix=suffix) | {"last_layer": last_layer}
+    size = roomy(model) if batch_tokens is None else batch_tokens
+    batches = [array("i", index) for index in by_length(tokens.lengths(), size)]
+    read = read_places(model, tokens, position)
+    return Pass(model, tokens, read, batches, position, keep, layers, last_layer, provenance)

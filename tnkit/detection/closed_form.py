@@ -1,0 +1,127 @@
+"""The sum over sentences of every neuron's score, in closed form.
+
+With r = m (cosine) or m - C (euclidean) and c = a v, every neuron's move r + c has length |r| q, where
+
+    q² = 1 + 2 β (r · v) / |r| + (β |v|)²,    β = a / |r|,
+
+so that all neurons of a layer cost one matrix product, and none is ever added to the stream. Everything is written as a
+small difference rather than as a difference of large numbers, which keeps float32 products exact to about 1e-7 of a
+contribution's size; sums over sentences run in float64.
+
+These functions also run on a remote model's server, and keep to what `tnkit.models.trace` says of such.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+_ROWS = 64  # sentences at a time, so that the (sentence, neuron) blocks stay in the processor's cache
+_ROWS_ELSEWHERE = 1024  # on a GPU, which likes large blocks
+
+
+def summed_scores(
+    mid: Float[Tensor, "sentence hidden"],
+    activations: Float[Tensor, "sentence neuron"],
+    vectors: Float[Tensor, "neuron hidden"],
+    centroid: Float[Tensor, "hidden"],
+    *,
+    distance: str,
+) -> Float[Tensor, "neuron"]:
+    """The sum over sentences of every neuron's score in one layer, float64.
+
+    Products run in the dtype of `mid`. Contributions are activations × vectors. In float32 one may be up to 10^18 times
+    as long as the state it is added to; beyond that the sum is not finite, which `ScoreAccumulator.result` refuses.
+
+    >>> mid, vectors, centroid = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), torch.tensor([0.0, 1.0])
+    >>> summed_scores(mid, torch.tensor([[1.0]]), vectors, centroid, distance="cosine")
+    tensor([0.7071], dtype=torch.float64)
+    """
+    origin = mid if distance == "cosine" else mid - centroid
+    length, unit = _length_and_unit(origin)
+    _, goal = _length_and_unit(centroid)
+    size = _length(vectors)
+    towards, at = (vectors @ goal) / torch.where(size > 0, size, 1), unit @ goal
+    stands = (length > 0).to(mid.dtype)
+    length = torch.where(length > 0, length, 1)
+    total = torch.zeros(len(vectors), dtype=torch.float64, device=mid.device)
+    at_once = _ROWS if mid.device.type == "cpu" else _ROWS_ELSEWHERE
+    for start in range(0, len(mid), at_once):
+        rows = slice(start, start + at_once)
+        beta, one = activations[rows] / length[rows, None], stands[rows, None]
+        alpha = beta * size
+        delta = (2 * unit[rows] @ vectors.T).mul_(beta).addcmul_(alpha, alpha)
+        moved = torch.add(delta, one, out=beta).clamp_min_(0).sqrt_()
+        further = delta.div_((moved + one).clamp_min_(torch.finfo(mid.dtype).tiny))
+        if distance == "cosine":
+            change = alpha.mul_(towards).sub_(further.mul_(at[rows, None])).div_(moved)
+            change = torch.where(moved > 0, change, -at[rows, None])
+        else:
+            change = further.mul_(-length[rows, None])
+        total += change.sum(dim=0, dtype=torch.float64)
+    return total
+
+
+def _length(vectors: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows"]:
+    """Norms. Huge and minute values neither overflow nor vanish."""
+    norm = vectors.norm(dim=-1)
+    if bool(((norm > 1e-15) & (norm < 1e15)).all()):
+        return norm
+    return _length_and_unit(vectors)[0]
+
+
+def _length_and_unit(
+    vectors: Float[Tensor, "*rows hidden"],
+) -> tuple[Float[Tensor, "*rows"], Float[Tensor, "*rows hidden"]]:
+    """Norms, and the vectors divided by them; a zero vector stays zero."""
+    largest = vectors.abs().amax(dim=-1, keepdim=True)
+    scaled = vectors / torch.where(largest > 0, largest, 1)
+    norm = scaled.norm(dim=-1, keepdim=True)
+    return (norm * largest)[..., 0], scaled / torch.where(norm > 0, norm, 1)
+
+
+def sizes_written(
+    vectors: Float[Tensor, "neuron hidden"], gain: Float[Tensor, "hidden"], _bias: Float[Tensor, "hidden"]
+) -> Float[Tensor, "neuron"]:
+    """The lengths of a layer's value vectors, as they reach the residual stream."""
+    return (vectors.float() * gain).norm(dim=1)
+
+
+def layer_totals(
+    centroids: Mapping[int, Tensor],
+    distance: str,
+    layer: int,
+    sites: Mapping[str, Tensor],
+    vectors: Tensor,
+    gain: Tensor,
+    bias: Tensor,
+) -> Tensor | None:
+    """A batch's summed scores in one layer, where there is a centroid for it; it runs where the model does."""
+    if layer not in centroids:
+        return None
+    mid, activations, scale = sites["mid"], sites["activations"], sites["scale"]
+    return layer_total(vectors, gain, bias, mid, activations, scale, centroids[layer], distance)
+
+
+def layer_total(
+    vectors: Float[Tensor, "neuron hidden"],
+    gain: Float[Tensor, "hidden"],
+    _bias: Float[Tensor, "hidden"],
+    mid: Float[Tensor, "sentence hidden"],
+    activations: Float[Tensor, "sentence neuron"],
+    scale: Float[Tensor, "sentence"],
+    centroid: Float[Tensor, "hidden"],
+    distance: str,
+) -> Float[Tensor, "neuron"]:
+    """The summed scores of sentences in one layer, from what a pass keeps of them and the layer's weights."""
+    device = vectors.device
+    return summed_scores(
+        mid.to(device).float(),
+        activations.to(device).float() * scale.to(device)[:, None],
+        vectors.float() * gain,
+        centroid.to(device),
+        distance=distance,
+    )

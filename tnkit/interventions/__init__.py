@@ -1,0 +1,1 @@
+"""From neurons to a changed model: ablations, their controls, and exported checkpoints."""

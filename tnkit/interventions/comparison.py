@@ -1,0 +1,234 @@
+"""What switching a neuron set off does, beside what its controls do: `Comparison`, `compare`, `controls`.
+
+off = tn.LastToken(model, test["ja"], keep=["post"])
+english = tn.capture(model, test["en"], keep=["post"])
+compared = tn.compare(
+    lambda neurons: tn.geometry.hits(off.capture(neurons), english),   # (layer, sentence)
+    type1,
+    controls=tn.controls(type1, layers=model.early_layers, norms=norms, scores=scores),
+    seeds=10,
+)
+compared.at()       # at the layer where the untouched model does best: means, intervals, effects, p-values
+compared.plot()
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, SupportsIndex
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tnkit import storage
+from tnkit.detection.neurons import NeuronSet
+from tnkit.detection.scoring import NeuronScores
+from tnkit.errors import TnkitError, whole_number, whole_numbers
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import pandas as pd
+
+Control = NeuronSet | Callable[[int], NeuronSet]
+_RESAMPLES = 2000
+_FLIPS = 10_000
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """A measurement with a neuron set off, with each control off, and with nothing off; a value for every sentence.
+
+    Attributes:
+        measure: what was measured.
+        layers: what the layer axis stands for; (0,) where the measurement has no layers.
+        untouched, ablated: (layer, sentence), nothing off and the set off.
+        controls: (seed, layer, sentence) for each control.
+    """
+
+    measure: str
+    layers: tuple[int, ...]
+    untouched: Float[np.ndarray, "layer sentence"]
+    ablated: Float[np.ndarray, "layer sentence"]
+    controls: dict[str, Float[np.ndarray, "seed layer sentence"]]
+
+    @property
+    def best_layer(self) -> int:
+        """The layer at which the untouched model's mean is highest."""
+        return self.layers[int(self.untouched.mean(axis=1).argmax())]
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Means and statistics, indexed (layer, condition).
+
+        Conditions are what is switched off: "none", "the set", and each control. `mean` with a 95 % bootstrap interval
+        (`low`, `high`) over sentences and seeds; `effect` = mean with the set off - mean of the condition, with its
+        interval, sentences paired; `ratio` = mean with the set off / mean of the condition, with its interval (infinite
+        or, where both means are 0, 1); `p` of a two-sided permutation test of the effect that flips the sign of each
+        sentence's difference (10,000 flips, so p ≥ 0.0001; 1 for the set itself).
+        """
+        import pandas as pd
+
+        random = np.random.default_rng(0)
+        sentences = self.untouched.shape[1]
+        weights = random.multinomial(sentences, np.full(sentences, 1 / sentences), _RESAMPLES) / sentences
+        signs = random.choice(np.array([-1.0, 1.0]), (_FLIPS, sentences))
+        base = weights @ self.ablated.T
+        frames = {}
+        for name, values in self._conditions().items():
+            resampled = self._resampled(values, weights, random)
+            difference = self.ablated - values.mean(axis=0)
+            effect = difference.mean(axis=1)
+            flipped = np.abs(signs @ difference.T / sentences)
+            p = (1 + (flipped >= np.abs(effect) - 1e-12).sum(axis=0)) / (1 + _FLIPS)
+            low, high = np.quantile(resampled, (0.025, 0.975), axis=0)
+            effect_low, effect_high = np.quantile(base - resampled, (0.025, 0.975), axis=0)
+            mean = values.mean(axis=(0, 2))
+            ratio_low, ratio_high = np.quantile(_ratio(base, resampled), (0.025, 0.975), axis=0, method="nearest")
+            columns = {"mean": mean, "low": low, "high": high}
+            columns |= {"effect": effect, "effect low": effect_low, "effect high": effect_high}
+            columns |= {
+                "ratio": _ratio(self.ablated.mean(axis=1), mean),
+                "ratio low": ratio_low,
+                "ratio high": ratio_high,
+            }
+            columns |= {"p": p, "seeds": len(values)}
+            frames[name] = pd.DataFrame(columns, index=pd.Index(self.layers, name="layer"))
+        return pd.concat(frames, names=["condition"]).swaplevel().sort_index(level=0, sort_remaining=False)
+
+    def at(self, layer: int | None = None) -> "pd.DataFrame":
+        """The rows of one layer (default: where the untouched model's mean is highest).
+
+        Raises:
+            TnkitError: for a layer that was not measured.
+        """
+        layer = self.best_layer if layer is None else layer
+        if layer not in self.layers:
+            raise TnkitError(f"layer {layer} was not measured; measured are {self.layers[0]} to {self.layers[-1]}")
+        return self.to_frame().loc[[layer]].droplevel("layer")
+
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+        """Draw each condition's mean by layer, with its interval as a band."""
+        from tnkit.plots import figures as plots
+
+        return plots.conditions_by_layer(self.to_frame(), ylabel=self.measure, ax=ax)
+
+    def plot_at(self, layer: int | None = None, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+        """Draw the means of one layer with their intervals (default: where the untouched model's mean is highest)."""
+        from tnkit.plots import figures as plots
+
+        title = f"layer {self.best_layer if layer is None else layer}" if len(self.layers) > 1 else ""
+        return plots.conditions(self.at(layer), xlabel=self.measure, title=title, ax=ax)
+
+    def _conditions(self) -> dict[str, Float[np.ndarray, "seed layer sentence"]]:
+        return {"none": self.untouched[None], "the set": self.ablated[None], **self.controls}
+
+    def _resampled(
+        self, values: np.ndarray, weights: np.ndarray, random: np.random.Generator
+    ) -> Float[np.ndarray, "resample layer"]:
+        """Means over resampled sentences, and over resampled seeds."""
+        seeds = len(values)
+        chosen = random.multinomial(seeds, np.full(seeds, 1 / seeds), len(weights)) / seeds
+        return sum(chosen[:, seed, None] * (weights @ values[seed].T) for seed in range(seeds))
+
+    def _repr_html_(self) -> str:
+        means = self.at()["mean"]
+        return storage.html_card(
+            f"Comparison: {self.measure}", {str(name): float(mean) for name, mean in means.items()}
+        )
+
+
+def _ratio(these: np.ndarray, those: np.ndarray) -> np.ndarray:
+    """These over those; 1 where both are 0, infinite where only the latter is."""
+    both = (these == 0) & (those == 0)
+    return np.divide(these, those, out=np.where(both, 1.0, np.inf), where=those != 0)
+
+
+def controls(
+    neurons: NeuronSet,
+    *,
+    layers: Iterable[SupportsIndex] | None = None,
+    norms: Tensor | None = None,
+    scores: NeuronScores | None = None,
+    others: Mapping[str, NeuronSet] | None = None,
+) -> dict[str, Control]:
+    """The controls of a neuron set, for `compare`.
+
+    Args:
+        neurons: the set.
+        layers: the range of the uniform control (default: the set's own first to last layer).
+        norms: from `tnkit.detection.scoring.contribution_norms`, for the control matched by layer and norm.
+        scores: for the control of lowest scores.
+        others: further sets by name, such as another language's transfer neurons.
+
+    Returns:
+        "uniform", "same layers", and, of what was given, "same layers and norms", "lowest scores", and the others; a
+        random control is a function of the seed.
+
+    >>> sorted(controls(NeuronSet(((0, 5),), shape=(4, 48))))
+    ['same layers', 'uniform']
+    """
+    layers = None if layers is None else tuple(whole_numbers("layers", layers))
+    found: dict[str, Control] = {
+        "uniform": lambda seed: neurons.uniform(seed=seed, layers=layers),
+        "same layers": lambda seed: neurons.matched(seed=seed),
+    }
+    if norms is not None:
+        found["same layers and norms"] = lambda seed: neurons.matched(seed=seed, norms=norms)
+    if scores is not None:
+        found["lowest scores"] = scores.bottom(len(neurons), layers=layers)
+    return found | dict(others or {})
+
+
+def compare(
+    measure: Callable[[NeuronSet], "np.ndarray | Tensor"],
+    neurons: NeuronSet,
+    *,
+    controls: Mapping[str, Control],
+    seeds: SupportsIndex = 10,
+    name: str = "measure",
+    layers: Iterable[SupportsIndex] | None = None,
+    progress: bool = True,
+) -> Comparison:
+    """Run a measurement with a neuron set off, with each of its controls off, and with nothing off.
+
+    Args:
+        measure: takes the neurons to switch off and returns a number for every sentence, (sentence,) or
+            (layer, sentence); sentences in the same order every time.
+        neurons: the set.
+        controls: from `controls`, or sets and functions of a seed of your own.
+        seeds: how many draws of each random control.
+        name: what is measured, for tables and axes.
+        layers: what the layer axis stands for (default: from 0).
+        progress: show a bar.
+
+    Raises:
+        TnkitError: where a measurement is not finite or changes its shape.
+
+    >>> spread = lambda neurons: np.arange(6.0) - len(neurons)
+    >>> one = NeuronSet(((0, 5),), shape=(4, 48))
+    >>> compared = compare(spread, one, controls=controls(one), seeds=2, name="spread", progress=False)
+    >>> compared.at()["effect"].tolist()
+    [-1.0, 0.0, 0.0, 0.0]
+    """
+    seeds = whole_number("seeds", seeds, at_least=1)
+    layers = None if layers is None else tuple(whole_numbers("layers", layers))
+    drawn = {
+        key: [one] if isinstance(one, NeuronSet) else [one(seed) for seed in range(seeds)]
+        for key, one in controls.items()
+    }
+    nothing = NeuronSet((), neurons.shape)
+    with tqdm(total=2 + sum(map(len, drawn.values())), desc=name, disable=not progress, leave=False) as bar:
+
+        def run(what: NeuronSet) -> np.ndarray:
+            values = np.atleast_2d(np.asarray(measure(what), dtype=np.float64))
+            if not np.isfinite(values).all():
+                raise TnkitError(f"{name} is not finite for every sentence with {len(what)} neurons off")
+            bar.update()
+            return values
+
+        untouched, ablated = run(nothing), run(neurons)
+        values = {key: np.stack([run(one) for one in sets]) for key, sets in drawn.items()}
+    if any(part.shape[-2:] != untouched.shape for part in (ablated, *values.values())):
+        raise TnkitError(f"{name} returned different numbers of layers or sentences for different neurons")
+    layers = tuple(range(len(untouched))) if layers is None else layers
+    return Comparison(name, layers, untouched, ablated, values)

@@ -1,0 +1,83 @@
+"""A checkpoint without chosen neurons, for any tool that loads transformers models: `export_ablated`.
+
+tn.export_ablated(model, type1, "folder")
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from tnkit import program as process
+from tnkit import storage
+from tnkit.errors import TnkitError, first_line
+from tnkit.interventions.ablation import neurons_of
+from tnkit.models.model import Model
+
+
+def export_ablated(model: Model, neurons: Iterable[tuple[int, int]], folder: str | Path) -> Path:
+    """Write a transformers checkpoint in which the neurons' value vectors are zero.
+
+    Any tool can load it; it equals `Ablation(model, neurons, tokens="all")`. The model in memory is not touched.
+
+    Args:
+        model: from `load_model`.
+        neurons: a `NeuronSet` or (layer, neuron) pairs.
+        folder: a new or empty folder.
+
+    Returns:
+        The folder.
+
+    Raises:
+        TnkitError: for a folder that holds something already or cannot be written, results of another model, a model
+            that is remote, ablated, adapted, offloaded or spread over processes.
+
+    >>> from tnkit.testing import tiny_model
+    >>> with tempfile.TemporaryDirectory() as work:
+    ...     folder = export_ablated(tiny_model("llama"), [(1, 7)], f"{work}/off")
+    ...     [path.name for path in folder.glob("*.safetensors")]
+    ['model.safetensors']
+    """
+    folder = Path(folder)
+    target = folder.resolve()  # where a link leads
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise TnkitError(f"{folder} is there already and is not an empty folder; choose another")
+    chosen, module = neurons_of(model, neurons), model.module
+    _check_whole(model)
+    weights = module.state_dict()
+    for layer, places in chosen.by_layer().items():
+        name = f"{model.blocks_path}.{layer}.{model.sites.last_map}.weight"
+        weights[name] = weights[name].clone()
+        last_map = module.get_submodule(name.removesuffix(".weight"))
+        rows = weights[name] if type(last_map).__name__ == "Conv1D" else weights[name].T
+        rows[places] = 0
+    about = {"model": model.provenance, "ablated": [list(pair) for pair in chosen]}
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folders = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-")
+        with folders as work, process.unfinished(work):
+            out = Path(work) / "out"
+            module.save_pretrained(out, state_dict=weights)
+            model.tokenizer.save_pretrained(out)
+            storage.write_text(out / "tnkit.json", json.dumps(about, ensure_ascii=False))
+            if target.exists():
+                target.rmdir()
+            shutil.move(out, target)
+    except (OSError, SafetensorError) as error:
+        raise TnkitError(f"{folder} could not be written ({first_line(error)}); nothing was left there") from error
+    return folder
+
+
+def _check_whole(model: Model) -> None:
+    """Refuse a model whose weights in memory are not what it computes with."""
+    module = model.module
+    if model.sharded:
+        raise TnkitError(f"{model.name} is spread over processes; load it without tp_plan to write a checkpoint")
+    if model.ablations:
+        raise TnkitError("an Ablation is active, which a checkpoint would not hold; leave it, and export all neurons")
+    if any(weight.is_meta for weight in module.parameters()):
+        raise TnkitError(f"weights of {model.name} are offloaded; load it without device_map to write a checkpoint")
+    model.check_unchanged()

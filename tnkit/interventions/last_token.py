@@ -1,0 +1,211 @@
+"""Captures of last tokens under many ablations of those tokens: `LastToken` runs what comes before them only once.
+
+off = tn.LastToken(model, test["ja"], keep=["post"])
+off.capture(type1), off.capture(control)                 # a fraction of a full pass each
+"""
+
+import copy
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, SupportsIndex
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+
+from tnkit.captures.activations import Activations, batch_of, gathered
+from tnkit.captures.batches import (
+    Tokens,
+    by_length,
+    check_position,
+    padded,
+    provenance_of,
+    read_from,
+    read_places,
+    roomy,
+    tokenised,
+)
+from tnkit.captures.passes import KEEP, capture
+from tnkit.errors import TnkitError, whole_number
+from tnkit.interventions.ablation import Ablation
+from tnkit.interventions.scopes import Prompt, decoder_of, parameters, prompts
+from tnkit.models.fingerprint import settings
+from tnkit.models.model import Model, check_layers, hashed_once
+from tnkit.models.sessions import TURN
+from tnkit.models.trace import chosen_sites, trace_blocks
+
+PLACES = ("last", "last_word", "end")  # positions that are one token
+_WINDOWS = ("sliding_window", "window_size", "attention_chunk_size", "attention_window")
+_TOLERANCE = 1e-3  # of the largest value of a state in float32: rounding is a hundredth of it, a lost token far more
+_HALF_TOLERANCE = 0.1  # in formats of 16 bits
+_LOG = logging.getLogger("tnkit")
+
+
+class LastToken:
+    """Sentences whose prefix has been run once, to capture their last token under many ablations of that token.
+
+    Equal to `capture` inside `Ablation(model, neurons, tokens="last")`, because causal attention leaves the prefix
+    untouched. Every capture is a full pass where the model is remote, takes no explicit positions (ALiBi), has an
+    attention window or chunk that a sentence exceeds, or a cache that is more than keys and values, and where the
+    shortest and the longest sentence, run both ways, give different states.
+
+    The prefix is of the model as it is here: a capture under other ablations, or with other weights, is refused.
+
+    Args:
+        model: from `load_model`.
+        sentences: any sequence of str.
+        position: "last", or the other token to read and ablate: "last_word" or "end", as in `capture`.
+        suffix, keep, layers, batch_tokens, progress: as in `capture`.
+
+    Attributes:
+        cached: whether the prefix is kept; otherwise every capture is a full pass.
+
+    >>> import tnkit as tn
+    >>> from tnkit.testing import tiny_model
+    >>> model = tiny_model("llama")
+    >>> prefix = LastToken(model, ["Hello", "Hi"], keep=["post"], progress=False)
+    >>> with tn.Ablation(model, [(1, 7)], tokens="last"):
+    ...     full = tn.capture(model, ["Hello", "Hi"], keep=["post"], progress=False)
+    >>> torch.allclose(prefix.capture([(1, 7)]).post, full.post, atol=1e-5)
+    True
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        sentences: Sequence[str],
+        *,
+        position: str = "last",
+        suffix: str | None = None,
+        keep: Iterable[str] = KEEP,
+        layers: Iterable[SupportsIndex] | None = None,
+        batch_tokens: SupportsIndex | None = None,
+        progress: bool = True,
+    ) -> None:
+        self.model, self.sentences = model, sentences
+        self.batch_tokens = None if batch_tokens is None else whole_number("batch_tokens", batch_tokens, at_least=1)
+        self.keep = chosen_sites(keep)
+        self.layers = check_layers(model, range(model.n_layers) if layers is None else layers)
+        check_position(model, position, PLACES)
+        self.position, self.suffix = position, suffix
+        tokens = tokenised(model, sentences, whole=position == "end", suffix=suffix)
+        with TURN:
+            self._settings = settings(model)
+            self.about = read_from(model, sentences, tokens, position=position, suffix=suffix)
+            if position == "last_word":  # nothing after the token that is read changes it
+                places = read_places(model, tokens, position)
+                tokens = Tokens(ids[: place + 1] for ids, place in zip(tokens, places, strict=True))
+            self.cached = _has_positions(model, max(tokens.lengths())) and self._is_proved(tokens)
+        self._batches: list[tuple[list[int], dict[str, Any], Prompt]] = []
+        if not self.cached:
+            return
+        with tqdm(total=len(tokens), unit=" sentences", desc="prefix", disable=not progress, leave=False) as bar:
+            for index in by_length(tokens.lengths(), self.batch_tokens or roomy(model)):
+                with TURN:
+                    self._check_state()
+                    self._batches.append((index, *self._prefix([tokens[place] for place in index])))
+                bar.update(len(index))
+
+    def capture(self, neurons: Iterable[tuple[int, int]], **how: Any) -> Activations:
+        """`capture` of the sentences with neurons ablated at the token that is read.
+
+        Args:
+            neurons: as in `Ablation`.
+            **how: value, means or scale, as in `Ablation`.
+
+        Raises:
+            TnkitError: under other ablations or with other weights than when this was made.
+        """
+        scope = "last_word" if self.position == "last_word" else "last"
+        with TURN, hashed_once(self.model):
+            ablation = Ablation(self.model, neurons, tokens=scope, **how)
+            about = self._check_state()
+            about |= {"ablations": [*about.get("ablations", []), ablation.about]}
+            with ablation:
+                if self.cached:
+                    return gathered(self._run_last_tokens(about), len(self.sentences))
+                options: dict[str, Any] = {"keep": self.keep, "layers": self.layers, "batch_tokens": self.batch_tokens}
+                options |= {"position": self.position, "suffix": self.suffix}
+                return capture(self.model, self.sentences, **options, progress=False)
+
+    def _check_state(self) -> dict[str, Any]:
+        """The provenance of the model as it is, where it is as it was.
+
+        Raises:
+            TnkitError: where it is not.
+        """
+        now = provenance_of(self.model, self.sentences)
+        if now.get("ablations") != self.about.get("ablations"):
+            raise TnkitError(
+                "this LastToken was made under other ablations than are active now, so its prefix is of another model; "
+                "make it anew inside them"
+            )
+        if now["model"] != self.about["model"] or settings(self.model) != self._settings:
+            raise TnkitError(
+                f"{self.model.name} was changed after this LastToken was made, so its prefix is of another model; make "
+                "it anew"
+            )
+        return dict(self.about)
+
+    def _run_last_tokens(self, about: dict[str, Any]) -> Iterator[Activations]:
+        for index, inputs, prompt in self._batches:
+            yield batch_of(self._last_states(inputs, prompt, keep=self.keep), self.layers, index, about)
+
+    def _last_states(
+        self, inputs: Mapping[str, Any], prompt: Prompt, *, keep: Iterable[str]
+    ) -> dict[str, list[Tensor]]:
+        """Run last tokens on a copy of the cache of their prefix, which no run changes."""
+        cache = copy.copy(inputs["past_key_values"])
+        cache.layers = [copy.copy(layer) for layer in cache.layers]  # each makes new tensors when it grows
+        last = torch.zeros(len(inputs["input_ids"]), dtype=torch.long, device=self.model.device)
+        with prompts(self.model.module, prompt):
+            return trace_blocks(self.model, {**inputs, "past_key_values": cache}, last, layers=self.layers, keep=keep)
+
+    def _prefix(self, tokens: Sequence[Sequence[int]]) -> tuple[dict[str, Any], Prompt]:
+        """Run all but the last token of each sentence, and return what its last token is to be run with."""
+        inputs, last = padded(self.model, tokens)
+        rows = torch.arange(len(tokens), device=self.model.device)
+        mask, final = inputs["attention_mask"].clone(), inputs["input_ids"][rows, last][:, None]
+        mask[rows, last] = 0
+        mask, ids = mask[:, :-1], inputs["input_ids"][:, :-1]
+        whole = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        prompt = Prompt(whole.shape[1], whole.bool(), torch.cat([ids, final], dim=1))
+        with torch.inference_mode(), prompts(self.model.module, prompt):
+            cache = decoder_of(self.model)(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values
+        if not isinstance(cache, Cache) or not {*map(type, cache.layers)} <= {DynamicLayer, DynamicSlidingWindowLayer}:
+            raise TnkitError(f"the cache of {self.model.name} is more than keys and values")
+        return {
+            "input_ids": final,
+            "attention_mask": whole,
+            "position_ids": last[:, None],
+            "past_key_values": cache,
+            "use_cache": True,
+        }, prompt
+
+    def _is_proved(self, tokens: Sequence[Sequence[int]]) -> bool:
+        """Whether the last tokens of the shortest and the longest sentence are the same from a prefix as in full."""
+        both = [min(tokens, key=len), max(tokens, key=len)]
+        inputs, last = padded(self.model, both)
+        full = trace_blocks(self.model, inputs | {"use_cache": False}, last, layers=self.layers, keep=["post"])
+        try:
+            found = self._last_states(*self._prefix(both), keep=["post"])
+        except Exception as error:  # whatever a cache of an unknown kind does
+            _LOG.debug("%s has no prefix that can be kept: %s", self.model.name, error)
+            return False
+        most = _TOLERANCE if torch.finfo(self.model.dtype).bits >= 32 else _HALF_TOLERANCE
+        pairs = zip(found["post"], full["post"], strict=True)
+        return all(bool((kept - run).abs().max() <= most * run.abs().max()) for kept, run in pairs)
+
+
+def _has_positions(model: Model, longest: int) -> bool:
+    """Whether a cached prefix can be continued at a position of our choice."""
+    if model.remote or longest < 2:
+        return False
+    config = model.module.config.get_text_config(decoder=True)
+    windows = [window for name in _WINDOWS if isinstance(window := getattr(config, name, None), int)]
+    return (
+        "position_ids" in parameters(decoder_of(model))
+        and not getattr(config, "alibi", False)
+        and all(longest < window for window in windows)
+    )

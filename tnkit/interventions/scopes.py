@@ -1,0 +1,322 @@
+"""Which tokens of a forward pass an ablation acts on, whatever the cache, the padding and the shape of inner masks.
+
+The attention mask is taken where the caller hands it in: modules around the decoder may turn it into other shapes.
+Tokens are distinguished by their absolute position, cached ones counted, so that a token of the prompt is one in a pass
+without a cache, in a chunk of a prefill and after a reused prefix, and a decoded token never is.
+"""
+
+import copy
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from tnkit.errors import TnkitError
+from tnkit.models.sessions import State, state_of
+from tnkit.models.tokens import last_word
+from tnkit.models.trace import chosen_tokens
+
+if TYPE_CHECKING:
+    from tnkit.models.model import Model
+
+TOKENS = ("last", "prompt", "all", "last_word")
+
+
+@dataclass
+class Given:
+    """What the outermost module of a forward pass was called with.
+
+    Attributes:
+        module: the one that was called.
+        mask: its attention_mask.
+        ids: its input_ids, or None.
+        packed: whether positions begin again within a row, which holds several texts then.
+    """
+
+    module: nn.Module
+    mask: Any
+    ids: Tensor | None
+    packed: bool
+
+
+@dataclass
+class Prompt:
+    """The prompts of one call of `generate`, or of any passes that run them in pieces.
+
+    Attributes:
+        width: columns of the prompts.
+        real: which tokens are not padding, (prompt, token), or None where `generate` makes the mask itself.
+        ids: their token ids, or None where embeddings were given.
+    """
+
+    width: int
+    real: Tensor | None
+    ids: Tensor | None
+
+
+@contextmanager
+def prompts(module: nn.Module, prompt: Prompt) -> Iterator[None]:
+    """A context in which forward passes run pieces of these prompts and what follows them."""
+    state = state_of(module)
+    outer, state.prompt = state.prompt, prompt
+    try:
+        yield
+    finally:
+        state.prompt = outer
+
+
+def decoder_of(model: "Model") -> nn.Module:
+    """The module whose blocks are ablated."""
+    return model.module.get_submodule(model.blocks_path.rpartition(".")[0])
+
+
+@contextmanager
+def watched(model: "Model") -> Iterator[None]:
+    """A context in which it is noted what the module, and those around its blocks, are called with."""
+    state = state_of(model.module)
+    if not state.watchers:
+        state.hooks = _watch(model, state)
+    state.watchers += 1
+    try:
+        yield
+    finally:
+        state.watchers -= 1
+        if not state.watchers:
+            state.hooks.close()
+
+
+def _watch(model: "Model", state: State) -> ExitStack:
+    module = model.module
+    with ExitStack() as stack:
+        path = model.blocks_path.split(".")[:-1]
+        for depth in range(len(path) + 1):
+            around = module.get_submodule(".".join(path[:depth]))
+            stack.callback(around.register_forward_pre_hook(_noting(state, module), with_kwargs=True).remove)
+            stack.callback(around.register_forward_hook(_forgetting(state), always_call=True).remove)
+        stack.callback(setattr, state, "given", None)
+        if hasattr(module, "generate"):
+            stack.enter_context(_generate_noted(module, state))
+        return stack.pop_all()
+
+
+def chosen_now(
+    model: "Model", decoder: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]], tokens: str
+) -> Bool[Tensor, "sentence token"]:
+    """The places of the decoder's forward pass that an ablation of a token scope acts on.
+
+    Args:
+        model: from `load_model`, watched.
+        decoder: what holds its blocks.
+        inputs: positional and named arguments of the pass.
+        tokens: one of `TOKENS`.
+
+    Raises:
+        TnkitError: where the arguments do not tell which tokens those are.
+    """
+    state, arguments = state_of(model.module), _arguments(decoder, *inputs)
+    ids = arguments.get("input_ids")
+    here = arguments["inputs_embeds"][..., 0] if ids is None else ids
+    given = state.given
+    mask = given.mask if given is not None else arguments.get("attention_mask")
+    known = mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
+    cached = _cached(arguments.get("past_key_values"))
+    rows, width = here.shape
+    columns = mask.shape[1] if isinstance(mask, Tensor) and known else None
+    before = cached if cached is not None else 0 if columns is None else columns - width
+    if columns is not None and columns < before + width:
+        if tokens != "all":
+            raise TnkitError(
+                f"an attention mask of {columns} columns does not say which of {before} cached and {width} new tokens "
+                'are padding; give a mask of all of them, or use tokens="all"'
+            )
+        columns = None
+    real = torch.ones_like(here).bool()
+    if columns is not None and mask is not None:
+        real = mask[:, before : before + width].bool()
+    real = _checked(real.to(here.device), rows, width)
+    if tokens == "all":
+        return real
+    if state.prompt is not None:
+        if state.prompt.real is None and mask is None:
+            state.prompt.real = torch.ones(rows, state.prompt.width, dtype=torch.bool)
+        return _of_prompt(model, state.prompt, here, (before, mask if columns is not None else None), tokens)
+    if before:
+        raise TnkitError(
+            f'tokens="{tokens}" cannot tell whether tokens after a cache are a prompt or decoded; call '
+            'module.generate, run without past_key_values, or use tokens="all"'
+        )
+    if (not known and rows > 1) or (given is not None and given.packed):
+        raise TnkitError(
+            f'tokens="{tokens}" needs a 2-D attention mask and one text a row to tell where sentences end; give that, '
+            'or use tokens="all"'
+        )
+    ids = given.ids if ids is None and given is not None else ids
+    chosen = _scoped(model.tokenizer, real, tokens, ids)
+    if not chosen.any(dim=1).all():
+        raise TnkitError("the attention mask calls a whole row padding, in which there is nothing to ablate")
+    return chosen
+
+
+def _of_prompt(
+    model: "Model", prompt: Prompt, here: Tensor, where: tuple[int, Tensor | None], tokens: str
+) -> Bool[Tensor, "sentence token"]:
+    """The chosen places of a pass over some columns of prompts, or past them."""
+    (rows, width), (before, mask) = here.shape, where
+    if prompt.real is None and mask is not None and mask.shape[1] >= prompt.width:
+        prompt.real = mask[:, : prompt.width].bool()  # as `generate` made it
+    real = prompt.real
+    if real is None and rows == 1:
+        real = torch.ones(1, prompt.width, dtype=torch.bool)
+    if real is None or rows % len(real):
+        raise TnkitError(f'tokens="{tokens}" needs the attention mask of the prompts: give generate attention_mask=')
+    chosen = _scoped(model.tokenizer, real, tokens, prompt.ids).to(here.device)
+    chosen = chosen.repeat_interleave(rows // len(real), dim=0)  # beams, and several texts for a prompt
+    decoded = max(0, before + width - prompt.width)
+    return torch.nn.functional.pad(chosen, (0, decoded))[:, before : before + width]
+
+
+def _scoped(
+    tokenizer: PreTrainedTokenizerBase, real: Tensor, tokens: str, ids: Tensor | None
+) -> Bool[Tensor, "prompt token"]:
+    """The tokens of whole prompts that a scope names."""
+    if tokens != "last_word":
+        return chosen_tokens(real, tokens)
+    if ids is None or ids.shape[1] != real.shape[1]:
+        raise TnkitError('tokens="last_word" needs input_ids, which were not given; use tokens="last" or "all"')
+    return last_words(tokenizer, ids.repeat_interleave(len(real) // len(ids), dim=0), real)
+
+
+def last_words(
+    tokenizer: PreTrainedTokenizerBase, ids: Tensor, real: Bool[Tensor, "prompt token"]
+) -> Bool[Tensor, "prompt token"]:
+    """The place of each prompt's last word.
+
+    >>> from tnkit.testing import byte_tokenizer
+    >>> ids = torch.tensor(byte_tokenizer()(["Ja.", "Oh!"])["input_ids"])
+    >>> last_words(byte_tokenizer(), ids, torch.ones_like(ids).bool()).tolist()
+    [[False, False, True, False], [False, False, True, False]]
+    """
+    chosen = torch.zeros_like(real)
+    for row, (tokens, kept) in enumerate(zip(ids.tolist(), real.tolist(), strict=True)):
+        columns = [column for column, is_real in enumerate(kept) if is_real]
+        if columns:
+            chosen[row, columns[last_word(tokenizer, [tokens[column] for column in columns])]] = True
+    return chosen
+
+
+def _checked(real: Tensor, rows: int, width: int) -> Bool[Tensor, "sentence token"]:
+    if real.shape != (rows, width):
+        raise TnkitError(
+            f"the attention mask is of {tuple(real.shape)} and the tokens of {(rows, width)} (sentences, tokens); give "
+            "a mask of all tokens, cached ones included"
+        )
+    return real
+
+
+def _cached(past: Any) -> int | None:
+    """How many tokens a cache holds; None without a cache."""
+    return int(past.get_seq_length()) if hasattr(past, "get_seq_length") else None
+
+
+def _noting(state: State, root: nn.Module) -> Callable[..., None]:
+    """A hook that keeps what the outermost module is called with."""
+
+    def note(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        _check_thread(state)
+        if called is not root and state.given is not None:
+            return
+        arguments = _arguments(called, args, kwargs)
+        mask, ids, places = (arguments.get(name) for name in ("attention_mask", "input_ids", "position_ids"))
+        packed = kwargs.get("cu_seq_lens_q") is not None
+        if isinstance(places, Tensor) and places.ndim == 2 and not isinstance(mask, Tensor):
+            packed |= bool((places.diff(dim=1) <= 0).any())
+        state.given = Given(called, mask, ids, packed)
+
+    return note
+
+
+def _forgetting(state: State) -> Callable[..., None]:
+    """A hook that forgets it again, also after an error."""
+
+    def forget(called: nn.Module, *_: Any) -> None:
+        if state.given is not None and state.given.module is called:
+            state.given = None
+
+    return forget
+
+
+def _check_thread(state: State) -> None:
+    if state.entered and state.entered[-1][0] != threading.get_ident():
+        raise TnkitError("another thread has ablated this module; run it once that Ablation is left")
+
+
+@contextmanager
+def _generate_noted(module: Any, state: State) -> Iterator[None]:
+    """A context in which the module's `generate` notes where its prompts end, and compiles nothing."""
+    original, own = module.generate, vars(module).get("generate")
+
+    @functools.wraps(original)
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        _check_thread(state)
+        if state.prompt is not None:  # an assistant that is the module itself
+            return original(*args, **kwargs)
+        arguments = _given_to(original, args, kwargs)
+        config = arguments.pop("generation_config", None)
+        if config is None:
+            arguments["disable_compile"] = True
+        else:
+            arguments["generation_config"] = config = copy.deepcopy(config)
+            config.disable_compile = True
+        partly = any(about["tokens"] != "all" for _, about in state.entered)
+        scales = (getattr(one, "guidance_scale", None) for one in (config, module.generation_config))
+        scale = next((scale for scale in (arguments.get("guidance_scale"), *scales) if scale is not None), 1)
+        if partly and scale != 1:
+            raise TnkitError(
+                'guidance_scale runs the model on parts of the prompt too; set it to 1 or use tokens="all"'
+            )
+        state.generated += 1
+        with prompts(module, _prompt_of(arguments)):
+            return original(**arguments)
+
+    module.generate = generate
+    try:
+        yield
+    finally:
+        del module.generate
+        if own is not None:
+            module.generate = own
+
+
+def _prompt_of(arguments: Mapping[str, Any]) -> Prompt:
+    """The prompts that `generate` is given."""
+    mask, ids = arguments.get("attention_mask"), arguments.get("inputs")
+    ids = arguments.get("input_ids") if ids is None else ids
+    embeds = arguments.get("inputs_embeds")
+    if embeds is not None:
+        ids = ids if ids is not None and ids.shape[1] == embeds.shape[1] else None
+    if isinstance(mask, Tensor) and mask.ndim == 2:  # it spans cached tokens too, which need not be given again
+        return Prompt(mask.shape[1], mask.bool(), ids)
+    return Prompt(embeds.shape[1] if embeds is not None else 1 if ids is None else ids.shape[1], None, ids)
+
+
+def _given_to(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a function by name, those that it takes as ** among them."""
+    bound = inspect.signature(function).bind(*args, **kwargs).arguments
+    return {name: value for name, value in bound.items() if name != "kwargs"} | bound.get("kwargs", {})
+
+
+def _arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    return dict(zip(parameters(module), args, strict=False)) | kwargs
+
+
+def parameters(module: nn.Module) -> list[str]:
+    """The names of what a module's forward takes."""
+    return list(inspect.signature(type(module).forward).parameters)[1:]

@@ -1,0 +1,7 @@
+"""What changed when neurons were switched off, and what neurons answer to."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__, ["behaviour", "geometry", "harness", "lens", "specificity"]
+)

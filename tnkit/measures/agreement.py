@@ -1,0 +1,113 @@
+"""How far sets of neurons agree, beside what chance gives.
+
+overlaps({"ja": type1_ja, "ko": type1_ko}, layers=model.early_layers).plot()
+overlaps({"Type-2": type2, "LAPE": lape(captured).neurons["ja"]}).to_frame()
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, SupportsIndex
+
+import numpy as np
+
+from tnkit import storage
+from tnkit.detection.neurons import NeuronSet
+from tnkit.errors import TnkitError, whole_numbers
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class Overlaps:
+    """How many neurons each two of several sets share, beside what chance gives.
+
+    Attributes:
+        sets: the sets.
+        layers: where the neurons could have been.
+        table: indexed (first, second): `first size`, `second size`, `both`, `jaccard` (NaN for two empty sets);
+            `expected` by chance and `p` of at least as many, for neurons drawn from all the layers; `expected in
+            layers` and `p in layers`, for neurons drawn with the sets' own numbers in each layer.
+    """
+
+    sets: dict[str, NeuronSet]
+    layers: tuple[int, ...]
+    table: "pd.DataFrame"
+
+    def by_layer(self, first: str, second: str) -> "pd.DataFrame":
+        """`NeuronSet.overlap` of two of the sets: layer by layer."""
+        return self.sets[first].overlap(self.sets[second])
+
+    def to_frame(self) -> "pd.DataFrame":
+        """The table."""
+        return self.table.copy()
+
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+        """Draw Jaccard indices as a heat map, with the numbers of shared neurons written in."""
+        from tnkit.plots import heatmaps
+
+        return heatmaps.overlap_matrix(self, ax=ax)
+
+    def _repr_html_(self) -> str:
+        rows = self.table[["both", "expected in layers"]].itertuples()
+        return storage.html_card("Neurons in both", {" and ".join(a): f"{n} (chance {by:.1f})" for a, n, by in rows})
+
+
+def overlaps(sets: Mapping[str, NeuronSet], *, layers: Iterable[SupportsIndex] | None = None) -> Overlaps:
+    """How many neurons each two sets share, against chance (hypergeometric, one-sided).
+
+    Sets that keep to the same layers share more than two drawn from the whole model: the second pair of columns draws
+    within each layer, where the sum over layers is convolved exactly.
+
+    Args:
+        sets: by name; of the same model.
+        layers: where all of them could have had neurons (default: the whole model), such as `model.early_layers`.
+
+    Returns:
+        `Overlaps`; p is that of at least as many shared neurons.
+
+    Raises:
+        TnkitError: for fewer than two sets, sets of different models, or a neuron outside the layers.
+
+    >>> a, b = NeuronSet(((0, 5), (1, 2)), shape=(4, 48)), NeuronSet(((1, 2), (3, 0)), shape=(4, 48))
+    >>> overlaps({"a": a, "b": b}).table.loc[("a", "b"), ["both", "expected", "expected in layers"]].round(4).tolist()
+    [1.0, 0.0208, 0.0208]
+    """
+    import pandas as pd
+    from scipy import stats
+
+    if len(sets) < 2:
+        raise TnkitError(f"{len(sets)} set(s) do not overlap; give at least 2")
+    (depth, width), *others = [neurons.shape for neurons in sets.values()]
+    if any(shape != (depth, width) for shape in others):
+        raise TnkitError(f"sets of different models do not compare: {[neurons.shape for neurons in sets.values()]}")
+    layers = range(depth) if layers is None else layers
+    layers = tuple(sorted(set(whole_numbers("layers", layers)) & set(range(depth))))
+    counts = {name: np.bincount([layer for layer, _ in neurons], minlength=depth) for name, neurons in sets.items()}
+    for name, count in counts.items():
+        if count.sum() > count[list(layers)].sum():
+            raise TnkitError(
+                f"{name} has neurons outside the layers {list(layers)}; name all the layers it is drawn from"
+            )
+    rows = {}
+    for first, second in combinations(sets, 2):
+        both = len(set(sets[first]) & set(sets[second]))
+        a, b = len(sets[first]), len(sets[second])
+        chances = np.ones(1)
+        for left, right in zip(counts[first], counts[second], strict=True):
+            if left and right:
+                chances = np.convolve(chances, stats.hypergeom.pmf(range(min(left, right) + 1), width, left, right))
+        rows[first, second] = {
+            "first size": a,
+            "second size": b,
+            "both": both,
+            "jaccard": both / (a + b - both) if a + b else np.nan,
+            "expected": a * b / (len(layers) * width),
+            "p": float(stats.hypergeom.sf(both - 1, len(layers) * width, a, b)),
+            "expected in layers": float((counts[first] * counts[second]).sum() / width),
+            "p in layers": min(float(chances[both:].sum()), 1.0),
+        }
+    index = pd.MultiIndex.from_tuples(rows, names=["first", "second"])
+    return Overlaps(dict(sets), layers, pd.DataFrame(rows.values(), index=index))

@@ -1,0 +1,358 @@
+"""What the model then says: perplexity, the language of its continuations, answers to questions, neurons on and off.
+
+perplexity(model, test["ja"], neurons=type2).value               # nats and tokens of every sentence beside it
+perplexity_matrix(model, test, {"ja": type2_ja, "it": type2_it}).plot()
+continuations(model, prompts, neurons=type2, tokens="prompt").shares()
+answer_questions(model, questions, answers, language="ja", neurons=type1).to_frame()
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from tqdm.auto import tqdm
+
+from tnkit import storage
+from tnkit.captures.batches import by_length, padded, provenance_of, tokenised
+from tnkit.detection.neurons import NeuronSet
+from tnkit.errors import TnkitError
+from tnkit.interventions.ablation import Ablation
+from tnkit.interventions.scopes import decoder_of
+from tnkit.measures.generation import Answered, Continuations, answer_questions, continuations, languages_of
+from tnkit.models.fingerprint import check_ready
+from tnkit.models.model import Model
+from tnkit.models.sessions import TURN
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import pandas as pd
+
+__all__ = [
+    "Answered",
+    "Continuations",
+    "Perplexity",
+    "PerplexityMatrix",
+    "answer_questions",
+    "continuations",
+    "languages_of",
+    "perplexity",
+    "perplexity_matrix",
+]
+
+NONE = "none"
+_LOGITS = 1 << 24  # logits held at once: 64 MiB in float32
+_RESAMPLES = 2000
+_OF_CAPTURES = ("position", "last_layer")
+
+
+@dataclass(frozen=True, eq=False)
+class Perplexity:
+    """How well a model foresees sentences.
+
+    Attributes:
+        nll: mean negative log likelihood of each sentence's tokens after the first, (sentence,), nats, float64.
+        tokens: how many tokens that is the mean of, (sentence,).
+        count: (token, neuron) values that were set by the ablation.
+        provenance: model, sentences, ablations, versions.
+    """
+
+    nll: Float[np.ndarray, "sentence"]
+    tokens: Int[np.ndarray, "sentence"]
+    count: int = 0
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Perplexity({self.value:.4g} over {self.tokens.sum()} tokens of {len(self.tokens)} sentences)"
+
+    @property
+    def nats(self) -> float:
+        """Nats per token over the whole text: every token counts the same."""
+        return float(self.nll @ self.tokens / self.tokens.sum())
+
+    @property
+    def value(self) -> float:
+        """The perplexity of the whole text, exp(nats); inf beyond 709 nats a token."""
+        return math.exp(self.nats) if self.nats < 709 else math.inf
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Nats per token and number of tokens, indexed by sentence."""
+        import pandas as pd
+
+        index = pd.RangeIndex(len(self.nll), name="sentence")
+        return pd.DataFrame({"nats per token": self.nll, "tokens": self.tokens}, index=index)
+
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+        """Draw the distribution over sentences, with the whole text's nats per token as a line."""
+        from tnkit.plots import figures as plots
+
+        return plots.losses(self.nll, whole=self.nats, ax=ax)
+
+    def _repr_html_(self) -> str:
+        rows = {"perplexity": self.value, "nats per token": self.nats, "tokens": int(self.tokens.sum())}
+        return storage.html_card("Perplexity", rows | {"sentences": len(self.tokens)})
+
+
+@dataclass(frozen=True, eq=False)
+class PerplexityMatrix:
+    """Perplexity by which neurons are off (rows) and which language is read (columns).
+
+    Whether a language's neurons serve that language alone is asked on the diagonal.
+
+    Attributes:
+        values: each (set, language); the sets begin with "none".
+        sets: what was switched off.
+    """
+
+    values: dict[tuple[str, str], Perplexity]
+    sets: dict[str, NeuronSet]
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The columns."""
+        return tuple(dict.fromkeys(language for _, language in self.values))
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Indexed (off, read): perplexity and its change.
+
+        `change` = (nats per token with the set off) / (with none off) - 1, positive is worse; `low` and `high` are its
+        95 % bootstrap interval over sentences, resampled together with and without (NaN for one sentence). All three
+        are NaN where the untouched model is certain of every token. `own` marks a set of the language's name.
+        """
+        import pandas as pd
+
+        rows = []
+        for (off, language), found in self.values.items():
+            change, low, high = _change(self.values[NONE, language], found)
+            numbers = {
+                "perplexity": found.value,
+                "nats per token": found.nats,
+                "change": change,
+                "low": low,
+                "high": high,
+            }
+            rows.append(numbers | {"own": off == language, "tokens": int(found.tokens.sum())})
+        return pd.DataFrame(rows, index=pd.MultiIndex.from_tuples(self.values, names=["off", "read"]))
+
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+        """Draw perplexities as a heat map, coloured by change, with cells of a language's own set framed."""
+        from tnkit.plots import heatmaps
+
+        return heatmaps.perplexities(self.to_frame(), ax=ax)
+
+    def _repr_html_(self) -> str:
+        rows: dict[str, list[str]] = {}
+        for (off, language), found in self.values.items():
+            rows.setdefault(f"{off} off", []).append(f"{language} {found.value:.4g}")
+        return storage.html_card("Perplexity", rows)
+
+
+def perplexity(
+    model: Model,
+    sentences: Sequence[str],
+    *,
+    neurons: Iterable[tuple[int, int]] = (),
+    tokens: str = "all",
+    batch_tokens: int = 1024,
+    progress: bool = True,
+) -> Perplexity:
+    """The perplexity of sentences, with neurons switched off.
+
+    exp(-Σ log p(token | tokens before it) / number of tokens), over all tokens after each sentence's first, which is
+    BOS where the tokenizer adds one: the usual definition, and the loss that transformers computes.
+
+    Args:
+        model: from `load_model`.
+        sentences: any sequence of str.
+        neurons: a `NeuronSet` or (layer, neuron) pairs to switch off.
+        tokens: "all", "prompt" or "last_word", as in `Ablation`; a text that is read and not continued is all prompt.
+            "last" is refused: nothing is predicted from the last token.
+        batch_tokens: the most tokens in a batch, padding included.
+        progress: show a bar.
+
+    Returns:
+        `Perplexity`: float64, nats per token; its `value` is the perplexity of the whole text.
+
+    Raises:
+        TnkitError: for sentences that `capture` refuses, one of a single token, or a model whose output is not finite.
+
+    >>> from tnkit.testing import tiny_model
+    >>> perplexity(tiny_model(), ["Hello", "Hi"], progress=False).tokens.tolist()
+    [5, 2]
+    """
+    if tokens == "last":
+        raise TnkitError('tokens="last" changes no prediction: nothing follows the last token; use tokens="all"')
+    ids = tokenised(model, sentences)
+    short = next((place for place, sentence in enumerate(ids) if len(sentence) < 2), None)
+    if short is not None:
+        raise TnkitError(
+            f"sentence {short} ({sentences[short]!r:.60}) has one token, of which none follows another; drop it"
+        )
+    nll = np.empty(len(ids))
+    check_ready(model)
+    ablation = Ablation(model, neurons, tokens=tokens)
+    with (
+        ablation if ablation.values else nullcontext(),
+        tqdm(total=len(ids), unit=" sentences", desc="perplexity", disable=not progress, leave=False) as bar,
+    ):
+        losses = _Losses(model)
+        for index in _batches(ids, batch_tokens):
+            nll[index] = losses([ids[place] for place in index])
+            bar.update(len(index))
+        about = {name: part for name, part in provenance_of(model, sentences).items() if name not in _OF_CAPTURES}
+    wrong = np.flatnonzero(~np.isfinite(nll))
+    if len(wrong):
+        raise TnkitError(
+            f"{model.name} gives sentence {wrong[0]} ({sentences[wrong[0]]!r:.60}) a likelihood that is not finite; "
+            "load it in another dtype or switch off less"
+        )
+    return Perplexity(
+        nll,
+        np.array([len(sentence) - 1 for sentence in ids]),
+        ablation.count,
+        about,
+    )
+
+
+def _batches(ids: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
+    """Batches sorted by length, the shortest sentence in one of its own."""
+    first, *others = by_length([len(sentence) for sentence in ids], batch_tokens)
+    yield from ([first[:1], first[1:], *others] if len(first) > 1 else [first, *others])
+
+
+def perplexity_matrix(
+    model: Model,
+    sentences: Mapping[str, Sequence[str]],
+    sets: Mapping[str, Iterable[tuple[int, int]]],
+    *,
+    tokens: str = "all",
+    batch_tokens: int = 1024,
+    progress: bool = True,
+) -> PerplexityMatrix:
+    """The perplexity of several languages with nothing off and with each of several neuron sets off.
+
+    Neurons that serve one language alone raise its perplexity and no other's: name each set by its language, and the
+    diagonal shows it. Add controls as sets of their own.
+
+    Args:
+        model: from `load_model`.
+        sentences: language → sentences, such as `corpus["test"]`; they need not be parallel.
+        sets: name → neurons.
+        tokens, batch_tokens, progress: as in `perplexity`.
+
+    Raises:
+        TnkitError: as `perplexity` does, and for no languages, no sets, or a set named "none".
+
+    >>> from tnkit.testing import tiny_model
+    >>> found = perplexity_matrix(tiny_model(), {"en": ["Hi!"], "it": ["Ciao!"]}, {"it": [(1, 7)]}, progress=False)
+    >>> found.to_frame()["own"].tolist()
+    [False, False, False, True]
+    """
+    if not sentences or not sets or NONE in sets:
+        raise TnkitError(f'expected languages ({list(sentences)}) and sets ({list(sets)}), none of them named "{NONE}"')
+    shape = (model.n_layers, model.n_neurons)
+    named = {name: one if isinstance(one, NeuronSet) else NeuronSet(tuple(one), shape) for name, one in sets.items()}
+    cells = [(off, language) for off in (NONE, *named) for language in sentences]
+    values = {}
+    for off, language in tqdm(cells, unit=" cells", desc="perplexity", disable=not progress, leave=False):
+        values[off, language] = perplexity(
+            model,
+            sentences[language],
+            neurons=named.get(off, ()),
+            tokens=tokens,
+            batch_tokens=batch_tokens,
+            progress=False,
+        )
+    return PerplexityMatrix(values, named)
+
+
+class _Losses:
+    """Mean losses of batches, of logits that the head makes of final states, a slice of real tokens at a time.
+
+    The first batch runs through the whole module. Where logits of ours differ from the module's there, because it does
+    more after its decoder than we know of, the whole module runs every batch, a few sentences at a time.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.decoder = model, decoder_of(model)
+        self.config = model.module.config.get_text_config(decoder=True)
+        self.head = cast(torch.nn.Module | None, model.module.get_output_embeddings())
+        embeddings = cast(torch.nn.Embedding, model.module.get_input_embeddings())
+        self.rows = max(1, _LOGITS // len(embeddings.weight))
+        self.proved: bool | None = None
+
+    def __call__(self, tokens: list[Sequence[int]]) -> Float[np.ndarray, "sentence"]:
+        """Each sentence's mean loss over its tokens after the first."""
+        inputs, last = padded(self.model, tokens)
+        targets, real = inputs["input_ids"][:, 1:], inputs["attention_mask"][:, 1:].bool()
+        with TURN, torch.inference_mode():
+            slices = self._from_states(inputs, real) if self.proved else self._from_module(inputs, real)
+            losses = [
+                cross_entropy(logits.float(), wanted.to(logits.device), reduction="none").double().cpu()
+                for logits, wanted in zip(slices, targets[real].split(self.rows), strict=True)
+            ]
+        sentence = real.nonzero()[:, 0].cpu()
+        totals = torch.zeros(len(last), dtype=torch.float64).index_add(0, sentence, torch.cat(losses))
+        return (totals / last.cpu()).numpy()
+
+    def _from_states(self, inputs: dict[str, Tensor], real: Tensor) -> Iterator[Tensor]:
+        """Logits of real tokens, by the head alone."""
+        states = self.decoder(**inputs, use_cache=False)[0][:, :-1]
+        yield from map(self._logits, states[real.to(states.device)].split(self.rows))
+
+    def _from_module(self, inputs: dict[str, Tensor], real: Tensor) -> Iterator[Tensor]:
+        """Logits of real tokens, by the whole module, a few sentences at a time."""
+        kept: list[Tensor] = []
+        hook = self.decoder.register_forward_hook(lambda _, __, output: kept.append(output[0]))
+        size, logits = max(1, self.rows // inputs["input_ids"].shape[1]), []
+        try:
+            for start in range(0, len(real), size):
+                some = {name: tensor[start : start + size] for name, tensor in inputs.items()}
+                here = real[start : start + size]
+                whole = self.model.module(**some, use_cache=False).logits[:, :-1]
+                logits.append(whole[here.to(whole.device)])
+                if self.proved is None:
+                    states = kept[-1][:, :-1]
+                    self.proved = self._agrees(states[here.to(states.device)], logits[-1])
+                kept.clear()
+        finally:
+            hook.remove()
+        yield from torch.cat(logits).split(self.rows)
+
+    def _agrees(self, states: Tensor, expected: Tensor) -> bool:
+        """Whether logits of ours are the module's, up to rounding."""
+        if self.head is None:
+            return False
+        ours = torch.cat([self._logits(rows) for rows in states.split(self.rows)]).float()
+        expected = expected.float().to(ours.device)
+        precision = 16 * torch.finfo(self.model.dtype).eps
+        return bool((ours - expected).abs().max() <= precision * expected.abs().max())
+
+    def _logits(self, states: Float[Tensor, "token hidden"]) -> Float[Tensor, "token item"]:
+        """The logits of final states, with the scale and the cap that configurations name."""
+        assert self.head is not None
+        logits = cast(Tensor, self.head(states))
+        logits = logits * getattr(self.config, "logit_scale", 1) / getattr(self.config, "logits_scaling", 1)
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        return logits if cap is None else (logits / cap).tanh() * cap
+
+
+def _change(before: Perplexity, after: Perplexity) -> tuple[float, float, float]:
+    """The relative change of nats per token, and its bootstrap interval over sentences."""
+    totals = np.stack([before.nll * before.tokens, after.nll * after.tokens])
+    sentences = len(before.nll)
+    if not totals[0].all():
+        return (math.nan,) * 3
+    change = float(totals[1].sum() / totals[0].sum() - 1)
+    if sentences == 1:
+        return change, math.nan, math.nan
+    weights = np.random.default_rng(0).multinomial(sentences, np.full(sentences, 1 / sentences), _RESAMPLES)
+    resampled = totals @ weights.T
+    low, high = np.quantile(resampled[1] / resampled[0] - 1, (0.025, 0.975))
+    return change, float(low), float(high)

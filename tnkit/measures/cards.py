@@ -1,0 +1,145 @@
+"""One neuron on one card: what it answers to, and what it writes.
+
+card = neuron_card(model, captured, texts, (12, 345))    # captures and sentences by language
+card.plot()                                              # its activation in every sentence, by language
+card.to_frame(), card.tokens.to_frame()                  # its top sentences, the vocabulary that it raises and lowers
+"""
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+
+from tnkit.captures.activations import Activations
+from tnkit.measures.lens import PromotedTokens, promoted
+from tnkit.measures.specificity import top_sentences
+from tnkit.models.model import Model
+from tnkit.models.tokens import last_word
+from tnkit.provenance import check_made_with
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronCard:
+    """What one neuron answers to, and what it writes.
+
+    Attributes:
+        neuron: (layer, neuron).
+        activations: its activation in every sentence, (sentence,) each, by language.
+        sentences: those with the largest absolute activation, as in `tn.specificity.top_sentences`, on the side of
+            zero where the largest is.
+        tokens: what its value vector raises and lowers, where its activation is positive.
+        spans: where the token that was read of each of these sentences begins and ends, or None where it is not known.
+    """
+
+    neuron: tuple[int, int]
+    activations: dict[str, Float[np.ndarray, "sentence"]]
+    sentences: "pd.DataFrame"
+    tokens: PromotedTokens
+    spans: tuple[tuple[int, int] | None, ...]
+
+    def __repr__(self) -> str:
+        return f"NeuronCard({self.neuron}, largest activation {self.sentences['activation'].iloc[0]:.3g})"
+
+    @property
+    def raised(self) -> tuple[str, ...]:
+        """The vocabulary that the neuron raises in its top sentences: the suppressed one where they are negative."""
+        positive = self.sentences["activation"].iloc[0] >= 0
+        return (self.tokens.promoted if positive else self.tokens.suppressed)[0]
+
+    @property
+    def lowered(self) -> tuple[str, ...]:
+        """The vocabulary that the neuron lowers in its top sentences."""
+        positive = self.sentences["activation"].iloc[0] >= 0
+        return (self.tokens.suppressed if positive else self.tokens.promoted)[0]
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Its top sentences, by rank."""
+        return self.sentences.copy()
+
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+        """Draw its activation in every sentence, by language."""
+        from tnkit.plots import figures as plots
+
+        layer, place = self.neuron
+        return plots.activations_by_language(self.activations, title=f"layer {layer}, neuron {place}", ax=ax)
+
+    def _repr_html_(self) -> str:
+        left = "style='text-align:left'"
+        rows = "".join(
+            f"<tr><td>{row.activation:+z.2f}</td><td {left}>{html.escape(str(row.language))}</td>"
+            f"<td {left}>{_marked(str(row.text), span)}</td></tr>"
+            for row, span in zip(self.sentences.itertuples(), self.spans, strict=True)
+        )
+        words = ""
+        for what, tokens in (("raises", self.raised), ("lowers", self.lowered)):
+            items = " · ".join(f"<code>{html.escape(one)}</code>" for one in tokens)
+            words += f"<tr><td {left} colspan=3>{what} there: {items}</td></tr>"
+        caption = f"<caption {left}><b>Layer {self.neuron[0]}, neuron {self.neuron[1]}</b></caption>"
+        return f"<table>{caption}{rows}{words}</table>"
+
+
+def neuron_card(
+    model: Model,
+    captured: Mapping[str, Activations],
+    sentences: Mapping[str, Sequence[str]],
+    neuron: tuple[int, int],
+    *,
+    n: int = 5,
+    k: int = 8,
+) -> NeuronCard:
+    """The card of one neuron: its activations by language, its top sentences, its vocabulary.
+
+    Args:
+        model: from `load_model`.
+        captured: a capture of each language with `activations`.
+        sentences: what was captured, by language.
+        neuron: (layer, neuron).
+        n: how many sentences.
+        k: how many items of the vocabulary at each end.
+
+    Raises:
+        TnkitError: for a capture of another model; as `tn.specificity.top_sentences` and `tn.lens.promoted` do.
+
+    >>> import tnkit as tn
+    >>> from tnkit.testing import tiny_model, SENTENCES
+    >>> captured = {"en": tn.capture(tiny_model(), SENTENCES, progress=False)}
+    >>> card = neuron_card(tiny_model(), captured, {"en": SENTENCES}, (3, 5), n=2)
+    >>> len(card.to_frame()), len(card.raised)
+    (2, 8)
+    """
+    layer, place = neuron
+    check_made_with(model, [part.provenance for part in captured.values()], "these captured states")
+    high, low = (top_sentences(captured, sentences, neuron, n=n, lowest=lowest) for lowest in (False, True))
+    strongest = high if abs(high["activation"].iloc[0]) >= abs(low["activation"].iloc[0]) else low
+    activations = {
+        name: part.tensors()["activations"][part.layers.index(layer), :, place].numpy()
+        for name, part in captured.items()
+    }
+    about = next(iter(captured.values())).provenance
+    spans = tuple(_token_read(model, text, about) for text in strongest["text"])
+    return NeuronCard((layer, place), activations, strongest, promoted(model, (layer, place), k=k), spans)
+
+
+def _token_read(model: Model, text: str, about: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Where the token that was read begins and ends in a sentence; None for a mean, or for a token not in the text."""
+    position = about.get("position", "last")
+    if not model.tokenizer.is_fast or position not in ("last", "last_word") or about.get("suffix") is not None:
+        return None
+    tokens = model.tokenizer(text, return_offsets_mapping=True)
+    place = last_word(model.tokenizer, tokens["input_ids"]) if position == "last_word" else -1
+    start, end = tokens["offset_mapping"][place]
+    return (start, end) if end > start else (len(text), len(text))  # a special token comes after the text
+
+
+def _marked(text: str, span: tuple[int, int] | None) -> str:
+    """HTML of a sentence with the token that was read marked; a special token is a mark without letters."""
+    start, end = span or (len(text), len(text))
+    token = html.escape(text[start:end]) or ("&#9144;" if span else "")
+    return html.escape(text[:start]) + (f"<mark>{token}</mark>" if token else "") + html.escape(text[end:])

@@ -1,0 +1,327 @@
+"""Tasks of the lm-evaluation-harness with neurons switched off: `evaluate`, and `TnkitLM` for runs of your own.
+
+found = tn.harness.evaluate(model, ["mmlu_prox_lite_ja"], neurons=type1, tokens="prompt", limit=100)
+found.to_frame()                                       # metrics and unparsed answers, before and after
+found = tn.harness.evaluate(model, ["mine"], neurons=type1, include_path="folder/with/mine.yaml")
+
+with tn.Ablation(model, type1, tokens="prompt"):
+    lm_eval.simple_evaluate(tn.harness.TnkitLM(model, batch_size=8), tasks=["belebele_jpn_Jpan"])
+
+The harness comes with pip install 'tnkit[measures]' and is imported on first use.
+"""
+
+import contextlib
+import io
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tnkit import storage
+from tnkit.errors import TnkitError, first_line
+from tnkit.interventions.ablation import Ablation
+from tnkit.measures.task_files import refuse_code, refuse_dataset_code, sandboxed_templates
+from tnkit.models.fingerprint import check_ready
+from tnkit.models.model import Model
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import pandas as pd
+    from lm_eval.tasks import TaskManager
+
+UNPARSED = "unparsed"
+_INVALID = "[invalid]"  # what the harness's extracting filters answer where they find nothing
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What tasks of the lm-evaluation-harness give, untouched and with neurons switched off.
+
+    Attributes:
+        table: indexed (task, filter, metric): `before`, `after`, `change` = after - before with its 95 % bootstrap
+            interval over documents (`low`, `high`; NaN for one document, and where a metric is no mean over documents),
+            and `documents`. The metric "unparsed" is the share of answers in which a task's extracting filter found
+            nothing: an accuracy that falls while it rises says that answers lost their form.
+        before, after: what the harness returned, with every document under "samples".
+        count: (token, neuron) values that were set.
+        provenance: model, tasks and their versions, ablations, limit, versions.
+    """
+
+    table: "pd.DataFrame"
+    before: dict[str, Any]
+    after: dict[str, Any]
+    count: int
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """The table."""
+        return self.table.copy()
+
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+        """Draw every metric before and after."""
+        from tnkit.plots import figures as plots
+
+        names = [f"{task}\n{metric}" for task, _, metric in self.table.index]
+        if len(set(names)) < len(names):
+            names = [f"{task}\n{metric}, {one}" for task, one, metric in self.table.index]
+        means = dict(zip(names, zip(self.table["before"], self.table["after"], strict=True), strict=True))
+        return plots.before_and_after(means, ylabel="", ax=ax)
+
+    def _repr_html_(self) -> str:
+        rows = {
+            " ".join(name): f"{before:.4g} → {after:.4g}"
+            for name, before, after in zip(self.table.index, self.table["before"], self.table["after"], strict=True)
+        }
+        return storage.html_card("Evaluation, before → after", rows | {"values set": self.count})
+
+
+def evaluate(
+    model: Model,
+    tasks: str | Sequence[str | dict[str, Any]],
+    *,
+    neurons: Iterable[tuple[int, int]] = (),
+    tokens: str = "prompt",
+    limit: int | float | None = None,
+    num_fewshot: int | None = None,
+    include_path: str | Path | None = None,
+    batch_size: int = 8,
+    trust_remote_code: bool = False,
+    progress: bool = True,
+) -> Evaluation:
+    """Run tasks of EleutherAI's lm-evaluation-harness untouched and with neurons switched off.
+
+    In tasks that generate, "prompt" and "last" act on the prompt and on nothing that is generated. In tasks that
+    compare likelihoods (multiple choice), the harness feeds prompt and continuation in one pass: there "prompt" acts on
+    all of both, as "all" does; "last" acts on the last token of the prompt where every continuation is one token, and
+    is refused otherwise.
+
+    Args:
+        model: from `load_model`.
+        tasks: names of tasks or groups, paths of YAML files, or configurations as dicts.
+        neurons: a `NeuronSet` or (layer, neuron) pairs to switch off; with none, the tasks run once.
+        tokens: as in `Ablation`.
+        limit: how many documents of each task, or below 1 which share; None takes all.
+        num_fewshot: how many examples each prompt shows (default: the task's own number).
+        include_path: a folder with YAML files of tasks of your own. Where it holds all the tasks asked for, the
+            harness's own thousands are not indexed, which takes it about ten seconds.
+        batch_size: how many requests run at once.
+        trust_remote_code: allow task files that run code: Python functions that they name (`!function`), metrics that
+            are downloaded, data sets with code of their own, templates that reach into Python.
+        progress: let the harness show its bars.
+
+    Returns:
+        `Evaluation`. The harness seeds Python, numpy and torch anew in each run.
+
+    Raises:
+        TnkitError: for no or unknown tasks, a limit that is not positive, tokens="last" where continuations have
+            several tokens, task files that run code, data that cannot be downloaded, and where lm_eval is missing.
+
+    >>> from datasets import Dataset
+    >>> documents = Dataset.from_list([{"question": "Roma è in", "choices": [" Italia", " Asia"], "label": 0}])
+    >>> task = {"task": "where", "output_type": "multiple_choice", "custom_dataset": lambda **_: {"test": documents}}
+    >>> task |= {"test_split": "test", "doc_to_text": "question", "doc_to_choice": "choices", "doc_to_target": "label"}
+    >>> from tnkit.testing import tiny_model
+    >>> evaluate(tiny_model(), [task], neurons=[(1, 7)], progress=False).to_frame()["documents"].tolist()
+    [1, 1]
+    """
+    tasks = [tasks] if isinstance(tasks, str) else list(tasks)
+    if not tasks:
+        raise TnkitError("there are no tasks to run; name some, such as belebele_jpn_Jpan")
+    if limit is not None and limit <= 0:
+        raise TnkitError(f"limit={limit} must be a positive number of documents, a share below 1, or None for all")
+    lm_eval = _lm_eval()
+    check_ready(model)
+    ablation = Ablation(model, neurons, tokens=tokens)
+    options = {"tasks": tasks, "limit": limit, "num_fewshot": num_fewshot, "bootstrap_iters": 1000}
+    quiet = contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO())
+    padding = model.tokenizer.padding_side, model.tokenizer.pad_token
+    sandbox = contextlib.nullcontext() if trust_remote_code else sandboxed_templates()
+    with quiet, sandbox:
+        options["task_manager"] = _manager(tasks, include_path, trust_remote_code)
+        try:
+            harnessed = _class()(model, batch_size=batch_size)
+            after = None
+            if ablation.values:  # first, because it may be refused
+                with ablation:
+                    after = lm_eval.simple_evaluate(harnessed, **options)
+            before = lm_eval.simple_evaluate(harnessed, **options)
+        except OSError as error:  # so are the errors of the Hub and of the network
+            names = ", ".join(task if isinstance(task, str) else str(task.get("task")) for task in tasks)
+            raise TnkitError(
+                f"the data of {names} could not be read ({first_line(error)}); check the network, and whether the "
+                "data set asks for a token (hf auth login); once read, it stays in the cache"
+            ) from error
+        finally:
+            model.tokenizer.padding_side, model.tokenizer.pad_token = padding
+    after = before if after is None else after
+    about = {
+        "model": model.provenance,
+        "tasks": dict(before["versions"]),
+        "ablations": [*model.ablations, *([ablation.about] if ablation.values else [])],
+        "limit": limit,
+        "versions": storage.versions() | {"lm_eval": lm_eval.__version__},
+    }
+    return Evaluation(_table(before, after), before, after, ablation.count, about)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "TnkitLM":
+        return _class()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@cache
+def _class() -> type:
+    """The harness's model class for tnkit, made on first use because it inherits from one of the harness."""
+    _lm_eval()
+    from lm_eval.models.huggingface import HFLM
+    from tqdm.auto import tqdm
+
+    class TnkitLM(HFLM):
+        """A loaded `tnkit.Model` for the lm-evaluation-harness; runs inside `tnkit.Ablation` are ablated.
+
+        Args:
+            model: from `load_model`.
+            batch_size: how many requests run at once.
+            **options: as in lm_eval.models.huggingface.HFLM.
+        """
+
+        def __init__(self, model: Model, *, batch_size: int = 8, **options: Any) -> None:
+            log = logging.getLogger("lm_eval.models.huggingface")
+            level = log.level
+            log.setLevel(logging.ERROR)  # it warns of a loaded module, which is the point here
+            try:
+                super().__init__(model.module, tokenizer=model.tokenizer, batch_size=batch_size, **options)
+            finally:
+                log.setLevel(level)
+            self.ablated = model
+
+        def _loglikelihood_tokens(
+            self,
+            requests: Sequence[tuple[Any, list[int], list[int]]],
+            disable_tqdm: bool = False,
+            override_bs: int | None = None,
+        ) -> list[tuple[float, bool]]:
+            """As HFLM's, one length at a time.
+
+            HFLM pads without an attention mask, so that the last token of a padded row would be padding.
+            """
+            scopes = {ablation["tokens"] for ablation in self.ablated.ablations}
+            if "last_word" in scopes or ("last" in scopes and any(len(end) > 1 for *_, end in requests)):
+                raise TnkitError(
+                    'tokens="last" and "last_word" have no meaning for continuations of several tokens, which the '
+                    'harness feeds together with their prompt; use tokens="prompt" or "all"'
+                )
+            places: dict[int, list[int]] = {}
+            for place, (_, start, end) in enumerate(requests):
+                places.setdefault(len(start) + len(end), []).append(place)
+            answers = [(math.nan, False)] * len(requests)
+            with tqdm(total=len(requests), desc="likelihoods", disable=disable_tqdm, leave=False) as bar:
+                for _, group in sorted(places.items(), reverse=True):
+                    found = super()._loglikelihood_tokens([requests[place] for place in group], True, override_bs)
+                    for place, answer in zip(group, found, strict=True):
+                        answers[place] = answer
+                    bar.update(len(group))
+            return answers
+
+    return TnkitLM
+
+
+def _lm_eval() -> ModuleType:
+    try:
+        import lm_eval
+    except ImportError as error:
+        raise TnkitError(
+            "the lm-evaluation-harness (lm_eval) is not installed: pip install 'tnkit[measures]'"
+        ) from error
+    return lm_eval
+
+
+def _manager(tasks: list[str | dict[str, Any]], include_path: str | Path | None, trusted: bool) -> "TaskManager":
+    """An index of tasks: of the include path alone where every task is there, or is a whole configuration."""
+    from lm_eval.tasks import TaskManager
+
+    path = None if include_path is None else str(include_path)
+    if path is not None and not Path(path).is_dir():
+        raise TnkitError(f"include_path={path} is not a folder; name the one that holds the YAML files of tasks")
+    if not trusted:
+        refuse_code(tasks, None if path is None else Path(path))
+    own = TaskManager(include_path=path, include_defaults=False)
+    whole = [task for task in tasks if isinstance(task, dict) and {"dataset_path", "custom_dataset"} & set(task)]
+    if all(task in whole or task in own.all_subtasks for task in tasks):
+        return own
+    manager = TaskManager(include_path=path)
+    known = set(manager.all_tasks)
+    unknown = [task for task in tasks if isinstance(task, str) and task not in known and not Path(task).is_file()]
+    if unknown:
+        where = f", nor does {path} hold one" if path else "; tasks of your own need include_path=FOLDER"
+        raise TnkitError(f"the harness has no task {', '.join(unknown)}{where}")
+    if not trusted:
+        refuse_dataset_code(manager, tasks)
+    return manager
+
+
+def _table(before: dict[str, Any], after: dict[str, Any]) -> "pd.DataFrame":
+    import pandas as pd
+
+    rows = {}
+    for task, found in before["results"].items():
+        samples = [run["samples"].get(task, []) for run in (before, after)]
+        for key, value in found.items():
+            metric, _, name = key.partition(",")
+            if not name or metric.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            values = [_values(run, name, metric) for run in samples]
+            rows[task, name, metric] = _row(value, after["results"][task][key], values)
+        for name, fallbacks in _fallbacks(before["configs"].get(task, {})).items():
+            first, second = (_unparsed(run, name, fallbacks) for run in samples)
+            rows[task, name, UNPARSED] = _row(first.mean(), second.mean(), [first, second])
+    index = pd.MultiIndex.from_tuples(rows, names=["task", "filter", "metric"])
+    return pd.DataFrame(rows.values(), index=index)
+
+
+def _values(samples: list[dict[str, Any]], name: str, metric: str) -> np.ndarray | None:
+    """A metric's value for each document, where it has one number a document."""
+    found = [one.get(metric) for one in samples if one["filter"] == name]
+    return (
+        np.array(found, dtype=float) if found and all(one is not None and np.ndim(one) == 0 for one in found) else None
+    )
+
+
+def _unparsed(samples: list[dict[str, Any]], name: str, fallbacks: set[str]) -> np.ndarray:
+    """1 for each document whose answer could not be extracted, else 0."""
+    answers = [np.ravel(one["filtered_resps"])[0] for one in samples if one["filter"] == name]
+    return np.array([float(str(answer) in fallbacks) for answer in answers])
+
+
+def _row(before: float, after: float, values: list[np.ndarray | None]) -> dict[str, float]:
+    row = {"before": float(before), "after": float(after), "change": float(after - before)}
+    row |= {"low": math.nan, "high": math.nan, "documents": 0}
+    if values[0] is None or values[1] is None:
+        return row
+    documents = len(values[0])
+    row["documents"] = documents
+    is_mean = np.allclose([values[0].mean(), values[1].mean()], [before, after])
+    if documents > 1 and is_mean:
+        weights = np.random.default_rng(0).multinomial(documents, np.full(documents, 1 / documents), _RESAMPLES)
+        row["low"], row["high"] = np.quantile(weights @ (values[1] - values[0]) / documents, (0.025, 0.975))
+    return row
+
+
+def _fallbacks(config: dict[str, Any]) -> dict[str, set[str]]:
+    """By filter of a generating task that extracts answers: what stands for one that it could not find."""
+    if config.get("output_type") != "generate_until":
+        return {}
+    found = {}
+    for chain in config.get("filter_list") or []:
+        steps = [step for step in chain["filter"] if "regex" in step["function"] or step["function"] == "custom"]
+        if steps:
+            found[chain["name"]] = {str(step.get("fallback", _INVALID)) for step in steps}
+    return found

@@ -1,0 +1,174 @@
+"""What neurons write, read in the model's own vocabulary: the logit lens on value vectors.
+
+promoted(model, (12, 345)).to_frame()                     # one neuron
+promoted(model, type2[:20], k=5).to_frame()               # several
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tnkit import storage
+from tnkit.errors import TnkitError
+from tnkit.models.model import Model, check_layers
+from tnkit.provenance import check_made_with
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_NEURONS, _TOKENS = 32, 1 << 15  # at a time, so that logits and a float32 copy of the unembedding stay small
+
+
+@dataclass(frozen=True, eq=False)
+class PromotedTokens:
+    """The vocabulary items that each neuron's value vector raises and lowers most, strongest first.
+
+    Attributes:
+        neurons: (layer, neuron) pairs, which the first axis stands for.
+        promoted, suppressed: the items as text.
+        promoted_ids, suppressed_ids: their token ids, (neuron, token).
+        promoted_logits, suppressed_logits: change of the logit for an activation of 1 where the denominators of the
+            norms are 1, (neuron, token), float32; positive is raised. Compare them within a neuron: between neurons
+            the denominators differ. A neuron whose activation is negative raises what is named suppressed here.
+        provenance: the model.
+    """
+
+    neurons: tuple[tuple[int, int], ...]
+    promoted: tuple[tuple[str, ...], ...]
+    suppressed: tuple[tuple[str, ...], ...]
+    promoted_ids: Int[Tensor, "neuron token"]
+    suppressed_ids: Int[Tensor, "neuron token"]
+    promoted_logits: Float[Tensor, "neuron token"]
+    suppressed_logits: Float[Tensor, "neuron token"]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row a rank, indexed (layer, neuron, rank)."""
+        import pandas as pd
+
+        ranks = range(1, self.promoted_ids.shape[1] + 1)
+        index = [(*neuron, rank) for neuron in self.neurons for rank in ranks]
+        columns = {
+            "promoted": [text for texts in self.promoted for text in texts],
+            "promoted logit": self.promoted_logits.reshape(-1).numpy(),
+            "suppressed": [text for texts in self.suppressed for text in texts],
+            "suppressed logit": self.suppressed_logits.reshape(-1).numpy(),
+        }
+        return pd.DataFrame(columns, index=pd.MultiIndex.from_tuples(index, names=["layer", "neuron", "rank"]))
+
+    def _repr_html_(self) -> str:
+        rows = list(zip(self.neurons, self.promoted, self.suppressed, strict=True))[:20]
+        shown = {str(neuron): f"+ {' · '.join(up[:5])}   − {' · '.join(down[:5])}" for neuron, up, down in rows}
+        return storage.html_card(f"Promoted and suppressed by {len(self.neurons)} neurons", shown)
+
+
+def promoted(model: Model, neuron: tuple[int, int] | Sequence[tuple[int, int]], *, k: int = 10) -> PromotedTokens:
+    """The vocabulary items that value vectors promote and suppress (Geva et al., EMNLP 2022).
+
+    Logits of neuron i: W_U (g ⊙ (gain ⊙ v_i)), its value vector through the branch's output gain, the final norm's
+    learned gain g and the unembedding W_U. The norms' denominators are frozen (taken as 1), a LayerNorm also subtracts
+    the mean over coordinates. Biases, which are the same for all neurons, and any scale or cap of the logits after the
+    unembedding are left out: neither changes the order.
+
+    Args:
+        model: from `load_model`.
+        neuron: (layer, neuron), or several, such as a `NeuronSet`.
+        k: how many items to name at each end.
+
+    Returns:
+        `PromotedTokens`: float32, on the CPU.
+
+    Raises:
+        TnkitError: for a neuron that the model does not have, a `NeuronSet` of another model, more items than the
+            vocabulary has, or a model whose final norm or unembedding does not fit the residual stream.
+
+    >>> from tnkit.testing import tiny_model
+    >>> found = promoted(tiny_model(), [(0, 1), (3, 5)], k=4)
+    >>> found.promoted_ids.shape, bool((found.promoted_logits > found.suppressed_logits).all())
+    (torch.Size([2, 4]), True)
+    """
+    pairs = _pairs(model, neuron)
+    check_made_with(model, getattr(neuron, "provenance", {}), "these neurons")
+    head = model.module.get_output_embeddings()
+    if model.final_norm_path is None or head is None or head.weight.shape[1] != model.hidden_size:
+        raise TnkitError(
+            f"{model.name} has no final norm that tnkit knows, or no unembedding of width {model.hidden_size}: "
+            "the logit lens does not reach its vocabulary"
+        )
+    size = min(len(head.weight), len(model.tokenizer))
+    if not 0 < k <= size:
+        raise TnkitError(f"k={k} items were asked for; the vocabulary has {size}: ask for 1 to {size}")
+    norm = attrgetter(model.final_norm_path)(model.module)
+    highest, lowest = [], []
+    with torch.no_grad():
+        device = head.weight.device
+        written = [model.value_vectors(layer)[n].float() * model.output_gain(layer) for layer, n in pairs]
+        directions = frozen_norm(norm, torch.stack([vector.cpu() for vector in written]).to(device))
+        for rows in directions.split(_NEURONS):
+            logits = torch.cat([rows @ part.float().T for part in head.weight[:size].split(_TOKENS)], dim=1)
+            highest.append(logits.topk(k, dim=1))
+            lowest.append(logits.topk(k, dim=1, largest=False))
+    up, down = (torch.cat([part.indices for part in parts]).cpu() for parts in (highest, lowest))
+    return PromotedTokens(
+        neurons=pairs,
+        promoted=_texts(model, up),
+        suppressed=_texts(model, down),
+        promoted_ids=up,
+        suppressed_ids=down,
+        promoted_logits=torch.cat([part.values for part in highest]).cpu(),
+        suppressed_logits=torch.cat([part.values for part in lowest]).cpu(),
+        provenance={"model": model.provenance, "versions": storage.versions()},
+    )
+
+
+def frozen_norm(norm: nn.Module, vectors: Float[Tensor, "neuron hidden"]) -> Float[Tensor, "neuron hidden"]:
+    """What a norm makes of additions to its input with its denominator taken as 1: no bias, float32.
+
+    Gain and centring are read by passing vectors through it whose root mean square is 1, so that no class needs to be
+    known: ±1 in turn have mean 0, and a norm that centres makes nothing of a constant vector.
+
+    >>> norm = nn.LayerNorm(4)
+    >>> frozen_norm(norm, torch.tensor([[3.0, 1.0, 0.0, 0.0]]))
+    tensor([[ 2.0000,  0.0000, -1.0000, -1.0000]])
+    """
+    dtype = next((parameter.dtype for parameter in norm.parameters()), torch.float32)
+    signs = torch.ones(vectors.shape[1], dtype=dtype, device=vectors.device)
+    signs[1::2] = -1
+
+    def odd_part(vector: Tensor) -> Tensor:
+        return ((norm(vector) - norm(-vector)) / 2).float()
+
+    with torch.no_grad():
+        gain = odd_part(signs) * signs
+        if bool(odd_part(torch.ones_like(signs)).abs().max() < 0.01 * gain.abs().max()):
+            vectors = vectors - vectors.mean(dim=1, keepdim=True)
+        return vectors.float() * gain.to(vectors.device)
+
+
+def _pairs(model: Model, neuron: tuple[int, int] | Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    if not len(neuron):
+        raise TnkitError("no neurons were named; name one as (layer, neuron), or several")
+    several: Sequence[Any] = neuron if isinstance(neuron[0], Sequence) else [neuron]
+    pairs = tuple((int(layer), int(place)) for layer, place in several)
+    check_layers(model, [layer for layer, _ in pairs])
+    outside = next((pair for pair in pairs if not 0 <= pair[1] < model.n_neurons), None)
+    if outside:
+        raise TnkitError(
+            f"neuron {outside} is not in {model.name}, whose layers have neurons 0 to {model.n_neurons - 1}"
+        )
+    return pairs
+
+
+def _texts(model: Model, ids: Int[Tensor, "neuron token"]) -> tuple[tuple[str, ...], ...]:
+    """Tokens as text; those that are no whole characters as the tokenizer names them."""
+    tokenizer = model.tokenizer
+    texts = {}
+    for token in ids.unique().tolist():
+        text = str(tokenizer.decode([token]))
+        texts[token] = text if text and "�" not in text else str(tokenizer.convert_ids_to_tokens(token))
+    return tuple(tuple(texts[token] for token in row) for row in ids.tolist())

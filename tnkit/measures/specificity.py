@@ -1,0 +1,348 @@
+"""What neurons answer to: correlation ratio with its tests, LAPE and average precision, for every neuron at once.
+
+captured = {name: tn.capture(model, train[name], keep=["activations"]) for name in corpus.languages}
+of_ja = correlation_ratio(captured, language="ja")        # Japanese against the rest; without language: all of them
+of_ja.shares(type1)                                       # of the set beside its layers, as in the paper's tables
+lape(captured).neurons["ja"], average_precision(captured, "ja").top(1000)
+
+Activations come as a mapping from language to capture, with any number of sentences each, at the captured position.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+import numpy as np
+from jaxtyping import Float64
+
+from tnkit import storage
+from tnkit.captures.activations import Activations
+from tnkit.detection.neurons import NeuronSet
+from tnkit.errors import TnkitError
+from tnkit.measures.agreement import overlaps
+from tnkit.measures.language_neurons import (
+    alike,
+    average_precision,
+    extreme,
+    joint_provenance,
+    lape,
+    model_shape,
+    neuron_frame,
+)
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import pandas as pd
+
+__all__ = [
+    "FAMILIES",
+    "PUBLISHED_FAMILIES",
+    "Specificity",
+    "average_precision",
+    "correlation_ratio",
+    "lape",
+    "overlaps",
+    "top_sentences",
+]
+
+_FAMILIES = {
+    "Germanic": "da de en nl no sv", "Romance": "es fr it pt", "Slavic": "cs pl ru", "Hellenic": "el",
+    "Indo-Aryan": "hi", "Japonic": "ja", "Koreanic": "ko", "Sinitic": "zh", "Semitic": "ar he", "Uralic": "fi hu",
+    "Turkic": "tr", "Austronesian": "id", "Austroasiatic": "vi", "Kra-Dai": "th",
+}  # fmt: skip
+FAMILIES = {language: family for family, codes in _FAMILIES.items() for language in codes.split()}
+# In the published code, the "family" of a language is one of these two.
+PUBLISHED_FAMILIES = {"ja": "ja, ko", "ko": "ja, ko", "en": "en, it, nl", "it": "en, it, nl", "nl": "en, it, nl"}
+_FLOOR = 1e-12  # of the total variance: what Welch's test takes for the variance of a group that has none
+
+
+@dataclass(frozen=True, eq=False)
+class Specificity:
+    """How much of each neuron's variance lies between groups of sentences, and the tests of it.
+
+    All are (layer, neuron), float64. A neuron whose activation never varies has eta2, epsilon2 and F 0 and every p and
+    q 1; one that varies between groups only has eta2 1, F infinity and p 0.
+
+    Attributes:
+        eta2: η², the correlation ratio, between 0 and 1.
+        epsilon2: ε², η² corrected for chance (below 0 where there is less than chance gives).
+        F, p: one-way analysis of variance, and its p.
+        p_welch: p of Welch's analysis of variance, which does not ask for equal variances.
+        q, q_welch: both p, as false discovery rates over all neurons (Benjamini & Hochberg, 1995).
+        layers: what the first axis stands for.
+        groups: the languages of each group.
+        counts: the sentences of each group.
+        shape: the model's numbers of layers and of neurons in a layer.
+        provenance: model, sentences, token position, versions.
+    """
+
+    eta2: Float64[np.ndarray, "layer neuron"]
+    epsilon2: Float64[np.ndarray, "layer neuron"]
+    F: Float64[np.ndarray, "layer neuron"]
+    p: Float64[np.ndarray, "layer neuron"]
+    p_welch: Float64[np.ndarray, "layer neuron"]
+    q: Float64[np.ndarray, "layer neuron"]
+    q_welch: Float64[np.ndarray, "layer neuron"]
+    layers: tuple[int, ...]
+    groups: dict[str, tuple[str, ...]]
+    counts: dict[str, int]
+    shape: tuple[int, int]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Specificity({' | '.join(self.groups)}, {self.eta2.size} neurons)"
+
+    def top(self, n: SupportsIndex, *, layers: Iterable[SupportsIndex] | None = None) -> NeuronSet:
+        """The n neurons of highest η², best first; equal ones keep the order (layer, neuron).
+
+        Raises:
+            TnkitError: for more neurons than there are, or a layer that was not captured.
+        """
+        return extreme(self, self.eta2, n, layers, {"eta2": list(self.groups), "top": n})
+
+    def shares(
+        self, neurons: NeuronSet, thresholds: Sequence[float] = (0.1, 0.25), *, alpha: float = 0.05
+    ) -> "pd.DataFrame":
+        """The share of a set's neurons with η² above a threshold that are significant, beside its controls.
+
+        Tezuka & Inoue (EMNLP 2025) give it for η² > 0.1 and > 0.25 with p < 0.05, uncorrected. With hundreds of
+        sentences such an η² is significant by any of the tests: it is the threshold that decides, not p.
+
+        Returns:
+            A frame indexed (eta2 above, test), with columns "set", "same layers" (all neurons of the layers where the
+            set has some) and "layer-matched" (what a random set with as many neurons in each layer has on average).
+
+        Raises:
+            TnkitError: for an empty set, one of another model, or one with a neuron in a layer that was not captured.
+        """
+        import pandas as pd
+
+        layers, columns = self._places(neurons)
+        tests = {f"p < {alpha:g}": self.p, f"q < {alpha:g}": self.q, f"Welch q < {alpha:g}": self.q_welch}
+        rows = {}
+        for threshold in thresholds:
+            for test, values in tests.items():
+                passed = (self.eta2 > threshold) & (values < alpha)
+                by_layer = passed.mean(axis=1)
+                rows[threshold, test] = (
+                    passed[layers, columns].mean(),
+                    by_layer[np.unique(layers)].mean(),
+                    by_layer[layers].mean(),
+                )
+        index = pd.MultiIndex.from_tuples(rows, names=["eta2 above", "test"])
+        return pd.DataFrame(rows.values(), index=index, columns=["set", "same layers", "layer-matched"])
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Every number of every neuron, indexed (layer, neuron)."""
+        names = ("eta2", "epsilon2", "F", "p", "p_welch", "q", "q_welch")
+        return neuron_frame(self.layers, {name: getattr(self, name) for name in names})
+
+    def plot(
+        self, ax: "matplotlib.axes.Axes | None" = None, neurons: NeuronSet | None = None
+    ) -> "matplotlib.axes.Axes":
+        """Draw the share of neurons above each η², of a set against all others of its layers."""
+        from tnkit.plots import figures as plots
+
+        values = self.eta2
+        if neurons is None:
+            return plots.exceedance({"all neurons": values.ravel()}, xlabel=self._label(), ax=ax)
+        layers, columns = self._places(neurons)
+        others = np.zeros(values.shape, dtype=bool)
+        others[layers] = True
+        others[layers, columns] = False
+        parts = {"the set": values[layers, columns], "all others of its layers": values[others]}
+        return plots.exceedance(parts, xlabel=self._label(), ax=ax)
+
+    def _label(self) -> str:
+        return f"correlation ratio η² ({' | '.join(self.groups)})"
+
+    def _places(self, neurons: NeuronSet) -> tuple[np.ndarray, np.ndarray]:
+        if neurons.shape != self.shape:
+            raise TnkitError(f"the set is of a model of {neurons.shape} layers × neurons, this one has {self.shape}")
+        if not len(neurons):
+            raise TnkitError("the set is empty; there is no share of none")
+        missing = sorted({layer for layer, _ in neurons} - set(self.layers))
+        if missing:
+            raise TnkitError(f"layers {missing} were not captured; captured are {list(self.layers)}")
+        layers, columns = np.array(neurons.pairs).T
+        return np.searchsorted(self.layers, layers), columns
+
+    def _repr_html_(self) -> str:
+        groups = {name: f"{', '.join(self.groups[name])}: {count} sentences" for name, count in self.counts.items()}
+        rows = {f"η² > {least}": f"{(self.eta2 > least).mean():.1%}" for least in (0.1, 0.25)}
+        return storage.html_card("Specificity", {**groups, "neurons": self.eta2.size, **rows})
+
+
+def correlation_ratio(
+    languages: Mapping[str, Activations], *, language: str | None = None, groups: Mapping[str, str] | None = None
+) -> Specificity:
+    """The correlation ratio of every neuron's activation with the language, or a group of languages, of the sentence.
+
+    η² = Σ_g n_g (ā_g − ā)² / Σ_n (a_n − ā)², between-group over total sum of squares (Fisher, 1925). It is η², not its
+    root η, as in the published code of Tezuka & Inoue (EMNLP 2025), who ask it of one language against the rest. Beside
+    it, ε² = (SS_between − (k − 1) MS_within) / SS_total (Kelley, 1935), F = MS_between / MS_within, and Welch's (1951)
+    test, in which a group of no variance counts with 10⁻¹² of the total one (practically the limit of none).
+
+    Args:
+        languages: a capture of each language with `activations`, of the same model and layers.
+        language: test this one (or, with `groups`, its group) against the rest; None compares all with each other.
+        groups: the group of each language, such as `FAMILIES`, or `PUBLISHED_FAMILIES` for the published labels;
+            default: each language by itself.
+
+    Returns:
+        `Specificity`, (layer, neuron), float64; sums run in float64.
+
+    Raises:
+        TnkitError: for a language that is missing or has no group, fewer than two groups, fewer than two sentences in
+            one, incompatible captures, or activations that are not finite.
+
+    >>> import tnkit as tn
+    >>> from tnkit.testing import tiny_model, SENTENCES
+    >>> halves = {"en": SENTENCES[:3], "ja": SENTENCES[3:]}
+    >>> captured = {name: tn.capture(tiny_model(), texts, progress=False) for name, texts in halves.items()}
+    >>> found = correlation_ratio(captured, language="ja")
+    >>> found, found.eta2.shape, bool((found.eta2 >= 0).all() and (found.eta2 <= 1).all())
+    (Specificity(ja | rest, 192 neurons), (4, 48), True)
+    """
+    from scipy import stats
+
+    first = alike(languages)
+    members = _members(languages, language, groups)
+    counts = {name: sum(len(languages[one]) for one in inside) for name, inside in members.items()}
+    few = next((name for name, count in counts.items() if count < 2), None)
+    if few is not None:
+        raise TnkitError(f"the group {few} has {counts[few]} sentence; a variance needs at least 2")
+    moments = {name: _moments(part) for name, part in languages.items()}
+    centres, spreads = [], []
+    for name, inside in members.items():
+        mean = sum(len(languages[one]) * moments[one][0] for one in inside) / counts[name]
+        centres.append(mean)
+        spreads.append(sum(moments[one][1] + len(languages[one]) * (moments[one][0] - mean) ** 2 for one in inside))
+    means, squares = np.stack(centres), np.stack(spreads)
+    sizes = np.array(list(counts.values()), dtype=np.float64)[:, None, None]
+    n, k = int(sizes.sum()), len(sizes)
+    between = (sizes * (means - (sizes * means).sum(axis=0) / n) ** 2).sum(axis=0)
+    within = squares.sum(axis=0)
+    total = between + within
+    f = np.where(between > 0, np.inf, 0.0)
+    np.divide(between / (k - 1), within / (n - k), out=f, where=within > 0)
+    p = stats.f.sf(f, k - 1, n - k)
+    p_welch = stats.f.sf(*_welch(means, np.maximum(squares / (sizes - 1), _FLOOR * total / (n - 1)), sizes))
+    return Specificity(
+        eta2=_over(between, total),
+        epsilon2=_over(between - (k - 1) * within / (n - k), total),
+        F=f,
+        p=p,
+        p_welch=p_welch,
+        q=stats.false_discovery_control(p.ravel()).reshape(p.shape),
+        q_welch=stats.false_discovery_control(p_welch.ravel()).reshape(p.shape),
+        layers=first.layers,
+        groups=members,
+        counts=counts,
+        shape=model_shape(first),
+        provenance=joint_provenance(languages),
+    )
+
+
+def top_sentences(
+    captured: Activations | Mapping[str, Activations],
+    sentences: Sequence[str] | Mapping[str, Sequence[str]],
+    neuron: tuple[int, int],
+    *,
+    n: int = 10,
+    lowest: bool = False,
+) -> "pd.DataFrame":
+    """The sentences that a neuron answers to most: those with its largest activation at the captured position.
+
+    Args:
+        captured: a capture with `activations`, or one of each language.
+        sentences: what was captured, in the same shape.
+        neuron: (layer, neuron).
+        n: at most how many.
+        lowest: the smallest activations (the most negative ones) instead.
+
+    Returns:
+        A frame by rank, from 1, with columns language, sentence (its place in the text), activation and text; equal
+        activations keep the order of the text.
+
+    Raises:
+        TnkitError: for sentences that are not those that were captured, or a neuron that was not captured.
+
+    >>> import tnkit as tn
+    >>> from tnkit.testing import tiny_model, SENTENCES
+    >>> captured = tn.capture(tiny_model(), SENTENCES, progress=False)
+    >>> top_sentences(captured, SENTENCES, (3, 5), n=2)[["sentence", "text"]].values.tolist()
+    [[3, 'Non hai mai il tempo per le cose importanti!'], [4, "I can't speak Japanese."]]
+    """
+    import pandas as pd
+
+    if isinstance(captured, Activations):
+        name = captured.provenance.get("sentences", {}).get("language", "")
+        captured, sentences = {name: captured}, {name: list(sentences)}
+    layer, place = neuron
+    if n < 1:
+        raise TnkitError(f"n={n} sentences were asked for; ask for at least 1")
+    parts = []
+    for name, part in captured.items():
+        kept = part.require("activations").tensors()["activations"]
+        if layer not in part.layers or not 0 <= place < kept.shape[2]:
+            raise TnkitError(
+                f"neuron {neuron} was not captured; captured are layers {list(part.layers)} of {kept.shape[2]} neurons"
+            )
+        texts = sentences.get(name) if isinstance(sentences, Mapping) else None
+        if texts is None:
+            raise TnkitError(f"the sentences of {name} are missing; give them as a mapping, as the captures come")
+        about = part.provenance.get("sentences", {})
+        if int(part.index.max()) >= len(texts) or about.get("hash", storage.text_hash(texts)) != storage.text_hash(
+            texts
+        ):
+            raise TnkitError(f"these are not the {about.get('n', len(part))} sentences of {name} that were captured")
+        values = kept[part.layers.index(layer), :, place].numpy()
+        frame = pd.DataFrame({"language": name, "sentence": part.index.numpy(), "activation": values})
+        parts.append(frame.assign(text=[texts[row] for row in part.index.tolist()]))
+    frame = pd.concat(parts).sort_values("activation", ascending=lowest, kind="stable")[:n]
+    return frame.set_index(pd.RangeIndex(1, len(frame) + 1, name="rank"))
+
+
+def _welch(means: np.ndarray, variances: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, int, np.ndarray]:
+    """Welch's F and its degrees of freedom; groups come along the first axis."""
+    k = len(means)
+    weights = np.divide(sizes, variances, out=np.ones_like(variances), where=variances > 0)
+    shares = weights / weights.sum(axis=0)
+    between = (weights * (means - (shares * means).sum(axis=0)) ** 2).sum(axis=0) / (k - 1)
+    spread = ((1 - shares) ** 2 / (sizes - 1)).sum(axis=0)
+    return between / (1 + 2 * (k - 2) / (k**2 - 1) * spread), k - 1, (k**2 - 1) / (3 * spread)
+
+
+def _moments(part: Activations) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and sum of squared deviations of each neuron, float64, a layer at a time."""
+    means, squares = [], []
+    for values in part.tensors()["activations"].numpy():
+        means.append(values.mean(axis=0, dtype=np.float64))
+        deviations = values - means[-1]
+        squares.append(np.einsum("sn,sn->n", deviations, deviations))
+    return np.stack(means), np.stack(squares)
+
+
+def _members(
+    languages: Iterable[str], language: str | None, groups: Mapping[str, str] | None
+) -> dict[str, tuple[str, ...]]:
+    """The languages of each group, in the order in which they come."""
+    groups = {name: name for name in languages} if groups is None else groups
+    missing = [name for name in languages if name not in groups]
+    if missing:
+        raise TnkitError(f"groups does not say which group {', '.join(missing)} belong to; name a group for each")
+    if language is not None and language not in languages:
+        raise TnkitError(f"there is no capture of {language!r}; there are {', '.join(languages)}")
+    found: dict[str, tuple[str, ...]] = {} if language is None else {groups[language]: ()}
+    for name in languages:
+        group = groups[name] if language is None or groups[name] == groups[language] else "rest"
+        found[group] = (*found.get(group, ()), name)
+    if len(found) < 2:
+        raise TnkitError(f"{', '.join(languages)} are all in the group {next(iter(found))}; compare at least 2 groups")
+    return found
+
+
+def _over(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """The ratio, 0 where the whole is 0."""
+    return np.divide(part, whole, out=np.zeros_like(whole), where=whole > 0)

@@ -1,0 +1,1 @@
+"""Models whose MLP neurons can be read, and the proofs that they are."""

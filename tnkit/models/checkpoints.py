@@ -1,0 +1,224 @@
+"""What `load_model` is given, turned into a transformers module and its tokenizer: checkpoints and wrapped models."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+from tnkit.errors import TnkitError, first_line
+from tnkit.models import reading as architecture
+
+_DTYPES = {
+    torch.float32: ("float32", "fp32", "float"),
+    torch.bfloat16: ("bfloat16", "bf16"),
+    torch.float16: ("float16", "fp16", "half"),
+    torch.float64: ("float64", "fp64", "double"),
+}
+# What torch.compile, DataParallel, PEFT and FSDP put into the names of the weights that they save.
+_PREFIXES = {
+    r"^(?:module\.|base_model\.model\.|_orig_mod\.)+": "",
+    r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.": "",
+}
+
+
+def dtype_of(dtype: str | torch.dtype | None) -> str | torch.dtype:
+    """The dtype of that name, or "auto".
+
+    Raises:
+        TnkitError: for a name of no floating-point dtype.
+
+    >>> dtype_of("bf16"), dtype_of(torch.float16), dtype_of("auto")
+    (torch.bfloat16, torch.float16, 'auto')
+    """
+    if dtype is None or dtype == "auto":
+        return "auto"
+    for known, names in _DTYPES.items():
+        if dtype == known or str(dtype).removeprefix("torch.") in names:
+            return known
+    every = ", ".join(name for names in _DTYPES.values() for name in names)
+    raise TnkitError(f"dtype={dtype!r} must be 'auto' or one of {every}")
+
+
+def unwrapped(source: Any, tokenizer: Any) -> tuple[str | Path | PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """A name, a folder or a plain transformers module, and the tokenizer that is given or comes with it.
+
+    nnsight's wrappers and transformers' pipelines bring both; `DataParallel` and compiled modules hold a module.
+
+    Raises:
+        TnkitError: for anything else, and for a path where nothing is.
+
+    >>> from tnkit.testing import byte_tokenizer, tiny_module
+    >>> module, _ = unwrapped(torch.nn.DataParallel(tiny_module("gpt2")), byte_tokenizer())
+    >>> module is tiny_module("gpt2")
+    True
+    """
+    from nnsight.intervention.envoy import Envoy
+
+    if isinstance(source, Envoy):
+        source, tokenizer = source._module, tokenizer or getattr(source, "tokenizer", None)
+    elif isinstance(source, transformers.Pipeline):
+        source, tokenizer = source.model, tokenizer or source.tokenizer
+    while isinstance(source, nn.DataParallel | nn.parallel.DistributedDataParallel | torch._dynamo.OptimizedModule):
+        source = source._orig_mod if isinstance(source, torch._dynamo.OptimizedModule) else source.module
+    if isinstance(tokenizer, ProcessorMixin):
+        tokenizer = getattr(tokenizer, "tokenizer", None)
+    if tokenizer is not None and not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise TnkitError(
+            f"tokenizer= is {_kind(tokenizer)}; expected a transformers tokenizer (AutoTokenizer makes one)"
+        )
+    if isinstance(source, nn.Module):
+        _check_module(source)
+        if tokenizer is None:
+            raise TnkitError("a loaded model needs its tokenizer: load_model(module, tokenizer=tokenizer)")
+    elif not isinstance(source, str | Path):
+        raise TnkitError(
+            f"load_model was given {_kind(source)}; expected the name of a model, the folder of a checkpoint, or a "
+            "loaded transformers model"
+        )
+    return _existing(source), tokenizer
+
+
+def _existing(source: str | Path | PreTrainedModel) -> str | Path | PreTrainedModel:
+    if isinstance(source, Path) or str(source).startswith("~"):
+        source = Path(str(source)).expanduser()
+        if not source.exists():
+            raise TnkitError(f"there is no model folder {source}")
+    if isinstance(source, str | Path) and Path(source).is_file():
+        raise TnkitError(
+            f"{source} is a file; name the folder that holds the model's config.json, weights and tokenizer"
+        )
+    return source
+
+
+def _check_module(module: nn.Module) -> None:
+    architecture.check_plain(module)
+    if not isinstance(module, PreTrainedModel):
+        raise TnkitError(
+            f"{type(module).__name__} is not a transformers model; load_model reads a PreTrainedModel, such as "
+            "AutoModelForCausalLM.from_pretrained(…) returns"
+        )
+    empty = next((name for name, weight in module.named_parameters() if weight.is_meta), None)
+    if empty and not any(hasattr(child, "_hf_hook") for child in module.modules()):
+        raise TnkitError(
+            f"{type(module).__name__} has no weights yet ({empty} is on the meta device); load them first "
+            "(from_pretrained, or dispatch=True for a model of nnsight)"
+        )
+
+
+def _kind(thing: Any) -> str:
+    if isinstance(thing, dict) and any(isinstance(value, torch.Tensor) for value in thing.values()):
+        return "a state dict, which does not say how its tensors are used"
+    if isinstance(thing, PreTrainedTokenizerBase):
+        return f"a tokenizer ({type(thing).__name__})"
+    return "None" if thing is None else f"a value of type {type(thing).__name__}"
+
+
+def checkpoint(
+    source: str | Path, config: transformers.PreTrainedConfig, how: dict[str, Any], options: dict[str, Any]
+) -> PreTrainedModel:
+    """The model of a folder or of the Hub, every one of whose weights the checkpoint holds.
+
+    Args:
+        source: a folder or Hub id.
+        config: its configuration.
+        how: dtype and placement, as `from_pretrained` takes them.
+        options: revision and trust in its code.
+
+    Raises:
+        TnkitError: for weights that are missing or of another shape, and for a configuration of no causal model.
+    """
+    _check_causal(source, config)
+    loading: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, **how, **options}
+    load: Callable[..., Any] = transformers.AutoModelForCausalLM.from_pretrained  # a pair, with loading info
+    with quiet_loading():
+        module, info = load(source, **loading)
+        if info["missing_keys"] and info["unexpected_keys"]:
+            del module
+            module, info = load(source, key_mapping=_PREFIXES, **loading)
+            # It would write the prefixes back, in a broken form, into a checkpoint that is saved.
+            conversions = getattr(module, "_weight_conversions", None) or []
+            module._weight_conversions = [
+                one for one in conversions if not set(getattr(one, "source_patterns", ())) & _PREFIXES.keys()
+            ]
+    check_complete(str(source), info)
+    return module
+
+
+def check_complete(name: str, info: dict[str, Any]) -> None:
+    """Refuse a checkpoint that lacks weights of its model; transformers draws those at random.
+
+    Args:
+        name: of the checkpoint.
+        info: what `from_pretrained(…, output_loading_info=True)` returns beside the model.
+
+    >>> check_complete("m", {"missing_keys": {"lm_head.weight"}, "unexpected_keys": set(), "mismatched_keys": set()})
+    Traceback (most recent call last):
+    ...
+    tnkit.errors.TnkitError: m lacks 1 weight(s) of its model (lm_head.weight), which transformers would draw at \
+random; save the checkpoint again with save_pretrained, from a model that is whole
+    """
+    missing, other = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    shapes = sorted(info["mismatched_keys"])
+    adapters = [key for key in other if "lora_" in key or ".base_layer." in key]
+    if adapters:
+        raise TnkitError(f"{name} holds the weights of an adapter ({adapters[0]}); {architecture.MERGE}")
+    if shapes:
+        key, here, wanted = shapes[0]
+        raise TnkitError(
+            f"{name} has {len(shapes)} weight(s) of another shape than its config.json says ({key}: {tuple(here)}, "
+            f"expected {tuple(wanted)}); use the config.json that was saved with these weights"
+        )
+    if missing:
+        holds = f"; it holds {len(other)} key(s) that the model does not have, such as {other[0]}" if other else ""
+        raise TnkitError(
+            f"{name} lacks {len(missing)} weight(s) of its model ({_some(missing)}), which transformers would draw at "
+            f"random{holds}; save the checkpoint again with save_pretrained, from a model that is whole"
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _check_causal(source: str | Path, config: transformers.PreTrainedConfig) -> None:
+    remote_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if not remote_code and type(config) not in transformers.AutoModelForCausalLM._model_mapping:
+        raise TnkitError(
+            f"{source} is a {config.model_type} model, which transformers does not load as a causal language model; "
+            "transfer neurons are defined on decoder-only language models, so load one of those"
+        )
+
+
+def cannot_load(source: str, error: Exception, known: Iterable[str]) -> str:
+    """Why a model was not loaded, in a sentence."""
+    said = f"{type(error).__name__}: {first_line(error)}"
+    if Path(source).is_dir():
+        return f"{source} could not be loaded as a transformers model folder ({said})"
+    if Path(source).is_absolute() or source.startswith("."):
+        return f"there is no model folder {source}"
+    if not isinstance(error, OSError):
+        return f"{source} could not be loaded ({said})"
+    return (
+        f"unknown model {source!r}: it is not a packaged model ({', '.join(known)}), not a local folder, and "
+        f"it could not be downloaded from the Hugging Face Hub ({said})"
+    )
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Silence transformers' bars and reports for a moment; tnkit says in a sentence what is wrong."""
+    was_on, verbosity = transformers.utils.logging.is_progress_bar_enabled(), transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
+        if was_on:
+            transformers.utils.logging.enable_progress_bar()

@@ -1,0 +1,311 @@
+"""Where a decoder block keeps its MLP neurons, found by name and proved by arithmetic.
+
+A block's MLP branch ends in one linear map. `Sites` says which submodule that is, where `mid` (the sum the branch is
+added to) can be read, and whether the branch passes through a norm of its own before it is added. There is no list of
+architectures: the few names that transformers' models use are tried in turn, and `load_model` keeps the
+reading for which
+
+    mid + sum of contributions + bias = post
+
+holds on a real forward pass. That identity has one solution for `mid`, so a reading that passes is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tnkit.errors import TnkitError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers.pytorch_utils import Conv1D
+
+_LAST_MAPS = (
+    "mlp.down_proj",
+    "mlp.c_proj",
+    "mlp.dense_4h_to_h",
+    "mlp.fc2",
+    "mlp.fc_out",
+    "mlp.proj",
+    "ffn.down_proj",
+    "feed_forward.down_proj",
+    "feed_forward.w2",
+    "fc2",
+)
+_ATTENTIONS = ("self_attn", "self_attention", "attention", "attn")
+_READS_MID = (
+    "pre_feedforward_layernorm",
+    "post_attention_layernorm",
+    "ln_2",
+    "norm_2",
+    "final_layer_norm",
+    "ffn_norm",
+    "pre_ff_layernorm",
+    "mlp",
+    "feed_forward",
+)
+_BRANCH_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm")
+_PARALLEL_FLAGS = ("use_parallel_residual", "parallel_attn", "new_decoder_architecture")
+MERGE = "merge the adapter into the weights (peft's merge_and_unload()) and load the result"
+_EXPERTS = ("experts", "router", "block_sparse_moe", "shared_expert")
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Submodules of a block, by name relative to it.
+
+    Attributes:
+        last_map: the MLP's last linear map; its input coordinates are the neurons.
+        mid: the module whose input is `mid`, or None where attention and MLP run side by side (mid = pre + attention).
+        attention: the attention module, read only where `mid` is None.
+        norm: the norm that the MLP branch passes through before it is added, or None.
+        multiplier: the constant that the branch is multiplied by before it is added (Granite), else 1.
+    """
+
+    last_map: str
+    mid: str | None
+    attention: str | None = None
+    norm: str | None = None
+    multiplier: float = 1.0
+
+    def __str__(self) -> str:
+        mid = f"the input of {self.mid}" if self.mid else f"pre + {self.attention}"
+        return f"neurons at {self.last_map}, mid = {mid}" + (f", branch norm {self.norm}" if self.norm else "")
+
+
+def decoder_blocks(module: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The list of decoder blocks in a transformers model, and its dotted path.
+
+    Raises:
+        TnkitError: for an encoder-decoder or mixture-of-experts model, or where no such list is found.
+
+    >>> from tnkit.testing import tiny_module
+    >>> path, blocks = decoder_blocks(tiny_module("gpt2"))
+    >>> path, len(blocks)
+    ('transformer.h', 4)
+    """
+    name = type(module).__name__
+    config = module.config.get_text_config(decoder=True)
+    if module.config.is_encoder_decoder:
+        raise TnkitError(
+            f"{name} is an encoder-decoder model; transfer neurons are defined on the residual stream of a "
+            "decoder-only model, so load one of those"
+        )
+    depth = config.num_hidden_layers
+    found = [
+        (path, child)
+        for path, child in module.named_modules()
+        if isinstance(child, nn.ModuleList)
+        and len(child) == depth
+        and any(has(block, site) for block in child for site in _LAST_MAPS + _ATTENTIONS)
+    ]
+    if len(found) > 1:  # an image encoder may be as deep as the text model
+        decoder = module.get_decoder()
+        texts = [(path, blocks) for path, blocks in found if any(child is blocks for child in decoder.modules())]
+        found = texts or found
+    for path, blocks in found:
+        for index, block in enumerate(blocks):
+            expert = next((part for part, _ in block.named_modules() if part.split(".")[-1] in _EXPERTS), None)
+            if expert:
+                raise TnkitError(
+                    f"{name} is a mixture-of-experts model ({path}.{index}.{expert}); a neuron there belongs to an "
+                    "expert that is not always run, which tnkit does not score: load a dense model"
+                )
+    if len(found) != 1:
+        raise TnkitError(
+            f"{name} is not an architecture that tnkit knows: expected one list of {depth} decoder blocks, "
+            f"found {[path for path, _ in found] or 'none'}"
+        )
+    return found[0]
+
+
+def readings(block: nn.Module, config: PreTrainedConfig) -> Iterator[Sites]:
+    """The ways to read a block, the likeliest first.
+
+    Raises:
+        TnkitError: where the block has no last linear map of a known name.
+    """
+    last_map = next((name for name in _LAST_MAPS if has(block, name)), None)
+    if last_map is None:
+        children = ", ".join(name for name, _ in block.named_children())
+        raise TnkitError(
+            f"{type(block).__name__} is not a decoder block that tnkit knows: it has {children}, but no last linear "
+            f"map of an MLP by a usual name ({', '.join(_LAST_MAPS[:3])}, …)"
+        )
+    attention = next((name for name in _ATTENTIONS if has(block, name)), None)
+    mids: list[str | None] = [name for name in _READS_MID if has(block, name)]
+    if attention:
+        parallel_first = any(getattr(config, flag, False) for flag in _PARALLEL_FLAGS)
+        mids.insert(0 if parallel_first else len(mids), None)
+    norms = [*(name for name in _BRANCH_NORMS if has(block, name)), None]
+    multiplier = float(getattr(config, "residual_multiplier", None) or 1.0)
+    for norm in norms:
+        for mid in mids:
+            yield Sites(last_map, mid, attention if mid is None else None, norm, multiplier)
+
+
+def has(module: nn.Module, path: str) -> bool:
+    """Whether a submodule of that dotted path exists.
+
+    >>> has(torch.nn.Sequential(torch.nn.Linear(2, 2)), "0"), has(torch.nn.Linear(2, 2), "mlp.fc2")
+    (True, False)
+    """
+    found: object = module
+    for part in path.split("."):
+        found = getattr(found, part, None)
+        if not isinstance(found, nn.Module):
+            return False
+    return True
+
+
+def width(blocks: nn.ModuleList, path: str, last_map: str, hidden: int) -> int:
+    """The number of neurons in every block.
+
+    Raises:
+        TnkitError: where a block has no such last map, or the numbers differ.
+    """
+    without = [number for number, block in enumerate(blocks) if not has(block, last_map)]
+    if without:
+        raise TnkitError(
+            f"{path}.{without[0]} has no {last_map}, which {path}.0 has; tnkit reads blocks of one kind only"
+        )
+    widths = {len(value_vectors(cast(nn.Linear, block.get_submodule(last_map)), hidden)) for block in blocks}
+    if len(widths) > 1:
+        raise TnkitError(
+            f"{path} has layers of different widths ({sorted(widths)} neurons), which tnkit does not score"
+        )
+    return widths.pop()
+
+
+def check_plain(module: nn.Module, where: str = "") -> None:
+    """Refuse a module with adapters in it, or parts that are compiled, around which nothing can be read or changed.
+
+    Raises:
+        TnkitError: naming the first such part.
+
+    >>> check_plain(torch.nn.Linear(2, 2))
+    """
+    for path, child in module.named_modules():
+        kind, path = type(child), ".".join(filter(None, (where, path)))
+        if any(base.__module__.startswith("peft.") for base in kind.__mro__):
+            raise TnkitError(
+                f"{path or 'the model'} is an adapter ({kind.__name__}), which changes value vectors; {MERGE}"
+            )
+        if child._compiled_call_impl is not None or isinstance(child, torch._dynamo.OptimizedModule):
+            raise TnkitError(
+                f"{path or 'the model'} ({kind.__name__}) is compiled in place, so that its inside is neither read nor "
+                "changed; load the model before compile() is called"
+            )
+
+
+def check_map(last_map: nn.Module, where: str) -> None:
+    """Refuse a last map whose weight is made anew in each pass, or that has more parameters than a weight and a bias.
+
+    So are a parametrisation, a weight or spectral norm, a pruning mask, and a low-rank adapter of one's own.
+
+    Raises:
+        TnkitError: naming what it has.
+
+    >>> check_map(torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(2, 2)), "mlp.down_proj")
+    Traceback (most recent call last):
+    ...
+    tnkit.errors.TnkitError: mlp.down_proj (ParametrizedLinear) is not a plain linear map: it has the parameters bias, \
+parametrizations.weight.original0, parametrizations.weight.original1; write the weight out (remove_parametrizations, \
+remove_weight_norm, prune.remove or a merge of the adapter) and load the model again
+    """
+    names = [name for name, _ in last_map.named_parameters()]
+    if "weight" not in last_map._parameters or not set(names) <= {"weight", "bias"}:
+        raise TnkitError(
+            f"{where} ({type(last_map).__name__}) is not a plain linear map: it has the parameters "
+            f"{', '.join(names[:5]) or 'none'}; write the weight out (remove_parametrizations, remove_weight_norm, "
+            "prune.remove or a merge of the adapter) and load the model again"
+        )
+
+
+def present(module: nn.Module) -> AbstractContextManager[None]:
+    """A context in which the weights of a module are there, also where accelerate keeps them on the CPU or on disk."""
+    if not hasattr(module, "_hf_hook"):
+        return nullcontext()
+    from accelerate.utils import align_module_device
+
+    return align_module_device(module)
+
+
+def real(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    """A tensor of a module's state, brought from where accelerate keeps it."""
+    if not tensor.is_meta:
+        return tensor
+    owner, _, attribute = name.rpartition(".")
+    child = module.get_submodule(owner)
+    with present(child):
+        return getattr(child, attribute)
+
+
+def device_of(module: nn.Linear | nn.Embedding | Conv1D) -> torch.device:
+    """Where a module computes: where its weight is, or where accelerate brings it for each pass.
+
+    >>> device_of(torch.nn.Linear(2, 2))
+    device(type='cpu')
+    """
+    outer = getattr(module, "_hf_hook", None)
+    for hook in (outer, *getattr(outer, "hooks", ())):
+        if module.weight.is_meta and getattr(hook, "execution_device", None) is not None:
+            return torch.device(hook.execution_device)
+    return module.weight.device
+
+
+def value_vectors(last_map: nn.Linear | Conv1D, width: int) -> Float[Tensor, "neuron hidden"]:
+    """The columns of an MLP's last linear map, one a row, in the map's own dtype.
+
+    Args:
+        last_map: a `Linear` (weight hidden × neuron) or GPT-2's `Conv1D` (weight neuron × hidden).
+        width: the residual stream's width, `hidden`.
+
+    Raises:
+        TnkitError: where the weight is not a plain matrix of that width (a quantised layer, for one).
+
+    >>> value_vectors(torch.nn.Linear(3, 2), 2).shape
+    torch.Size([3, 2])
+    """
+    weight = last_map.weight.detach()
+    if weight.ndim != 2 or not weight.dtype.is_floating_point:
+        raise TnkitError(
+            f"the weight of {type(last_map).__name__} is {tuple(weight.shape)} of {weight.dtype}, not a plain matrix; "
+            "load the model without quantisation"
+        )
+    vectors = weight if type(last_map).__name__ == "Conv1D" else weight.T
+    if vectors.shape[1] != width:
+        raise TnkitError(f"value vectors of width {vectors.shape[1]} do not fit a residual stream of width {width}")
+    return vectors
+
+
+def whole(weight: Tensor) -> Tensor:
+    """A weight with all its shards, where it is spread over processes; all of them must ask."""
+    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+
+
+def output_gain(norm: Callable[[Tensor], Tensor] | None, multiplier: float, like: Tensor) -> Float[Tensor, "hidden"]:
+    """What the branch's output is multiplied by, coordinate by coordinate, before it is added to the residual stream.
+
+    For a root-mean-square norm this is its learned gain, read by passing a vector of ones through it, whose root mean
+    square is 1: no need to know whether the class multiplies by weight or by 1 + weight. The norm's denominator is not
+    in it: it differs by token, and `capture` keeps it as `scale`.
+
+    Args:
+        norm: the branch's output norm, or None.
+        multiplier: a constant factor.
+        like: a tensor of the residual stream's width, dtype and device.
+
+    >>> output_gain(None, 0.5, torch.zeros(2))
+    tensor([0.5000, 0.5000])
+    """
+    ones = torch.ones_like(like)
+    with torch.no_grad():
+        return (multiplier * (ones if norm is None else norm(ones))).float()

@@ -1,0 +1,287 @@
+"""Which tokens of a sentence are words, which are punctuation, and which are special; how a template wraps a sentence.
+
+last_word(model.tokenizer, ids)          # the place of the last token that is neither punctuation nor special
+special_tokens(tokenizer, tokens)        # whether BOS is added, and what comes at the end
+"""
+
+import logging
+import unicodedata
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from transformers import PreTrainedTokenizerBase
+
+from tnkit.errors import TnkitError, first_line
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_LOG = logging.getLogger("tnkit")
+_TOLD: "weakref.WeakKeyDictionary[PreTrainedTokenizerBase, set[str]]" = weakref.WeakKeyDictionary()
+_CHARACTER = 4  # bytes, and so tokens, at most
+_PLACE = "{sentence}"
+_PROBES = ("tnkit probe", "Ein 「は」, {x} <b>?")  # texts that a chat template must leave as they are
+_INCOMPLETE = "\ufffd"  # what decoding makes of some of the bytes of a character
+
+
+def last_word(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> int:
+    """The place of the last token that is neither punctuation nor special.
+
+    Walking back from the end, tokens are punctuation as long as their text together holds no letter, number or mark,
+    and no incomplete character. So a full stop of three byte tokens is punctuation as a whole, and the token before it
+    is the last byte of a letter. White space, symbols and emoji are punctuation, an unknown token is a word.
+
+    Args:
+        tokenizer: of the ids.
+        ids: the token ids of one sentence, without padding; at least one.
+
+    Returns:
+        A place from 0; the last one where all tokens are punctuation or special.
+
+    >>> from tnkit.testing import byte_tokenizer
+    >>> tokenizer = byte_tokenizer()
+    >>> [last_word(tokenizer, tokenizer(text)["input_ids"]) for text in ("Hi.", "はい。", "?!")]
+    [2, 6, 2]
+    """
+    word = _last_word(tokenizer, ids)
+    return len(ids) - 1 if word is None else word
+
+
+def _last_word(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> int | None:
+    special, last = special_ids(tokenizer), len(ids) - 1
+    text_ids: list[int] = []
+    for place in reversed(range(len(ids))):
+        if ids[place] not in special:
+            text_ids.insert(0, ids[place])
+        text = str(tokenizer.decode(text_ids, clean_up_tokenization_spaces=False))
+        if any(map(_is_word, text)) or ids[place] == tokenizer.unk_token_id:
+            return last
+        if _INCOMPLETE not in text:
+            last = place - 1
+    return None if last < 0 else last
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The ids of special tokens; the unknown token is not among them, because it is the place of a word."""
+    return _special_ids(tokenizer, tuple(tokenizer.all_special_ids), len(tokenizer))
+
+
+@lru_cache(maxsize=8)  # a large vocabulary takes milliseconds to look through
+def _special_ids(tokenizer: PreTrainedTokenizerBase, named: tuple[int, ...], _size: int) -> frozenset[int]:
+    added = {token for token, what in tokenizer.added_tokens_decoder.items() if what.special}
+    return frozenset(added.union(named) - {tokenizer.unk_token_id})
+
+
+class Specials(TypedDict):
+    """The special tokens of tokenised sentences.
+
+    `bos` is "added", "doubled" (in at least one sentence), "absent" (the tokenizer has one) or "none" (it has none);
+    `end` is the special token in which every sentence ends, or None; `inside` counts the sentences whose own text holds
+    a special token.
+    """
+
+    bos: str
+    end: str | None
+    inside: int
+
+
+class Ends(TypedDict):
+    """How sentences end: the commonest last token, its share, and the share that ends in punctuation.
+
+    `wordless` counts sentences without any word, of which "last_word" reads the last token.
+    """
+
+    token: str
+    share: float
+    punctuation: float
+    wordless: int
+
+
+def special_tokens(
+    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[Sequence[int]], spans: Iterable[tuple[int, int]]
+) -> Specials:
+    """Whether BOS is added, and what comes at the end of sentences.
+
+    Any special token at the beginning passes for BOS, because OPT and XGLM begin with another one than they name.
+
+    Args:
+        tokenizer: of the tokens.
+        tokens: the token ids of each sentence.
+        spans: where each sentence's own tokens begin and end, special tokens that are added to it included.
+
+    >>> from tnkit.testing import byte_tokenizer
+    >>> special_tokens(byte_tokenizer(), [[256, 7], [256, 256, 7]], [(0, 2), (0, 3)])
+    {'bos': 'doubled', 'end': None, 'inside': 0}
+    """
+    special, begun, doubled, inside, ended, ends = special_ids(tokenizer), 0, 0, 0, 0, set()
+    for ids, (start, stop) in zip(tokens, spans, strict=True):
+        begun += ids[0] in special
+        doubled += len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id
+        words = [place for place in range(start, stop) if ids[place] not in special] or [stop - 1]
+        inside += len(words) <= words[-1] - words[0]  # a special token between words
+        ended += words[-1] < stop - 1
+        ends.add(ids[stop - 1] if ids[stop - 1] in special else None)
+    end = next(iter(ends)) if len(ends) == 1 else None
+    bos = "doubled" if doubled else "added" if begun == len(tokens) else "absent"
+    return {
+        "bos": "none" if tokenizer.bos_token_id is None and bos == "absent" else bos,
+        "end": None if end is None else str(tokenizer.convert_ids_to_tokens(end)),
+        "inside": inside + (0 if end else ended),
+    }
+
+
+def advice(tokenizer: PreTrainedTokenizerBase, specials: Specials) -> list[str]:
+    """A sentence for each thing about special tokens that may make states useless.
+
+    A tokenizer does not say whether its model was trained with BOS. Where BOS and EOS are one token, as in GPT-2, it
+    separates documents and is left out by design, so nothing is said; elsewhere the sentence fits both kinds of model.
+    """
+    bos, said = tokenizer.bos_token, []
+    if specials["bos"] == "absent" and tokenizer.bos_token_id != tokenizer.eos_token_id:
+        said.append(
+            f"the tokenizer has the BOS token {bos} and does not add it: right for a model that was trained without "
+            "it, such as BLOOM, but the states of one that was trained with it, such as Gemma or Llama, are useless; "
+            "for those, load the tokenizer with add_bos_token=True"
+        )
+    if specials["bos"] == "doubled":
+        said.append(
+            f"sentences begin with the BOS token {bos} twice, because their text or template holds it and the "
+            "tokenizer adds it; take it out of the text"
+        )
+    if specials["end"]:
+        said.append(
+            f"every sentence ends in the special token {specials['end']}, which position='last' then reads; load the "
+            "tokenizer with add_eos_token=False, or read position='last_word'"
+        )
+    if specials["inside"]:
+        said.append(
+            f"{specials['inside']} sentence(s) hold the text of a special token, such as {tokenizer.eos_token or bos}, "
+            "which the tokenizer reads as that token; take it out of the text"
+        )
+    return said
+
+
+def tell(tokenizer: PreTrainedTokenizerBase, specials: Specials, name: str) -> None:
+    """Log the advice, each sentence once for a tokenizer."""
+    told = _TOLD.setdefault(tokenizer, set())
+    for sentence in advice(tokenizer, specials):
+        kind = sentence.lstrip("0123456789")
+        if kind not in told:
+            told.add(kind)
+            _LOG.warning("%s: %s", name, sentence)
+
+
+def ends(tokenizer: PreTrainedTokenizerBase, sentences: Iterable[Sequence[int]]) -> Ends:
+    """How sentences end, of their token ids.
+
+    >>> from tnkit.testing import byte_tokenizer
+    >>> ends(byte_tokenizer(), byte_tokenizer()(["Hi!", "Hi.", "Ja.", "Ja"])["input_ids"])
+    {'token': '.', 'share': 0.5, 'punctuation': 0.75, 'wordless': 0}
+    """
+    special, punctuation, wordless = special_ids(tokenizer), 0, 0
+    last, examples = Counter[int](), dict[int, Sequence[int]]()
+    for ids in sentences:
+        last[ids[-1]] += 1
+        examples.setdefault(ids[-1], ids)
+        word = _last_word(tokenizer, ids)
+        wordless += word is None
+        end = next((place for place in reversed(range(len(ids))) if ids[place] not in special), 0)
+        punctuation += word is None or end > word
+    token, times = last.most_common(1)[0]
+    count = last.total()
+    text = _whole_text(tokenizer, examples[token])
+    return {"token": text, "share": times / count, "punctuation": punctuation / count, "wordless": wordless}
+
+
+def _whole_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The last token as text, with those before it where it is a part of a character."""
+    for size in range(1, min(len(ids), _CHARACTER) + 1):
+        text = str(tokenizer.decode(list(ids[-size:]), clean_up_tokenization_spaces=False))
+        if text.strip() and _INCOMPLETE not in text:
+            return text
+    return str(tokenizer.convert_ids_to_tokens(ids[-1]))
+
+
+def ends_frame(sentences: Iterable[Mapping[str, Any]]) -> "pd.DataFrame":
+    """How the sentences of each language end, from the `sentences` of a provenance; captures of before have no row.
+
+    >>> ends = {"token": "。", "share": 0.8, "punctuation": 1.0, "wordless": 0}
+    >>> ends_frame([{"language": "ja", "ends": ends}]).loc["ja"].to_dict() == ends
+    True
+    """
+    import pandas as pd
+
+    rows = {part.get("language", "unnamed"): part["ends"] for part in sentences if "ends" in part}
+    frame = pd.DataFrame(rows.values(), index=pd.Index(rows, name="language"))
+    return frame if len(frame) else frame.reindex(columns=list(Ends.__annotations__))
+
+
+def ends_lines(sentences: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """`ends_frame` in words, by language."""
+    return {
+        str(language): f"{row.share:.0%} in {row.token!r}, {row.punctuation:.0%} in punctuation"
+        + (f", {row.wordless} without a word" if row.wordless else "")
+        for language, row in ends_frame(sentences).iterrows()
+    }
+
+
+def template_of(tokenizer: PreTrainedTokenizerBase, chat: bool, template: str | None) -> str | None:
+    """The text around a sentence, with {sentence} in its place; None without a template.
+
+    The tokenizer's chat template is rendered once, with the sentence as the user's message and the prompt for an answer
+    after it. A template of one's own gets the BOS token in front where the tokenizer adds one to plain sentences.
+
+    Raises:
+        TnkitError: for a tokenizer without a chat template, or a template that does not hold the sentence once.
+    """
+    if chat and template is not None:
+        raise TnkitError("chat=True takes the tokenizer's own template; give it or template=, not both")
+    if chat:
+        return _chat_template(tokenizer)
+    if template is None:
+        return None
+    if template.count(_PLACE) != 1:
+        raise TnkitError(f"template={template!r} must hold {_PLACE} once, where the sentence goes")
+    bos = tokenizer.bos_token
+    begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return bos + template if begins and bos and not template.startswith(bos) else template
+
+
+def _chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    if not tokenizer.chat_template:
+        raise TnkitError(
+            "the tokenizer has no chat template; give template='...{sentence}...', or a model tuned for chat"
+        )
+    texts = []
+    for probe in _PROBES:
+        message = [{"role": "user", "content": probe}]
+        try:
+            text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # templates are programs
+            raise TnkitError(f"the tokenizer's chat template fails on one message: {first_line(error)}") from error
+        texts.append(str(text).split(probe))
+    if any(len(text) != 2 for text in texts) or texts[0] != texts[1]:
+        raise TnkitError(
+            "the tokenizer's chat template does not hold the user's message once as it is, so that its last token "
+            "cannot be located; give template='...{sentence}...'"
+        )
+    return _PLACE.join(texts[0])
+
+
+def without_final_punctuation(text: str) -> str:
+    """The text up to its last letter, number or mark; all of it where it has none.
+
+    >>> without_final_punctuation("はい。」"), without_final_punctuation("?!")
+    ('はい', '?!')
+    """
+    end = next((place + 1 for place in reversed(range(len(text))) if _is_word(text[place])), len(text))
+    return text[:end]
+
+
+def _is_word(character: str) -> bool:
+    """Whether it is a letter, a number or a mark, but not one of the marks that only choose how an emoji looks."""
+    is_emoji_mark = "\ufe00" <= character <= "\ufe0f" or character == "\u20e3"
+    return unicodedata.category(character)[0] in "LMN" and not is_emoji_mark

@@ -1,0 +1,279 @@
+"""One traced forward pass: the only place where tnkit reads the inside of a model.
+
+The pass runs right-padded batches (causal attention leaves the last real token untouched), reads the sites of each
+wanted block in forward order, reduces them to one token inside the trace, and stops after the last wanted block, so
+that the output head never runs.
+
+On NDIF the same blocks run on the server. They travel as source, together with the functions that they call, so these
+are plain: defined at the top of a module and imported by name, without decorators, importing nothing themselves, given
+nothing but tensors, numbers, names and other such functions. Weights are read there, never fetched, and only what a
+block saves comes back.
+"""
+
+from __future__ import annotations  # shapes in signatures then travel as text, and need no jaxtyping over there
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from operator import attrgetter
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import nnsight
+import torch
+from jaxtyping import Bool, Float, Int
+from nnsight.intervention.interleaver import OutOfOrderError as OutOfOrderError  # of a site that runs too early
+from torch import Tensor
+
+from tnkit.errors import TnkitError
+from tnkit.models.fingerprint import check_repeatable
+from tnkit.models.reading import output_gain, value_vectors, whole
+from tnkit.models.remote import served
+from tnkit.models.sessions import TURN
+
+if TYPE_CHECKING:
+    from tnkit.models.model import Model
+
+SITES = ("pre", "mid", "post", "activations", "scale")
+_UNITS = 1024  # unit vectors sent through a linear map at a time
+Change = tuple[Tensor, Tensor, Tensor, float | None]  # of a layer's activations, as `changed` takes it
+
+
+def trace_blocks(
+    model: Model,
+    inputs: Mapping[str, Any],
+    last: Int[Tensor, "sentence"],
+    *,
+    layers: Sequence[int],
+    keep: Iterable[str],
+    weights: Float[Tensor, "sentence token"] | None = None,
+    normed_last: bool = False,
+    reduce: Callable[..., dict[str, Tensor]] | None = None,
+) -> dict[str, list[Tensor]]:
+    """Run one batch and return the sites named in `keep`, as a list over `layers` each.
+
+    `scale` is the reciprocal of the denominator of the branch's own output norm, so that contribution =
+    scale · gain ⊙ value vector · activation; it is 1 where there is no such norm. Under a mean over tokens the
+    activations are weighted by `scale`, which keeps mid + sum of contributions + bias = post exact for the means too.
+
+    Args:
+        model: a `tnkit.models.model.Model`.
+        inputs: what the model is called with: input_ids and attention_mask, padded on the right, on the model's device.
+        last: the place of each sentence's last real token in input_ids.
+        layers: blocks to read, ascending; nothing after the last one runs.
+        keep: any of `SITES`.
+        weights: of each token where a sentence is averaged; None takes the token at `last`.
+        normed_last: pass `post` of the model's last block through the final norm.
+        reduce: return what this makes of each layer, where the model runs, and not the sites themselves: a function of
+            the layer, its sites by name, and its value vectors, output gain and output bias, giving tensors by name.
+
+    Returns:
+        Tensors (sentence, hidden | neuron), `scale` (sentence,), on the model's device (a remote model's: on the CPU),
+        in its dtype or float32.
+
+    Raises:
+        TnkitError: for a module in training mode or under autocast; where a remote model's server fails, in its words.
+    """
+    if not model.remote:
+        check_repeatable(model.module)
+    blocks = attrgetter(model.blocks_path)(model.lm)
+    final_norm: Any = attrgetter(model.final_norm_path)(model.lm) if normed_last and model.final_norm_path else None
+    names, size, keep = SimpleNamespace(**vars(model.sites)), (model.n_neurons, model.hidden_size), frozenset(keep)
+    layers, tokens = tuple(layers), tuple(inputs["input_ids"].shape)
+    normed = model.n_layers - 1 if normed_last else None
+    changes: dict[int, list[Change]] = {}
+
+    with TURN, served(model), torch.inference_mode():
+        for edit in model.edits:
+            for layer, change in edit(inputs, layers[-1]).items():
+                changes.setdefault(layer, []).append(change)
+        with model.lm.trace(**inputs, remote=model.remote) as tracer:
+            found = nnsight.save({})
+            for layer in sorted({*layers, *changes}):
+                wanted = keep if layer in layers else ()
+                values = _read(blocks[layer], names, wanted, (tokens, last, weights), changes.get(layer, ()))
+                if "post" in wanted:
+                    post = _first(blocks[layer].output)
+                    values["post"] = _pooled(final_norm(post) if layer == normed else post, last, weights)
+                if reduce is not None and wanted:
+                    values = exactly(reduce, layer, values, *_weights(blocks[layer], names, *size))
+                for name, value in values.items():
+                    found.setdefault(name, []).append(value)
+            tracer.stop()
+    return found
+
+
+def ask_weights(model: Model, question: Callable[..., Any], given: Mapping[int, tuple[Any, ...]]) -> dict[int, Any]:
+    """Put a question to the weights of some layers, where they are.
+
+    Args:
+        model: a `tnkit.models.model.Model`.
+        question: a function of a layer's value vectors, output gain and output bias, and of what is given for it.
+        given: the layers, and what else the question is asked with.
+
+    Returns:
+        The answer for each layer.
+
+    >>> from tnkit.testing import tiny_model
+    >>> ask_weights(tiny_model(), lambda vectors, gain, bias, power: vectors.shape[0] ** power, {2: (1,)})
+    {2: 48}
+    """
+    if not model.remote:
+        return {
+            layer: question(model.value_vectors(layer), model.output_gain(layer), model.output_bias(layer), *extra)
+            for layer, extra in given.items()
+        }
+    blocks = attrgetter(model.blocks_path)(model.lm)
+    names, size = SimpleNamespace(**vars(model.sites)), (model.n_neurons, model.hidden_size)
+    token = {"input_ids": torch.zeros(1, 1, dtype=torch.long), "use_cache": False}
+    with TURN, served(model), torch.inference_mode():
+        with model.lm.trace(**token, remote=model.remote) as tracer:
+            answers, _begun = nnsight.save({}), blocks[0].output  # a sandbox answers once the pass has begun
+            for layer, extra in given.items():
+                answers[layer] = exactly(question, *_weights(blocks[layer], names, *size), *extra)
+            tracer.stop()
+    return answers
+
+
+def ask_module(model: Model, question: Callable[..., Any], *extra: Any) -> tuple[Any, str]:
+    """Put a question to the whole model where it runs; the answer, and the dtype that its first block computes in."""
+    block, root = attrgetter(model.blocks_path)(model.lm)[0], model.lm
+    token = {"input_ids": torch.zeros(1, 1, dtype=torch.long), "use_cache": False}
+    with TURN, served(model), torch.inference_mode():
+        with model.lm.trace(**token, remote=model.remote) as tracer:
+            answers = nnsight.save([question(root, *extra)])
+            answers.append(str(_first(block.output).dtype))
+            tracer.stop()
+    return tuple(answers)
+
+
+def chosen_sites(keep: Iterable[str]) -> tuple[str, ...]:
+    """The sites to keep, sorted; "activations" brings "scale" with it.
+
+    Raises:
+        TnkitError: for none, or an unknown one.
+    """
+    keep = {keep} if isinstance(keep, str) else set(keep)
+    if not keep or not keep <= set(SITES):
+        raise TnkitError(f"keep={sorted(keep)} must name some of {', '.join(SITES)}")
+    return tuple(sorted(keep | ({"scale"} if "activations" in keep else set())))
+
+
+def chosen_tokens(real: Bool[Tensor, "sentence token"], tokens: str) -> Bool[Tensor, "sentence token"]:
+    """The places of whole prompts where an ablation of a token scope acts, among the tokens that are not padding.
+
+    >>> chosen_tokens(torch.tensor([[True, True, False]]), "last").tolist()
+    [[False, True, False]]
+    """
+    if tokens == "last":
+        later = real.flip(1).cumsum(1).flip(1)  # real tokens from here on
+        return real & (later == 1)
+    return real
+
+
+def changed(
+    activations: Tensor,
+    chosen: Bool[Tensor, "sentence token"],
+    places: Int[Tensor, "neuron"],
+    target: Float[Tensor, "neuron"],
+    scale: float | None,
+) -> Tensor:
+    """A copy of a layer's activations, in which the chosen neurons are set to a target, or scaled, at chosen tokens."""
+    device = activations.device
+    copy = activations.clone().reshape(*chosen.shape, -1)
+    rows, columns = chosen.to(device).nonzero(as_tuple=True)
+    at = (rows[:, None], columns[:, None], places.to(device))
+    copy[at] = copy[at] * scale if scale is not None else target.to(device, activations.dtype)
+    return copy.reshape(activations.shape)
+
+
+def exactly(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function at full precision: a server runs blocks under autocast, which would round its products."""
+    device = next(one.device.type for one in arguments if isinstance(one, Tensor))
+    with torch.autocast(device, enabled=False):
+        return function(*arguments)
+
+
+def jointly(
+    reductions: Mapping[str, Callable[..., Tensor | None]], layer: int, sites: Mapping[str, Tensor], *weights: Tensor
+) -> dict[str, Tensor]:
+    """What each of several reductions, by name, makes of a layer; those that make nothing of it are left out."""
+    made = {name: reduction(layer, sites, *weights) for name, reduction in reductions.items()}
+    return {name: total for name, total in made.items() if total is not None}
+
+
+def _read(
+    block: Any,
+    names: SimpleNamespace,
+    keep: Collection[str],
+    how: tuple[tuple[int, ...], Tensor, Tensor | None],
+    changes: Sequence[Change],
+) -> dict[str, Tensor]:
+    """The wanted sites of one block but `post`, at one token of each sentence, in the order in which they come."""
+    tokens, last, weights = how
+    shape, values = (*tokens, -1), {}
+    if "pre" in keep or ("mid" in keep and names.mid is None):
+        pre = _pooled(block.input, last, weights)
+        if "pre" in keep:
+            values["pre"] = pre
+    if "mid" in keep and names.mid is None:
+        branch = _pooled(_first(attrgetter(names.attention)(block).output), last, weights)
+        values["mid"] = pre.float() + branch.float()
+    elif "mid" in keep:
+        values["mid"] = _pooled(attrgetter(names.mid)(block).input.reshape(shape), last, weights)
+    if not changes and "activations" not in keep and "scale" not in keep:
+        return values
+    last_map = attrgetter(names.last_map)(block)
+    neurons = last_map.input
+    for change in changes:
+        neurons = changed(neurons, *change)
+    if changes:
+        last_map.input = neurons
+    if "activations" in keep or "scale" in keep:
+        neurons = neurons.reshape(shape)
+        before = after = neurons[..., :1]
+        if names.norm:
+            norm = attrgetter(names.norm)(block)
+            before, after = last_map.output, norm.output
+        if weights is None:  # one token of each sentence is enough
+            neurons, before, after = (_pooled(one, last, None) for one in (neurons, before, after))
+        scale = torch.ones(before.shape[:-1], dtype=torch.float32, device=before.device)
+        if names.norm:
+            gain = output_gain(norm, names.multiplier, before.reshape(-1, before.shape[-1])[0].to(neurons.dtype))
+            before, after = before.float() * gain, after.float() * names.multiplier
+            scale = (after * before).sum(-1) / (before * before).sum(-1).clamp_min(1e-38)
+        if weights is not None:
+            mean = _pooled(scale, last, weights)
+            neurons, scale = _pooled(neurons * (scale / mean[:, None])[..., None], last, weights), mean
+        values |= {site: one for site, one in (("activations", neurons), ("scale", scale)) if site in keep}
+    return values
+
+
+def _weights(block: Any, names: SimpleNamespace, neurons: int, hidden: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A layer's value vectors (neuron, hidden), output gain and output bias, wherever the weights are.
+
+    Where this block cannot see a weight whole (a server may run it in a process of its own, beside a model without
+    weights, or hold but a part of it on each device), the linear map itself is asked what it makes of unit vectors.
+    """
+    last_map = attrgetter(names.last_map)(block)
+    norm = attrgetter(names.norm)(block) if names.norm else None
+    weight, bias = last_map.weight, getattr(last_map, "bias", None)
+    if weight.is_meta or weight.numel() != neurons * hidden:
+        none = torch.zeros(1, neurons, dtype=weight.dtype)
+        bias = last_map(none)[0].detach()
+        units = torch.eye(neurons, dtype=weight.dtype).split(_UNITS)
+        vectors = torch.cat([last_map(rows).detach() - bias for rows in units])
+    else:
+        vectors = whole(value_vectors(last_map._module, hidden))
+    gain = output_gain(norm, names.multiplier, vectors[0])
+    return vectors, gain, torch.zeros_like(gain) if bias is None else whole(bias.detach()).float()
+
+
+def _pooled(values: Tensor, last: Tensor, weights: Tensor | None) -> Tensor:
+    """Reduce (sentence, token, …) to (sentence, …): the token at `last`, or a weighted mean."""
+    if weights is None:
+        return values[torch.arange(len(last), device=last.device), last].detach()
+    weights = weights.to(values.device)
+    return (values.detach().float() * weights.reshape(*weights.shape, *[1] * (values.ndim - 2))).sum(dim=1)
+
+
+def _first(output: Tensor | tuple[Any, ...]) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output

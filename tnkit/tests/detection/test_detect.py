@@ -1,0 +1,244 @@
+"""Detection in one call equals its steps, streamed or stored, and refuses early."""
+
+import pytest
+import torch
+
+import tnkit as tn
+from tnkit.detection import sums
+from tnkit.detection.detect import detect_towards
+from tnkit.testing import tiny_corpus, tiny_model
+from tnkit.text.corpus import Sentences
+
+CORPUS = tn.load_corpus("everyday", ["en", "ja", "it"])
+TEXTS = {name: [text[:30] for text in sentences[:12]] for name, sentences in CORPUS["train"].items()}
+QUIET = {"progress": False}
+
+
+def test_one_call_equals_its_steps():
+    model = tiny_model("gemma3")
+    en, ja = (tn.capture(model, TEXTS[name], **QUIET) for name in ("en", "ja"))
+    targets = {"type1": [en, ja], "type2": [ja]}
+    found = tn.detect_all(model, TEXTS, ["ja"], top=9, **QUIET)
+    for kind, layers in (("type1", model.early_layers), ("type2", model.late_layers)):
+        scores = tn.score_neurons(model, ja, tn.estimate_centroids(targets[kind]))
+        assert found["ja", kind].neurons.pairs == scores.top(9, layers=layers).pairs
+        one = tn.detect(model, TEXTS, language="ja", kind=kind, top=9, **QUIET)
+        assert one.neurons.pairs == found["ja", kind].neurons.pairs
+        assert one.scores.layers == list(layers)
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+@pytest.mark.parametrize("hub", ["en", ["en", "it"]])
+def test_streaming_equals_storing(distance, hub):
+    model, options = tiny_model("gpt-neox"), {"hub": hub, "top": 5, "distance": distance, "batch_tokens": 300} | QUIET
+    stored = tn.detect_all(model, TEXTS, ["ja"], streaming=False, **options)
+    streamed = tn.detect_all(model, TEXTS, ["ja"], streaming=True, **options)
+    for key, one in stored.items():
+        assert torch.allclose(one.centroids.values, streamed[key].centroids.values, atol=1e-6)
+        assert torch.allclose(one.scores.values, streamed[key].scores.values, atol=1e-6, equal_nan=True)
+
+
+def test_known_centroids_in_flat_memory_give_the_same():
+    model = tiny_model("llama")
+    found = tn.detect(model, TEXTS, language="ja", kind="type2", top=9, **QUIET)
+    again = detect_towards(model, TEXTS["ja"], found.centroids, language="ja", kind="type2", top=9, **QUIET)
+    assert torch.allclose(again.scores.values, found.scores.values, atol=1e-7, equal_nan=True)
+
+
+def test_centroids_of_the_wrong_languages_are_refused():
+    model = tiny_model("llama")
+    short = {name: Sentences(tuple(texts), name) for name, texts in TEXTS.items()}
+    captured = {name: tn.capture(model, short[name], **QUIET) for name in ("en", "ja")}
+    shared, own = tn.estimate_centroids([*captured.values()]), tn.estimate_centroids([captured["ja"]])
+    for kind, target, language in (("type2", shared, "ja"), ("type1", own, "ja"), ("type1", shared, "it")):
+        with pytest.raises(tn.TnkitError, match=f"{kind} of {language} needs those of"):
+            detect_towards(model, TEXTS["ja"], target, language=language, kind=kind, top=3, **QUIET)
+
+
+def test_type1_alone_runs_the_early_layers_only():
+    model, ran = tiny_model("llama"), []
+    handles = [
+        block.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, block in enumerate(model.module.model.layers)
+    ]
+    tn.detect(model, TEXTS, language="ja", kind="type1", top=9, **QUIET)
+    for handle in handles:
+        handle.remove()
+    assert 3 not in ran
+
+
+def test_every_language_but_the_hub_by_default_and_hubs_may_have_type2():
+    found = tn.detect_all(tiny_model(), TEXTS, top=3, **QUIET)
+    assert set(found) == {(name, kind) for name in ("ja", "it") for kind in ("type1", "type2")}
+    assert tn.detect(tiny_model(), TEXTS, language="en", kind="type2", top=3, **QUIET).neurons
+    both = tn.detect_all(tiny_model(), TEXTS, ["ja", "en"], hub=["en", "it"], top=3, **QUIET)
+    assert len(both) == 4
+
+
+def test_a_corpus_gives_its_split_and_its_names():
+    short = tn.Corpus("short", CORPUS.frame[CORPUS.frame["ja"].str.len() < 20].groupby("split").head(4))
+    found = tn.detect(tiny_model(), short, language="ja", kind="type2", top=3, split="test", **QUIET)
+    about = found.neurons.provenance
+    assert about["sentences"]["split"] == "test"
+    assert about["selection"] == {"kind": "type2", "language": "ja", "top": 3, "layers": "2 to 3"}
+    assert about["centroid"][0]["language"] == "ja"
+
+
+def test_a_folder_gives_back_what_was_saved(tmp_path):
+    found = tn.detect(tiny_model(), TEXTS, language="ja", top=3, **QUIET)
+    again = tn.Detection.load(found.save(tmp_path / "ja"))
+    assert (again.neurons, again.kind, again.language) == (found.neurons, "type1", "ja")
+    assert torch.equal(again.centroids.values, found.centroids.values)
+    assert len(again.plot().patches) == 160
+
+
+FILES = ("scores.safetensors", "centroids.safetensors", "neurons.json")
+OTHERS = {  # another detection, and the file of it that cannot be told apart from the first one's
+    "language": ({"language": "it"}, None),
+    "kind": ({"kind": "type2"}, None),
+    "distance": ({"distance": "euclidean"}, "centroids.safetensors"),
+    "hub": ({"hub": "it"}, None),
+    "model": ({}, None),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Saved detections by what is different about them; "first" is the one that they are mixed with."""
+    folder = tmp_path_factory.mktemp("detections")
+    for name, (changed, _) in {"first": ({}, None), **OTHERS}.items():
+        model = tiny_model("gemma3" if name == "model" else "llama")
+        found = tn.detect(model, TEXTS, **{"language": "ja", "top": 3} | changed, **QUIET)
+        found.save(folder / name)
+        for part in ("scores", "centroids", "neurons"):  # as written one by one, without the hashes of each other
+            ending = "json" if part == "neurons" else "safetensors"
+            getattr(found, part).save(folder / f"{name}-plain" / f"{part}.{ending}")
+    return folder
+
+
+@pytest.mark.parametrize("form", ["", "-plain"])
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("file", FILES)
+def test_files_of_different_detections_are_refused(folders, tmp_path, other, file, form):
+    for name in FILES:
+        source = folders / f"{other if name == file else 'first'}{form}" / name
+        (tmp_path / name).write_bytes(source.read_bytes())
+    if file == OTHERS[other][1]:
+        assert tn.Detection.load(tmp_path).neurons.provenance["distance"] == "cosine"
+    else:
+        with pytest.raises(tn.TnkitError, match=r"(scores|centroids)\.safetensors belongs to another detection"):
+            tn.Detection.load(tmp_path)
+
+
+@pytest.mark.parametrize("written", [1, 2])
+def test_a_save_that_is_cut_short_over_an_older_one_is_noticed(tmp_path, monkeypatch, written):
+    tn.detect(tiny_model(), TEXTS, language="ja", top=3, **QUIET).save(tmp_path)
+    later = tn.detect(tiny_model(), TEXTS, language="ja", top=3, last_layer="normed", kind="type2", **QUIET)
+    write, calls = tn.storage.write_atomically, []
+
+    def cut(*arguments):
+        calls.append(1)
+        if len(calls) > written:
+            raise KeyboardInterrupt
+        return write(*arguments)
+
+    monkeypatch.setattr("tnkit.storage.write_atomically", cut)
+    with pytest.raises(KeyboardInterrupt):
+        later.save(tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(tn.TnkitError, match="belongs to another detection"):
+        tn.Detection.load(tmp_path)
+    assert tn.Detection.load(later.save(tmp_path)).neurons == later.neurons
+
+
+def test_a_loaded_detection_has_the_provenance_of_the_saved_one(tmp_path):
+    found = tn.detect(tiny_model(), TEXTS, language="ja", top=3, **QUIET)
+    again = tn.Detection.load(found.save(tmp_path))
+    for name in ("neurons", "scores", "centroids"):
+        assert getattr(again, name).provenance == getattr(found, name).provenance
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"language": "fr"}, "no sentences in fr; it has en, ja, it"),
+        ({"language": "ja", "kind": "type3"}, "kind='type3' must be one of type1, type2"),
+        ({"language": "en"}, "Type-1 neurons of en need another hub"),
+        ({"language": "ja", "hub": "de"}, "no sentences in de"),
+        ({"language": "ja", "top": 97}, "top 97 was asked for; 2 layers of 48 neurons hold 96"),
+        ({"language": "ja", "layers": range(3, 5)}, "layer 4 is not in"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_runs(arguments, words, monkeypatch):
+    monkeypatch.setattr("tnkit.captures.passes.trace_blocks", lambda *_, **__: pytest.fail("a pass was run"))
+    with pytest.raises(tn.TnkitError, match=words):
+        tn.detect(tiny_model(), TEXTS, **arguments, **QUIET)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_steps_say_how_far_they_are_and_bring_what_is_found(streaming):
+    model, options = tiny_model("llama"), {"top": 5, "batch_tokens": 100, "streaming": streaming}
+    steps = list(tn.detect_steps(model, TEXTS, ["ja", "it"], **options))
+    total = 12 + 2 * 12 * (1 + streaming)
+    assert {step.total for step in steps} == {total} and steps[-1].done == total
+    done = [step.done for step in steps]
+    assert done == sorted(done) and len(set(done)) > 10
+    assert [step.language for step in steps if step.found] == ["ja", "it"]
+    found = {(one.language, one.kind): one for step in steps for one in step.found}
+    whole = tn.detect_all(model, TEXTS, ["ja", "it"], progress=False, **options)
+    assert found.keys() == whole.keys()
+    for key, one in whole.items():
+        assert torch.equal(found[key].scores.values.nan_to_num(9), one.scores.values.nan_to_num(9))
+        assert found[key].neurons == one.neurons
+
+
+def test_steps_may_be_left_and_other_things_done_between_them():
+    model, options = tiny_model("llama"), {"top": 5, "batch_tokens": 100}
+    expected = tn.detect(model, TEXTS, language="ja", **options, **QUIET)
+    steps, found = tn.detect_steps(model, TEXTS, ["ja"], ["type1"], **options), ()
+    for step in steps:
+        with tn.Ablation(model, [(0, 1)]):
+            tn.capture(model, ["Hi!"], **QUIET)
+        assert model.ablations == [] and not torch.is_inference_mode_enabled()
+        found = step.found or found
+    assert found[0].neurons == expected.neurons
+    left = tn.detect_steps(model, TEXTS, ["ja"], **options)
+    next(left)
+    left.close()
+    assert tn.detect(model, TEXTS, language="ja", **options, **QUIET).neurons == expected.neurons
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_cached_detection_runs_nothing_twice_and_gives_the_same(streaming, tmp_path, monkeypatch):
+    monkeypatch.setenv("TNKIT_CACHE", str(tmp_path))
+    model, options = tiny_model("gemma3"), {"top": 5, "batch_tokens": 100, "streaming": streaming}
+    fresh = tn.detect_all(model, TEXTS, **options, **QUIET)
+    tn.detect_all(model, TEXTS, cache=True, **options, **QUIET)
+    monkeypatch.setattr("tnkit.captures.passes.trace_blocks", lambda *_, **__: pytest.fail("a pass was run"))
+    again = tn.detect_all(model, TEXTS, cache=True, **options, **QUIET)
+    for key, one in fresh.items():
+        assert torch.equal(one.scores.values.nan_to_num(9), again[key].scores.values.nan_to_num(9))
+        assert one.neurons == again[key].neurons and one.scores.provenance == again[key].scores.provenance
+    for changed in ({"distance": "euclidean"}, {"hub": ["en", "it"]}) if streaming else ():
+        with pytest.raises(pytest.fail.Exception, match="a pass was run"):
+            tn.detect_all(model, TEXTS, ["ja"], cache=True, **options | changed, **QUIET)
+
+
+def test_known_centroids_take_up_their_sums(tmp_path, monkeypatch):
+    monkeypatch.setenv("TNKIT_CACHE", str(tmp_path))
+    model, own = tiny_model("llama"), sums.centroid(tiny_model("llama"), TEXTS["ja"], cache=True, **QUIET)
+    how = {"language": "ja", "kind": "type2", "top": 9, "cache": True} | QUIET
+    first = detect_towards(model, TEXTS["ja"], own, **how)
+    monkeypatch.setattr("tnkit.captures.passes.trace_blocks", lambda *_, **__: pytest.fail("a pass was run"))
+    assert torch.equal(sums.centroid(model, TEXTS["ja"], cache=True, **QUIET).values, own.values)
+    assert detect_towards(model, TEXTS["ja"], own, **how).neurons == first.neurons
+
+
+@pytest.mark.parametrize("hub", ["en", ("en", "ja"), ("en", "en"), ("ja", "en", "ja")])
+def test_each_language_counts_once_in_the_shared_centroid(hub):
+    model, corpus = tiny_model(), tiny_corpus()
+    found = tn.detect(model, corpus, language="ja", hub=hub, top=5, progress=False)
+    means = [
+        tn.capture(model, corpus["train"][name], progress=False).post.double().mean(dim=1) for name in ("en", "ja")
+    ]
+    expected = torch.stack(means).mean(dim=0)[list(found.centroids.layers)]
+    assert torch.allclose(found.centroids.values.double(), expected, atol=1e-6)

@@ -1,0 +1,241 @@
+"""Scores: the closed form against the definition, streaming against storing, a planted neuron, ties and selection."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+import tnkit as tn
+from tnkit.detection.scoring import DISTANCES, ScoreAccumulator, contribution_norms, summed_scores
+from tnkit.testing import SENTENCES, byte_tokenizer, tiny_model, tiny_module
+from tnkit.tests.oracle import assert_near
+
+every_distance = pytest.mark.parametrize("distance", DISTANCES)
+
+
+def written_out(mid, activations, vectors, centroid, distance):
+    """The sum over sentences of each neuron's score, every m + c as a vector, float64."""
+    moved = mid[:, None] + activations[:, :, None] * vectors
+    if distance == "euclidean":
+        return ((mid - centroid).norm(dim=-1)[:, None] - (moved - centroid).norm(dim=-1)).sum(dim=0)
+
+    def cosine(states):
+        sizes = states.norm(dim=-1) * centroid.norm()
+        return torch.where(sizes > 0, states @ centroid / torch.where(sizes > 0, sizes, 1), 0)
+
+    return (cosine(moved) - cosine(mid)[:, None]).sum(dim=0)
+
+
+@st.composite
+def problems(draw):
+    """States, activations, value vectors and a centroid, of any size, with zeros and huge norms among them."""
+    sentences, neurons, hidden = draw(st.integers(1, 5)), draw(st.integers(1, 6)), draw(st.integers(2, 5))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+
+    def tensor(*shape):
+        values = torch.randn(*shape, generator=generator, dtype=torch.float64)
+        return values * 10.0 ** draw(st.integers(-6, 8))
+
+    parts = [tensor(sentences, hidden), tensor(sentences, neurons), tensor(neurons, hidden), tensor(hidden)]
+    for part in parts:
+        if draw(st.booleans()):
+            part[tuple(draw(st.integers(0, size - 1)) for size in part.shape[:1])] = 0
+    return parts
+
+
+@every_distance
+@settings(max_examples=300, deadline=None)
+@given(problem=problems())
+def test_the_closed_form_is_the_definition(distance, problem):
+    found = summed_scores(*problem, distance=distance)
+    expected = written_out(*problem, distance)
+    mid, activations, vectors, centroid = problem
+    moves = (activations.abs() * vectors.norm(dim=-1)).sum(dim=0)
+    size = 1.0 if distance == "cosine" else (mid - centroid).norm(dim=-1).sum() + moves
+    assert ((found - expected).abs() <= 1e-9 * size).all()
+
+
+@every_distance
+@settings(max_examples=100, deadline=None)
+@given(problem=problems())
+def test_float32_errors_are_a_hundred_thousandth_of_the_contribution(distance, problem):
+    """Measured against the size of the contribution, not of the much larger states that it is added to."""
+    mid, activations, vectors, centroid = (part.float() for part in problem)
+    found = summed_scores(mid, activations, vectors, centroid, distance=distance)
+    expected = written_out(*(part.double() for part in (mid, activations, vectors, centroid)), distance)
+    moves = activations.abs().double() * vectors.double().norm(dim=-1)
+    origin = (mid if distance == "cosine" else mid - centroid).double().norm(dim=-1)
+    assume(not bool((moves > 1e15 * torch.where(origin > 0, origin, torch.inf)[:, None]).any()))
+    if distance == "cosine":
+        stands = mid.double().norm(dim=-1)
+        moved = (mid.double()[:, None] + activations.double()[:, :, None] * vectors.double()).norm(dim=-1)
+        ill = (moved < 1e-2 * torch.maximum(stands[:, None], moves)).any(dim=0)  # m + c all but cancels
+        allowed = 1e-6 * (moves / torch.maximum(stands[:, None], moves).clamp_min(1e-300)).sum(dim=0)
+        found, expected, allowed = found[~ill], expected[~ill], 10 * allowed[~ill]
+    else:
+        allowed = 1e-6 * moves.sum(dim=0) + 1e-7 * (mid - centroid).double().norm(dim=-1).sum()
+        allowed = allowed + 1e-6 * (mid.double().norm(dim=-1) + centroid.double().norm() - origin).clamp_min(0).sum()
+    assert ((found - expected).abs() <= allowed + 1e-14).all()  # the definition itself is exact to about 1e-16
+
+
+@every_distance
+def test_special_cases_have_the_documented_values(distance):
+    mid, vectors, centroid = (
+        torch.tensor([[3.0, 4.0]]),
+        torch.tensor([[1.0, 0.0], [0.0, 0.0]]),
+        torch.tensor([6.0, 8.0]),
+    )
+    zero = summed_scores(mid, torch.zeros(1, 2), vectors, centroid, distance=distance)
+    assert zero.tolist() == [0, 0]
+    still = summed_scores(mid, torch.ones(1, 2), vectors, centroid, distance=distance)
+    assert still[1] == 0
+    cancelled = summed_scores(mid, torch.tensor([[-1.0]]), mid, centroid, distance=distance)
+    assert cancelled.item() == pytest.approx(-1 if distance == "cosine" else -5, abs=1e-3)
+    arrived = summed_scores(mid, torch.tensor([[1.0]]), mid, centroid, distance=distance)
+    assert arrived.item() == pytest.approx(0 if distance == "cosine" else 5, abs=1e-3)
+    at_zero = summed_scores(torch.zeros(1, 2), torch.tensor([[2.0]]), mid, centroid, distance=distance)
+    assert at_zero.item() == pytest.approx(1 if distance == "cosine" else 10, abs=1e-3)
+
+
+@every_distance
+def test_streaming_in_any_batches_merged_in_any_order_equals_storing(distance):
+    model = tiny_model("gemma2")
+    whole = tn.capture(model, SENTENCES, progress=False)
+    target = tn.estimate_centroids([whole])
+    expected = tn.score_neurons(model, whole, target, distance=distance).values
+    parts = []
+    for batch in tn.stream(model, SENTENCES, batch_tokens=60, progress=False):
+        parts.append(ScoreAccumulator(model, target, distance=distance))
+        parts[-1].add(batch)
+    running = parts.pop()
+    for part in parts:
+        running.merge(part)
+    assert running.count == len(SENTENCES)
+    assert_near(running.result().values, expected)
+
+
+@every_distance
+def test_a_planted_neuron_comes_out_first(distance):
+    """Neuron 7 of layer 1 always fires (its gate equals its up map) and writes towards the centroid."""
+    module = copy.deepcopy(tiny_module("llama"))
+    model = tn.load_model(module, tokenizer=byte_tokenizer())
+    direction = torch.randn(model.n_layers, model.hidden_size, generator=torch.Generator().manual_seed(3))
+    target = tn.Centroids(20 * direction, tuple(range(model.n_layers)))
+    before = tn.score_neurons(model, tn.capture(model, SENTENCES, progress=False), target, distance=distance)
+    mlp = module.model.layers[1].mlp
+    with torch.no_grad():
+        mlp.gate_proj.weight[7] = mlp.up_proj.weight[7]
+        mlp.down_proj.weight[:, 7] = 3 * direction[1]
+    captured = tn.capture(model, SENTENCES, progress=False)
+    scores = tn.score_neurons(model, captured, target, distance=distance)
+    assert scores.top(1).pairs == ((1, 7),)
+    assert before.top(1).pairs != ((1, 7),)
+
+
+def test_layers_that_were_not_scored_are_nan_and_never_chosen():
+    model = tiny_model("llama")
+    captured = tn.capture(model, SENTENCES, progress=False)
+    scores = tn.score_neurons(model, captured, tn.estimate_centroids([captured]), layers=[1, 2])
+    assert scores.layers == [1, 2]
+    assert scores.values[[0, 3]].isnan().all()
+    assert set(scores.top(2 * model.n_neurons).by_layer()) == {1, 2}
+    with pytest.raises(tn.TnkitError, match=r"layers \[3\] were not scored; scored are 1 to 2"):
+        scores.top(1, layers=[3])
+
+
+def test_top_threshold_and_ties():
+    scores = tn.NeuronScores(torch.tensor([[0.5, 0.1, 0.5], [-1.0, 0.5, 0.2]]).double(), "cosine")
+    assert scores.top(4).pairs == ((0, 0), (0, 2), (1, 1), (1, 2))
+    assert scores.top(1, layers=[1]).pairs == ((1, 1),)
+    assert scores.above(0.15).pairs == scores.top(4).pairs
+    assert len(scores.above(9.0)) == 0
+    for wrong in (0, 7):
+        with pytest.raises(tn.TnkitError, match=rf"top {wrong} was asked for.*hold 6 neurons"):
+            scores.top(wrong)
+
+
+def test_a_file_gives_back_what_was_saved(tmp_path):
+    model = tiny_model("llama")
+    captured = tn.capture(model, SENTENCES, progress=False)
+    scores = tn.score_neurons(model, captured, tn.estimate_centroids([captured]), layers=[1])
+    again = tn.NeuronScores.load(scores.save(tmp_path / "scores.safetensors"))
+    assert torch.equal(again.values.nan_to_num(9), scores.values.nan_to_num(9))
+    assert (again.distance, again.provenance) == (scores.distance, scores.provenance)
+    assert again.to_frame().loc[(1, 5), "score"] == float(scores.values[1, 5])
+
+
+def test_centroids_of_other_weights_or_another_shape_are_refused():
+    llama, qwen = tiny_model("llama"), tiny_model("qwen2")
+    captured = tn.capture(llama, SENTENCES, progress=False)
+    with pytest.raises(tn.TnkitError, match=r"were made with .* not with"):
+        tn.score_neurons(qwen, tn.capture(qwen, SENTENCES, progress=False), tn.estimate_centroids([captured]))
+    with pytest.raises(tn.TnkitError, match="have 2 layers of width 32"):
+        tn.score_neurons(llama, captured, tn.Centroids(torch.ones(2, 32), (0, 1)))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda module: module.model.layers[1].mlp.down_proj.weight.data[3, 5].mul_(1.5),
+        lambda module: module.to(torch.bfloat16),
+    ],
+    ids=["weights", "dtype"],
+)
+def test_a_capture_is_scored_only_in_the_model_that_was_captured(edit):
+    """The model may be another of the same shape, or this one after an edit."""
+    module = copy.deepcopy(tiny_module("llama"))
+    model = tn.load_model(module, tokenizer=byte_tokenizer())
+    captured = tn.capture(model, SENTENCES, progress=False)
+    target = tn.Centroids(tn.estimate_centroids([captured]).values, captured.layers)
+    tn.score_neurons(model, captured, target)
+    edit(module)
+    with pytest.raises(tn.TnkitError, match=r"these captured states were made with .* not with .* as it is now"):
+        tn.score_neurons(model, captured, target)
+    with pytest.raises(tn.TnkitError, match="these captured states were made with"):
+        contribution_norms(model, captured)
+    with pytest.raises(tn.TnkitError, match="these captured states were made with"):
+        tn.neuron_card(model, {"en": captured}, {"en": SENTENCES}, (1, 5))
+    neurons = tn.NeuronSet(((1, 5),), (4, 48), provenance=captured.provenance)
+    with pytest.raises(tn.TnkitError, match="these neurons were made with"):
+        tn.lens.promoted(model, neurons)
+    assert tn.lens.promoted(model, list(neurons)).neurons == ((1, 5),)
+
+
+def test_an_ablated_capture_is_scored_as_it_is_and_says_so_but_makes_no_centroid_with_an_untouched_one():
+    model = tiny_model("llama")
+    untouched = tn.capture(model, SENTENCES, progress=False)
+    with tn.Ablation(model, [(1, 7)], tokens="last"):
+        ablated = tn.capture(model, SENTENCES, progress=False)
+    scores = tn.score_neurons(model, ablated, tn.estimate_centroids([untouched]))
+    assert scores.values[1, 7] == 0 and scores.provenance["ablations"] == ablated.provenance["ablations"]
+    with pytest.raises(tn.TnkitError, match=r"of different ablations \(None and \[.*capture all alike"):
+        tn.estimate_centroids([untouched, ablated])
+    running = ScoreAccumulator(model, tn.estimate_centroids([untouched]))
+    running.add(untouched)
+    with pytest.raises(tn.TnkitError, match="of different ablations"):
+        running.add(ablated)
+
+
+def test_states_that_are_not_finite_are_named():
+    model = tiny_model("llama")
+    captured = tn.capture(model, SENTENCES, progress=False)
+    target = tn.estimate_centroids([captured])
+    captured.mid[2, 1, 0] = torch.nan
+    with pytest.raises(tn.TnkitError, match="scores of layer 2 are not finite"):
+        tn.score_neurons(model, captured, target)
+
+
+def test_centroids_and_captures_of_different_positions_are_refused():
+    model = tiny_model("llama")
+    captured = tn.capture(model, SENTENCES, progress=False)
+    target = tn.estimate_centroids([tn.capture(model, SENTENCES, position="mean", progress=False)])
+    with pytest.raises(tn.TnkitError, match="position='mean', the sentences captured at position='last'"):
+        tn.score_neurons(model, captured, target)
+
+
+def test_an_unknown_distance_is_named():
+    captured = tn.capture(tiny_model(), SENTENCES, progress=False)
+    with pytest.raises(tn.TnkitError, match="distance='manhattan' must be one of cosine, euclidean"):
+        tn.score_neurons(tiny_model(), captured, tn.estimate_centroids([captured]), distance="manhattan")

@@ -1,0 +1,154 @@
+"""Controls match what they say; effects, intervals and p-values against scipy and planted effects."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import tnkit as tn
+from tnkit.detection.scoring import contribution_norms
+from tnkit.testing import SENTENCES, tiny_model, tiny_module
+from tnkit.tests import oracle
+
+SHAPE = (6, 200)
+MEMBERS = tn.NeuronSet(tuple((layer, neuron) for layer in (1, 2, 4) for neuron in range(0, 40, 4)), SHAPE)
+
+
+def test_every_control_is_as_large_disjoint_and_seeded():
+    norms = torch.rand(SHAPE, generator=torch.Generator().manual_seed(0))
+    scores = tn.NeuronScores(torch.rand(SHAPE).double(), "cosine")
+    drawn = tn.controls(MEMBERS, layers=range(1, 5), norms=norms, scores=scores)
+    assert list(drawn) == ["uniform", "same layers", "same layers and norms", "lowest scores"]
+    for name in ("uniform", "same layers", "same layers and norms"):
+        one, again, other = drawn[name](0), drawn[name](0), drawn[name](1)
+        assert one.pairs == again.pairs != other.pairs
+        assert len(one) == len(MEMBERS)
+        assert not set(one) & set(MEMBERS)
+
+
+def test_matching_by_layer_keeps_the_count_of_every_layer():
+    for norms in (None, torch.rand(SHAPE)):
+        counts = {layer: len(members) for layer, members in MEMBERS.matched(seed=3, norms=norms).by_layer().items()}
+        assert counts == {1: 10, 2: 10, 4: 10}
+
+
+def test_matching_by_norm_brings_the_norms_together():
+    norms = torch.rand(SHAPE, generator=torch.Generator().manual_seed(0)) ** 4
+    members = tn.NeuronSet(tuple((1, int(n)) for n in norms[1].argsort()[100:160]), SHAPE)
+    size = lambda neurons: np.log([float(norms[pair]) for pair in neurons])  # noqa: E731
+    matched, by_layer = members.matched(seed=0, norms=norms), members.matched(seed=0)
+    assert abs(size(matched).mean() - size(members).mean()) < 0.25
+    assert abs(size(by_layer).mean() - size(members).mean()) > 1
+
+
+def test_uniform_reaches_every_layer_of_its_range_and_no_other():
+    seen = {layer for seed in range(40) for layer, _ in MEMBERS.uniform(seed=seed, layers=range(2, 5))}
+    assert seen == {2, 3, 4}
+    assert {layer for layer, _ in MEMBERS.uniform(seed=0)} <= {1, 2, 3, 4}
+
+
+def test_a_layer_that_is_too_full_is_named():
+    full = tn.NeuronSet(tuple((3, neuron) for neuron in range(150)), SHAPE)
+    with pytest.raises(tn.TnkitError, match="layer 3 has 50 other neurons, too few for a control of 150"):
+        full.matched(seed=0)
+    with pytest.raises(tn.TnkitError, match="50 other neurons in these layers are too few"):
+        full.uniform(seed=0)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gpt2"])
+def test_contribution_norms_are_those_of_the_oracle(name):
+    model = tiny_model(name)
+    expected = 0
+    for sentence in SENTENCES:
+        ids = torch.tensor([model.tokenizer(sentence)["input_ids"]])
+        _, added = oracle.contributions(tiny_module(name), model.blocks_path, model.sites, ids)
+        expected = expected + torch.stack([moves.norm(dim=-1) for moves in added]) / len(SENTENCES)
+    found = contribution_norms(model, tn.capture(model, SENTENCES, progress=False))
+    assert torch.allclose(found.double(), expected, rtol=1e-4, atol=1e-7)
+
+
+def planted(neurons, effect=0.5):
+    """Noise that depends on the neurons, and a drop of `effect` in layer 1 where the members themselves are off."""
+    random = np.random.default_rng(abs(hash(neurons.pairs)) % 2**32)
+    values = np.linspace(0, 1, 80)[None] * [[1], [1.2]] + random.normal(0, 0.1, (2, 80))
+    values[1] -= effect * (neurons.pairs == MEMBERS.pairs)
+    return values
+
+
+def test_a_planted_effect_is_found_where_it_is_and_nowhere_else():
+    found = tn.compare(planted, MEMBERS, controls=tn.controls(MEMBERS), seeds=5, progress=False)
+    table = found.to_frame()
+    for name in ("none", "uniform", "same layers"):
+        hit, miss = table.loc[(1, name)], table.loc[(0, name)]
+        assert hit["effect"] == pytest.approx(-0.5, abs=0.06)
+        assert hit["effect low"] < -0.5 < hit["effect high"]
+        assert hit["ratio"] == pytest.approx(0.1 / 0.6, abs=0.08)
+        assert hit["ratio low"] < hit["ratio"] < hit["ratio high"] < 0.5 < miss["ratio low"]
+        assert hit["p"] < 0.001
+        assert abs(miss["effect"]) < 0.06
+        assert miss["p"] > 0.001
+    assert table.loc[(1, "the set"), ["effect", "ratio", "p"]].tolist() == [0, 1, 1]
+    assert found.at().loc["uniform", "seeds"] == 5
+    assert found.at(0).equals(table.loc[0])
+
+
+def test_intervals_and_p_values_are_those_of_scipy():
+    found = tn.compare(planted, MEMBERS, controls={"other": MEMBERS.matched(seed=1)}, progress=False)
+    row = found.to_frame().loc[(0, "other")]
+    difference = found.ablated[0] - found.controls["other"][0, 0]
+    boot = stats.bootstrap((found.controls["other"][0, 0],), np.mean, method="percentile", rng=0).confidence_interval
+    assert (row["low"], row["high"]) == pytest.approx((boot.low, boot.high), abs=0.02)
+    boot = stats.bootstrap((difference,), np.mean, method="percentile", rng=0).confidence_interval
+    assert (row["effect low"], row["effect high"]) == pytest.approx((boot.low, boot.high), abs=0.005)
+    test = stats.permutation_test((difference,), np.mean, permutation_type="samples", n_resamples=9999, rng=0)
+    assert row["p"] == pytest.approx(test.pvalue, abs=0.03)
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    random = np.random.default_rng(0)
+    inside = 0
+    for _ in range(60):
+        values = {name: random.normal(0, 1, (1, 1, 60)) for name in ("a", "b", "c")}
+        one = tn.Comparison("noise", (0,), values["a"][0], values["b"][0], {"c": values["c"]})
+        row = one.to_frame().loc[(0, "c")]
+        inside += row["effect low"] <= 0 <= row["effect high"]
+    assert 51 <= inside <= 60
+
+
+def test_ratios_with_zero_are_documented():
+    nothing, one = np.zeros((1, 5)), np.ones((1, 5))
+    found = tn.Comparison("zero", (0,), nothing, one, {"zero": nothing[None], "one": one[None]})
+    assert found.to_frame()["ratio"].tolist() == [np.inf, 1, np.inf, 1]
+    assert tn.Comparison("zero", (0,), nothing, nothing, {}).to_frame()["ratio"].tolist() == [1, 1]
+
+
+def test_what_cannot_be_compared_is_refused():
+    for wrong, words in ((lambda _: [np.nan], "not finite"), (lambda n: np.ones(1 + len(n)), "different numbers")):
+        with pytest.raises(tn.TnkitError, match=words):
+            tn.compare(wrong, MEMBERS, controls={}, progress=False)
+    with pytest.raises(tn.TnkitError, match="seeds=0 must be at least 1"):
+        tn.compare(planted, MEMBERS, controls={}, seeds=0, progress=False)
+
+
+def test_the_plot_names_every_condition():
+    found = tn.compare(planted, MEMBERS, controls=tn.controls(MEMBERS), seeds=2, name="planted", progress=False)
+    ax = found.plot()
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        "none",
+        "the set",
+        "uniform",
+        "same layers",
+    ]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("layer", "planted")
+    points = found.plot_at(1)
+    assert [text.get_text() for text in points.get_yticklabels()] == [
+        "none",
+        "the set",
+        "uniform (2 seeds)",
+        "same layers (2 seeds)",
+    ]
+    assert [text.get_text() for text in points.texts] == [f"{mean:.3f}" for mean in found.at(1)["mean"]]
+    assert points.get_title(loc="left") == "layer 1"
+    assert found.plot_at().get_title(loc="left") == f"layer {found.best_layer}"
+    one = tn.compare(lambda n: planted(n)[1], MEMBERS, controls={}, progress=False)
+    assert [text.get_text() for text in one.plot().get_xticklabels()] == ["none", "the set"]

@@ -1,0 +1,65 @@
+"""The experiments equal their steps, and a planted neuron that carries the translation is found to."""
+
+import numpy as np
+import pytest
+import torch
+
+import tnkit as tn
+from tnkit.testing import SENTENCES, tiny_model
+
+TEXTS = {"en": SENTENCES[:3], "it": SENTENCES[3:], "ja": [text[::-1] for text in SENTENCES[:3]]}
+SOME = tn.NeuronSet(tuple((layer, neuron) for layer in range(2) for neuron in range(20)), (4, 48))
+OTHER = tn.NeuronSet(tuple((1, neuron) for neuron in range(40)), (4, 48))
+QUIET = {"progress": False}
+
+
+@pytest.mark.parametrize("tokens", ["last", "all"])
+def test_retrieval_and_similarity_equal_their_steps(tokens):
+    model = tiny_model("qwen3")
+    english = tn.capture(model, TEXTS["en"], keep=["post"], **QUIET)
+    with tn.Ablation(model, SOME, tokens=tokens):
+        italian = tn.capture(model, TEXTS["it"], keep=["post"], **QUIET)
+    options = {"language": "it", "controls": {"other": OTHER}, "tokens": tokens, **QUIET}
+    found = tn.ablate(model, TEXTS, SOME, **options)
+    assert np.array_equal(found.ablated, tn.geometry.hits(italian, english))
+    near = tn.ablate(model, TEXTS, SOME, measure="similarity", **options)
+    expected = torch.nn.functional.cosine_similarity(italian.post, english.post, dim=-1)
+    assert np.allclose(near.ablated, expected, atol=1e-5)
+    assert not np.allclose(near.ablated, near.untouched, atol=1e-3)
+    assert near.measure == "cosine similarity, it and en"
+
+
+def test_shared_neighbours_equal_their_mean():
+    model = tiny_model("llama")
+    texts = {name: [f"{name} {number * number}" for number in range(12)] for name in ("en", "it")}
+    with tn.Ablation(model, SOME):
+        italian = tn.capture(model, texts["it"], keep=["post"], **QUIET)
+    english = tn.capture(model, texts["en"], keep=["post"], **QUIET)
+    options = {"language": "it", "controls": {"other": OTHER}, "tokens": "all", **QUIET}
+    found = tn.ablate(model, texts, SOME, measure="mutual_knn", **options)
+    expected = tn.geometry.mutual_knn(italian, english).columns["mutual 10-NN"]
+    assert np.allclose(found.ablated.mean(axis=1), expected)
+    assert found.measure == "mutual 10-NN, it and en"
+
+
+def test_the_matrix_holds_each_set_off_in_each_language():
+    model = tiny_model("llama")
+    found = tn.retrieval_matrix(model, TEXTS, {"it": SOME, "ja": OTHER}, layer=2, **QUIET)
+    english = tn.capture(model, TEXTS["en"], keep=["post"], **QUIET)
+    for row, off in enumerate(((), SOME, OTHER)):
+        for column, language in enumerate(("it", "ja")):
+            with tn.Ablation(model, off, tokens="last"):
+                read = tn.capture(model, TEXTS[language], keep=["post"], **QUIET)
+            assert found.values[row, column] == tn.geometry.retrieval(read, english).to_frame().loc[2].item()
+    assert found.to_frame().loc["none"].index.tolist() == ["it", "ja"]
+    labels = [text.get_text() for text in found.plot().get_yticklabels()]
+    assert labels == ["none", "Italian", "Japanese"]
+
+
+def test_what_cannot_be_run_is_refused():
+    with pytest.raises(tn.TnkitError, match="measure='luck' must be one of retrieval, similarity, mutual_knn"):
+        tn.ablate(tiny_model(), TEXTS, SOME, language="it", controls={}, measure="luck")
+    with pytest.raises(tn.TnkitError, match="no sentences in 'fr'; there are en, it, ja"):
+        tn.ablate(tiny_model(), TEXTS, SOME, language="fr", controls={})
+    with pytest.raises(tn.TnkitError, match="no sentences in fr"):
+        tn.retrieval_matrix(tiny_model(), TEXTS, {"fr": SOME})

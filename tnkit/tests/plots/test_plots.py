@@ -1,0 +1,226 @@
+"""Figures draw what the results say."""
+
+import re
+import warnings
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.text import Text
+from PIL import Image
+
+import tnkit as tn
+from tnkit.plots import figures as plots
+from tnkit.plots import heatmaps, style
+
+
+def test_languages_keep_distinct_colours():
+    assert len({plots.language_colour(code) for code in ("en", "ja", "ko", "nl", "it")}) == 5
+    assert plots.language_colour("sw") == plots.language_colour("sw")
+
+
+def test_the_distribution_counts_every_neuron_and_the_chosen_tail():
+    scores = tn.NeuronScores(torch.linspace(-1, 2, 600).reshape(2, 300).double(), "cosine")
+    chosen = scores.top(25)
+    heights = [bar.get_height() for bar in scores.plot(chosen=chosen).patches]
+    assert sum(heights[:80]) == 600
+    assert sum(heights[80:]) == 25
+
+
+def test_equal_scores_can_be_drawn():
+    assert tn.NeuronScores(torch.zeros(1, 4).double(), "cosine").plot().patches
+
+
+def test_sets_that_share_a_layer_stand_side_by_side():
+    a, b = tn.NeuronSet(((0, 1),), (2, 4)), tn.NeuronSet(((0, 2),), (2, 4))
+    assert plots.neurons_by_layer({"type1": a, "type2": b}).patches[0].get_width() == pytest.approx(0.4)
+    apart = plots.neurons_by_layer({"type1": a, "type2": tn.NeuronSet(((1, 2),), (2, 4))})
+    assert apart.patches[0].get_width() == pytest.approx(0.8)
+    assert [text.get_text() for text in apart.get_legend().get_texts()] == ["Type-1 (1)", "Type-2 (1)"]
+
+
+def test_a_figure_is_saved_in_the_format_of_its_ending(tmp_path):
+    for ending, start in (("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")):
+        figure = tn.NeuronSet(((0, 1),), (2, 4)).plot().figure
+        assert plots.save_figure(figure, tmp_path / f"f.{ending}").read_bytes().startswith(start)
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+def test_the_same_figure_gives_the_same_bytes_and_stays_open_where_asked(tmp_path, ending):
+    import matplotlib.pyplot as plt
+
+    figures = [tn.NeuronSet(((0, 1),), (2, 4)).plot().figure for _ in range(2)]
+    first = plots.save_figure(figures[0], tmp_path / f"a.{ending}", close=False).read_bytes()
+    assert plt.fignum_exists(figures[0].number)
+    assert plots.save_figure(figures[1], tmp_path / f"b.{ending}").read_bytes() == first
+    assert not plt.fignum_exists(figures[1].number)
+
+
+def test_lines_of_languages_have_their_names_and_colours():
+    spoken = plots.lines_by_layer(pd.DataFrame({"ja": [1, 2], "it": [2, 1]}), ylabel="share", chance=0.25)
+    assert [line.get_color() for line in spoken.lines[:2]] == [plots.language_colour("ja"), plots.language_colour("it")]
+    assert [text.get_text() for text in spoken.get_legend().get_texts()] == ["Japanese", "Italian", "chance (0.25)"]
+    other = plots.lines_by_layer(pd.DataFrame({"ja": [1, 2], "random": [2, 1]}), ylabel="share")
+    assert [text.get_text() for text in other.get_legend().get_texts()] == ["ja", "random"]
+
+
+def test_paired_values_are_counted_on_both_sides_of_no_change():
+    ax = plots.paired([0.1, 0.2, 0.3], [0.2, 0.3, 0.3], xlabel="before", ylabel="after")
+    assert [text.get_text() for text in ax.get_legend().get_texts()][1:] == ["greater after: 2", "smaller or equal: 1"]
+    assert ax.lines[0].get_xydata().tolist() == [[0.1, 0.1], [0.3, 0.3]]
+
+
+def test_interactive_mode_that_a_backend_turns_on_stays_on():
+    """As the first figure of a notebook does; without it the second would not be shown."""
+    import matplotlib.pyplot as plt
+
+    was_on = plt.isinteractive()
+    with plots.style():
+        plt.ion()
+    assert plt.isinteractive()
+    plt.interactive(was_on)
+
+
+def test_the_style_can_be_kept():
+    import matplotlib as mpl
+
+    with mpl.rc_context():
+        plots.use_style()
+        ax = tn.NeuronSet(((0, 1),), (2, 4)).plot()
+        ax.set_title("mine")
+        assert ax.get_title(loc="left") == "mine"
+    assert mpl.rcParams["axes.titlelocation"] == "center"
+
+
+def test_the_style_does_not_leak():
+    import matplotlib as mpl
+
+    before = dict(mpl.rcParams)
+    tn.NeuronSet(((0, 1),), (2, 4)).plot()
+    assert dict(mpl.rcParams) == before
+
+
+def test_a_missing_font_is_named_once(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(style, "_fonts", lambda: ["DejaVu Sans"])
+    style._warn_of_cjk.cache_clear()
+    for title in ("English", "日本語", "한국어"):
+        ax = tn.NeuronSet(((0, 1),), (2, 4)).plot()
+        ax.set_title(title)
+        plots.save_figure(ax.figure, tmp_path / "f.png")
+    assert caplog.text.count("fonts-noto-cjk") == 1
+
+
+def test_a_figure_says_what_it_is_about(tmp_path):
+    figure = tn.NeuronSet(((0, 1),), (2, 4)).plot().figure
+    plots.save_figure(figure, tmp_path / "f.png", about="layer 3")
+    with Image.open(tmp_path / "f.png") as image:
+        assert image.text["Description"] == "layer 3"
+
+
+HOSTILE = [
+    "$\\frac{$", "$$", "$x$", r"a\$b", r"\frac{", "{}%s%(a)d", "nul\0", "esc\x1b[31m", "two\nlines", "x" * 5000,
+    "_hidden", "\u202eright to left\u202c", "العربية", "😀", "<b>&amp;--></b>",
+]  # fmt: skip
+FIGURES = ("detections", "spaces", "distance_maps", "distance_maps, apart")  # the others draw on axes
+NAMELESS = ("losses", "score_distribution", "space")  # without a legend of its own
+
+
+def figures(name):
+    """Every public plot, with a name of someone else's wherever one is taken."""
+    sets = {name: tn.NeuronSet(((0, 1),), (2, 4)), "b": tn.NeuronSet(((1, 2),), (2, 4))}
+    scores = tn.NeuronScores(torch.linspace(-1, 2, 600).reshape(2, 300).double(), "cosine")
+    values, square, random = np.array([0.1, 0.4, 0.2]), np.array([[0.2, 0.5], [0.5, 0.3]]), np.random.default_rng(0)
+    components = SimpleNamespace(
+        layers=[0],
+        coordinates={name: random.normal(size=(1, 5, 2)), "b": random.normal(size=(1, 5, 2))},
+        explained=np.full((1, 2), 0.5),
+    )
+    index = pd.MultiIndex.from_product([[0, 1], ["none", name]], names=["layer", "condition"])
+    by_layer = pd.DataFrame(0.5, index=index, columns=["mean", "low", "high", "seeds"])
+    both = pd.MultiIndex.from_product([["none", name], ["en", name]], names=["off", "read"])
+    off = pd.DataFrame({"perplexity": 3.0, "change": [0.0, 0.0, 0.1, 0.2], "own": False}, index=both)
+    table = pd.DataFrame({"jaccard": [0.1], "both": [1]}, pd.MultiIndex.from_tuples([(name, "b")]))
+    found = SimpleNamespace(scores=scores, neurons=scores.top(3))
+    labels = {"xlabel": name, "ylabel": name}
+    shares = pd.DataFrame({"before": [0.5], "after": [1.0]}, index=[name])
+    cells = pd.DataFrame(square, index=[name, "b"], columns=["c", name])
+    pair = [name, "b"]
+    return {
+        "lines_by_layer": lambda ax: plots.lines_by_layer(pd.DataFrame({name: [1, 2]}), ylabel=name, log=True, ax=ax),
+        "neurons_by_layer": lambda ax: plots.neurons_by_layer(sets, title=name, ax=ax),
+        "score_distribution": lambda ax: plots.score_distribution(scores, chosen=found.neurons, ax=ax),
+        "score_distributions": lambda ax: plots.score_distributions({name: scores}, title=name, ax=ax),
+        "detections": lambda _: plots.detections({"type1": found}, title=name),
+        "space": lambda ax: plots.space(components, 0, ax=ax),
+        "spaces": lambda _: plots.spaces(components, [0]),
+        "paired": lambda ax: plots.paired([0.1, 0.4], [0.4, 0.1], **labels, ax=ax),
+        "activations_by_language": lambda ax: plots.activations_by_language({name: values}, title=name, ax=ax),
+        "exceedance": lambda ax: plots.exceedance({name: values}, xlabel=name, ax=ax),
+        "language_neurons": lambda ax: plots.language_neurons(sets, ax=ax),
+        "conditions_by_layer": lambda ax: plots.conditions_by_layer(by_layer, ylabel=name, ax=ax),
+        "conditions_by_layer, one": lambda ax: plots.conditions_by_layer(by_layer.loc[[0]], ylabel=name, ax=ax),
+        "conditions": lambda ax: plots.conditions(by_layer.loc[0], xlabel=name, title=name, ax=ax),
+        "losses": lambda ax: plots.losses(values, whole=0.3, ax=ax),
+        "language_shares": lambda ax: plots.language_shares(shares, ax=ax),
+        "before_and_after": lambda ax: plots.before_and_after({name: (0.1, 0.2)}, ylabel=name, ax=ax),
+        "distance_map": lambda ax: heatmaps.distance_map(square, pair, label=name, title=name, ax=ax),
+        "similarity_map": lambda ax: heatmaps.similarity_map(square, pair, lowest=0.0, title=name, ax=ax),
+        "distance_maps": lambda _: heatmaps.distance_maps({name: square}, pair, label=name, shared=True),
+        "distance_maps, apart": lambda _: heatmaps.distance_maps({name: square}, pair, label=name, shared=False),
+        "overlap_matrix": lambda ax: heatmaps.overlap_matrix(SimpleNamespace(sets=sets, table=table), ax=ax),
+        "matrix": lambda ax: heatmaps.matrix(cells, **labels, value=name, ax=ax),
+        "perplexities": lambda ax: heatmaps.perplexities(off, ax=ax),
+    }
+
+
+def texts(figure):
+    """The texts of a figure as they are drawn; what stands between dollar signs would be drawn as mathematics."""
+    written = [text.get_text() for text in figure.findobj(Text)]
+    plain = [text for text in written if "mathdefault" not in text]  # matplotlib's own numbers on log axes
+    assert not any(mpl.cbook.is_math_text(text) for text in plain)
+    return [text.replace(r"\$", "$").strip() for text in plain]
+
+
+def test_every_public_plot_is_tried_with_hostile_names():
+    public = {
+        name
+        for module in (plots, heatmaps)
+        for name, value in vars(module).items()
+        if callable(value) and value.__module__ == module.__name__ and not name.startswith("_")
+    }
+    assert {name.partition(",")[0] for name in figures("x")} == public
+
+
+@pytest.mark.parametrize("plot", figures("x"))
+def test_names_are_drawn_as_they_are_and_never_as_mathematics(plot):
+    import matplotlib.pyplot as plt
+
+    for number, name in enumerate(HOSTILE):
+        axes = plt.subplots()[1] if number % 2 else None  # the caller's own are as safe as tnkit's
+        drawn = figures(name)[plot](axes)
+        figure = drawn if plot in FIGURES else drawn.figure
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # glyphs that no font has
+            figure.draw_without_rendering()
+        begin = re.sub("[\0\x1b\u202e]", lambda one: ascii(one[0])[1:-1], name[:9])
+        assert plot in NAMELESS or any(begin in text for text in texts(figure)), (name, texts(figure))
+        assert max(map(len, texts(figure))) < 120
+        plt.close("all")
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+@pytest.mark.parametrize("name", [*HOSTILE, "\ud800"])
+def test_a_figure_with_any_name_and_description_is_saved_whole(tmp_path, ending, name):
+    figure = plots.neurons_by_layer({name: tn.NeuronSet(((0, 1),), (2, 4))}, title=name).figure
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        path = plots.save_figure(figure, tmp_path / f"f.{ending}", about=f"about {name}")
+    if ending == "svg":
+        assert any(text.startswith("about ") for text in ElementTree.parse(path).getroot().itertext())
+    elif ending == "png":
+        with Image.open(path) as image:
+            assert image.text["Description"].startswith(f"about {name[0]}") or not name[0].isprintable()

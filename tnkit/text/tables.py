@@ -1,0 +1,225 @@
+"""Rows of text between tabs or commas: whether quotes are text, and whether the first line names the columns."""
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tnkit.errors import TnkitError
+from tnkit.text.files import File
+from tnkit.text.languages import code_of, matching
+from tnkit.text.records import listed
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Rows = list[list[str]]
+_CSV_LINES = 20  # looked at to tell an export by its cells
+# Columns that are no language and yet show that the first line names columns.
+_NAMES = {"split", "lang", "language", "text", "sentence", "translation", "translations", "english", "non_english"}
+_NAMES |= {"id", "locale", "utt", "dialect", "flores_passage", "iso_639_3", "index_id", "category", "queries"}
+
+
+@dataclass(frozen=True)
+class Export:
+    """A table without names of columns that its cells tell.
+
+    Attributes:
+        name: of its maker.
+        fits: whether a row is one of its own.
+        columns: their names; a number is the place of a language among those asked for.
+    """
+
+    name: str
+    fits: Callable[[Sequence[str]], bool]
+    columns: tuple[str | int, ...]
+
+
+EXPORTS = (
+    Export(
+        "Tatoeba's sentences",
+        lambda row: len(row) == 3 and row[0].isdecimal() and _coded(row[1]),
+        ("id", "lang", "text"),
+    ),
+    Export(
+        "Tatoeba's detailed sentences",
+        lambda row: len(row) == 6 and row[0].isdecimal() and _coded(row[1]),
+        ("id", "lang", "text", "user", "added", "modified"),
+    ),
+    Export(
+        "Tatoeba's pairs",
+        lambda row: len(row) == 4 and row[0].isdecimal() and row[2].isdecimal(),
+        ("id", 0, "id of the translation", 1),
+    ),
+    Export("Tatoeba's links", lambda row: len(row) == 2 and all(map(str.isdecimal, row)), ("id", "translation id")),
+    Export("Anki's pairs", lambda row: len(row) == 3 and row[2].startswith("CC-BY"), (0, 1, "attribution")),
+)
+
+
+def frame(file: File, separator: str) -> "pd.DataFrame":
+    """The table of a file whose cells are between tabs or commas.
+
+    Raises:
+        TnkitError: for rows of other lengths, quotes that can be read in two ways, and a header that is missing.
+
+    >>> frame(File("x.tsv", ".tsv", b'en\\tit\\n"Hi!\\tCiao!\\n'), "\\t").to_dict("records")
+    [{'en': '"Hi!', 'it': 'Ciao!'}]
+    """
+    text = file.text()
+    if file.quoting == "none":
+        rows = _plain(file.path, text, separator)
+    elif file.quoting == "csv" or (separator == "," and '"' in text):
+        rows = _quoted(file.path, text, separator)
+    else:
+        rows = _plain(file.path, text, separator) if '"' not in text else _told_apart(file.path, text, separator)
+    if not rows:
+        raise TnkitError(f"{file.path} has no sentences")
+    return _headed(file, rows)
+
+
+def export_of(rows: Rows) -> Export | None:
+    """The export that rows without a header are of, or None."""
+    sample = rows[:_CSV_LINES]
+    return next((export for export in EXPORTS if all(map(export.fits, sample))), None)
+
+
+def _headed(file: File, rows: Rows) -> "pd.DataFrame":
+    import pandas as pd
+
+    export = export_of(rows)
+    if export is not None:
+        return pd.DataFrame(rows, columns=_export_columns(file, export))
+    if file.header is None:
+        if file.languages is None or len(file.languages) != len(rows[0]):
+            raise TnkitError(
+                f"{file.path} has {len(rows[0])} columns and no header, and was asked for {listed(file.languages)}; "
+                "name one language for each column in its order, or add a first line that names the columns"
+            )
+        return pd.DataFrame(rows, columns=list(file.languages))
+    header = [name.strip() for name in rows[0]]
+    if len({*header}) != len(header):
+        raise TnkitError(f"{file.path}, line 1: a column is named twice in {header}; name each column once")
+    if not any(name in _NAMES or _names_language(name) for name in header) and not any(
+        matching(language, header) for language in file.languages or ()
+    ):
+        raise TnkitError(
+            f"{file.path}, line 1: no names of columns; name each by its language code, such as en or ja, or, "
+            "for a file without a header, give header=None and languages= in the order of its columns"
+        )
+    return pd.DataFrame(rows[1:], columns=header)
+
+
+def _names_language(name: str) -> bool:
+    """Whether a cell of the first line names a language, and is no word such as "No" or "Hi"."""
+    is_word = len(name) < 4 and name[:1].isupper() and not name.isupper()
+    return len(name) < 40 and not is_word and code_of(name) is not None
+
+
+def _export_columns(file: File, export: Export) -> list[str]:
+    wanted = [place for place in export.columns if isinstance(place, int)]
+    languages = list(file.languages or ())
+    if wanted and len(languages) != len(wanted):
+        raise TnkitError(
+            f"{file.path} looks like {export.name}, which have no header, and was asked for {listed(languages)}; name "
+            f"{len(wanted)} languages in the order of its columns"
+        )
+    return [languages[place] if isinstance(place, int) else place for place in export.columns]
+
+
+def _coded(cell: str) -> bool:
+    return cell == "\\N" or (2 <= len(cell) <= 4 and cell.isascii() and cell.isalpha() and cell.islower())
+
+
+def _plain(path: str, text: str, separator: str) -> Rows:
+    """Rows whose quotes are text."""
+    rows: Rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line := line.removesuffix("\r"):
+            rows.append(line.split(separator))
+            _same_width(path, number, rows)
+    return rows
+
+
+def _quoted(path: str, text: str, separator: str) -> Rows:
+    """Rows whose cells may be quoted, with inner quotes doubled, as csv and pandas write them."""
+    text, mark = _marked(text)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    rows: Rows = []
+    try:
+        for row in reader:
+            if row:
+                rows.append([cell.replace(mark, "\r") for cell in row] if mark in text else row)
+                _same_width(path, reader.line_num, rows)
+    except csv.Error as error:
+        raise TnkitError(f"{path}, line {reader.line_num}: {error}; check its quotes and separators") from error
+    return rows
+
+
+def _marked(text: str) -> tuple[str, str]:
+    """The text with carriage returns that end no line as a character that it has not, since csv ends lines at them."""
+    mark = next(chr(code) for code in range(0xFDD0, 0x110000) if chr(code) not in text)
+    if text.partition("\n")[0].endswith("\r"):
+        text = text.replace("\r\n", "\n")
+    return text.replace("\r", mark), mark
+
+
+def _same_width(path: str, number: int, rows: Rows) -> None:
+    if len(rows[-1]) != len(rows[0]):
+        names = ", ".join(rows[0])
+        raise TnkitError(
+            f"{path}, line {number}: {len(rows[-1])} columns, expected {len(rows[0])} as in line 1 ({names:.80})"
+        )
+
+
+def _told_apart(path: str, text: str, separator: str) -> Rows:
+    """Rows of a file with quotes, read the one way in which it can have been written, if there is only one."""
+    first = text.split("\n", 1)[0].removesuffix("\r").split(separator)
+    if all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in first):
+        return _quoted(path, text, separator)  # no column is named with quotes
+    try:
+        quoted = _quoted(path, text, separator)
+    except TnkitError:
+        return _plain(path, text, separator)
+    try:
+        plain = _plain(path, text, separator)
+    except TnkitError:
+        if _as_written(quoted, separator) != _marked(text)[0].strip("\n"):
+            raise
+        if any("\n" in cell and separator in cell for row in quoted for cell in row):
+            raise _ambiguous(path) from None
+        return quoted
+    if plain == quoted:
+        return plain
+    if len(plain) != len(quoted):
+        raise _ambiguous(path)
+    pairs = [
+        (raw, cell) for raws, cells in zip(plain, quoted, strict=True) for raw, cell in zip(raws, cells, strict=True)
+    ]
+    if any(raw == cell and '"' in cell for raw, cell in pairs):
+        return plain  # csv and pandas quote every cell that holds a quote
+    inner = ['"' in cell for raw, cell in pairs if raw != cell]
+    if all(inner):
+        return quoted
+    columns = zip(*plain[1:], strict=True)
+    if any(inner) or any(raw == '""' for raw, _ in pairs) or any(all(map(_in_quotes, column)) for column in columns):
+        raise _ambiguous(path)
+    return plain
+
+
+def _in_quotes(cell: str) -> bool:
+    return len(cell) > 1 and cell[0] == cell[-1] == '"'
+
+
+def _as_written(rows: Rows, separator: str) -> str:
+    """What csv and pandas write of rows."""
+    text = io.StringIO(newline="")
+    csv.writer(text, delimiter=separator, lineterminator="\n").writerows(rows)
+    return text.getvalue().strip("\n")
+
+
+def _ambiguous(path: str) -> TnkitError:
+    return TnkitError(
+        f"{path}: its quotes can be read in two ways; give quoting='csv' where a cell in quotes is a cell and inner "
+        "quotes are doubled, or quoting='none' where quotes are text"
+    )

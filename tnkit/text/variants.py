@@ -1,0 +1,336 @@
+"""Control versions of a corpus, for when script or word order could explain a result: `romanised` and `shuffled`.
+
+latin = tn.variants.romanised(corpus, ["ja", "ko"])   # the same sentences, in Latin script
+mixed = tn.variants.shuffled(corpus, ["en"], seed=0)  # the same words, in a random order
+
+If neurons found on Japanese answer to its script, they fall silent on the first; if to its grammar, on the second.
+Rows, splits and alignment stay as they are. The packages behind it come with pip install 'tnkit[measures]'.
+"""
+
+import random
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from tnkit.errors import TnkitError
+from tnkit.text.corpus import Corpus
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+_BASE = {"jpn": "ja", "kor": "ko", "cmn": "zh", "yue": "zh", "zho": "zh", "tha": "th"}
+_TRADITIONAL = {"hant", "hk", "mo", "tw", "yue"}
+_UNSEGMENTED = set("bo dz km khm lo lao my mya".split())  # no spaces between words, and nobody here to cut them
+_PUNCTUATION = str.maketrans({"。": ". ", "、": ", ", "「": '"', "」": '"', "『": '"', "』": '"', "・": " ", "〜": "~"})
+_UROMAN = {
+    "ar": "ara", "be": "bel", "bg": "bul", "el": "ell", "fa": "fas", "ja": "jpn", "kk": "kaz", "ky": "kir", "mk": "mkd",
+    "ps": "pus", "ru": "rus", "sr": "srp", "ug": "uig", "uk": "ukr", "yi": "yid",
+}  # fmt: skip
+
+
+def romanised(corpus: Corpus, languages: str | Sequence[str] | None = None) -> Corpus:
+    """The same corpus with some of its languages written in Latin script.
+
+    Japanese is written as it is read, in modified Hepburn with long vowels spelt out and words apart: readings by
+    SudachiPy (Takaoka et al. 2018), which is right about most but not all homographs. Korean is written in the Revised
+    Romanisation of 2000 (koroman), Chinese in pinyin without tones (pypinyin), its words set apart by BudouX, as are
+    Thai ones. Every other language is spelt letter by letter by uroman (Hermjakob, May & Knight 2018), whose licence
+    asks publications to acknowledge it.
+
+    Args:
+        corpus: from `load_corpus`.
+        languages: which of its languages (default: all that are not in Latin script already).
+
+    Returns:
+        A `Corpus` with the same rows and splits, named "…, romanised". Latin passages stay as they are. Homophones can
+        make two sentences of a language alike, also across the splits; in "everyday" they do not.
+
+    Raises:
+        TnkitError: for a language that the corpus lacks or that is in Latin script already, and where a package is
+            missing.
+
+    >>> from tnkit.text.corpus import load_corpus
+    >>> romanised(load_corpus("everyday", ["en", "ja"]))["train"]["ja"][1]
+    'kono ichijiku wa choudo tabegoro da.'
+    """
+    latin = [name for name in corpus.languages if not _is_foreign("".join(corpus.frame[name]), share=0.5)]
+    chosen = _chosen(corpus, languages) if languages is not None else [n for n in corpus.languages if n not in latin]
+    done = [name for name in chosen if name in latin]
+    if done or not chosen:
+        raise TnkitError(f"{corpus.name}: {', '.join(done or latin)} is in Latin script already; leave it out")
+    return _rewritten(corpus, chosen, languages is None, "romanised", romanise)
+
+
+def shuffled(corpus: Corpus, languages: str | Sequence[str] | None = None, *, seed: int = 0) -> Corpus:
+    """The same corpus with the words of each sentence in a random order.
+
+    Every order of the words is as likely, the sentence's own excepted: a sentence of two or more different words never
+    stays as it was. Punctuation stays where it is (the second word keeps its comma, whichever word that becomes), and
+    letters keep their case. Words are what stands between spaces; in Japanese a verb with its endings, a noun, or a
+    particle (SudachiPy, Takaoka et al. 2018), in Chinese and Thai what BudouX takes for one.
+
+    Args:
+        corpus: from `load_corpus`, or a corpus of `romanised`.
+        languages: which of its languages (default: all).
+        seed: with language and sentence it decides the order, so that a sentence falls the same way in every corpus.
+
+    Returns:
+        A `Corpus` with the same rows and splits, named "…, shuffled with seed 0".
+
+    Raises:
+        TnkitError: for a language that the corpus lacks or that is written without spaces and cannot be cut into words
+            here (Khmer, Lao, Burmese, Tibetan), and where a package is missing.
+
+    >>> from tnkit.text.corpus import load_corpus
+    >>> shuffled(load_corpus("everyday", ["en", "it"]), ["en"])["train"]["en"][1]
+    'are These figs ripe perfectly.'
+    """
+    chosen = _chosen(corpus, languages)
+    uncut = [name for name in chosen if _base(name) in _UNSEGMENTED and _is_foreign("".join(corpus.frame[name]))]
+    if uncut:
+        raise TnkitError(
+            f"{', '.join(uncut)} is written without spaces, and tnkit cannot cut it into words; leave it out"
+        )
+    what = f"shuffled with seed {seed}"
+    return _rewritten(corpus, chosen, languages is None, what, lambda text, name: shuffle(text, name, seed=seed))
+
+
+def romanise(text: str, language: str) -> str:
+    """One sentence in Latin script; see `romanised`.
+
+    >>> romanise("お母さんは東京へ行った。", "ja")
+    'okaasan wa toukyou e itta.'
+    >>> romanise("나는 책을 읽는다.", "ko")
+    'naneun chaegeul ingneunda.'
+    """
+    if not _is_foreign(text):
+        return text
+    base = _base(language)
+    if base == "ja":
+        text = " ".join(_hepburn(reading) for _, reading in _japanese(text))
+    elif base == "ko":
+        hangul = _need("koroman")
+        text = re.sub("[가-힣]+( +[가-힣]+)*", lambda found: hangul.romanize(found[0]), text)
+    elif base == "zh":
+        text = " ".join("".join(_need("pypinyin").lazy_pinyin(word, v_to_u=True)) for word in words(text, language))
+    elif base == "th":
+        text = " ".join(words(text, language))
+    text = unicodedata.normalize("NFKC", text).translate(_PUNCTUATION)
+    if _is_foreign(text):
+        text = _uroman().romanize_string(text, lcode=_UROMAN.get(base, base if len(base) == 3 else None))
+    return " ".join(text.split())
+
+
+def shuffle(text: str, language: str, *, seed: int = 0) -> str:
+    """One sentence with its words in a random order; see `shuffled`.
+
+    >>> shuffle("¿Dónde está la estación de tren?", "es")
+    '¿tren Dónde la está estación de?'
+    """
+    parts = words(text, language)
+    ends = [_bare(part) for part in parts]
+    places = [place for place, (start, end) in enumerate(ends) if start < end]
+    cores = [parts[place][slice(*ends[place])] for place in places]
+    if len(set(cores)) < 2:
+        return text
+    joined = _unspaced if _is_foreign(text) and _base(language) in ("ja", "zh", "th") else " ".join
+    before = joined(parts)
+    # A generator seeded by a string, and its random(), give the same numbers on every Python.
+    generator = random.Random(f"{seed} {language} {text}")
+    for _ in range(100):  # the first draw does, but for very short sentences
+        mixed = list(parts)
+        for place, core in zip(places, sorted(cores, key=lambda _: generator.random()), strict=True):
+            start, end = ends[place]
+            mixed[place] = parts[place][:start] + core + parts[place][end:]
+        if joined(mixed) != before:
+            break
+    return joined(mixed)
+
+
+def words(text: str, language: str) -> list[str]:
+    """The words of a sentence, punctuation with the word that it follows or opens.
+
+    >>> words("彼は「行こう！」と言った。", "ja")
+    ['彼', 'は', '「行こう！」', 'と', '言った。']
+    """
+    if _is_foreign(text) and _base(language) == "ja":
+        return [word for word, _ in _japanese(text)]
+    if _is_foreign(text) and _base(language) in ("zh", "th"):
+        parse = _budoux("th" if _base(language) == "th" else "zh_hant" if _traditional(language) else "zh").parse
+        return [word for chunk in text.split() for word in parse(chunk)]
+    return text.split()
+
+
+def _chosen(corpus: Corpus, languages: str | Sequence[str] | None) -> list[str]:
+    chosen = list(corpus.languages if languages is None else [languages] if isinstance(languages, str) else languages)
+    missing = [name for name in chosen if name not in corpus.languages]
+    if missing or not chosen:
+        raise TnkitError(
+            f"{corpus.name} has no {', '.join(missing) or 'language to change'}; name some of "
+            f"{', '.join(corpus.languages)}"
+        )
+    return chosen
+
+
+def _rewritten(corpus: Corpus, languages: list[str], whole: bool, what: str, how: Callable[[str, str], str]) -> Corpus:
+    frame = corpus.to_frame()
+    for name in languages:
+        frame[name] = [how(text, name) for text in frame[name]]
+    done = what if whole else f"{' and '.join(languages)} {what}"
+    return replace(corpus, name=f"{corpus.name}, {done}", frame=frame)
+
+
+def _base(language: str) -> str:
+    base = re.split("[-_]", language.lower())[0]
+    return _BASE.get(base, base)
+
+
+def _traditional(language: str) -> bool:
+    return bool(_TRADITIONAL & {*re.split("[-_]", language.lower())})
+
+
+def _is_foreign(text: str, *, share: float = 0.0) -> bool:
+    """Whether more than a share of the letters are not Latin."""
+    letters = [character for character in text if character.isalpha()]
+    return sum(not _is_latin(letter) for letter in letters) > share * len(letters)
+
+
+@cache
+def _is_latin(letter: str) -> bool:
+    names = [unicodedata.name(part, "") for part in unicodedata.normalize("NFKC", letter)]
+    return all(name.startswith(("LATIN", "MODIFIER LETTER")) for name in names)
+
+
+def _closes(character: str) -> bool:
+    return bool(character) and unicodedata.category(character)[0] == "P" and character not in "'’%‰#@&*_/\\"
+
+
+def _opens(character: str) -> bool:
+    return (unicodedata.category(character) in ("Ps", "Pi") and character != "‘") or character in '"¿¡'
+
+
+def _bare(word: str) -> tuple[int, int]:
+    """Where a word begins and ends without the punctuation around it; an apostrophe next to a letter is the word's own.
+
+    >>> [word[slice(*_bare(word))] for word in ["¿Qué", "po'.", "'s", "«forte»,", "50%!", "–"]]
+    ['Qué', "po'", "'s", 'forte', '50%', '']
+    """
+    start, end = 0, len(word)
+    while end and (_closes(word[end - 1]) or (word[end - 1] in "'’" and _closes(word[end - 2 : end - 1]))):
+        end -= 1
+    while start < end and _opens(word[start]):
+        start += 1
+    return start, end
+
+
+def _unspaced(parts: Sequence[str]) -> str:
+    """Words without spaces, but for those between two that Latin letters or digits join."""
+    return re.sub("(?<=[!-~])\0(?=[!-~])", " ", "\0".join(parts)).replace("\0", "")
+
+
+def _japanese(text: str) -> list[tuple[str, str]]:
+    """Japanese words as they are written and as they are read, in katakana; what has no reading stands for itself."""
+    found: list[tuple[str, str]] = []
+    before = ("空白", "*")
+    for token in _sudachi().tokenize(text):
+        surface, kind = token.surface(), token.part_of_speech()[:2]
+        if kind[0] != "空白":
+            reading = _reading(surface, token.reading_form(), kind[0])
+            latin = found and (found[-1][0][-1] + surface[0]).isascii() and before[0] != "空白"
+            if latin or (found and _belongs(surface, kind, before)):
+                written, read = found.pop()
+                surface, reading = written + surface, read + reading
+            found.append((surface, reading))
+        before = kind
+    return found
+
+
+def _reading(surface: str, reading: str, kind: str) -> str:
+    if kind == "補助記号" or not _is_foreign(surface) or not re.fullmatch("[ァ-ヺー]+", reading):
+        return surface
+    if surface.endswith("は") and kind in ("助詞", "接続詞", "感動詞"):
+        return reading[:-1] + "ワ"
+    return "エ" if (surface, kind) == ("へ", "助詞") else reading
+
+
+def _belongs(surface: str, kind: Sequence[str], before: Sequence[str]) -> bool:
+    """Whether a token goes on the word before it: endings, suffixes, what follows a prefix, closing punctuation."""
+    if before[0] == "空白":
+        return False
+    return (
+        (kind[0] == "補助記号" and kind[1] != "括弧開")
+        or before[1] == "括弧開"
+        or before[0] == "接頭辞"
+        or kind[0] == "接尾辞"
+        or (kind[0] == "助動詞" and before[0] in ("動詞", "形容詞", "助動詞") and surface != "です")
+        or (kind[1] == "接続助詞" and surface in ("て", "で", "ば", "ちゃ", "じゃ", "たり", "だり", "ながら"))
+    )
+
+
+_SMALL = dict(zip("ァィゥェォャュョ", "a i u e o ya yu yo".split(), strict=True))
+_ROWS = {
+    "": "アイウエオ", "k": "カキクケコ", "g": "ガギグゲゴ", "s": "サシスセソ", "z": "ザジズゼゾ", "t": "タチツテト",
+    "d": "ダヂヅデド", "n": "ナニヌネノ", "h": "ハヒフヘホ", "b": "バビブベボ", "p": "パピプペポ", "m": "マミムメモ",
+    "r": "ラリルレロ",
+}  # fmt: skip
+_KANA = {kana: row + vowel for row, line in _ROWS.items() for kana, vowel in zip(line, "aiueo", strict=True)} | {
+    "シ": "shi", "ジ": "ji", "チ": "chi", "ヂ": "ji", "ツ": "tsu", "ヅ": "zu", "フ": "fu", "ヴ": "vu", "ン": "n",
+    "ヤ": "ya", "ユ": "yu", "ヨ": "yo", "ワ": "wa", "ヰ": "i", "ヱ": "e", "ヲ": "o", "ヮ": "wa", "ヵ": "ka", "ヶ": "ka",
+    **_SMALL,
+}  # fmt: skip
+_STEM = {"イ": "y", "ウ": "w", "ク": "kw", "グ": "gw"}  # before a small vowel: イェ ye, ウィ wi, クォ kwo
+
+
+def _hepburn(kana: str) -> str:
+    """Katakana in modified Hepburn, long vowels spelt out; all else stays.
+
+    >>> " ".join(map(_hepburn, "キッチリ シャシン コンヤ ウェイター デュエット ワァ".split()))
+    "kitchiri shashin kon'ya weitaa dyuetto waa"
+    """
+    latin = re.sub("ン(?=[アイウエオヤユヨ])", "n'", kana)
+    latin = re.sub("([ァ-ヺ])([ァィゥェォャュョ]?)", _syllable, latin)
+    latin = re.sub("ッ(?=ch)", "t", latin)
+    latin = re.sub("ッ(?=([b-df-hj-np-tv-z]))", r"\1", latin).replace("ッ", "")
+    return re.sub("([aeiou])(ー+)", lambda found: found[1] * (1 + len(found[2])), latin).replace("ー", "")
+
+
+def _syllable(found: re.Match[str]) -> str:
+    kana, small = found[1], _SMALL.get(found[2], "")
+    sound = _KANA.get(kana, kana)
+    if not small or sound[-1] == small:
+        return sound + small
+    if small[0] == "y":
+        return sound[:-1] + (small[1:] if sound[:-1] in ("sh", "ch", "j") else small)
+    return _STEM.get(kana, sound[:-1]) + small
+
+
+def _need(package: str) -> "ModuleType":
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise TnkitError(f"this needs {package}, which is not installed: pip install 'tnkit[measures]'") from error
+
+
+@cache
+def _uroman() -> Any:
+    return _need("uroman").Uroman()
+
+
+@cache
+def _sudachi() -> Any:
+    _need("sudachidict_core")
+    return _need("sudachipy").Dictionary(dict="core").tokenizer()
+
+
+@cache
+def _budoux(parser: str) -> Any:
+    load = {
+        "th": "load_default_thai_parser",
+        "zh": "load_default_simplified_chinese_parser",
+        "zh_hant": "load_default_traditional_chinese_parser",
+    }
+    return getattr(_need("budoux"), load[parser])()
