@@ -27,7 +27,7 @@ _UNSET = "unset RANK and WORLD_SIZE to run a single process, or start all proces
 _Batch = TypeVar("_Batch", bound=Sequence[int])
 _LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun tells its processes
 _PATIENCE = timedelta(hours=1)  # with a process that is running but silent; one that has exited is noticed at once
-_MEETING = timedelta(minutes=2)  # for all processes to meet where torchrun did not start them
+_MEETING = timedelta(seconds=20)  # for all processes to meet where torchrun did not start them
 _CONNECTING = 10  # seconds
 
 

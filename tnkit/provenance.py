@@ -1,4 +1,4 @@
-"""Where results come from: `check_made_with` (the model at hand?) and `check_alike` (captured in one way?)."""
+"""Where results come from: this model (`check_made_with`), and captured in one way (`check_alike`, `check_fits`)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("tnkit")
 _OLD_HASH = re.compile("[0-9a-f]{16}")  # of tnkit up to 0.1: sums of weights, blind to their order
 _TOLD: set[str] = set()  # which results were warned about
+_HOW = ("position", "suffix", "ablations")  # what decides a state beside the model
 
 
-def check_made_with(model: Model, provenance: Any, what: str) -> None:
+def check_made_with(model: Model, provenance: Any, what: str, *, states: bool = False) -> None:
     """Refuse a result that was made with other weights than the model has now.
 
     A result that does not say which weights it was made with passes. So does one with a hash of an old tnkit, which
@@ -28,6 +29,7 @@ def check_made_with(model: Model, provenance: Any, what: str) -> None:
         model: from `load_model`.
         provenance: of the result; models that it names at any depth are checked.
         what: what the result is, for the message, as in "these neurons".
+        states: whether it holds states of the model, which its attention implementation decides, too.
 
     Raises:
         TnkitError: naming both models, their weights hashes, and how to use the result on purpose.
@@ -51,6 +53,13 @@ def check_made_with(model: Model, provenance: Any, what: str) -> None:
                 f"{what} were made with {theirs.get('name')} in {theirs.get('dtype')} (weights {weights}), not with "
                 f"{model.name} in {model.provenance['dtype']} (weights {model.weights_hash}) as it is now; make them "
                 "with this model, or pass list(neurons) to use the same places in another model"
+            )
+    if states and not model.remote:
+        now = model.module.config._attn_implementation
+        for before in {model_then.get("attention", now) for model_then in made_with.values()} - {now}:
+            raise TnkitError(
+                f"{what} were made with attn_implementation={before!r}, and {model.name} now has {now!r}; make them "
+                f"again, or call module.set_attn_implementation({before!r}) first"
             )
 
 
@@ -76,6 +85,37 @@ def check_alike(provenances: Iterable[Mapping[str, Any]]) -> None:
         if one != two:
             raise TnkitError(
                 f"captures of different {name} ({one!r} and {two!r}) cannot be averaged; capture all alike"
+            )
+
+
+def check_fits(states: Mapping[str, Any], centroids: Mapping[str, Any]) -> None:
+    """Refuse to score states against centroids that were captured in another way.
+
+    Args:
+        states: the provenance of the states.
+        centroids: that of the centroids; nothing is compared where either names no position.
+
+    Raises:
+        TnkitError: naming the first difference.
+
+    >>> check_fits({"position": "last", "ablations": [{"neurons": 1}]}, {"position": "last"})
+    Traceback (most recent call last):
+    ...
+    tnkit.errors.TnkitError: the centroids were estimated at ablations=None, the sentences captured at ablations=[{...
+    """
+    if not (states.get("position") and centroids.get("position")):
+        return
+    here, there = ({name: one.get(name) for name in _HOW} for one in (states, centroids))
+    if "model" in states and "model" in centroids:
+        here["template"], there["template"] = (one["model"].get("template") for one in (states, centroids))
+        if "attention" in states["model"] and "attention" in centroids["model"]:  # a server does not tell its own
+            here["attention"], there["attention"] = (one["model"]["attention"] for one in (states, centroids))
+    for option, value in here.items():
+        if value != there[option]:
+            raise TnkitError(
+                f"the centroids were estimated at {option}={there[option]!r}, the sentences captured at "
+                f"{option}={value!r}; use one {option} for both, or pass Centroids(centroids.values, centroids.layers) "
+                "to mix them on purpose"
             )
 
 

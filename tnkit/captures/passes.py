@@ -34,7 +34,7 @@ from tnkit.captures.batches import (
 )
 from tnkit.captures.shards import Shards
 from tnkit.errors import TnkitError, one_of, whole_number
-from tnkit.models.fingerprint import fingerprint, tell_hooks
+from tnkit.models.fingerprint import fingerprint
 from tnkit.models.model import Model, check_layers
 from tnkit.models.tokens import special_ids
 from tnkit.models.trace import chosen_sites, trace_blocks
@@ -165,8 +165,8 @@ class Pass:
         """Trace the batches from number start up to number stop, and leave what is kept on a device.
 
         Raises:
-            TnkitError: where an ablation begins or ends on the way, which would mix two models in one result, or where
-                a GPU's memory does not hold one sentence.
+            TnkitError: where an ablation begins or ends, or weights change, on the way, which would mix two models, or
+                where a GPU's memory does not hold one sentence.
         """
         for found, index in self.traced(start, stop):
             yield batch_of(found, self.layers, index, self.provenance, device)
@@ -178,8 +178,8 @@ class Pass:
 
         Where a GPU runs out of memory, this batch and those after it run in halves, or halves of those.
         """
-        pieces = 1
-        for index in self.batches[start:stop]:
+        pieces, batches, weights = 1, self.batches[start:stop], _versions(self.model)
+        for number, index in enumerate(batches, 1):
             if self.model.ablations != self.provenance.get("ablations", []):
                 raise TnkitError("an Ablation was entered or exited during this pass; do so before or after it")
             while (found := self._pieced(index, pieces, reduce)) is None:  # outside the error, which holds tensors
@@ -191,7 +191,26 @@ class Pass:
                 torch.cuda.empty_cache()
                 pieces *= 2
                 _LOG.warning("%s ran out of memory; batches now run in %d pieces", self.model.device, pieces)
+            if _versions(self.model) != weights:
+                raise self._changed()
+            if number == len(batches):
+                self.check_weights()
             yield found, index
+
+    def check_weights(self) -> None:
+        """Refuse to go on where the model's weights are not those that this pass was planned with.
+
+        Raises:
+            TnkitError: where they were changed, by whatever means.
+        """
+        if self.model.weights_hash != self.provenance["model"]["weights"]:
+            raise self._changed()
+
+    def _changed(self) -> TnkitError:
+        return TnkitError(
+            f"the weights or the attention implementation of {self.model.name} changed during this pass; leave them "
+            "as they are until its last batch, and start the pass again"
+        )
 
     def _pieced(
         self, index: Sequence[int], pieces: int, reduce: Callable[..., dict[str, Tensor]] | None
@@ -290,7 +309,6 @@ def plan(
     """
     keep = chosen_sites(keep)
     model.check_unchanged()
-    tell_hooks(model)
     layers = check_layers(model, range(model.n_layers) if layers is None else layers)
     check_position(model, position)
     batch_tokens = None if batch_tokens is None else whole_number("batch_tokens", batch_tokens, at_least=1)
@@ -303,3 +321,13 @@ def plan(
     batches = [array("i", index) for index in by_length(tokens.lengths(), size)]
     read = read_places(model, tokens, position)
     return Pass(model, tokens, read, batches, position, keep, layers, last_layer, provenance)
+
+
+def _versions(model: Model) -> list[Any]:
+    """What an edit of the weights changes at once, without reading them; edits through `.data` only the hash tells."""
+    if model.remote:
+        return []
+    kept = [weight for weight in model.module.parameters() if not weight.is_meta]  # accelerate replaces offloaded ones
+    versions = [None if weight.is_inference() else weight._version for weight in kept]
+    places = [(id(weight), weight.data_ptr()) for weight in kept]
+    return [model.module.config._attn_implementation, *versions, *places]

@@ -145,7 +145,7 @@ def entries() -> list[Entry]:
 
     Folders and files that tnkit did not make are not among them.
     """
-    captures = [_entry(path, _what(path), files) for path in _folders(folder()) if (files := _own(path))]
+    captures = [_entry(path, _what(path) or "", files) for path in _folders(folder()) if (files := _own(path))]
     models = [
         _entry(path, f"converted model {path.name}", files)
         for path in _folders(storage.cache_folder() / "models")
@@ -187,7 +187,7 @@ def _folders(parent: Path) -> list[Path]:
 
 def _own(path: Path) -> tuple[Path, ...]:
     """The files of a cache entry, none of a folder that is not one: tnkit's have a name and a mark."""
-    return _files(path) if _NAME.fullmatch(path.name) and (path / "entry.json").is_file() else ()
+    return _files(path) if _NAME.fullmatch(path.name) and _what(path) is not None else ()
 
 
 def _files(path: Path) -> tuple[Path, ...]:
@@ -205,8 +205,9 @@ def _entry(path: Path, what: str, files: tuple[Path, ...]) -> Entry:
     return Entry(what, path, sum(sizes), datetime.fromtimestamp(max(times)), files)
 
 
-def _what(path: Path) -> str:
+def _what(path: Path) -> str | None:
+    """What the mark of an entry says; None where there is none, or one that tnkit did not write."""
     try:
         return str(storage.load_json(path / "entry.json", "cache entry").get("what"))
     except TnkitError:
-        return "unfinished"
+        return None

@@ -26,7 +26,7 @@ from tnkit.detection.neurons import NeuronSet, ranked
 from tnkit.errors import TnkitError, one_of, whole_number, whole_numbers
 from tnkit.models.model import Model, check_layers
 from tnkit.models.trace import ask_weights
-from tnkit.provenance import check_alike, check_made_with
+from tnkit.provenance import check_alike, check_fits, check_made_with
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -247,16 +247,9 @@ class ScoreAccumulator:
 
     def _check(self, layers: Sequence[int], provenance: dict[str, Any]) -> None:
         if provenance is not self.provenance:  # batches of one pass share theirs
-            check_made_with(self.model, provenance, "these captured states")
+            check_made_with(self.model, provenance, "these captured states", states=True)
             check_alike([self.provenance, provenance])
-        if provenance.get("position") and self.centroids.provenance.get("position"):
-            for option in ("position", "suffix"):
-                here, there = provenance.get(option), self.centroids.provenance.get(option)
-                if here != there:
-                    raise TnkitError(
-                        f"the centroids were estimated at {option}={there!r}, the sentences captured at "
-                        f"{option}={here!r}; use one {option} for both"
-                    )
+            check_fits(provenance, self.centroids.provenance)
         missing = [layer for layer in self.layers if layer not in layers]
         if missing:
             raise TnkitError(f"layers {missing} were not captured; capture them or score layers={layers}")
@@ -341,8 +334,9 @@ def score_neurons(
 
     Raises:
         TnkitError: for an unknown distance, centroids or a capture of another model (or of this one before its weights
-            or dtype changed), or a capture that lacks what is needed. A capture made under an ablation is scored as it
-            is, and the scores' provenance says so.
+            or dtype changed), a capture that lacks what is needed, or one made under other ablations, at another
+            position, with another template or attention implementation than the centroids. Where both were made under
+            one ablation, the scores' provenance says so.
 
     >>> from tnkit.testing import tiny_model, SENTENCES
     >>> import tnkit as tn
@@ -374,7 +368,7 @@ def contribution_norms(model: Model, activations: Activations) -> Float[Tensor, 
     >>> contribution_norms(tiny_model(), tn.capture(tiny_model(), SENTENCES, progress=False)).shape
     torch.Size([4, 48])
     """
-    check_made_with(model, activations.provenance, "these captured states")
+    check_made_with(model, activations.provenance, "these captured states", states=True)
     kept = activations.require("activations", "scale").tensors()
     norms = torch.full((model.n_layers, model.n_neurons), torch.nan, dtype=torch.float32)
     sizes = ask_weights(model, sizes_written, dict.fromkeys(activations.layers, ()))

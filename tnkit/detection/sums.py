@@ -66,6 +66,7 @@ def _add_up(planned: Pass, running: Mapping[str, Any], fingerprint: str | None) 
     saved = time.monotonic()
     for number, sentences in enumerate(_counted_in(planned, running, start), start + 1):
         if kept and (number == len(planned.batches) or time.monotonic() - saved >= _EVERY):
+            planned.check_weights()
             totals = {name: accumulator.total for name, accumulator in running.items()}
             kept.write("sums", {"batches": torch.tensor(number), **totals})
             saved = time.monotonic()

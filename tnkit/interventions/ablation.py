@@ -98,6 +98,7 @@ class Ablation:
         self.about |= {"tokens": tokens, **how}
         self._stack = ExitStack()
         self._active = False
+        self._thread = 0  # that entered it
         self._chosen: Tensor | None = None  # of the forward pass under way
         self._set: set[int] = set()  # layers that it has set
         self._ran = False
@@ -114,7 +115,8 @@ class Ablation:
             self._active = True
             stack.callback(setattr, self, "_active", False)
             state = state_of(self.model.lm._module)
-            entry = threading.get_ident(), self.about
+            self._thread = threading.get_ident()
+            entry = self._thread, self.about
             state.entered.append(entry)
             stack.callback(state.entered.remove, entry)
             if self.model.remote:
@@ -129,6 +131,8 @@ class Ablation:
 
     @INTERRUPTS.unbroken
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._active and self._thread != threading.get_ident():
+            raise TnkitError("this Ablation was entered in another thread; leave it in that one")
         state = state_of(self.model.lm._module)
         generated, state.given = state.generated, None  # an interrupt passes by the hooks that forget what was given
         self._stack.close()
@@ -140,10 +144,16 @@ class Ablation:
                 "past_key_values"
             )
 
+    def __deepcopy__(self, _: object) -> "Ablation":
+        raise TnkitError(
+            f"{self.model.name} cannot be copied inside an Ablation, whose hooks would act on the copy; copy it before "
+            "or after that"
+        )
+
     def _check_origin(self) -> None:
         """Refuse neurons and means of another model than the module is now, which may have changed since."""
         check_made_with(self.model, self.neurons.provenance, "these neurons")
-        check_made_with(self.model, self._means, "the means")
+        check_made_with(self.model, self._means, "the means", states=True)
 
     def _hook(self, stack: ExitStack) -> None:
         """Register what notes the tokens of each forward pass, and what sets the neurons."""
@@ -261,6 +271,6 @@ def _check_means(model: Model, means: Activations) -> None:
             f"means hold {len(means)} sentences of {values.shape[-1]} neurons a layer; give a capture of at least one "
             f"sentence of {model.name}, which has {model.n_neurons}"
         )
-    check_made_with(model, means.provenance, "the means")
+    check_made_with(model, means.provenance, "the means", states=True)
     if means.provenance.get("ablations"):
         raise TnkitError("means were captured while neurons were ablated; capture them from the untouched model")

@@ -36,7 +36,6 @@ from tnkit.models.sessions import TURN
 from tnkit.models.trace import chosen_sites, trace_blocks
 
 PLACES = ("last", "last_word", "end")  # positions that are one token
-_WINDOWS = ("sliding_window", "window_size", "attention_chunk_size", "attention_window")
 _TOLERANCE = 1e-3  # of the largest value of a state in float32: rounding is a hundredth of it, a lost token far more
 _HALF_TOLERANCE = 0.1  # in formats of 16 bits
 _LOG = logging.getLogger("tnkit")
@@ -203,9 +202,8 @@ def _has_positions(model: Model, longest: int) -> bool:
     if model.remote or longest < 2:
         return False
     config = model.module.config.get_text_config(decoder=True)
-    windows = [window for name in _WINDOWS if isinstance(window := getattr(config, name, None), int)]
     return (
         "position_ids" in parameters(decoder_of(model))
         and not getattr(config, "alibi", False)
-        and all(longest < window for window in windows)
+        and (model.window is None or longest < model.window)
     )

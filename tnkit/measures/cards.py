@@ -115,7 +115,7 @@ def neuron_card(
     (2, 8)
     """
     layer, place = neuron
-    check_made_with(model, [part.provenance for part in captured.values()], "these captured states")
+    check_made_with(model, [part.provenance for part in captured.values()], "these captured states", states=True)
     high, low = (top_sentences(captured, sentences, neuron, n=n, lowest=lowest) for lowest in (False, True))
     strongest = high if abs(high["activation"].iloc[0]) >= abs(low["activation"].iloc[0]) else low
     activations = {

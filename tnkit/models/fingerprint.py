@@ -6,8 +6,8 @@ import enum
 import functools
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from operator import attrgetter
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
@@ -62,21 +62,35 @@ def check_repeatable(module: nn.Module) -> None:
             )
 
 
-def tell_hooks(model: Model) -> None:
-    """Warn of forward hooks that are not tnkit's on the blocks and on what is read inside them.
+@contextmanager
+def hooks_checked(model: Model) -> Iterator[bool]:
+    """A context in which hooks that are not tnkit's may watch what is read, but not change it; whether there are any.
 
-    States are read before a hook on them acts, so that they are not those that the model goes on with.
+    States are read before a forward hook acts on them, and after a pre-hook of the norm or block that they go into.
+
+    Raises:
+        TnkitError: in a pass, for a hook that changes what is read; it names module and hook, and how to remove it.
     """
+    sites = [site for site in (model.sites.mid, model.sites.attention, model.sites.norm) if site]
     if model.remote:
+        yield False
         return
-    sites = [site for site in (model.sites.last_map, model.sites.mid, model.sites.attention, model.sites.norm) if site]
-    for number, block in enumerate(attrgetter(model.blocks_path)(model.module)):
-        for path, child in [("", block), *((f".{site}", attrgetter(site)(block)) for site in sites)]:
-            for owner, hook in _hooks(f"{model.blocks_path}.{number}{path}", child):
-                if not f"{_origin(hook)}.".startswith(_KNOWN):
-                    _LOG.warning(
-                        "%s has a forward hook of %s; states are read there before it acts", owner, _origin(hook)
-                    )
+    for _, hook in _hooks("", nn.modules.module, "_global"):
+        if _foreign(hook):
+            raise TnkitError(
+                f"every module has the hook {_called(hook)}, which may change states after they are read; call "
+                "remove() on the handle that registering it returned"
+            )
+    hooked = False
+    with ExitStack() as stack:
+        for number, block in enumerate(attrgetter(model.blocks_path)(model.module)):
+            here = [("", block), *((f".{site}", attrgetter(site)(block)) for site in (*sites, model.sites.last_map))]
+            for path, child in here:
+                where = f"{model.blocks_path}.{number}{path}"
+                hooked |= _compare(stack, where, child._forward_hooks, child.register_forward_hook)
+                if path[1:] not in (model.sites.last_map, model.sites.attention):  # read, or not, after those act
+                    hooked |= _compare(stack, where, child._forward_pre_hooks, child.register_forward_pre_hook)
+        yield hooked
 
 
 def check_ready(model: Model) -> None:
@@ -144,7 +158,7 @@ def _untold(model: Model) -> str | None:
     hooks = [pair for path, child in modules for pair in _hooks(path or "the model", child)]
     for owner, hook in [*_hooks("every module", nn.modules.module, "_global"), *hooks]:
         origin = f"{_origin(hook)}."
-        if not origin.startswith(_KNOWN):
+        if _foreign(hook):
             return f"{owner} has a forward hook of {_origin(hook)}"
         if origin.startswith(_OURS) and not model.ablations:
             return f"{owner} has the hook of an ablation that was made through another model of the same module"
@@ -159,6 +173,43 @@ def _hooks(path: str, owner: Any, prefix: str = "") -> list[tuple[str, Any]]:
     """The forward hooks of a module, or of all."""
     names = (f"{prefix}_forward_hooks", f"{prefix}_forward_pre_hooks")
     return [(path, hook) for name in names for hook in getattr(owner, name).values()]
+
+
+def _foreign(hook: Any) -> bool:
+    return not f"{_origin(hook)}.".startswith(_KNOWN)
+
+
+def _called(hook: Any) -> str:
+    """A hook's module and name, for messages."""
+    while isinstance(hook, functools.partial):
+        hook = hook.func
+    return f"{_origin(hook)}.{getattr(hook, '__qualname__', type(hook).__qualname__)}"
+
+
+def _compare(stack: ExitStack, where: str, hooks: Mapping[int, Any], register: Callable[..., Any]) -> bool:
+    """Compare what comes before and after a module's own hooks of one kind; whether some are not tnkit's."""
+    names = [_called(hook) for hook in hooks.values() if _foreign(hook)]
+    if not names:
+        return False
+    before: list[Tensor | None] = [None]
+
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *output: Any) -> None:
+        before[0] = state(args, kwargs, output).clone()
+
+    def check(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *output: Any) -> None:
+        if before[0] is None or not torch.equal(before[0], state(args, kwargs, output)):
+            raise TnkitError(
+                f"{where} has the hook {', '.join(names)}, which changes a state that tnkit reads without it; call "
+                f"remove() on the handle that registering it returned, or load the model again"
+            )
+
+    def state(args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Any, ...]) -> Tensor:
+        value = output[0] if output else args[0] if args else next(iter(kwargs.values()))
+        return value[0] if isinstance(value, tuple) else value
+
+    for hook, first in ((note, True), (check, False)):
+        stack.callback(register(hook, prepend=first, with_kwargs=True).remove)
+    return True
 
 
 def _origin(hook: Any) -> str:

@@ -10,10 +10,11 @@ model = tn.load_model("meta-llama/Llama-3.1-70B", remote=True)   # one that runs
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from operator import attrgetter
 from pathlib import Path
@@ -319,6 +320,15 @@ class Model:
 
     def _last_map(self, layer: int) -> nn.Linear | Conv1D:
         return attrgetter(self.sites.last_map)(self._blocks[layer])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Model:
+        """A model with a module and a tokenizer of its own, whose edits and ablations are its own, too."""
+        if self.remote or self.sharded:
+            raise TnkitError(f"{self.name} cannot be copied, for its weights are not all here; load it again")
+        if self.ablations:
+            raise TnkitError(f"{self.name} cannot be copied inside an Ablation; copy it before or after that")
+        module, tokenizer = copy.deepcopy((self.module, self.tokenizer), memo)
+        return replace(self, lm=_traceable(_wrapper(module), module, tokenizer), tokenizer=tokenizer, edits=[])
 
     def _repr_html_(self) -> str:
         return storage.html_card(

@@ -24,7 +24,7 @@ from nnsight.intervention.interleaver import OutOfOrderError as OutOfOrderError 
 from torch import Tensor
 
 from tnkit.errors import TnkitError
-from tnkit.models.fingerprint import check_repeatable
+from tnkit.models.fingerprint import check_repeatable, hooks_checked
 from tnkit.models.reading import output_gain, value_vectors, whole
 from tnkit.models.remote import served
 from tnkit.models.sessions import TURN
@@ -70,7 +70,8 @@ def trace_blocks(
         in its dtype or float32.
 
     Raises:
-        TnkitError: for a module in training mode or under autocast; where a remote model's server fails, in its words.
+        TnkitError: for a module in training mode or under autocast, or a hook that changes what is read; where a remote
+            model's server fails, in its words.
     """
     if not model.remote:
         check_repeatable(model.module)
@@ -81,10 +82,11 @@ def trace_blocks(
     normed = model.n_layers - 1 if normed_last else None
     changes: dict[int, list[Change]] = {}
 
-    with TURN, served(model), torch.inference_mode():
+    with TURN, served(model), torch.inference_mode(), hooks_checked(model) as hooked:
         for edit in model.edits:
             for layer, change in edit(inputs, layers[-1]).items():
                 changes.setdefault(layer, []).append(change)
+        beyond = blocks[layers[-1] + 1] if hooked and layers[-1] + 1 < model.n_layers else None
         with model.lm.trace(**inputs, remote=model.remote) as tracer:
             found = nnsight.save({})
             for layer in sorted({*layers, *changes}):
@@ -97,7 +99,10 @@ def trace_blocks(
                     values = exactly(reduce, layer, values, *_weights(blocks[layer], names, *size))
                 for name, value in values.items():
                     found.setdefault(name, []).append(value)
-            tracer.stop()
+            if beyond is not None:  # the last block's own hooks have run by then
+                _begun = beyond.input
+            if beyond is not None or not hooked:
+                tracer.stop()
     return found
 
 

@@ -1,9 +1,14 @@
 """Capture: order, padding, stopping early, files, and what is refused."""
 
+import copy
+
 import pytest
 import torch
 
 import tnkit as tn
+from tnkit.captures.passes import plan
+from tnkit.detection import sums
+from tnkit.detection.centroids import CentroidAccumulator
 from tnkit.testing import SENTENCES, byte_tokenizer, tiny_model, tiny_module
 from tnkit.text.rows import fingerprint
 
@@ -138,3 +143,37 @@ def test_frame_and_plot_show_every_layer():
     frame = found.to_frame()
     assert frame.loc[2, "post norm"] == pytest.approx(float(found.post[2].norm(dim=-1).mean()), rel=1e-6)
     assert len(found.plot().lines) == frame.shape[1]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda module: module.model.layers[0].mlp.up_proj.weight.detach().mul_(2),
+        lambda module: module.model.layers[0].mlp.up_proj.weight.data.mul_(2),
+        lambda module: module.to(torch.bfloat16),
+        lambda module: module.set_attn_implementation("eager"),
+    ],
+    ids=["in place", "through .data", "cast", "attention"],
+)
+def test_weights_that_change_during_a_stream_are_noticed(edit):
+    module = copy.deepcopy(tiny_module("llama"))
+    model = tn.load_model(module, tokenizer=byte_tokenizer())
+    batches = tn.stream(model, SENTENCES, batch_tokens=40, progress=False)
+    first = next(batches)
+    edit(module)
+    with pytest.raises(tn.TnkitError, match="changed during this pass"):
+        list(batches)
+    assert len(first) < len(SENTENCES)
+
+
+def test_sums_of_weights_that_changed_on_the_way_are_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("TNKIT_CACHE", str(tmp_path))
+    monkeypatch.setattr(sums, "_EVERY", 0)
+    module = copy.deepcopy(tiny_module("llama"))
+    model = tn.load_model(module, tokenizer=byte_tokenizer())
+    planned = plan(model, SENTENCES, keep=["post"], batch_tokens=40)
+    work = sums.add_up(planned, {"en": CentroidAccumulator()}, fingerprint="key")
+    next(work)
+    module.model.layers[0].mlp.up_proj.weight.data.mul_(2)
+    with pytest.raises(tn.TnkitError, match="changed during this pass"):
+        list(work)

@@ -307,12 +307,12 @@ def test_an_ablated_model_has_a_cache_of_its_own(traced):
 def test_under_someone_elses_hook_nothing_is_kept_or_read(cache, caplog):
     model, module = tiny_model("llama"), tiny_module("llama")
     untouched, before = capture(model), files(cache)
-    handle = module.model.layers[1].register_forward_hook(lambda *_: _[-1] * 2)
+    handle = module.model.layers[1].mlp.gate_proj.register_forward_hook(lambda *_: _[-1] * 2)
     try:
         assert not torch.equal(capture(model).post, untouched.post)
     finally:
         handle.remove()
-    assert "model.layers.1 has a forward hook" in caplog.text
+    assert "model.layers.1.mlp.gate_proj has a forward hook" in caplog.text
     assert files(cache) == before
 
 
@@ -441,6 +441,7 @@ def test_clearing_removes_what_tnkit_made_and_nothing_else(cache):
         converted(models / "my-finetune") / "config.json",
         cache / "thesis-data" / "entry.json",
         cache / ("0" * 24) / "data.safetensors",  # no mark
+        cache / ("2" * 24) / "entry.json",  # a mark that tnkit did not write
         entry / "notes.txt",
         ours / "notes.txt",
         cache.parent.parent / "elsewhere" / "entry.json",

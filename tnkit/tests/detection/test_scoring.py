@@ -203,12 +203,18 @@ def test_a_capture_is_scored_only_in_the_model_that_was_captured(edit):
     assert tn.lens.promoted(model, list(neurons)).neurons == ((1, 5),)
 
 
-def test_an_ablated_capture_is_scored_as_it_is_and_says_so_but_makes_no_centroid_with_an_untouched_one():
+def test_captures_of_different_ablations_are_neither_scored_nor_averaged_together():
     model = tiny_model("llama")
     untouched = tn.capture(model, SENTENCES, progress=False)
     with tn.Ablation(model, [(1, 7)], tokens="last"):
         ablated = tn.capture(model, SENTENCES, progress=False)
-    scores = tn.score_neurons(model, ablated, tn.estimate_centroids([untouched]))
+    for one, other in ((untouched, ablated), (ablated, untouched)):
+        with pytest.raises(tn.TnkitError, match=r"centroids were estimated at ablations=.* mix them on purpose"):
+            tn.score_neurons(model, one, tn.estimate_centroids([other]))
+    target = tn.estimate_centroids([untouched])
+    mixed = tn.score_neurons(model, ablated, tn.Centroids(target.values, target.layers))  # on purpose
+    assert mixed.values[1, 7] == 0
+    scores = tn.score_neurons(model, ablated, tn.estimate_centroids([ablated]))
     assert scores.values[1, 7] == 0 and scores.provenance["ablations"] == ablated.provenance["ablations"]
     with pytest.raises(tn.TnkitError, match=r"of different ablations \(None and \[.*capture all alike"):
         tn.estimate_centroids([untouched, ablated])
@@ -216,6 +222,32 @@ def test_an_ablated_capture_is_scored_as_it_is_and_says_so_but_makes_no_centroid
     running.add(untouched)
     with pytest.raises(tn.TnkitError, match="of different ablations"):
         running.add(ablated)
+
+
+def test_states_of_another_attention_implementation_are_refused():
+    module = copy.deepcopy(tiny_module("llama"))
+    model = tn.load_model(module, tokenizer=byte_tokenizer())
+    captured = tn.capture(model, SENTENCES, progress=False)
+    target = tn.estimate_centroids([captured])
+    module.set_attn_implementation("eager")
+    with pytest.raises(tn.TnkitError, match=r"made with attn_implementation='sdpa', and .* now has 'eager'"):
+        tn.score_neurons(model, captured, target)
+    with pytest.raises(tn.TnkitError, match="the means were made with attn_implementation='sdpa'"):
+        tn.Ablation(model, [(1, 7)], value="mean", means=captured)
+    again = tn.capture(model, SENTENCES, progress=False)
+    with pytest.raises(
+        tn.TnkitError, match="estimated at attention='sdpa', the sentences captured at attention='eager'"
+    ):
+        tn.score_neurons(model, again, target)
+    tn.score_neurons(model, again, tn.estimate_centroids([again]))
+
+
+def test_centroids_of_another_template_are_refused():
+    chatty = tn.load_model(tiny_module("llama"), tokenizer=byte_tokenizer(), template="Say {sentence}")
+    plain = tn.load_model(tiny_module("llama"), tokenizer=byte_tokenizer())
+    target = tn.estimate_centroids([tn.capture(chatty, SENTENCES, progress=False)])
+    with pytest.raises(tn.TnkitError, match=r"estimated at template='<bos>Say \{sentence\}'"):
+        tn.score_neurons(plain, tn.capture(plain, SENTENCES, progress=False), target)
 
 
 def test_states_that_are_not_finite_are_named():

@@ -256,6 +256,35 @@ def test_another_thread_waits_and_does_not_run_the_ablated_module(caplog, monkey
     assert [record.message for record in caplog.records if "waiting for another thread" in record.message]
 
 
+def test_an_ablation_is_left_in_the_thread_that_entered_it():
+    model = tiny_model("llama")
+    expected = tn.capture(model, SENTENCES[:2], progress=False).post
+    ablation = tn.Ablation(model, NEURONS)
+    with ThreadPoolExecutor(1) as pool:
+        with ablation:
+            with pytest.raises(tn.TnkitError, match="entered in another thread"):
+                pool.submit(ablation.__exit__, None, None, None).result()
+            assert (tn.capture(model, SENTENCES[:2], progress=False).activations[1, :, 7] == 0).all()
+        assert torch.equal(pool.submit(tn.capture, model, SENTENCES[:2], progress=False).result().post, expected)
+
+
+def test_a_copy_of_a_model_works_on_its_own():
+    model = tn.load_model(copy.deepcopy(tiny_module("llama")), tokenizer=byte_tokenizer())
+    expected = tn.capture(model, SENTENCES[:2], progress=False).post
+    other = copy.deepcopy(model)
+    assert torch.equal(tn.capture(other, SENTENCES[:2], progress=False).post, expected)
+    with tn.Ablation(other, NEURONS):
+        assert not model.ablations
+        assert not torch.equal(tn.capture(other, SENTENCES[:2], progress=False).post, expected)
+        assert torch.equal(tn.capture(model, SENTENCES[:2], progress=False).post, expected)
+        for one in (other, other.module):
+            with pytest.raises(tn.TnkitError, match="cannot be copied inside an Ablation"):
+                copy.deepcopy(one)
+    other.module.model.layers[0].mlp.up_proj.weight.data.mul_(2)
+    assert torch.equal(tn.capture(model, SENTENCES[:2], progress=False).post, expected)
+    assert not torch.equal(tn.capture(other, SENTENCES[:2], progress=False).post, expected)
+
+
 def interrupting(code, nth):
     """A profiler that sends SIGINT at the nth call that a function makes, itself included; and how many it has made."""
     calls = [0]
@@ -314,9 +343,40 @@ def test_a_model_is_not_loaded_inside_an_ablation():
         tn.load_model(model.module, tokenizer=byte_tokenizer())
 
 
-def test_a_hook_on_what_is_read_is_a_warning(caplog):
+@pytest.mark.parametrize("layers", [None, [0, 1]])
+@pytest.mark.parametrize("path", ["", ".mlp.down_proj", ".post_attention_layernorm"])
+def test_a_hook_that_changes_what_is_read_is_refused_and_one_that_watches_is_not(path, layers):
     module = copy.deepcopy(tiny_module("llama"))
     model = tn.load_model(module, tokenizer=byte_tokenizer())
-    module.model.layers[1].register_forward_hook(lambda *_: None)
-    tn.capture(model, SENTENCES[:2], keep=["post"], progress=False)
-    assert "model.layers.1 has a forward hook of tnkit.tests" in caplog.text
+    child, seen = module.get_submodule(f"model.layers.1{path}"), []
+    expected = tn.capture(model, SENTENCES[:2], layers=layers, progress=False)
+    watching = child.register_forward_hook(lambda *_: seen.append(1))
+    found = tn.capture(model, SENTENCES[:2], layers=layers, progress=False)
+    assert seen and torch.equal(found.post, expected.post) and torch.equal(found.mid, expected.mid)
+    watching.remove()
+    for change in (lambda _, __, output: output * 2, lambda _, __, output: output.mul_(2)):
+        handle = child.register_forward_hook(change)
+        with pytest.raises(tn.TnkitError, match=f"model.layers.1{path} has the hook tnkit.tests.*remove"):
+            tn.capture(model, SENTENCES[:2], layers=layers, progress=False)
+        handle.remove()
+    if not path.endswith("proj"):
+        handle = child.register_forward_pre_hook(lambda _, args: (args[0] * 2, *args[1:]))
+        with pytest.raises(tn.TnkitError, match=f"model.layers.1{path} has the hook"):
+            tn.capture(model, SENTENCES[:2], layers=layers, progress=False)
+        handle.remove()
+    assert torch.equal(tn.capture(model, SENTENCES[:2], layers=layers, progress=False).post, expected.post)
+
+
+def test_a_hook_of_the_last_block_and_one_of_every_module_are_refused():
+    module = copy.deepcopy(tiny_module("llama"))
+    model = tn.load_model(module, tokenizer=byte_tokenizer())
+    handle = module.model.layers[3].register_forward_hook(lambda _, __, output: output * 2)
+    with pytest.raises(tn.TnkitError, match=r"model.layers.3 has the hook"):
+        tn.capture(model, SENTENCES[:2], progress=False)
+    handle.remove()
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        with pytest.raises(tn.TnkitError, match="every module has the hook"):
+            tn.capture(model, SENTENCES[:2], progress=False)
+    finally:
+        handle.remove()

@@ -89,7 +89,7 @@ def test_windows_chunks_and_unusual_caches_are_run_in_full(name):
 
 def test_a_prefix_that_gives_other_states_is_not_kept(monkeypatch):
     """A window that no configuration tells of: what the longest sentence gives decides."""
-    monkeypatch.setattr("tnkit.interventions.last_token._WINDOWS", ())
+    monkeypatch.setattr("tnkit.models.model.Model.window", None)
     assert not LastToken(other_model("gpt_neo"), SENTENCES, progress=False).cached
     assert LastToken(other_model("gpt_neo"), ["Hi", "Hello"], progress=False).cached
 
