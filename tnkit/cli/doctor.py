@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tnkit import __version__
 from tnkit.captures import shards
-from tnkit.errors import first_line
+from tnkit.errors import TnkitError, first_line
 from tnkit.models import packaged
 from tnkit.models.remote import has_key
 from tnkit.storage import cache_folder

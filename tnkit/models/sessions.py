@@ -15,7 +15,7 @@ from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from tnkit.interventions.scopes import Given, Prompt
@@ -126,6 +126,7 @@ class State:
         hooks: undoes what all active ablations share, once the last of `watchers` has left.
         given: what the call under way was given, and by which module it was noted.
         prompt: the prompts of the call of `generate` under way.
+        own: which tokens of the pass or prompts under way are a sentence's own, where a template is around it.
         generated: how many calls of `generate` there have been.
         weights: the hash of its weights, while `tnkit.models.model.hashed_once` keeps it.
     """
@@ -135,6 +136,7 @@ class State:
     watchers: int = 0
     given: "Given | None" = None
     prompt: "Prompt | None" = None
+    own: "Tensor | None" = None
     generated: int = 0
     weights: str | None = None
 
