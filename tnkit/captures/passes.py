@@ -34,10 +34,9 @@ from tnkit.captures.batches import (
 )
 from tnkit.captures.shards import Shards
 from tnkit.errors import TnkitError, one_of, whole_number
-from tnkit.interventions.scopes import sentences_at
 from tnkit.models.fingerprint import fingerprint
 from tnkit.models.model import Model, check_layers
-from tnkit.models.sessions import TURN
+from tnkit.models.sessions import TURN, sentences_at
 from tnkit.models.tokens import special_ids
 from tnkit.models.trace import chosen_sites, trace_blocks
 

@@ -29,10 +29,10 @@ from tnkit.captures.batches import (
 from tnkit.captures.passes import KEEP, capture
 from tnkit.errors import TnkitError, whole_number
 from tnkit.interventions.ablation import Ablation
-from tnkit.interventions.scopes import Prompt, decoder_of, parameters, prompts, sentences_at
+from tnkit.interventions.scopes import Prompt, decoder_of, parameters, prompts
 from tnkit.models.fingerprint import settings
 from tnkit.models.model import Model, check_layers, hashed_once
-from tnkit.models.sessions import TURN
+from tnkit.models.sessions import TURN, sentences_at
 from tnkit.models.trace import chosen_sites, trace_blocks
 
 PLACES = ("last", "last_word", "end")  # positions that are one token

@@ -75,17 +75,6 @@ def prompts(module: nn.Module, prompt: Prompt) -> Iterator[None]:
         state.prompt = outer
 
 
-@contextmanager
-def sentences_at(module: nn.Module, own: Tensor | None) -> Iterator[None]:
-    """A context in which passes run sentences within a template; the last word is looked for in their own tokens."""
-    state = state_of(module)
-    outer, state.own = state.own, own
-    try:
-        yield
-    finally:
-        state.own = outer
-
-
 def decoder_of(model: "Model") -> nn.Module:
     """The module whose blocks are ablated."""
     return model.module.get_submodule(model.blocks_path.rpartition(".")[0])

@@ -24,11 +24,11 @@ from tnkit.captures.batches import Tokens, by_length, padded, provenance_of, tok
 from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError, whole_number
 from tnkit.interventions.ablation import Ablation
-from tnkit.interventions.scopes import decoder_of, sentences_at
+from tnkit.interventions.scopes import decoder_of
 from tnkit.measures.generation import Answered, Continuations, answer_questions, continuations, languages_of
 from tnkit.models.fingerprint import check_ready
 from tnkit.models.model import Model
-from tnkit.models.sessions import TURN
+from tnkit.models.sessions import TURN, sentences_at
 
 if TYPE_CHECKING:
     import matplotlib.axes

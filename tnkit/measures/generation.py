@@ -21,11 +21,10 @@ from tnkit import storage
 from tnkit.captures.batches import by_length, provenance_of, tokenised
 from tnkit.errors import TnkitError, whole_number
 from tnkit.interventions.ablation import Ablation
-from tnkit.interventions.scopes import sentences_at
 from tnkit.measures.answers import Answer, QuestionScores, score
 from tnkit.models.fingerprint import check_ready
 from tnkit.models.model import Model
-from tnkit.models.sessions import TURN
+from tnkit.models.sessions import TURN, sentences_at
 
 if TYPE_CHECKING:
     import matplotlib.axes

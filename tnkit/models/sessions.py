@@ -8,8 +8,8 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -157,3 +157,14 @@ def state_of(module: nn.Module) -> State:
     (True, [])
     """
     return _STATES.setdefault(module, State())
+
+
+@contextmanager
+def sentences_at(module: nn.Module, own: Tensor | None) -> Iterator[None]:
+    """A context in which passes run sentences within a template; the last word is looked for in their own tokens."""
+    state = state_of(module)
+    outer, state.own = state.own, own
+    try:
+        yield
+    finally:
+        state.own = outer
