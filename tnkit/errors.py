@@ -1,17 +1,17 @@
-"""The one error that tnkit raises on purpose, and how text of others is quoted."""
+"""The error that tnkit raises on purpose, checks of options, and how foreign text is quoted."""
 
 import operator
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-# What moves a terminal's cursor, changes its colours or title, ends a line, or shows text in another order.
+# Characters that control a terminal, end a line, or change the direction of text.
 _CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _UNPRINTABLE = re.compile(f"{_CONTROLS.pattern}|[\ud800-\udfff]")  # and unpaired surrogates, which UTF-8 lacks
 
 
 class TnkitError(ValueError):
-    """A problem with what the caller gave; its text is one line, meant to be read by a person.
+    """A problem with what the caller gave, in one line of text.
 
     >>> raise TnkitError("layers 3:40 reach past the model's last layer, 17; give a range within 0:18")
     Traceback (most recent call last):
@@ -26,14 +26,17 @@ class TnkitError(ValueError):
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuse an option that is not one of the choices.
 
-    >>> one_of("position", "last", ("last", "mean"))
+    >>> one_of("position", "first", ("last", "mean"))
+    Traceback (most recent call last):
+    ...
+    tnkit.errors.TnkitError: position='first' must be one of last, mean
     """
     if value not in choices:
         raise TnkitError(f"{name}={value!r} must be one of {', '.join(choices)}")
 
 
 def whole_number(name: str, value: Any, *, at_least: int = 0) -> int:
-    """A whole number as int, also one of NumPy or PyTorch; refuse anything else, True and 2.0 included.
+    """A whole number of Python, NumPy or PyTorch as int; refuse anything else, also True and 2.0.
 
     >>> import numpy as np
     >>> whole_number("top", np.int64(3), at_least=1)
@@ -56,7 +59,7 @@ def whole_number(name: str, value: Any, *, at_least: int = 0) -> int:
 
 
 def whole_numbers(name: str, values: Iterable[Any]) -> Iterator[int]:
-    """Whole numbers from 0 as ints, of a list, a range or an array, one after another.
+    """Whole numbers from 0 in a list, a range or an array, as ints.
 
     >>> list(whole_numbers("layers", range(2)))
     [0, 1]
@@ -68,7 +71,7 @@ def whole_numbers(name: str, values: Iterable[Any]) -> Iterator[int]:
 
 
 def first_line(error: Exception) -> str:
-    """What an error of another library says, in one line; its type where it says nothing.
+    """The first line of another library's error, or its type where it has no text.
 
     >>> first_line(OSError("no route\\nto the host")), first_line(OSError())
     ('no route', 'OSError')
@@ -77,7 +80,7 @@ def first_line(error: Exception) -> str:
 
 
 def last_line(error: Exception) -> str:
-    """The end of another library's error, where it holds a traceback; else its first line.
+    """The last line of another library's error that holds a traceback, else the first.
 
     >>> last_line(RuntimeError("Traceback (most recent call last):\\n  File x\\nKeyError: 'y'"))
     "KeyError: 'y'"
@@ -87,10 +90,9 @@ def last_line(error: Exception) -> str:
 
 
 def visible(text: object) -> str:
-    """Text of others for a terminal: line breaks and tabs stay; other control characters and unpaired surrogates are
-    shown as escapes.
+    """Foreign text for a terminal: control characters, except line breaks and tabs, and unpaired surrogates as escapes.
 
     >>> print(visible("a\\x1b[31mb\\u202ec\\udcff"))
     a\\x1b[31mb\\u202ec\\udcff
     """
-    return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in "\n\t" else ascii(found[0])[1:-1], str(text))
+    return _UNPRINTABLE.sub(lambda match: match[0] if match[0] in "\n\t" else ascii(match[0])[1:-1], str(text))

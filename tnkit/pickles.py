@@ -1,7 +1,10 @@
 """Pickles of the published code, read without running anything in them.
 
-The reader knows lists, tuples, dicts, strings, numbers and numpy arrays, and nothing else. A file is first followed
-with stand-ins, and only one that holds nothing but what pickle and numpy write for these is then read.
+The reader knows lists, tuples, dicts, strings, numbers and numpy arrays. It first loads a file with stand-ins for
+numpy, and reads it only if it holds what pickle and numpy write for these types and nothing else.
+
+Why a plain `pickle.Unpickler` with `find_class` is not enough: numpy trusts the state of a pickled dtype, which can
+address memory outside an array; and hashing a dict key can take 2^100 steps, which only the opcodes' own handlers see.
 """
 
 import importlib
@@ -15,7 +18,7 @@ from typing import Any, ClassVar
 from tnkit.errors import TnkitError
 from tnkit.storage import existing_file, write_atomically
 
-# Where numpy keeps what a pickled array is made of, in its old and new module names.
+# The names in pickled arrays, of old and new versions of numpy.
 _NUMPY = {
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
@@ -26,13 +29,13 @@ _NUMPY = {
     ("numpy._core.numeric", "_frombuffer"),
     ("numpy.core.numeric", "_frombuffer"),
 }
-_KEY = 64  # places of a tuple that is a key of a dict
+_KEY = 64  # longest tuple that is a key of a dict
 _SETS = ("EMPTY_SET", "ADDITEMS", "FROZENSET")
-_LOAD: dict[int, Callable[[Any], None]] = pickle._Unpickler.dispatch  # what Python does, by operation
+_LOAD: dict[int, Callable[[Any], None]] = pickle._Unpickler.dispatch  # the handlers of opcodes
 
 
 class _Plain:
-    """Knows numpy arrays by name, and how protocols 0 to 2 write bytes, and no other class or function."""
+    """Finds the names in numpy arrays and in bytes of protocols 0 to 2, and no others."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in {("_codecs", "encode"), ("__builtin__", "bytes")}:
@@ -51,25 +54,48 @@ class _Plain:
 
 
 class _PlainUnpickler(_Plain, pickle.Unpickler):
-    """Reads what `_Plain` knows."""
+    """Reads the file."""
+
+
+def _check_key(key: Any) -> None:
+    items = key if type(key) is tuple else (key,)
+    if len(items) > _KEY or any(isinstance(item, int) and item.bit_length() > 64 * _KEY for item in items):
+        raise pickle.UnpicklingError("it has a very long key of a dict")  # each use computes its hash again
+    for item in items:
+        if not isinstance(item, str | bytes | int | float | complex | None):
+            raise pickle.UnpicklingError(f"it has {type(item).__name__} as a key of a dict")
+
+
+def _keys_checked(load: Callable[[Any], None], keys: slice) -> Callable[[Any], None]:
+    """The handler of an opcode that fills a dict, after a check of its keys on the stack."""
+
+    def checked(unpickler: Any) -> None:
+        for key in unpickler.stack[keys]:
+            _check_key(key)
+        load(unpickler)
+
+    return checked
 
 
 class _Rehearsal(_Plain, pickle._Unpickler):
-    """Follows a pickle with stand-ins for numpy, and lets pass only what numpy itself writes for numbers and text.
+    """Loads a pickle with stand-ins for numpy, and refuses what numpy does not write for numbers and text."""
 
-    The real ones believe the file: a dtype with a forged state reads and writes memory outside its array. And a tuple
-    of tuples of tuples that share their parts is small in the file, but as a key of a dict it is walked to its end.
-    """
-
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = _LOAD.copy()
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = _LOAD | {
+        opcode[0]: _keys_checked(_LOAD[opcode[0]], keys)
+        for opcode, keys in (
+            (pickle.SETITEM, slice(-2, -1)),
+            (pickle.SETITEMS, slice(None, None, 2)),
+            (pickle.DICT, slice(None, None, 2)),
+        )
+    }
     stack: list[Any]
 
     def __init__(self, file: io.BytesIO, size: int):
         super().__init__(file)
-        self.left = 2 * size + 1024  # bytes of arrays and bytes objects, which each stand in the file once
+        self.left = 2 * size + 1024  # bytes that calls may copy: the file holds each of them once
 
     def _copy(self, data: Any) -> None:
-        """Count what a call copies: a string that is referred to again would be copied again."""
+        """Count what a call copies: each reference to a string is another copy."""
         self.left -= len(data) if isinstance(data, str | bytes | bytearray) else 0
         if self.left < 0:
             raise pickle.UnpicklingError("it makes more bytes than it holds")
@@ -79,9 +105,9 @@ class _Rehearsal(_Plain, pickle._Unpickler):
         return super()._bytes(text, codec)
 
     def find_class(self, module: str, name: str) -> Any:
-        found = super().find_class(module, name)
+        real = super().find_class(module, name)
         if (module, name) not in _NUMPY:
-            return found
+            return real
         return name if name == "ndarray" else getattr(self, name)
 
     def dtype(self, code: Any, *how: Any) -> "_StandIn":
@@ -89,8 +115,7 @@ class _Rehearsal(_Plain, pickle._Unpickler):
 
         if not isinstance(code, str) or how != (False, True) or np.dtype(code).kind not in "biufcSU":
             raise pickle.UnpicklingError("it holds an array of objects or records")
-        both = np.dtype(code).newbyteorder("<"), np.dtype(code).newbyteorder(">")
-        return _StandIn(self, [one.__reduce__()[2] for one in both])
+        return _StandIn(self, [np.dtype(code).newbyteorder(order).__reduce__()[2] for order in "<>"])
 
     def _reconstruct(self, *how: Any) -> "_StandIn":
         if how not in (("ndarray", (0,), b"b"), ("ndarray", (0,), "b")):
@@ -100,32 +125,14 @@ class _Rehearsal(_Plain, pickle._Unpickler):
     def _frombuffer(self, *_: Any) -> "_StandIn":
         return _StandIn(self)
 
-    def load_setitem(self) -> None:
-        _check_key(self.stack[-2])
-        _LOAD[pickle.SETITEM[0]](self)
-
-    def load_setitems(self) -> None:
-        for key in self.stack[::2]:
-            _check_key(key)
-        _LOAD[pickle.SETITEMS[0]](self)
-
-    def load_dict(self) -> None:
-        for key in self.stack[::2]:
-            _check_key(key)
-        _LOAD[pickle.DICT[0]](self)
-
-    dispatch |= {
-        pickle.SETITEM[0]: load_setitem,
-        pickle.SETITEMS[0]: load_setitems,
-        pickle.DICT[0]: load_dict,
-    }
-
     def scalar(self, kind: Any, data: Any) -> "_StandIn":  # noqa: ARG002
         self._copy(data)
         return _StandIn(self)
 
 
 class _StandIn:
+    """In place of an array, a scalar, or a dtype that may have one of some states."""
+
     def __init__(self, rehearsal: _Rehearsal, states: list[Any] | None = None):
         self.rehearsal, self.states = rehearsal, states
 
@@ -135,15 +142,6 @@ class _StandIn:
                 self.rehearsal._copy(value)
         elif state not in self.states:
             raise pickle.UnpicklingError("it holds an array of objects or records")
-
-
-def _check_key(key: Any) -> None:
-    parts = key if type(key) is tuple else (key,)
-    if len(parts) > _KEY or any(isinstance(part, int) and part.bit_length() > 64 * _KEY for part in parts):
-        raise pickle.UnpicklingError("it has a very long key of a dict")  # hashed anew each time it is used
-    for part in parts:
-        if not isinstance(part, str | bytes | int | float | complex | None):
-            raise pickle.UnpicklingError(f"it has {type(part).__name__} as a key of a dict")
 
 
 def read(path: str | Path) -> Any:
@@ -174,7 +172,7 @@ def loads(path: str | Path, data: bytes) -> Any:
     try:
         for code, argument, _ in pickletools.genops(data):
             if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > len(data):
-                raise pickle.UnpicklingError("it is damaged")  # room would be made for so many objects
+                raise pickle.UnpicklingError("it is damaged")  # it would allocate a list of that length
             if code.name in _SETS:
                 raise pickle.UnpicklingError("it holds a set")
         _Rehearsal(io.BytesIO(data), len(data)).load()

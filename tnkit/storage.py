@@ -1,8 +1,7 @@
-"""Every file that tnkit writes or reads: safetensors for tensors, JSON for neuron sets.
+"""The files that tnkit writes and reads: safetensors for tensors, JSON for neuron sets.
 
-Writes are atomic (a temporary file in the same folder, then a rename), so a reader never sees half a file. Safetensors
-and JSON carry a checksum, so that a changed byte is an error and never another number. Reads are checked before
-anything is built from them; pickles of the published code go through `tnkit.pickles`.
+Writes are atomic (a temporary file in the same folder, then a rename), so a reader never sees a partial file. Both
+formats carry a checksum, so a changed byte is an error and never another number. For pickles, see `tnkit.pickles`.
 """
 
 import hashlib
@@ -26,43 +25,41 @@ from tnkit.errors import TnkitError
 
 _SCHEMA = 2
 _TOGETHER: ContextVar[tuple[ExitStack, dict[Path, Path]] | None] = ContextVar("together", default=None)
-_DESCRIBED = ("model", "sentences", "centroid", "selection", "versions")  # parts of provenance that are dicts
+_DICTS = ("model", "sentences", "centroid", "selection", "versions")  # entries of a provenance
 
 
 def cache_folder() -> Path:
-    """Where tnkit keeps what can be made again: $TNKIT_CACHE (~ is the home folder), or the user's cache folder.
+    """The cache folder: $TNKIT_CACHE (~ is the home folder), or the user's own.
 
     Raises:
-        TnkitError: for the home folder of an unknown user.
+        TnkitError: for ~ of an unknown user.
     """
     import platformdirs
 
     folder = Path(os.environ.get("TNKIT_CACHE") or platformdirs.user_cache_dir("tnkit"))
     try:
         return folder.expanduser()
-    except RuntimeError as error:  # ~ of a user that is not there
+    except RuntimeError as error:
         raise TnkitError(f"TNKIT_CACHE={folder} names the home folder of an unknown user; give another one") from error
 
 
 def private(folder: Path, *, make: bool = False) -> Path:
-    """A folder of the cache that only this user (and root) can write to, so that what it holds can be trusted.
+    """A folder of the cache that only this user (and root) can write to, so that its files can be trusted.
 
     Args:
-        folder: in `cache_folder()`, or that itself; each folder on the way is checked where it is there.
-        make: make those that are not there, for this user alone.
+        folder: `cache_folder()` or a folder in it; existing folders from the first to the second are checked.
+        make: make missing folders, for this user alone.
 
     Raises:
         TnkitError: where another user owns one of them or can write to it (on POSIX systems).
         OSError: where it cannot be made.
     """
     root = cache_folder()
-    for level in [root, *reversed([one for one in (folder, *folder.parents) if root in one.parents])]:
+    for level in [root, *reversed([inner for inner in (folder, *folder.parents) if root in inner.parents])]:
         if make:
             level.mkdir(mode=0o700, parents=level == root, exist_ok=True)
-        if os.name != "posix" or not level.exists():
-            continue
-        about = level.stat()
-        if about.st_uid not in (0, os.geteuid()) or about.st_mode & 0o022:
+        status = level.stat() if os.name == "posix" and level.exists() else None
+        if status and (status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022):
             raise TnkitError(
                 f"the cache folder {level} belongs to another user or can be written to by others, so what it holds "
                 f"cannot be trusted; look through it and run chmod -R go-w {level}, or set TNKIT_CACHE to a folder of "
@@ -72,13 +69,13 @@ def private(folder: Path, *, make: bool = False) -> Path:
 
 
 def versions() -> dict[str, str]:
-    """The versions of the packages that decide a number, for provenance: of those in memory, where they were loaded."""
+    """The versions of the packages that decide numbers, for provenance; of an imported package, the one in memory."""
     names = ("tnkit", "torch", "transformers", "nnsight")
     return {name: getattr(sys.modules.get(name), "__version__", None) or metadata.version(name) for name in names}
 
 
 def text_hash(sentences: Iterable[str]) -> str:
-    """A fingerprint of sentences in their order (16 hex digits).
+    """A hash of sentences in their order (16 hex digits).
 
     >>> text_hash(["a", "b"]) == text_hash(["ab"])
     False
@@ -91,7 +88,7 @@ def text_hash(sentences: Iterable[str]) -> str:
 
 
 def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> Path:
-    """Let `write` fill a temporary file, flush it to disk, and replace `path`, whose permissions stay as they were.
+    """Let `write` fill a temporary file, flush it to disk, and replace `path` with it; permissions stay.
 
     Raises:
         TnkitError: where the folder cannot be written to.
@@ -122,10 +119,10 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
 
 @contextmanager
 def together() -> Iterator[dict[Path, Path]]:
-    """A context in which written files replace the old ones only at the end: all of them, or none after an error.
+    """A context in which written files replace the old ones only at its end: all of them, or none after an error.
 
     Yields:
-        Where each file that was written waits meanwhile.
+        The temporary file of each written one.
 
     Raises:
         TnkitError: where a file cannot be replaced.
@@ -161,7 +158,7 @@ def write_text(path: str | Path, text: str) -> Path:
     return write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def save_tensors(path: str | Path, kind: str, tensors: Mapping[str, Any], about: Mapping[str, Any]) -> Path:
+def save_tensors(path: str | Path, kind: str, tensors: Mapping[str, Any], description: Mapping[str, Any]) -> Path:
     """Write named tensors and a JSON-able description as one safetensors file.
 
     >>> import torch, tempfile
@@ -172,8 +169,8 @@ def save_tensors(path: str | Path, kind: str, tensors: Mapping[str, Any], about:
     from safetensors.torch import save
 
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    header = json.dumps(_sealed(kind, about, tensors), ensure_ascii=False)
-    data = save(tensors, metadata={"tnkit": header})  # one entry: several would come in any order
+    header = json.dumps(_sealed(kind, description, tensors), ensure_ascii=False)
+    data = save(tensors, metadata={"tnkit": header})  # the order of several entries would vary
     return write_atomically(path, lambda file: file.write(data))
 
 
@@ -181,7 +178,7 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str,
     """Read what `save_tensors` wrote.
 
     Raises:
-        TnkitError: for a missing file, one that is damaged, or one of another kind.
+        TnkitError: for a missing or damaged file, or one of another kind.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -204,7 +201,7 @@ def load_json(path: str | Path, kind: str) -> dict[str, Any]:
     """Read what `save_json` wrote.
 
     Raises:
-        TnkitError: for a missing file, one that is damaged, or one of another kind.
+        TnkitError: for a missing or damaged file, or one of another kind.
     """
     path = existing_file(path)
     try:
@@ -214,14 +211,14 @@ def load_json(path: str | Path, kind: str) -> dict[str, Any]:
     return _checked(path, content, kind, {})
 
 
-def _sealed(kind: str, about: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file says of itself, with a checksum over that and over its tensors."""
-    whole = json.loads(json.dumps({"kind": kind, "schema": _SCHEMA, "about": about}))
-    return whole | {"checksum": _checksum(whole, tensors)}
+def _sealed(kind: str, description: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """A file's header, with a checksum over the header and the tensors."""
+    header = json.loads(json.dumps({"kind": kind, "schema": _SCHEMA, "about": description}))
+    return header | {"checksum": _checksum(header, tensors)}
 
 
-def _checksum(whole: Mapping[str, Any], tensors: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode())
+def _checksum(header: Mapping[str, Any], tensors: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f" {name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
         digest.update(tensor_bytes(tensor))
@@ -236,20 +233,21 @@ def tensor_bytes(tensor: Any) -> memoryview:
     return memoryview(flat.view(torch.uint8).numpy() if len(flat) else b"")
 
 
-def _checked(path: Path, content: Any, kind: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(content, dict) or not isinstance(content.get("about"), dict):
+def _checked(path: Path, header: Any, kind: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The description in a header that fits the tensors."""
+    if not isinstance(header, dict) or not isinstance(header.get("about"), dict):
         raise TnkitError(f"{path} was not written by tnkit; expected {kind}")
-    if content.get("kind") != kind:
-        raise TnkitError(f"{path} holds {content.get('kind')!s:.40}, expected {kind}")
-    if content.get("schema") != _SCHEMA:
-        raise TnkitError(f"{path} has schema {content.get('schema')!s:.40}, this tnkit reads {_SCHEMA}; make it again")
-    if content.pop("checksum", None) != _checksum(content, tensors):
+    if header.get("kind") != kind:
+        raise TnkitError(f"{path} holds {header.get('kind')!s:.40}, expected {kind}")
+    if header.get("schema") != _SCHEMA:
+        raise TnkitError(f"{path} has schema {header.get('schema')!s:.40}, this tnkit reads {_SCHEMA}; make it again")
+    if header.pop("checksum", None) != _checksum(header, tensors):
         raise TnkitError(f"{path} was changed after it was saved, by hand or by damage; make it again and save it")
-    return content["about"]
+    return header["about"]
 
 
 def existing_file(path: str | Path) -> Path:
-    """The path of a file that is there and not empty.
+    """The path of a file, if it can be read and is not empty.
 
     Raises:
         TnkitError: otherwise.
@@ -261,44 +259,44 @@ def existing_file(path: str | Path) -> Path:
         if path.is_dir():
             raise TnkitError(f"{path} is a folder, expected a file; name one file in it")
         if path.stat().st_size == 0:
-            raise TnkitError(f"{path} is empty; was it saved or downloaded to its end?")
-        with path.open("rb"):
-            return path
+            raise TnkitError(f"{path} is empty; was it saved or downloaded completely?")
+        path.open("rb").close()
     except OSError as error:
         raise TnkitError(f"cannot read {path}: {error.strerror}") from error
+    return path
 
 
-def layers_of(path: str | Path, about: Mapping[str, Any]) -> tuple[int, ...]:
-    """The layers that a file says it is of.
+def layers_of(path: str | Path, description: Mapping[str, Any]) -> tuple[int, ...]:
+    """The layers in a file's description.
 
     Raises:
         TnkitError: where they are not whole numbers, ascending.
     """
-    layers = about.get("layers")
-    if not isinstance(layers, list) or not layers or not all(type(one) is int and one >= 0 for one in layers):
+    layers = description.get("layers")
+    if not isinstance(layers, list) or not layers or not all(type(layer) is int and layer >= 0 for layer in layers):
         raise TnkitError(f"{path} does not say which layers it is of; make it again")
     if sorted(set(layers)) != layers:
         raise TnkitError(f"{path}: its layers {layers!s:.60} are not in order; make it again")
     return tuple(layers)
 
 
-def stated_provenance(path: str | Path, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Where a file says it comes from.
+def stated_provenance(path: str | Path, description: Mapping[str, Any]) -> dict[str, Any]:
+    """The provenance in a file's description.
 
     Raises:
-        TnkitError: where that is not laid out as tnkit writes it.
+        TnkitError: where its layout is not tnkit's.
     """
-    provenance = about.get("provenance") or {}
-    parts = provenance.items() if isinstance(provenance, dict) else [("sentences", None)]
-    for name, part in parts:
-        entries = part if name in ("sentences", "centroid") and isinstance(part, list) else [part]
-        if name in _DESCRIBED and not all(isinstance(entry, dict) for entry in entries):
+    provenance = description.get("provenance") or {}
+    entries = provenance.items() if isinstance(provenance, dict) else [("sentences", None)]
+    for name, entry in entries:
+        values = entry if name in ("sentences", "centroid") and isinstance(entry, list) else [entry]
+        if name in _DICTS and not all(isinstance(value, dict) for value in values):
             raise TnkitError(f"{path}: its provenance is not laid out as tnkit writes it; make it again")
     return provenance
 
 
 def finite(path: str | Path, name: str, tensor: Any, shape: tuple[int | None, ...]) -> Any:
-    """The tensor, if it is a finite floating-point one of that shape (None: any length).
+    """The tensor, if it holds finite floating-point numbers in that shape (None: any length).
 
     Raises:
         TnkitError: otherwise.
@@ -312,7 +310,7 @@ def finite(path: str | Path, name: str, tensor: Any, shape: tuple[int | None, ..
 
 
 def file_name(text: str) -> str:
-    """Text of others as one part of a file's name: nothing that leads to another folder, and no two texts the same.
+    """A file name for foreign text: it names no other folder, and differs between texts.
 
     >>> file_name("same layers"), file_name("ja"), file_name("../ja")
     ('same-layers-4d4e7a', 'ja', 'ja-fb5e93')
@@ -321,31 +319,28 @@ def file_name(text: str) -> str:
     return name if name == text else f"{name}-{text_hash([ascii(text)])[:6]}".lstrip("-")
 
 
-def without_folders(about: Any) -> Any:
-    """A JSON-able description in which absolute paths, such as a model's, are cut down to their last part.
+def without_folders(content: Any) -> Any:
+    """JSON-able content in which absolute paths, such as a model's, are replaced by their last part.
 
     >>> without_folders({"model": {"name": "/home/ann/llama"}})
     {'model': {'name': 'llama'}}
     """
-    if isinstance(about, Mapping):
-        return {key: without_folders(value) for key, value in about.items()}
-    if isinstance(about, list | tuple):
-        return [without_folders(value) for value in about]
-    return Path(about).name if isinstance(about, str) and Path(about).is_absolute() else about
+    if isinstance(content, Mapping):
+        return {key: without_folders(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [without_folders(value) for value in content]
+    return Path(content).name if isinstance(content, str) and Path(content).is_absolute() else content
 
 
 def html_card(title: str, rows: Mapping[str, Any]) -> str:
-    """A small two-column table for notebooks, every value escaped.
+    """A two-column HTML table for notebooks; all text is escaped.
 
     >>> "&lt;b&gt;" in html_card("Corpus", {"name": "<b>"})
     True
     """
-    body = "".join(
-        f"<tr><th style='text-align:left'>{html.escape(str(key))}</th>"
-        f"<td style='text-align:left'>{html.escape(_short(value))}</td></tr>"
-        for key, value in rows.items()
-    )
-    return f"<table><caption style='text-align:left'><b>{html.escape(title)}</b></caption>{body}</table>"
+    left, shown = "style='text-align:left'", {html.escape(str(key)): _short(value) for key, value in rows.items()}
+    body = "".join(f"<tr><th {left}>{key}</th><td {left}>{html.escape(text)}</td></tr>" for key, text in shown.items())
+    return f"<table><caption {left}><b>{html.escape(title)}</b></caption>{body}</table>"
 
 
 def _short(value: Any) -> str:

@@ -34,8 +34,7 @@ def demo(options: argparse.Namespace) -> None:
 
 
 def centroids(options: argparse.Namespace) -> None:
-    from tnkit.detection.centroids import estimate_centroids
-    from tnkit.detection.sums import centroid
+    from tnkit.detection.centroids import centroid, estimate_centroids
     from tnkit.text.languages import code_of
 
     hub = list(options.hub) if options.TN_Type == "type1" else []

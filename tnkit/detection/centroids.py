@@ -1,4 +1,4 @@
-"""The mean hidden state of a language, layer by layer: `Centroids`, and the accumulator that streams them.
+"""The mean hidden state of a language, layer by layer: `Centroids`, `estimate_centroids`.
 
 language = tn.estimate_centroids([ja])        # target of Type-2
 shared = tn.estimate_centroids([en, ja])      # target of Type-1: the mean of the language centroids
@@ -17,7 +17,10 @@ from torch import Tensor
 
 from tnkit import pickles, storage
 from tnkit.captures.activations import Activations
+from tnkit.captures.passes import plan
+from tnkit.detection.sums import RunningSum, add_up, drain
 from tnkit.errors import TnkitError
+from tnkit.models.fingerprint import fingerprint
 from tnkit.models.model import Model
 from tnkit.provenance import check_alike, check_made_with
 from tnkit.text.rows import check_parallel
@@ -33,13 +36,13 @@ class Centroids:
 
     Attributes:
         values: (layer, hidden), float32.
-        layers: the layers that the first axis stands for.
-        provenance: model, and the sentences of each language that went into it.
+        layers: of the rows of `values`.
+        provenance: the model, and the sentences of each language.
 
     >>> from tnkit.testing import tiny_model, SENTENCES
     >>> import tnkit as tn
-    >>> parts = [tn.capture(tiny_model(), part, progress=False) for part in (SENTENCES[:3], SENTENCES[3:])]
-    >>> estimate_centroids(parts).values.shape
+    >>> languages = [tn.capture(tiny_model(), text, progress=False) for text in (SENTENCES[:3], SENTENCES[3:])]
+    >>> estimate_centroids(languages).values.shape
     torch.Size([4, 32])
     """
 
@@ -52,8 +55,8 @@ class Centroids:
 
     @property
     def languages(self) -> list[str]:
-        """The languages it is the mean of, where they are known."""
-        named = [part.get("language") for part in self.provenance.get("sentences", [])]
+        """The languages whose mean this is, where they are known."""
+        named = [origin.get("language") for origin in self.provenance.get("sentences", [])]
         return [language for language in named if language]
 
     def at(self, layer: int) -> Float[Tensor, "hidden"]:
@@ -69,10 +72,10 @@ class Centroids:
         return self.values[self.layers.index(layer)]
 
     def check(self, model: Model) -> "Centroids":
-        """Itself.
+        """These centroids, if they were made with this model.
 
         Raises:
-            TnkitError: where they were made with another model.
+            TnkitError: otherwise.
         """
         made_with = self.provenance.get("model", {})
         depth, width = made_with.get("layers", max(self.layers) + 1), self.values.shape[1]
@@ -85,7 +88,7 @@ class Centroids:
         return self
 
     def to_frame(self) -> "pd.DataFrame":
-        """By layer: the centroid's norm, and its cosine with the centroid one layer before."""
+        """The centroid's norm in each layer, and its cosine with the centroid of the layer before."""
         import pandas as pd
 
         steps = torch.nn.functional.cosine_similarity(self.values[1:], self.values[:-1], dim=1)
@@ -105,8 +108,8 @@ class Centroids:
         """Write a safetensors file, or with format="reference" the published code's pickle (a list of arrays)."""
         if format == "reference":
             return pickles.write(path, [row.numpy() for row in self.values])
-        about = {"layers": list(self.layers), "provenance": self.provenance}
-        return storage.save_tensors(path, "centroids", {"values": self.values}, about)
+        description = {"layers": list(self.layers), "provenance": self.provenance}
+        return storage.save_tensors(path, "centroids", {"values": self.values}, description)
 
     @classmethod
     def load(cls, path: str | Path) -> "Centroids":
@@ -117,12 +120,12 @@ class Centroids:
         """
         if Path(path).suffix in (".pkl", ".pickle"):
             return cls._from_reference(path)
-        tensors, about = storage.load_tensors(path, "centroids")
+        tensors, description = storage.load_tensors(path, "centroids")
         if set(tensors) != {"values"}:
             raise TnkitError(f"{path} lacks the values of centroids; estimate them again")
-        layers = storage.layers_of(path, about)
+        layers = storage.layers_of(path, description)
         values = storage.finite(path, "values", tensors["values"], (len(layers), None))
-        return cls(values, layers, storage.stated_provenance(path, about))
+        return cls(values, layers, storage.stated_provenance(path, description))
 
     @classmethod
     def _from_reference(cls, path: str | Path) -> "Centroids":
@@ -142,8 +145,8 @@ class Centroids:
         return storage.html_card("Centroids", rows | {"model": self.provenance.get("model", {}).get("name", "unknown")})
 
 
-class CentroidAccumulator:
-    """A running mean of `post` for one language, in float64; merging two gives the accumulator of both.
+class CentroidAccumulator(RunningSum):
+    """The running sum of `post` in one language.
 
     >>> from tnkit.testing import tiny_model, SENTENCES
     >>> import tnkit as tn
@@ -156,102 +159,33 @@ class CentroidAccumulator:
     True
     """
 
-    def __init__(self) -> None:
-        self.total: Tensor | float = 0.0
-        self.count = 0
-        self.layers: tuple[int, ...] = ()
-        self.provenance: dict[str, Any] = {}
+    identity = "centroid"
 
-    def add(self, batch: Activations) -> None:
-        """Count the sentences of a batch in."""
-        total = batch.require("post").tensors()["post"].sum(dim=1, dtype=torch.float64).cpu()
-        self._add(total, len(batch), batch.layers, batch.provenance)
+    def totals(self, batch: Activations) -> Float[Tensor, "layer hidden"]:
+        return batch.require("post").tensors()["post"].sum(dim=1, dtype=torch.float64).cpu()
 
     def reduction(self) -> Callable[..., Tensor]:
-        """What a remote model's server makes of each layer of a batch, so that only that travels; for `take`."""
         return _summed_post
 
-    def take(self, totals: list[Tensor], count: int, layers: tuple[int, ...], provenance: dict[str, Any]) -> None:
-        """Count in a batch of which `reduction` was made."""
-        self._add(torch.stack([total.cpu() for total in totals]), count, layers, provenance)
-
-    def _add(self, total: Tensor, count: int, layers: tuple[int, ...], provenance: dict[str, Any]) -> None:
+    def check(self, layers: tuple[int, ...], provenance: dict[str, Any]) -> None:
         if self.count and layers != self.layers:
             raise TnkitError(f"a batch of layers {layers} cannot be added to layers {self.layers}")
         check_alike([self.provenance, provenance])
-        self.total = self.total + total
-        self.count += count
-        self.layers, self.provenance = layers, provenance
 
-    about = "centroid"  # what the sums are of, for the cache
-
-    def resume(self, total: Tensor, count: int, layers: tuple[int, ...], provenance: dict[str, Any]) -> None:
-        """Take up saved sums."""
-        self.total, self.count, self.layers, self.provenance = total, count, layers, provenance
-
-    def merge(self, other: "CentroidAccumulator") -> None:
-        """Count in what another accumulator has seen."""
-        if self.count and other.count and other.layers != self.layers:
-            raise TnkitError(f"centroids of layers {other.layers} cannot be merged with layers {self.layers}")
-        check_alike([self.provenance, other.provenance])
-        self.total = self.total + other.total
-        self.count += other.count
-        self.layers, self.provenance = other.layers or self.layers, other.provenance or self.provenance
+    def columns(self, model: Model) -> int:
+        return model.hidden_size
 
     def result(self) -> Centroids:
-        """The centroid of what was added.
+        """The centroid of the sentences that were added.
 
         Raises:
-            TnkitError: where nothing was.
+            TnkitError: where there are none.
         """
         if not self.count:
             raise TnkitError("there are no sentences to take a centroid of")
-        about = {key: value for key, value in self.provenance.items() if key != "sentences"}
         sentences = [{**self.provenance.get("sentences", {}), "n": self.count}]
-        values = torch.as_tensor(self.total / self.count).float()
-        return Centroids(values, self.layers, {**about, "sentences": sentences})
-
-
-def estimate_centroids(languages: Sequence[Activations | Centroids]) -> Centroids:
-    """The mean over languages of each language's mean `post` (Tezuka & Inoue, EMNLP 2025).
-
-    With one language this is its own centroid, the target of Type-2; with the hub languages and the language in
-    question, on parallel sentences, it is the shared centroid, the target of Type-1.
-
-    Args:
-        languages: one capture a language (or its centroid), all of the same model, layers and token position.
-
-    Returns:
-        `Centroids` with values (layer, hidden), float32, summed in float64.
-
-    Raises:
-        TnkitError: for none, for captures of different models, layers or positions, or under different ablations, and
-            for languages of other rows.
-
-    >>> from tnkit.testing import tiny_model
-    >>> import tnkit as tn
-    >>> estimate_centroids([tn.capture(tiny_model(), ["Hi!"], keep=["post"], progress=False)])
-    Centroids(unnamed, 4 layers)
-    """
-    if isinstance(languages, Activations | Centroids):
-        languages = [languages]
-    parts = [part if isinstance(part, Centroids) else _centroid(part) for part in languages]
-    if not parts:
-        raise TnkitError("there are no languages to take a centroid of")
-    first = parts[0]
-    check_alike([part.provenance for part in parts])
-    for part in parts[1:]:
-        if part.layers != first.layers:
-            raise TnkitError(f"captures of layers {first.layers} and {part.layers} do not make one centroid")
-    values = torch.stack([part.values.double() for part in parts]).mean(dim=0).float()
-    sentences = [one for part in parts for one in part.provenance.get("sentences", [])]
-    check_parallel({f"language {place} ({one.get('language')})": _rows(one) for place, one in enumerate(sentences, 1)})
-    return Centroids(values, first.layers, {**first.provenance, "sentences": sentences})
-
-
-def _rows(origin: dict[str, Any]) -> dict[str, Any]:
-    """What must be the same in every language: the rows, where they are known."""
-    return {what: origin[what] for what in ("corpus", "split", "source", "rows") if "rows" in origin and what in origin}
+        values = (self.total / self.count).float()
+        return Centroids(values, self.layers, {**self.provenance, "sentences": sentences})
 
 
 def _summed_post(_layer: int, sites: Mapping[str, Tensor], *_weights: Tensor) -> Tensor:
@@ -259,7 +193,74 @@ def _summed_post(_layer: int, sites: Mapping[str, Tensor], *_weights: Tensor) ->
     return sites["post"].sum(dim=0, dtype=torch.float64)
 
 
+def centroid(
+    model: Model, sentences: Sequence[str], *, cache: bool = False, progress: bool = True, **options: Any
+) -> Centroids:
+    """The centroid of one language, in memory that does not grow with the sentences.
+
+    Args:
+        model, sentences: as in `tn.capture`.
+        cache: save the sums on the way, and resume from saved ones.
+        progress: show a bar.
+        **options: position, suffix, layers, last_layer, batch_tokens, as in `tn.capture`.
+
+    >>> from tnkit.testing import tiny_model, SENTENCES
+    >>> import tnkit as tn
+    >>> stored = estimate_centroids([tn.capture(tiny_model(), SENTENCES, progress=False)])
+    >>> bool((centroid(tiny_model(), SENTENCES, progress=False).values - stored.values).abs().max() < 1e-5)
+    True
+    """
+    running, planned = CentroidAccumulator(), plan(model, sentences, keep=["post"], **options)
+    work = add_up(planned, {"centroid": running}, fingerprint=fingerprint(model) if cache else None)
+    drain(work, len(planned), desc="centroid", progress=progress)
+    return running.result()
+
+
+def estimate_centroids(languages: Sequence[Activations | Centroids]) -> Centroids:
+    """The mean over languages of each language's mean `post` (Tezuka & Inoue, EMNLP 2025).
+
+    The centroid of one language is the target of Type-2. That of the hub's languages and the language in question, on
+    parallel sentences, is the shared centroid, the target of Type-1.
+
+    Args:
+        languages: a capture (or centroid) of each language, all of the same model, layers and token position.
+
+    Returns:
+        `Centroids` with values (layer, hidden), float32, summed in float64.
+
+    Raises:
+        TnkitError: for no languages; for captures of different models, layers, positions or ablations; and for
+            sentences that are not parallel.
+
+    >>> en, ja = Centroids(torch.zeros(1, 2), (0,)), Centroids(torch.tensor([[2.0, 4.0]]), (0,))
+    >>> estimate_centroids([en, ja]).values
+    tensor([[1., 2.]])
+    """
+    if isinstance(languages, Activations | Centroids):
+        languages = [languages]
+    centroids = [language if isinstance(language, Centroids) else _centroid(language) for language in languages]
+    if not centroids:
+        raise TnkitError("there are no languages to take a centroid of")
+    first = centroids[0]
+    check_alike([centroid.provenance for centroid in centroids])
+    for other in centroids[1:]:
+        if other.layers != first.layers:
+            raise TnkitError(f"captures of layers {first.layers} and {other.layers} do not make one centroid")
+    values = torch.stack([centroid.values.double() for centroid in centroids]).mean(dim=0).float()
+    sentences = [origin for centroid in centroids for origin in centroid.provenance.get("sentences", [])]
+    check_parallel(
+        {f"language {number} ({origin.get('language')})": _rows(origin) for number, origin in enumerate(sentences, 1)}
+    )
+    return Centroids(values, first.layers, {**first.provenance, "sentences": sentences})
+
+
 def _centroid(captured: Activations) -> Centroids:
     running = CentroidAccumulator()
     running.add(captured)
     return running.result()
+
+
+def _rows(origin: dict[str, Any]) -> dict[str, Any]:
+    """Which rows of which corpus the sentences are, where that is known; all languages must have the same."""
+    names = ("corpus", "split", "source", "rows") if "rows" in origin else ()
+    return {name: origin[name] for name in names if name in origin}

@@ -4,11 +4,11 @@ With r = m (cosine) or m - C (euclidean) and c = a v, every neuron's move r + c 
 
     q² = 1 + 2 β (r · v) / |r| + (β |v|)²,    β = a / |r|,
 
-so that all neurons of a layer cost one matrix product, and none is ever added to the stream. Everything is written as a
-small difference rather than as a difference of large numbers, which keeps float32 products exact to about 1e-7 of a
-contribution's size; sums over sentences run in float64.
+so that one matrix product serves all neurons of a layer. Changes are computed as small differences, not as differences
+of large numbers, which keeps float32 products exact to about 1e-7 of a contribution's size. Sums over sentences are in
+float64.
 
-These functions also run on a remote model's server, and keep to what `tnkit.models.trace` says of such.
+These functions also run on a remote model's server, so they follow the rules in `tnkit.models.trace`.
 """
 
 from __future__ import annotations
@@ -44,29 +44,29 @@ def summed_scores(
     length, unit = _length_and_unit(origin)
     _, goal = _length_and_unit(centroid)
     size = _length(vectors)
-    towards, at = (vectors @ goal) / torch.where(size > 0, size, 1), unit @ goal
-    stands = (length > 0).to(mid.dtype)
+    slope, cosine = (vectors @ goal) / torch.where(size > 0, size, 1), unit @ goal
+    nonzero = (length > 0).to(mid.dtype)
     length = torch.where(length > 0, length, 1)
     total = torch.zeros(len(vectors), dtype=torch.float64, device=mid.device)
     at_once = _ROWS if mid.device.type == "cpu" else _ROWS_ELSEWHERE
     for start in range(0, len(mid), at_once):
         rows = slice(start, start + at_once)
-        beta, one = activations[rows] / length[rows, None], stands[rows, None]
+        beta, before = activations[rows] / length[rows, None], nonzero[rows, None]  # q before the move: 1, or 0
         alpha = beta * size
         delta = (2 * unit[rows] @ vectors.T).mul_(beta).addcmul_(alpha, alpha)
-        moved = torch.add(delta, one, out=beta).clamp_min_(0).sqrt_()
-        further = delta.div_((moved + one).clamp_min_(torch.finfo(mid.dtype).tiny))
+        after = torch.add(delta, before, out=beta).clamp_min_(0).sqrt_()
+        growth = delta.div_((after + before).clamp_min_(torch.finfo(mid.dtype).tiny))
         if distance == "cosine":
-            change = alpha.mul_(towards).sub_(further.mul_(at[rows, None])).div_(moved)
-            change = torch.where(moved > 0, change, -at[rows, None])
+            change = alpha.mul_(slope).sub_(growth.mul_(cosine[rows, None])).div_(after)
+            change = torch.where(after > 0, change, -cosine[rows, None])
         else:
-            change = further.mul_(-length[rows, None])
+            change = growth.mul_(-length[rows, None])
         total += change.sum(dim=0, dtype=torch.float64)
     return total
 
 
 def _length(vectors: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows"]:
-    """Norms. Huge and minute values neither overflow nor vanish."""
+    """Norms, without overflow or underflow."""
     norm = vectors.norm(dim=-1)
     if bool(((norm > 1e-15) & (norm < 1e15)).all()):
         return norm
@@ -86,7 +86,7 @@ def _length_and_unit(
 def sizes_written(
     vectors: Float[Tensor, "neuron hidden"], gain: Float[Tensor, "hidden"], _bias: Float[Tensor, "hidden"]
 ) -> Float[Tensor, "neuron"]:
-    """The lengths of a layer's value vectors, as they reach the residual stream."""
+    """The lengths of a layer's value vectors as they are written to the residual stream."""
     return (vectors.float() * gain).norm(dim=1)
 
 
@@ -99,7 +99,7 @@ def layer_totals(
     gain: Tensor,
     bias: Tensor,
 ) -> Tensor | None:
-    """A batch's summed scores in one layer, where there is a centroid for it; it runs where the model does."""
+    """A batch's summed scores in one layer, None for a layer without a centroid; it runs where the model does."""
     if layer not in centroids:
         return None
     mid, activations, scale = sites["mid"], sites["activations"], sites["scale"]
@@ -116,7 +116,7 @@ def layer_total(
     centroid: Float[Tensor, "hidden"],
     distance: str,
 ) -> Float[Tensor, "neuron"]:
-    """The summed scores of sentences in one layer, from what a pass keeps of them and the layer's weights."""
+    """The summed scores in one layer, from what a pass keeps of the sentences and the layer's weights."""
     device = vectors.device
     return summed_scores(
         mid.to(device).float(),

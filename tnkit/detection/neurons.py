@@ -5,16 +5,15 @@ type1.overlap(other), type1 & other, type1 - other
 type1.save("ja-type1.json"); tn.NeuronSet.load("ja-type1.json")
 """
 
+import operator
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from operator import index
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import numpy as np
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from tnkit import pickles, storage
@@ -28,7 +27,7 @@ Pair = tuple[int, int]
 
 
 def pairs_of(neurons: Iterable[Iterable[SupportsIndex]]) -> tuple[tuple[int, int], ...]:
-    """(layer, neuron) pairs of int, of pairs as numpy, PyTorch or JSON hold them.
+    """Pairs of whole numbers of Python, NumPy or PyTorch as (layer, neuron) tuples of int.
 
     Raises:
         TnkitError: for anything else.
@@ -37,7 +36,7 @@ def pairs_of(neurons: Iterable[Iterable[SupportsIndex]]) -> tuple[tuple[int, int
     (((1, 7),), ((3, 17),))
     """
     try:
-        return tuple((index(layer), index(neuron)) for layer, neuron in neurons)
+        return tuple((operator.index(layer), operator.index(neuron)) for layer, neuron in neurons)
     except (TypeError, ValueError) as error:
         raise TnkitError("neurons must be pairs of whole numbers, (layer, neuron), such as [(3, 17)]") from error
 
@@ -86,16 +85,16 @@ class NeuronSet(Sequence[Pair]):
         return pair in self.pairs
 
     @overload
-    def __getitem__(self, place: SupportsIndex) -> Pair: ...
+    def __getitem__(self, index: SupportsIndex) -> Pair: ...
 
     @overload
-    def __getitem__(self, place: slice) -> "NeuronSet": ...
+    def __getitem__(self, index: slice) -> "NeuronSet": ...
 
-    def __getitem__(self, place: SupportsIndex | slice) -> "Pair | NeuronSet":
-        """A pair, or of a slice the set of those neurons."""
-        if not isinstance(place, slice):
-            return self.pairs[place]
-        return NeuronSet(self.pairs[place], self.shape, self.scores[place], self.provenance)
+    def __getitem__(self, index: SupportsIndex | slice) -> "Pair | NeuronSet":
+        """A pair, or the set of the neurons in a slice."""
+        if not isinstance(index, slice):
+            return self.pairs[index]
+        return NeuronSet(self.pairs[index], self.shape, self.scores[index], self.provenance)
 
     def __repr__(self) -> str:
         by_layer = self.by_layer()
@@ -103,35 +102,34 @@ class NeuronSet(Sequence[Pair]):
         return f"NeuronSet({len(self)} neurons{where})"
 
     def __and__(self, other: "NeuronSet") -> "NeuronSet":
-        return self._keep(set(self._beside(other)), "and", other)
+        return self._keep(set(self._comparable(other)), "and", other)
 
     def __sub__(self, other: "NeuronSet") -> "NeuronSet":
-        return self._keep(set(self) - set(self._beside(other)), "minus", other)
+        return self._keep(set(self) - set(self._comparable(other)), "minus", other)
 
     def __or__(self, other: "NeuronSet") -> "NeuronSet":
         more = other - self
-        about = {"or": [self.provenance, other.provenance]}
-        return NeuronSet(self.pairs + more.pairs, self.shape, provenance=about)
+        return NeuronSet(self.pairs + more.pairs, self.shape, provenance={"or": [self.provenance, other.provenance]})
 
     def __xor__(self, other: "NeuronSet") -> "NeuronSet":
         return (self - other) | (other - self)
 
     def by_layer(self) -> dict[int, list[int]]:
-        """The neurons of each layer that has some, both ascending.
+        """The neurons by layer, both ascending, without empty layers.
 
         >>> NeuronSet(((3, 1), (0, 5), (0, 2)), shape=(4, 48)).by_layer()
         {0: [2, 5], 3: [1]}
         """
-        found: dict[int, list[int]] = {}
+        neurons: dict[int, list[int]] = {}
         for layer, neuron in sorted(self.pairs):
-            found.setdefault(layer, []).append(neuron)
-        return found
+            neurons.setdefault(layer, []).append(neuron)
+        return neurons
 
     def overlap(self, other: "NeuronSet") -> "pd.DataFrame":
-        """How much two sets share, by layer and in total ("all").
+        """The overlap of two sets, by layer and in total ("all").
 
         Returns:
-            A frame with the sizes of both, of their intersection, and their Jaccard index (NaN where both are empty).
+            A frame with the sizes of both and of their intersection, and their Jaccard index (NaN for two empty sets).
 
         Raises:
             TnkitError: for sets of models of different shape.
@@ -142,15 +140,12 @@ class NeuronSet(Sequence[Pair]):
         """
         import pandas as pd
 
-        left, right = Counter(layer for layer, _ in self), Counter(layer for layer, _ in self._beside(other))
+        left, right = Counter(layer for layer, _ in self), Counter(layer for layer, _ in self._comparable(other))
         both = Counter(layer for layer, _ in set(self) & set(other))
         layers = range(self.shape[0])
+        sizes = {"this": left, "other": right, "both": both}
         frame = pd.DataFrame(
-            {
-                "this": [left[n] for n in layers],
-                "other": [right[n] for n in layers],
-                "both": [both[n] for n in layers],
-            },
+            {name: [counts[layer] for layer in layers] for name, counts in sizes.items()},
             index=pd.Index([*layers], name="layer", dtype=object),
         )
         frame.loc["all"] = frame.sum()
@@ -158,14 +153,14 @@ class NeuronSet(Sequence[Pair]):
         return frame
 
     def uniform(self, *, seed: SupportsIndex, layers: Iterable[SupportsIndex] | None = None) -> "NeuronSet":
-        """A control: as many other neurons, drawn uniformly from a layer range (the control of Tezuka & Inoue, 2025).
+        """A control: as many other neurons, drawn uniformly from a range of layers (Tezuka & Inoue, 2025).
 
         Args:
             seed: of the draw.
-            layers: where to draw from (default: from the set's first layer to its last).
+            layers: to draw from (default: from the set's first layer to its last).
 
         Raises:
-            TnkitError: where the range holds too few other neurons.
+            TnkitError: where the layers have too few other neurons.
 
         >>> control = NeuronSet(((0, 5), (1, 2)), shape=(4, 48)).uniform(seed=0)
         >>> len(control), control == NeuronSet(((0, 5), (1, 2)), shape=(4, 48)).uniform(seed=0)
@@ -181,18 +176,18 @@ class NeuronSet(Sequence[Pair]):
         if len(others) < len(self):
             raise TnkitError(f"{len(others)} other neurons in these layers are too few for a control of {len(self)}")
         drawn = np.random.default_rng(seed).choice(len(others), len(self), replace=False)
-        return self._control("uniform", seed, [others[place] for place in drawn])
+        return self._control("uniform", seed, [others[number] for number in drawn])
 
     def matched(self, *, seed: SupportsIndex, norms: Tensor | None = None) -> "NeuronSet":
-        """A control: as many other neurons from each layer, if asked also of like contribution norm.
+        """A control: as many other neurons from each layer, of similar contribution norm if `norms` is given.
 
         Args:
             seed: of the draw.
-            norms: (layer, neuron), from `tn.scoring.contribution_norms`; each neuron is then replaced by one drawn
-                from the ten of its layer whose norm is nearest and which are still free.
+            norms: (layer, neuron), from `tn.scoring.contribution_norms`; the control of each neuron is then drawn from
+                the ten of its layer that are nearest in norm and not drawn yet.
 
         Raises:
-            TnkitError: where a layer holds too few other neurons.
+            TnkitError: where a layer has too few other neurons.
 
         >>> NeuronSet(((0, 5), (1, 2), (1, 3)), shape=(4, 48)).matched(seed=0).by_layer().keys()
         dict_keys([0, 1])
@@ -210,24 +205,23 @@ class NeuronSet(Sequence[Pair]):
                 continue
             sizes = np.log(norms[layer].double().numpy() + 1e-30)
             for member in random.permutation(members):
-                near = np.argsort(np.abs(sizes[free] - sizes[member]), kind="stable")[:10]
-                place = random.choice(near)
-                drawn.append((layer, int(free[place])))
-                free = np.delete(free, place)
+                nearest = np.argsort(np.abs(sizes[free] - sizes[member]), kind="stable")[:10]
+                choice = random.choice(nearest)
+                drawn.append((layer, int(free[choice])))
+                free = np.delete(free, choice)
         return self._control("matched by layer" + (" and norm" if norms is not None else ""), seed, drawn)
 
     def _control(self, how: str, seed: int, pairs: Sequence[Pair]) -> "NeuronSet":
-        about = {"control": {"how": how, "seed": seed}, "of": self.provenance}
-        return NeuronSet(tuple(sorted(pairs)), self.shape, provenance=about)
+        provenance = {"control": {"how": how, "seed": seed}, "of": self.provenance}
+        return NeuronSet(tuple(sorted(pairs)), self.shape, provenance=provenance)
 
     def to_frame(self) -> "pd.DataFrame":
-        """One row a neuron, in order, indexed (layer, neuron), with its rank and score."""
+        """The rank and score of each neuron, in order, indexed (layer, neuron)."""
         import pandas as pd
 
         index = pd.MultiIndex.from_tuples(self.pairs, names=["layer", "neuron"])
-        return pd.DataFrame(
-            {"rank": range(1, len(self) + 1), **({"score": self.scores} if self.scores else {})}, index=index
-        )
+        scores = {"score": self.scores} if self.scores else {}
+        return pd.DataFrame({"rank": range(1, len(self) + 1), **scores}, index=index)
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw how many of the neurons sit in each layer."""
@@ -239,13 +233,8 @@ class NeuronSet(Sequence[Pair]):
         """Write JSON, or with format="reference" the published code's pickle (a list of pairs)."""
         if format == "reference":
             return pickles.write(path, list(self.pairs))
-        content = {
-            "shape": self.shape,
-            "pairs": self.pairs,
-            "scores": self.scores,
-            "provenance": self.provenance,
-        }
-        return storage.save_json(path, "neurons", content)
+        names = ("shape", "pairs", "scores", "provenance")
+        return storage.save_json(path, "neurons", {name: getattr(self, name) for name in names})
 
     @classmethod
     def load(cls, path: str | Path, *, shape: tuple[int, int] | None = None) -> "NeuronSet":
@@ -253,7 +242,7 @@ class NeuronSet(Sequence[Pair]):
 
         Args:
             path: the file.
-            shape: the model's layers and neurons a layer, which the published code's pickles do not record.
+            shape: the model's layers and neurons in a layer, which the published code's pickles do not record.
 
         Raises:
             TnkitError: for a missing, damaged or foreign file.
@@ -261,28 +250,27 @@ class NeuronSet(Sequence[Pair]):
         reference = Path(path).suffix in (".pkl", ".pickle")
         if reference and shape is None:
             raise TnkitError(f"{path} does not say what model it is of: give shape=(model.n_layers, model.n_neurons)")
-        about = {"pairs": pickles.read(path), "shape": shape} if reference else storage.load_json(path, "neurons")
+        content = {"pairs": pickles.read(path), "shape": shape} if reference else storage.load_json(path, "neurons")
         try:
-            pairs = tuple((_whole(layer), _whole(neuron)) for layer, neuron in about["pairs"])
-            layers, width = (_whole(size) for size in about["shape"])
-            scores = tuple(float(score) for score in about.get("scores", ()))
+            pairs = tuple((_whole(layer), _whole(neuron)) for layer, neuron in content["pairs"])
+            layers, width = (_whole(size) for size in content["shape"])
+            scores = tuple(float(score) for score in content.get("scores", ()))
             if not np.isfinite(scores).all():
                 raise ValueError("a score is not finite")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise TnkitError(f"{path} does not hold a list of (layer, neuron) pairs of whole numbers") from error
         try:
-            stated = storage.stated_provenance(path, about) or {"file": Path(path).name}
-            return cls(pairs, (layers, width), scores, stated)
+            provenance = storage.stated_provenance(path, content) or {"file": Path(path).name}
+            return cls(pairs, (layers, width), scores, provenance)
         except TnkitError as error:
             raise TnkitError(f"{path}: {error}") from error
 
     def _keep(self, wanted: set[Pair], how: str, other: "NeuronSet") -> "NeuronSet":
-        places = [place for place, pair in enumerate(self.pairs) if pair in wanted]
-        scores = tuple(self.scores[place] for place in places) if self.scores else ()
-        about = {**self.provenance, how: other.provenance}
-        return NeuronSet(tuple(self.pairs[place] for place in places), self.shape, scores, about)
+        kept = [pair in wanted for pair in self.pairs]
+        pairs, scores = tuple(compress(self.pairs, kept)), tuple(compress(self.scores, kept))
+        return NeuronSet(pairs, self.shape, scores, {**self.provenance, how: other.provenance})
 
-    def _beside(self, other: "NeuronSet") -> "NeuronSet":
+    def _comparable(self, other: "NeuronSet") -> "NeuronSet":
         if self.shape != other.shape:
             raise TnkitError(
                 f"sets of different models do not compare: {self.shape} and {other.shape} layers × neurons"
@@ -291,11 +279,11 @@ class NeuronSet(Sequence[Pair]):
 
     def _repr_html_(self) -> str:
         counts = [f"{layer}: {len(neurons)}" for layer, neurons in self.by_layer().items()]
-        about = {
+        origin = {
             "model": self.provenance.get("model", {}).get("name"),
             "selection": self.provenance.get("selection"),
         }
-        shown = {name: value for name, value in about.items() if value}
+        shown = {name: value for name, value in origin.items() if value}
         return storage.html_card("Neuron set", {"neurons": len(self), "by layer": counts, **shown})
 
 
@@ -303,30 +291,3 @@ def _whole(number: Any) -> int:
     if isinstance(number, bool) or int(number) != number:
         raise ValueError(f"{number!r} is not a whole number")
     return int(number)
-
-
-def ranked(
-    values: Float[Tensor, "layer neuron"],
-    n: int,
-    layers: Sequence[int],
-    n_layers: int,
-    provenance: dict[str, Any],
-    *,
-    lowest: bool = False,
-) -> NeuronSet:
-    """The n neurons of highest (or lowest) value, best first; equal ones keep the order (layer, neuron).
-
-    Args:
-        values: a row for each of `layers`.
-        n_layers: how many the model has.
-
-    >>> ranked(torch.tensor([[0.1, 0.3], [0.2, 0.3]]), 3, [2, 5], 6, {}).pairs
-    ((2, 1), (5, 1), (5, 0))
-    """
-    flat = -values.reshape(-1) if lowest else values.reshape(-1)
-    least = flat.topk(n).values[-1] if n else torch.inf
-    places = (flat >= least).nonzero()[:, 0]
-    places = places[flat[places].sort(descending=True, stable=True).indices[:n]]
-    width = values.shape[1]
-    pairs = tuple((layers[place // width], place % width) for place in places.tolist())
-    return NeuronSet(pairs, (n_layers, width), tuple(values.reshape(-1)[places].tolist()), provenance)

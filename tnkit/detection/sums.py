@@ -1,132 +1,174 @@
-"""Running sums over a pass, saved on the way where asked for, so that a killed pass in flat memory goes on.
+"""Sums over the sentences of a pass, in memory that does not grow with them: `RunningSum` and `add_up`.
 
-running = CentroidAccumulator()
+running = CentroidAccumulator()                               # or ScoreAccumulator(model, centroids)
 for sentences in add_up(plan(model, texts, keep=["post"]), {"centroid": running}):
-    ...                                                       # that many more have been counted in
+    ...                                                       # a batch of so many sentences was added
 running.result()
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float64
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from tnkit import processes as parallel
-from tnkit.captures.passes import Pass, plan
-from tnkit.detection.centroids import CentroidAccumulator, Centroids
-from tnkit.detection.scoring import ScoreAccumulator
-from tnkit.models import fingerprint as fingerprints
+from tnkit.captures.activations import Activations
+from tnkit.captures.passes import Pass
 from tnkit.models.model import Model
 from tnkit.models.trace import jointly
 
-_EVERY = 5.0  # seconds of work that are lost, at most, where a pass is killed
+_EVERY = 5.0  # seconds of work that a killed pass can lose
 
 
-def add_up(
-    planned: Pass,
-    running: Mapping[str, CentroidAccumulator | ScoreAccumulator],
-    *,
-    fingerprint: str | None = None,
-) -> Iterator[int]:
-    """Feed a pass to accumulators, and after each batch yield how many sentences it had.
+class RunningSum(ABC):
+    """A sum over sentences of something that has a row per layer, in float64.
 
-    Of several processes, each runs its share, and all end with the sums of the whole.
+    A subclass says what is summed, both for captured states (`totals`) and as a function that runs beside the weights
+    of a remote model (`reduction`).
+
+    Attributes:
+        layers: of the rows of `total`; empty until the first batch, where no layers were chosen.
+        total: (layer, column); a scalar 0 before the first batch.
+        count: how many sentences were added.
+        provenance: of the last batch.
+    """
+
+    def __init__(self, layers: tuple[int, ...] = ()) -> None:
+        self.layers = layers
+        self.total: Tensor = torch.zeros((), dtype=torch.float64)
+        self.count = 0
+        self.provenance: dict[str, Any] = {}
+
+    def add(self, batch: Activations) -> None:
+        """Add the sentences of a batch.
+
+        Raises:
+            TnkitError: where it lacks what is summed, or was captured in another way than the batches before it.
+        """
+        self.check(batch.layers, batch.provenance)
+        self._count(self.totals(batch), len(batch), batch.layers, batch.provenance)
+
+    def take(self, totals: list[Tensor], count: int, layers: tuple[int, ...], provenance: dict[str, Any]) -> None:
+        """Add a batch that `reduction` has summed, layer by layer.
+
+        Raises:
+            TnkitError: where it was captured in another way than the batches before it.
+        """
+        self.check(layers, provenance)
+        self._count(torch.stack([total.cpu() for total in totals]), count, layers, provenance)
+
+    def _count(self, total: Tensor, count: int, layers: tuple[int, ...], provenance: dict[str, Any]) -> None:
+        self.resume(self.total + total, self.count + count, layers, provenance)
+
+    def resume(self, total: Tensor, count: int, layers: tuple[int, ...], provenance: dict[str, Any]) -> None:
+        """Replace the sums by saved ones."""
+        self.total, self.count, self.provenance = total, count, provenance
+        self.layers = self.layers or layers
+
+    @abstractmethod
+    def totals(self, batch: Activations) -> Float64[Tensor, "layer column"]:
+        """The sum over the sentences of a batch, on the CPU."""
+
+    @abstractmethod
+    def reduction(self) -> Callable[..., Tensor | None]:
+        """The same as a function of a layer, its sites and weights, for `tnkit.models.trace.jointly`."""
+
+    @abstractmethod
+    def check(self, layers: tuple[int, ...], provenance: dict[str, Any]) -> None:
+        """Refuse a batch that cannot be added."""
+
+    @abstractmethod
+    def columns(self, model: Model) -> int:
+        """How many columns the sum has."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> Any:
+        """What is summed, JSON-able: saved sums of anything else are not taken up."""
+
+
+def add_up(planned: Pass, running: Mapping[str, RunningSum], *, fingerprint: str | None = None) -> Iterator[int]:
+    """Run a pass, add each batch to running sums, and yield its number of sentences.
+
+    Each of several processes runs its share, and all have the sums of the whole pass at the end.
 
     Args:
         planned: from `tnkit.captures.passes.plan`.
-        running: accumulators that nothing was added to, by name.
-        fingerprint: of the model, from `tnkit.models.fingerprint`, to take up sums from the cache and keep them
-            there; None leaves the cache alone.
+        running: empty sums by name.
+        fingerprint: of the model, from `tnkit.models.fingerprint`, to save the sums in the cache and resume from there;
+            None does not use the cache.
 
+    >>> from tnkit.captures.passes import plan
+    >>> from tnkit.detection.centroids import CentroidAccumulator
     >>> from tnkit.testing import tiny_model, SENTENCES
     >>> running = CentroidAccumulator()
     >>> list(add_up(plan(tiny_model(), SENTENCES, keep=["post"], batch_tokens=100), {"en": running}))
     [3, 2, 1]
     """
     whole, planned = len(planned), planned.share()
-    yield from parallel.scaled(_add_up(planned, running, fingerprint), len(planned), whole)
-    together(planned, running)
+    work = _add_up(planned, running) if fingerprint is None else _resumed(planned, running, fingerprint)
+    yield from parallel.scaled(work, len(planned), whole)
+    share_sums(planned, running)
 
 
-def _add_up(planned: Pass, running: Mapping[str, Any], fingerprint: str | None) -> Iterator[int]:
-    kept, start = None, 0
-    if fingerprint is not None:
-        of = {name: accumulator.about for name, accumulator in running.items()}
-        kept = planned.shards(fingerprint, what="sums", of=of)
-        wide = max(planned.model.n_neurons, planned.model.hidden_size)
-        if (state := kept.read("sums", most=8 * planned.model.n_layers * wide * len(running) + 8)) is not None:
-            start = int(state.pop("batches"))
-            count = sum(map(len, planned.batches[:start]))
-            for name, accumulator in running.items():
-                accumulator.resume(state[name], count, planned.layers, planned.provenance)
-            yield count
+def _add_up(planned: Pass, running: Mapping[str, RunningSum], start: int = 0) -> Iterator[int]:
+    """Add the batches from number `start`; only sums travel from a remote model."""
+    if not planned.model.remote:
+        for batch in planned.run(start, device=planned.model.home):
+            for running_sum in running.values():
+                running_sum.add(batch)
+            yield len(batch)
+        return
+    reduce = partial(jointly, {name: running_sum.reduction() for name, running_sum in running.items()})
+    for totals, index in planned.traced(start, reduce=reduce):
+        for name, running_sum in running.items():
+            running_sum.take(totals[name], len(index), planned.layers, planned.provenance)
+        yield len(index)
+
+
+def _resumed(planned: Pass, running: Mapping[str, RunningSum], fingerprint: str) -> Iterator[int]:
+    """Start from the sums in the cache, and save them there every few seconds."""
+    cached = planned.shards(
+        fingerprint, what="sums", sums={name: running_sum.identity for name, running_sum in running.items()}
+    )
+    columns = sum(running_sum.columns(planned.model) for running_sum in running.values())
+    start = 0
+    if (state := cached.read("sums", most=8 * len(planned.layers) * columns + 8)) is not None:
+        start = int(state.pop("batches"))
+        count = sum(map(len, planned.batches[:start]))
+        for name, running_sum in running.items():
+            running_sum.resume(state[name], count, planned.layers, planned.provenance)
+        yield count
     saved = time.monotonic()
-    for number, sentences in enumerate(_counted_in(planned, running, start), start + 1):
-        if kept and (number == len(planned.batches) or time.monotonic() - saved >= _EVERY):
+    for number, sentences in enumerate(_add_up(planned, running, start), start + 1):
+        if number == len(planned.batches) or time.monotonic() - saved >= _EVERY:
             planned.check_weights()
-            totals = {name: accumulator.total for name, accumulator in running.items()}
-            kept.write("sums", {"batches": torch.tensor(number), **totals})
+            totals = {name: running_sum.total for name, running_sum in running.items()}
+            cached.write("sums", {"batches": torch.tensor(number), **totals})
             saved = time.monotonic()
         yield sentences
 
 
-def _counted_in(
-    planned: Pass, running: Mapping[str, CentroidAccumulator | ScoreAccumulator], start: int
-) -> Iterator[int]:
-    """Count batches in, from number start on; of a remote model only their sums come here."""
-    if not planned.model.remote:
-        for batch in planned.run(start, device=planned.model.home):
-            for accumulator in running.values():
-                accumulator.add(batch)
-            yield len(batch)
-        return
-    reduce = partial(jointly, {name: accumulator.reduction() for name, accumulator in running.items()})
-    for found, index in planned.traced(start, reduce=reduce):
-        for name, accumulator in running.items():
-            accumulator.take(found[name], len(index), planned.layers, planned.provenance)
-        yield len(index)
-
-
-def together(planned: Pass, running: Mapping[str, CentroidAccumulator | ScoreAccumulator]) -> None:
-    """Add the sums of all processes, where there are several, each of which has counted in its share of a pass."""
+def share_sums(planned: Pass, running: Mapping[str, RunningSum]) -> None:
+    """Give every process the sums over the shares of all processes."""
     if parallel.size() == 1 or planned.model.sharded:
         return
-    for accumulator in running.values():
-        total = accumulator.total
-        if not isinstance(total, torch.Tensor):  # nothing fell to this process
-            total = torch.zeros(len(planned.layers), planned.model.hidden_size, dtype=torch.float64)
-        count = int(parallel.added(torch.tensor(accumulator.count)))
-        accumulator.resume(parallel.added(total), count, planned.layers, planned.provenance)
-
-
-def centroid(
-    model: Model, sentences: Sequence[str], *, cache: bool = False, progress: bool = True, **options: Any
-) -> Centroids:
-    """The centroid of one language, in flat memory.
-
-    Args:
-        model, sentences: as in `tn.capture`.
-        cache: save the sums on the way, and go on from those that were saved.
-        progress: show a bar.
-        **options: position, suffix, layers, last_layer, batch_tokens, as in `tn.capture`.
-
-    >>> from tnkit.testing import tiny_model, SENTENCES
-    >>> centroid(tiny_model(), SENTENCES, progress=False)
-    Centroids(unnamed, 4 layers)
-    """
-    running, planned = CentroidAccumulator(), plan(model, sentences, keep=["post"], **options)
-    work = add_up(planned, {"centroid": running}, fingerprint=fingerprints.fingerprint(model) if cache else None)
-    drain(work, len(planned), desc="centroid", progress=progress)
-    return running.result()
+    for running_sum in running.values():
+        shape = len(running_sum.layers or planned.layers), running_sum.columns(planned.model)
+        total = parallel.added(running_sum.total.expand(shape))  # a process without batches has a scalar
+        count = int(parallel.added(torch.tensor(running_sum.count)))
+        running_sum.resume(total, count, planned.layers, planned.provenance)
 
 
 def drain(work: Iterable[int], total: int, *, desc: str, progress: bool) -> None:
-    """Do the work of a generator that yields how many sentences were done, under a bar."""
-    with tqdm(
-        total=total, unit=" sentences", desc=desc, disable=not progress or parallel.rank() > 0, leave=False
-    ) as bar:
+    """Do the work of a generator of sentence counts, under a progress bar."""
+    hidden = not progress or parallel.rank() > 0
+    with tqdm(total=total, unit=" sentences", desc=desc, disable=hidden, leave=False) as bar:
         for sentences in work:
             bar.update(sentences)

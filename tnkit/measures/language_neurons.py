@@ -15,8 +15,9 @@ from jaxtyping import Bool, Float, Float64
 
 from tnkit import storage
 from tnkit.captures.activations import Activations
-from tnkit.detection.neurons import NeuronSet, ranked
-from tnkit.errors import TnkitError, whole_number, whole_numbers
+from tnkit.detection.neurons import NeuronSet
+from tnkit.detection.ranking import check_size, chosen_layers, ranked
+from tnkit.errors import TnkitError
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -267,17 +268,11 @@ def extreme(
     lowest: bool = False,
 ) -> NeuronSet:
     """The n neurons of highest (or lowest) value in some layers."""
-    layers = result.layers if layers is None else tuple(sorted(set(whole_numbers("layers", layers))))
-    n = whole_number("n", n)
-    missing = [layer for layer in layers if layer not in result.layers]
-    if missing or not 0 < n <= len(layers) * values.shape[1]:
-        raise TnkitError(
-            f"{n} neurons of layers {list(layers)} were asked for; captured are layers {list(result.layers)} of "
-            f"{values.shape[1]} neurons: ask for layers among them, and for 1 neuron or more, up to all they have"
-        )
-    values = values[[result.layers.index(layer) for layer in layers]]
-    about = {**result.provenance, "selection": selection}
-    return ranked(torch.from_numpy(values), n, layers, result.shape[0], about, lowest=lowest)
+    chosen = chosen_layers(layers, result.layers, verb="captured")
+    n = check_size("bottom" if lowest else "top", n, chosen, values.shape[1])
+    values = values[[result.layers.index(layer) for layer in chosen]]
+    provenance = {**result.provenance, "selection": selection}
+    return ranked(torch.from_numpy(values), n, chosen, n_layers=result.shape[0], provenance=provenance, lowest=lowest)
 
 
 def _precision(

@@ -1,10 +1,12 @@
 """Detection in one call equals its steps, streamed or stored, and refuses early."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 import tnkit as tn
-from tnkit.detection import sums
+from tnkit.detection.centroids import centroid
 from tnkit.detection.detect import detect_towards
 from tnkit.testing import tiny_corpus, tiny_model
 from tnkit.text.corpus import Sentences
@@ -129,22 +131,30 @@ def test_files_of_different_detections_are_refused(folders, tmp_path, other, fil
             tn.Detection.load(tmp_path)
 
 
-@pytest.mark.parametrize("written", [1, 2])
-def test_a_save_that_is_cut_short_over_an_older_one_is_noticed(tmp_path, monkeypatch, written):
-    tn.detect(tiny_model(), TEXTS, language="ja", top=3, **QUIET).save(tmp_path)
-    later = tn.detect(tiny_model(), TEXTS, language="ja", top=3, last_layer="normed", kind="type2", **QUIET)
-    write, calls = tn.storage.write_atomically, []
+def cut_off(function, calls):
+    """The function, interrupted after some calls."""
+    left = iter(range(calls))
 
     def cut(*arguments):
-        calls.append(1)
-        if len(calls) > written:
+        if next(left, None) is None:
             raise KeyboardInterrupt
-        return write(*arguments)
+        return function(*arguments)
 
-    monkeypatch.setattr("tnkit.storage.write_atomically", cut)
-    with pytest.raises(KeyboardInterrupt):
+    return cut
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_a_save_that_is_cut_short_over_an_older_one_is_noticed(tmp_path, monkeypatch, calls):
+    older = tn.detect(tiny_model(), TEXTS, language="ja", top=3, **QUIET)
+    later = tn.detect(tiny_model(), TEXTS, language="ja", top=3, last_layer="normed", kind="type2", **QUIET)
+    older.save(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("tnkit.storage.write_atomically", cut_off(tn.storage.write_atomically, calls))
         later.save(tmp_path)
-    monkeypatch.undo()
+    assert tn.Detection.load(tmp_path).neurons == older.neurons
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("pathlib.Path.replace", cut_off(Path.replace, calls))
+        later.save(tmp_path)
     with pytest.raises(tn.TnkitError, match="belongs to another detection"):
         tn.Detection.load(tmp_path)
     assert tn.Detection.load(later.save(tmp_path)).neurons == later.neurons
@@ -225,11 +235,11 @@ def test_a_cached_detection_runs_nothing_twice_and_gives_the_same(streaming, tmp
 
 def test_known_centroids_take_up_their_sums(tmp_path, monkeypatch):
     monkeypatch.setenv("TNKIT_CACHE", str(tmp_path))
-    model, own = tiny_model("llama"), sums.centroid(tiny_model("llama"), TEXTS["ja"], cache=True, **QUIET)
+    model, own = tiny_model("llama"), centroid(tiny_model("llama"), TEXTS["ja"], cache=True, **QUIET)
     how = {"language": "ja", "kind": "type2", "top": 9, "cache": True} | QUIET
     first = detect_towards(model, TEXTS["ja"], own, **how)
     monkeypatch.setattr("tnkit.captures.passes.trace_blocks", lambda *_, **__: pytest.fail("a pass was run"))
-    assert torch.equal(sums.centroid(model, TEXTS["ja"], cache=True, **QUIET).values, own.values)
+    assert torch.equal(centroid(model, TEXTS["ja"], cache=True, **QUIET).values, own.values)
     assert detect_towards(model, TEXTS["ja"], own, **how).neurons == first.neurons
 
 

@@ -8,7 +8,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import tnkit as tn
-from tnkit.detection.scoring import DISTANCES, ScoreAccumulator, contribution_norms, summed_scores
+from tnkit.detection.closed_form import summed_scores
+from tnkit.detection.scores import DISTANCES
+from tnkit.detection.scoring import ScoreAccumulator, contribution_norms
 from tnkit.testing import SENTENCES, byte_tokenizer, tiny_model, tiny_module
 from tnkit.tests.oracle import assert_near
 
@@ -100,18 +102,14 @@ def test_special_cases_have_the_documented_values(distance):
 
 
 @every_distance
-def test_streaming_in_any_batches_merged_in_any_order_equals_storing(distance):
+def test_streaming_batches_in_any_order_equals_storing(distance):
     model = tiny_model("gemma2")
     whole = tn.capture(model, SENTENCES, progress=False)
     target = tn.estimate_centroids([whole])
     expected = tn.score_neurons(model, whole, target, distance=distance).values
-    parts = []
-    for batch in tn.stream(model, SENTENCES, batch_tokens=60, progress=False):
-        parts.append(ScoreAccumulator(model, target, distance=distance))
-        parts[-1].add(batch)
-    running = parts.pop()
-    for part in parts:
-        running.merge(part)
+    running = ScoreAccumulator(model, target, distance=distance)
+    for batch in reversed([*tn.stream(model, SENTENCES, batch_tokens=60, progress=False)]):
+        running.add(batch)
     assert running.count == len(SENTENCES)
     assert_near(running.result().values, expected)
 

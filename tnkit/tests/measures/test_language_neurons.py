@@ -123,7 +123,7 @@ def test_neurons_high_and_low_in_a_language_are_top_and_bottom(captured):
     assert found.chance == 21 / 77
     assert found.to_frame().loc[(0, 3), "average precision"] == 1
     assert found.plot().lines[-1].get_xdata()[0] == found.chance
-    with pytest.raises(tn.TnkitError, match="0 neurons of layers"):
+    with pytest.raises(tn.TnkitError, match="top 0 was asked for; 2 layers of 50 neurons hold 100"):
         found.top(0)
 
 

@@ -183,9 +183,9 @@ def test_a_planted_neuron_is_on_top_and_the_frame_and_the_curve_say_so(captured)
     x, y = chosen.get_data()
     at = y[np.searchsorted(x, top.scores[1], side="right") - 1]
     assert at == pytest.approx(1 / 3)  # one of three is above the second
-    with pytest.raises(tn.TnkitError, match="25 neurons of layers"):
+    with pytest.raises(tn.TnkitError, match="top 25 was asked for"):
         found.top(25)
-    with pytest.raises(tn.TnkitError, match=r"1 neurons of layers \[9\]"):
+    with pytest.raises(tn.TnkitError, match=r"layers \[9\] were not captured; captured are"):
         found.top(1, layers=[9])
 
 

@@ -1,0 +1,129 @@
+"""Transfer neurons with the scores and the centroid that chose them: `Detection`."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tnkit import storage
+from tnkit.detection.centroids import Centroids
+from tnkit.detection.neurons import NeuronSet
+from tnkit.detection.scores import NeuronScores
+from tnkit.errors import TnkitError
+from tnkit.models.tokens import ends_frame, ends_lines
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import pandas as pd
+
+_NEURONS, _SCORES, _CENTROIDS = "neurons.json", "scores.safetensors", "centroids.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Detection:
+    """The transfer neurons of one kind and language, with the scores and the centroid that chose them.
+
+    Attributes:
+        language: whose neurons.
+        kind: "type1" (towards the shared centroid) or "type2" (towards the language's own).
+        neurons, scores, centroids: the results of each step.
+    """
+
+    language: str
+    kind: str
+    neurons: NeuronSet
+    scores: NeuronScores
+    centroids: Centroids
+
+    def to_frame(self) -> "pd.DataFrame":
+        """The neurons with rank and score, indexed (layer, neuron)."""
+        return self.neurons.to_frame()
+
+    def ends(self) -> "pd.DataFrame":
+        """How the sentences of each language end, as `Activations.ends` says, indexed by language."""
+        return ends_frame(self._sentences())
+
+    def _sentences(self) -> list[dict[str, Any]]:
+        own = self.scores.provenance.get("sentences", {})
+        return [*self.centroids.provenance.get("sentences", []), {"language": self.language, **own}]
+
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+        """Draw the score distribution with the chosen tail."""
+        return self.scores.plot(ax, chosen=self.neurons)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write scores.safetensors, centroids.safetensors and neurons.json into a folder.
+
+        The last one records the hashes of the other two, so that `load` notices a save that was cut short.
+
+        >>> import tempfile
+        >>> from tnkit.detection.detect import detect
+        >>> from tnkit.testing import tiny_corpus, tiny_model
+        >>> saved = detect(tiny_model(), tiny_corpus(), language="it", top=10, progress=False)
+        >>> Detection.load(saved.save(tempfile.mkdtemp())).neurons == saved.neurons
+        True
+        """
+        folder = Path(folder)
+        with storage.together() as waiting:
+            others = self.scores.save(folder / _SCORES), self.centroids.save(folder / _CENTROIDS)
+            hashes = {path.name: _file_hash(waiting[path]) for path in others}
+            provenance = self.neurons.provenance | {"saved_with": hashes}
+            replace(self.neurons, provenance=provenance).save(folder / _NEURONS)
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Detection":
+        """Read what `save` wrote.
+
+        Raises:
+            TnkitError: for missing, damaged or foreign files, and for files of different detections.
+        """
+        folder = Path(folder)
+        neurons = NeuronSet.load(folder / _NEURONS)
+        provenance = dict(neurons.provenance)
+        hashes = provenance.pop("saved_with", {})
+        scores = NeuronScores.load(folder / _SCORES)
+        centroids = Centroids.load(folder / _CENTROIDS)
+        for name in (_SCORES, _CENTROIDS) if hashes else ():
+            if hashes.get(name) != _file_hash(folder / name):
+                raise _mixed(folder, name, "its content")
+        selection = provenance.get("selection", {})
+        neurons = replace(neurons, provenance=provenance)
+        loaded = cls(selection.get("language", ""), selection.get("kind", ""), neurons, scores, centroids)
+        loaded._check_files(folder)
+        return loaded
+
+    def _check_files(self, folder: Path) -> None:
+        """Refuse results of different detections, whatever wrote them."""
+        chosen, scored, target = self.neurons.provenance, self.scores.provenance, self.centroids.provenance
+        for name in ("model", "sentences", "position", "centroid"):
+            if chosen.get(name) != scored.get(name):
+                raise _mixed(folder, _SCORES, f"its {name}")
+        if chosen.get("distance", self.scores.distance) != self.scores.distance:
+            raise _mixed(folder, _SCORES, f"its distance ({self.scores.distance})")
+        values = self.scores.values
+        if self.neurons.shape != tuple(values.shape):
+            raise _mixed(folder, _SCORES, f"its shape {tuple(values.shape)}")
+        if any(values[pair] != score for pair, score in zip(self.neurons.pairs, self.neurons.scores, strict=False)):
+            raise _mixed(folder, _SCORES, "its scores of these neurons")
+        for name in ("model", "position"):
+            if target.get(name, scored.get(name)) != scored.get(name):
+                raise _mixed(folder, _CENTROIDS, f"its {name}")
+        if "centroid" in scored and target.get("sentences", target) != scored["centroid"]:
+            raise _mixed(folder, _CENTROIDS, "its sentences")
+
+    def _repr_html_(self) -> str:
+        rows = {"language": self.language, "kind": self.kind, "distance": self.scores.distance}
+        rows |= {f"last tokens, {name}": text for name, text in ends_lines(self._sentences()).items()}
+        return storage.html_card("Transfer neurons", rows) + self.neurons._repr_html_()
+
+
+def _file_hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _mixed(folder: Path, name: str, difference: str) -> TnkitError:
+    return TnkitError(
+        f"{folder / name} belongs to another detection than {_NEURONS} beside it: {difference} differs, as after a "
+        "save that was cut short; detect again and save it"
+    )

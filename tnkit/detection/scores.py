@@ -1,0 +1,138 @@
+"""How much nearer each neuron moves the residual stream to a centroid: `NeuronScores`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tnkit import storage
+from tnkit.detection.neurons import NeuronSet
+from tnkit.detection.ranking import check_size, chosen_layers, ranked, span
+from tnkit.errors import TnkitError
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import pandas as pd
+
+DISTANCES = ("cosine", "euclidean")
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronScores:
+    """The score of every neuron: mean over sentences of how much nearer it brings `mid` to a centroid.
+
+    Attributes:
+        values: (layer, neuron), float64; positive is nearer; NaN in layers that were not scored. Cosines for "cosine",
+            units of the residual stream for "euclidean".
+        distance: "cosine" or "euclidean".
+        provenance: model, sentences, centroid, versions.
+    """
+
+    values: Float[Tensor, "layer neuron"]
+    distance: str
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        language = self.provenance.get("sentences", {}).get("language", "unnamed")
+        return f"NeuronScores({language}, {self.distance}, layers {self.layers[0]} to {self.layers[-1]})"
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers that were scored."""
+        return torch.nonzero(~self.values.isnan().all(dim=1))[:, 0].tolist()
+
+    def top(self, n: SupportsIndex, *, layers: Iterable[SupportsIndex] | None = None) -> NeuronSet:
+        """The n neurons of highest score, best first; equal scores keep the order (layer, neuron).
+
+        Args:
+            n: how many.
+            layers: where to look (default: every scored layer).
+
+        Raises:
+            TnkitError: for more neurons than there are candidates, or a layer that was not scored.
+
+        >>> NeuronScores(torch.tensor([[0.1, 0.3], [0.2, 0.3]]).double(), "cosine").top(3).pairs
+        ((0, 1), (1, 1), (1, 0))
+        """
+        return self._extreme("top", n, layers)
+
+    def bottom(self, n: SupportsIndex, *, layers: Iterable[SupportsIndex] | None = None) -> NeuronSet:
+        """The n neurons of lowest score, lowest first: they move the stream away, as a control.
+
+        >>> NeuronScores(torch.tensor([[0.1, 0.3], [0.2, 0.3]]).double(), "cosine").bottom(2).pairs
+        ((0, 0), (1, 0))
+        """
+        return self._extreme("bottom", n, layers)
+
+    def above(self, threshold: float, *, layers: Iterable[SupportsIndex] | None = None) -> NeuronSet:
+        """The neurons whose score is greater than a threshold, best first (may be none).
+
+        >>> len(NeuronScores(torch.tensor([[0.1, 0.3], [0.2, 0.3]]).double(), "cosine").above(0.15))
+        3
+        """
+        chosen = chosen_layers(layers, self.layers)
+        values = self.values[list(chosen)]
+        n = int((values > threshold).sum())
+        provenance = self._provenance(chosen, threshold=threshold)
+        return ranked(values, n, chosen, n_layers=len(self.values), provenance=provenance)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """The score of every scored neuron, indexed (layer, neuron)."""
+        import pandas as pd
+
+        layers, width = self.layers, self.values.shape[1]
+        index = pd.MultiIndex.from_product([layers, range(width)], names=["layer", "neuron"])
+        return pd.DataFrame({"score": self.values[layers].reshape(-1).numpy()}, index=index)
+
+    def plot(
+        self, ax: "matplotlib.axes.Axes | None" = None, *, chosen: NeuronSet | None = None
+    ) -> "matplotlib.axes.Axes":
+        """Draw the distribution of scores, and the tail that is a chosen set."""
+        from tnkit.plots import figures as plots
+
+        return plots.score_distribution(self, chosen=chosen, ax=ax)
+
+    def save(self, path: str | Path) -> Path:
+        """Write a safetensors file."""
+        description = {"distance": self.distance, "provenance": self.provenance}
+        return storage.save_tensors(path, "scores", {"values": self.values}, description)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "NeuronScores":
+        """Read what `save` wrote.
+
+        Raises:
+            TnkitError: for a missing, damaged or foreign file.
+        """
+        tensors, description = storage.load_tensors(path, "scores")
+        distance = description.get("distance")
+        if set(tensors) != {"values"} or distance not in DISTANCES or tensors["values"].ndim != 2:
+            raise TnkitError(f"{path} lacks the values or the distance of scores; score again")
+        values = tensors["values"]
+        scored = ~values.isnan().all(dim=1)
+        storage.finite(path, "values", values[scored], (None, None))
+        if not bool(scored.any()):
+            raise TnkitError(f"{path} holds no scored layer; score again")
+        return cls(values, distance, storage.stated_provenance(path, description))
+
+    def _extreme(self, end: str, n: SupportsIndex, layers: Iterable[SupportsIndex] | None) -> NeuronSet:
+        """The n neurons at one end of the scores."""
+        chosen = chosen_layers(layers, self.layers)
+        n = check_size(end, n, chosen, self.values.shape[1])
+        provenance = self._provenance(chosen, **{end: n})
+        values = self.values[list(chosen)]
+        return ranked(values, n, chosen, n_layers=len(self.values), provenance=provenance, lowest=end == "bottom")
+
+    def _provenance(self, layers: Sequence[int], **selection: Any) -> dict[str, Any]:
+        """Of neurons chosen from these scores."""
+        return {**self.provenance, "distance": self.distance, "selection": {**selection, "layers": span(layers)}}
+
+    def _repr_html_(self) -> str:
+        rows = {"distance": self.distance, "layers": span(self.layers), "neurons a layer": self.values.shape[1]}
+        return storage.html_card("Neuron scores", rows | {"highest": float(self.values.nan_to_num(-torch.inf).max())})
