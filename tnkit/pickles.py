@@ -115,7 +115,8 @@ class _Rehearsal(_Plain, pickle._Unpickler):
 
         if not isinstance(code, str) or how != (False, True) or np.dtype(code).kind not in "biufcSU":
             raise pickle.UnpicklingError("it holds an array of objects or records")
-        return _StandIn(self, [np.dtype(code).newbyteorder(order).__reduce__()[2] for order in "<>"])
+        both = np.dtype(code).newbyteorder("<"), np.dtype(code).newbyteorder(">")
+        return _StandIn(self, [dtype.__reduce__()[2] for dtype in both])
 
     def _reconstruct(self, *how: Any) -> "_StandIn":
         if how not in (("ndarray", (0,), b"b"), ("ndarray", (0,), "b")):

@@ -281,8 +281,9 @@ class _Job:
 
 def _add(captured: Activations | None, share: Pass, running: Mapping[str, RunningSum]) -> None:
     """Add captured states; a process without a share has none."""
-    for running_sum in running.values() if captured else ():
-        running_sum.add(captured)
+    if captured is not None:
+        for running_sum in running.values():
+            running_sum.add(captured)
     share_sums(share, running)
 
 
