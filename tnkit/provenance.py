@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypedDict
 
 from tnkit.errors import TnkitError
-
-if TYPE_CHECKING:
-    from tnkit.models.model import Model
 
 _LOG = logging.getLogger("tnkit")
 _OLD_HASH = re.compile("[0-9a-f]{16}")  # of tnkit up to 0.1: sums of weights, blind to their order
@@ -19,7 +17,42 @@ _TOLD: set[str] = set()  # which results were warned about
 _HOW = ("position", "suffix", "ablations")  # what decides a state beside the model
 
 
-def check_made_with(model: Model, provenance: Any, what: str, *, states: bool = False) -> None:
+class ModelOrigin(TypedDict, total=False):
+    """What results record of a model."""
+
+    name: str
+    revision: str | None
+    weights: str
+    dtype: str
+    attention: str
+    layers: int
+    neurons: int
+    hidden: int
+    template: str
+
+
+class Origin(ABC):
+    """What a result can be made with; a `tnkit.models.model.Model` is one."""
+
+    name: str
+
+    @property
+    @abstractmethod
+    def weights_hash(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def dtype(self) -> Any: ...
+
+    @property
+    @abstractmethod
+    def attention(self) -> str | None: ...
+
+    @abstractmethod
+    def check_unchanged(self) -> None: ...
+
+
+def check_made_with(model: Origin, provenance: Any, what: str, *, states: bool = False) -> None:
     """Refuse a result that was made with other weights than the model has now.
 
     A result that does not say which weights it was made with passes. So does one with a hash of an old tnkit, which
@@ -51,11 +84,11 @@ def check_made_with(model: Model, provenance: Any, what: str, *, states: bool = 
         elif weights != model.weights_hash:
             raise TnkitError(
                 f"{what} were made with {theirs.get('name')} in {theirs.get('dtype')} (weights {weights}), not with "
-                f"{model.name} in {model.provenance['dtype']} (weights {model.weights_hash}) as it is now; make them "
-                "with this model, or pass list(neurons) to use the same places in another model"
+                f"{model.name} in {str(model.dtype).removeprefix('torch.')} (weights {model.weights_hash}) as it is "
+                "now; make them with this model, or pass list(neurons) to use the same places in another model"
             )
-    if states and not model.remote:
-        now = model.module.config._attn_implementation
+    now = model.attention
+    if states and now is not None:
         for before in {model_then.get("attention", now) for model_then in made_with.values()} - {now}:
             raise TnkitError(
                 f"{what} were made with attn_implementation={before!r}, and {model.name} now has {now!r}; make them "

@@ -14,7 +14,6 @@ from tnkit import processes as parallel
 from tnkit import storage
 from tnkit.errors import TnkitError, one_of
 from tnkit.models.model import Model
-from tnkit.models.remote import server_of
 from tnkit.models.tokens import Specials, ends, last_word, special_ids, special_tokens, tell, without_final_punctuation
 
 _CPU_TOKENS, _GPU_TOKENS = 768, 16_384
@@ -298,6 +297,6 @@ def provenance_of(model: Model, sentences: Sequence[str]) -> dict[str, Any]:
         "position": "last",
         "last_layer": "raw",
         "versions": storage.versions(),
-        **({"server": server_of(model.remote)} if model.remote else {}),
+        **({"server": model.server} if model.server else {}),
         **({"ablations": list(model.ablations)} if model.ablations else {}),
     }

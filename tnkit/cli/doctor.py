@@ -18,7 +18,6 @@ from tnkit import __version__
 from tnkit.captures import shards
 from tnkit.errors import first_line
 from tnkit.models import packaged
-from tnkit.models.remote import has_key
 from tnkit.storage import cache_folder
 
 _GIB = 1 << 30
@@ -186,6 +185,8 @@ def _keys() -> Iterator[Finding]:
     advice = "" if there or offline else "for gated models such as Llama: hf auth login"
     state = ("token set" if there else "no token") + (", offline (HF_HUB_OFFLINE)" if offline else "")
     yield Finding("Hugging Face", state, advice)
+    from tnkit.models.remote import has_key
+
     key = has_key()
     advice = "" if key else "for models that run on NDIF: set NDIF_API_KEY to a key from login.ndif.us"
     yield Finding("NDIF", "key set" if key else "no key", advice)

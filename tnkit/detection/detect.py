@@ -28,7 +28,6 @@ from tnkit.detection.neurons import NeuronSet
 from tnkit.detection.scoring import NeuronScores, ScoreAccumulator
 from tnkit.detection.sums import add_up, drain, together
 from tnkit.errors import TnkitError, one_of, whole_number
-from tnkit.models import fingerprint as fingerprints
 from tnkit.models.model import Model, check_layers
 from tnkit.models.tokens import ends_frame, ends_lines
 from tnkit.text.corpus import Corpus
@@ -340,7 +339,7 @@ class _Job:
         names = sorted(self.languages, key=lambda one: one not in self.hub)  # a hub's centroid is needed by the others
         total = sum(len(self.texts[name]) * (1 + self._streamed(name)) for name in names)
         total += sum(len(self.texts[name]) for name in shared)
-        fingerprint, done = fingerprints.fingerprint(self.model) if self.cache else None, 0
+        fingerprint, done = self.model.fingerprint() if self.cache else None, 0
         for name in (*shared, *names):
             part = self._centroid if name in shared else self._stream if self._streamed(name) else self._capture
             # no name for the plan: the token ids of one language are gone before those of the next are there
@@ -355,7 +354,7 @@ class _Job:
             return self.streaming
         device = self.model.home
         room = free_memory(device) // 3 if device.type == "cuda" and not self.cache else _HOLD
-        return self.model.remote is not False or held > room
+        return self.model.request_bytes is not None or held > room
 
     # Each part of the work yields (sentences, detections) as it goes, and leaves the centroid it estimates behind.
 
@@ -446,7 +445,7 @@ def detect_towards(
         raise TnkitError(f"these centroids are of {' and '.join(of)}; {kind} of {language} needs those of {wanted}")
     running = ScoreAccumulator(model, centroids, distance=distance, layers=where)
     planned = plan(model, sentences, keep=_SCORED, layers=where, **options)
-    work = add_up(planned, {kind: running}, fingerprint=fingerprints.fingerprint(model) if cache else None)
+    work = add_up(planned, {kind: running}, fingerprint=model.fingerprint() if cache else None)
     drain(work, len(planned), desc="detect", progress=progress)
     return _detection(language, kind, running, top)
 

@@ -25,7 +25,6 @@ from tnkit.detection.closed_form import layer_total, layer_totals, sizes_written
 from tnkit.detection.neurons import NeuronSet, ranked
 from tnkit.errors import TnkitError, one_of, whole_number, whole_numbers
 from tnkit.models.model import Model, check_layers
-from tnkit.models.trace import ask_weights
 from tnkit.provenance import check_alike, check_fits, check_made_with
 
 if TYPE_CHECKING:
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DISTANCES", "NeuronScores", "ScoreAccumulator", "score_neurons", "summed_scores"]
 DISTANCES = ("cosine", "euclidean")
-_PARCEL = 32 << 20  # bytes of captured states in one request to a remote model's server
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,16 +221,17 @@ class ScoreAccumulator:
         batch.require("mid", "activations", "scale")
         self._check(batch.layers, batch.provenance)
         for parcel in self._parcels(batch):
-            for layer, total in ask_weights(self.model, layer_total, parcel).items():
+            for layer, total in self.model.ask_weights(layer_total, parcel).items():
                 self.total[layer] += total.cpu()
         self._counted(len(batch), batch.provenance)
 
     def _parcels(self, batch: Activations) -> Iterator[dict[int, tuple[Any, ...]]]:
         """What is asked of the layers: all at once here, in requests of limited size of a remote model."""
         sentence = 4 * (self.model.n_neurons + self.model.hidden_size + 1)
-        rows = max(1, _PARCEL // sentence) if self.model.remote else len(batch)
+        limit = self.model.request_bytes
+        rows = len(batch) if limit is None else max(1, limit // sentence)
         parcel: dict[int, tuple[Any, ...]] = {}
-        room = rows * len(self.layers) if not self.model.remote else rows
+        room = rows * len(self.layers) if limit is None else rows
         for layer, start in product(self.layers, range(0, len(batch), rows)):
             place, part = batch.layers.index(layer), slice(start, start + rows)
             kept = batch.tensors()
@@ -241,7 +240,7 @@ class ScoreAccumulator:
             if layer in parcel or len(states[0]) > room:
                 yield parcel
                 parcel, room = {}, rows
-            parcel[layer] = (*(state.clone() if self.model.remote else state for state in states), self.distance)
+            parcel[layer] = (*states, self.distance)
             room -= len(states[0])
         yield parcel
 
@@ -371,7 +370,7 @@ def contribution_norms(model: Model, activations: Activations) -> Float[Tensor, 
     check_made_with(model, activations.provenance, "these captured states", states=True)
     kept = activations.require("activations", "scale").tensors()
     norms = torch.full((model.n_layers, model.n_neurons), torch.nan, dtype=torch.float32)
-    sizes = ask_weights(model, sizes_written, dict.fromkeys(activations.layers, ()))
+    sizes = model.ask_weights(sizes_written, dict.fromkeys(activations.layers, ()))
     for place, layer in enumerate(activations.layers):
         written = kept["activations"][place].abs() * kept["scale"][place][:, None]
         norms[layer] = sizes[layer].cpu() * written.mean(dim=0)

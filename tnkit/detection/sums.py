@@ -18,7 +18,6 @@ from tnkit import processes as parallel
 from tnkit.captures.passes import Pass, plan
 from tnkit.detection.centroids import CentroidAccumulator, Centroids
 from tnkit.detection.scoring import ScoreAccumulator
-from tnkit.models import fingerprint as fingerprints
 from tnkit.models.model import Model
 from tnkit.models.trace import jointly
 
@@ -38,7 +37,7 @@ def add_up(
     Args:
         planned: from `tnkit.captures.passes.plan`.
         running: accumulators that nothing was added to, by name.
-        fingerprint: of the model, from `tnkit.models.fingerprint`, to take up sums from the cache and keep them
+        fingerprint: of the model, from `Model.fingerprint`, to take up sums from the cache and keep them
             there; None leaves the cache alone.
 
     >>> from tnkit.testing import tiny_model, SENTENCES
@@ -77,13 +76,13 @@ def _counted_in(
     planned: Pass, running: Mapping[str, CentroidAccumulator | ScoreAccumulator], start: int
 ) -> Iterator[int]:
     """Count batches in, from number start on; of a remote model only their sums come here."""
-    if not planned.model.remote:
+    reduce = planned.model.sent(partial(jointly, {name: summed.reduction() for name, summed in running.items()}))
+    if reduce is None:
         for batch in planned.run(start, device=planned.model.home):
             for accumulator in running.values():
                 accumulator.add(batch)
             yield len(batch)
         return
-    reduce = partial(jointly, {name: accumulator.reduction() for name, accumulator in running.items()})
     for found, index in planned.traced(start, reduce=reduce):
         for name, accumulator in running.items():
             accumulator.take(found[name], len(index), planned.layers, planned.provenance)
@@ -118,7 +117,7 @@ def centroid(
     Centroids(unnamed, 4 layers)
     """
     running, planned = CentroidAccumulator(), plan(model, sentences, keep=["post"], **options)
-    work = add_up(planned, {"centroid": running}, fingerprint=fingerprints.fingerprint(model) if cache else None)
+    work = add_up(planned, {"centroid": running}, fingerprint=model.fingerprint() if cache else None)
     drain(work, len(planned), desc="centroid", progress=progress)
     return running.result()
 

@@ -16,7 +16,8 @@ from tnkit.explorers.explorer import Explorer, controls
 from tnkit.explorers.parts import Places
 from tnkit.explorers.study import usual_top
 from tnkit.models import packaged
-from tnkit.models.model import Model, load_model
+from tnkit.models.load import load_model
+from tnkit.models.model import Model
 from tnkit.plots import figures as plots
 from tnkit.plots.style import KIND_COLOURS, KIND_NAMES, language_name
 from tnkit.text.corpus import Corpus, load_corpus

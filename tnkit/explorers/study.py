@@ -20,7 +20,6 @@ from tnkit.interventions.comparison import Control, controls
 from tnkit.interventions.last_token import PLACES, LastToken
 from tnkit.measures.experiments import BY_STATES
 from tnkit.measures.specificity import Specificity, correlation_ratio
-from tnkit.models.fingerprint import settings
 from tnkit.models.model import Model
 from tnkit.plots.style import KIND_NAMES, language_name
 from tnkit.text.corpus import Corpus
@@ -105,7 +104,7 @@ class Study:
             now: look at once; otherwise at most once a second.
         """
         if now or time.monotonic() - self._looked > _LOOK:
-            weights = f"{self.model.weights_hash} {settings(self.model)}"
+            weights = f"{self.model.weights_hash} {self.model.settings()}"
             if weights != self._weights:
                 self._weights = weights
                 self._kept.clear()

@@ -29,10 +29,9 @@ from tnkit.captures.batches import (
 from tnkit.captures.passes import KEEP, capture
 from tnkit.errors import TnkitError, whole_number
 from tnkit.interventions.ablation import Ablation
-from tnkit.interventions.scopes import Prompt, decoder_of, parameters, prompts
-from tnkit.models.fingerprint import settings
+from tnkit.interventions.scopes import decoder_of, parameters, prompts
 from tnkit.models.model import Model, check_layers, hashed_once
-from tnkit.models.sessions import TURN
+from tnkit.models.sessions import TURN, Prompt
 from tnkit.models.trace import chosen_sites, trace_blocks
 
 PLACES = ("last", "last_word", "end")  # positions that are one token
@@ -90,12 +89,12 @@ class LastToken:
         self.position, self.suffix = position, suffix
         tokens = tokenised(model, sentences, whole=position == "end", suffix=suffix)
         with TURN:
-            self._settings = settings(model)
+            self._settings = model.settings()
             self.about = read_from(model, sentences, tokens, position=position, suffix=suffix)
             if position == "last_word":  # nothing after the token that is read changes it
                 places = read_places(model, tokens, position)
                 tokens = Tokens(ids[: place + 1] for ids, place in zip(tokens, places, strict=True))
-            self.cached = _has_positions(model, max(tokens.lengths())) and self._is_proved(tokens)
+            self.cached = self._is_proved(tokens)
         self._batches: list[tuple[list[int], dict[str, Any], Prompt]] = []
         if not self.cached:
             return
@@ -140,7 +139,7 @@ class LastToken:
                 "this LastToken was made under other ablations than are active now, so its prefix is of another model; "
                 "make it anew inside them"
             )
-        if now["model"] != self.about["model"] or settings(self.model) != self._settings:
+        if now["model"] != self.about["model"] or self.model.settings() != self._settings:
             raise TnkitError(
                 f"{self.model.name} was changed after this LastToken was made, so its prefix is of another model; make "
                 "it anew"
@@ -186,24 +185,25 @@ class LastToken:
         """Whether the last tokens of the shortest and the longest sentence are the same from a prefix as in full."""
         both = [min(tokens, key=len), max(tokens, key=len)]
         inputs, last = padded(self.model, both)
-        full = trace_blocks(self.model, inputs | {"use_cache": False}, last, layers=self.layers, keep=["post"])
         try:
-            found = self._last_states(*self._prefix(both), keep=["post"])
-        except Exception as error:  # whatever a cache of an unknown kind does
+            if not _has_positions(self.model, len(both[1])):
+                return False
+            kept = self._last_states(*self._prefix(both), keep=["post"])
+        except Exception as error:  # a model that runs elsewhere, and whatever a cache of an unknown kind does
             _LOG.debug("%s has no prefix that can be kept: %s", self.model.name, error)
             return False
+        full = trace_blocks(self.model, inputs | {"use_cache": False}, last, layers=self.layers, keep=["post"])
         most = _TOLERANCE if torch.finfo(self.model.dtype).bits >= 32 else _HALF_TOLERANCE
-        pairs = zip(found["post"], full["post"], strict=True)
-        return all(bool((kept - run).abs().max() <= most * run.abs().max()) for kept, run in pairs)
+        pairs = zip(kept["post"], full["post"], strict=True)
+        return all(bool((cached - run).abs().max() <= most * run.abs().max()) for cached, run in pairs)
 
 
 def _has_positions(model: Model, longest: int) -> bool:
     """Whether a cached prefix can be continued at a position of our choice."""
-    if model.remote or longest < 2:
-        return False
     config = model.module.config.get_text_config(decoder=True)
     return (
-        "position_ids" in parameters(decoder_of(model))
+        longest > 1
+        and "position_ids" in parameters(decoder_of(model))
         and not getattr(config, "alibi", False)
         and (model.window is None or longest < model.window)
     )

@@ -26,7 +26,6 @@ from tnkit.errors import TnkitError
 from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.scopes import decoder_of
 from tnkit.measures.generation import Answered, Continuations, answer_questions, continuations, languages_of
-from tnkit.models.fingerprint import check_ready
 from tnkit.models.model import Model
 from tnkit.models.sessions import TURN
 
@@ -195,7 +194,7 @@ def perplexity(
             f"sentence {short} ({sentences[short]!r:.60}) has one token, of which none follows another; drop it"
         )
     nll = np.empty(len(ids))
-    check_ready(model)
+    model.check_ready()
     ablation = Ablation(model, neurons, tokens=tokens)
     with (
         ablation if ablation.values else nullcontext(),

@@ -22,7 +22,6 @@ from tnkit.captures.batches import by_length, provenance_of, tokenised
 from tnkit.errors import TnkitError
 from tnkit.interventions.ablation import Ablation
 from tnkit.measures.answers import Answer, QuestionScores, score
-from tnkit.models.fingerprint import check_ready
 from tnkit.models.model import Model
 from tnkit.models.sessions import TURN
 
@@ -320,7 +319,7 @@ def _generate(
     batch_tokens: int,
     progress: bool,
 ) -> tuple[str, ...]:
-    check_ready(model)
+    model.check_ready()
     ids = tokenised(model, prompts, whole=True)
     longest = max(map(len, ids))
     if max_new_tokens < 1 or (model.context and longest + max_new_tokens > model.context):

@@ -27,7 +27,6 @@ from tnkit import storage
 from tnkit.errors import TnkitError, first_line
 from tnkit.interventions.ablation import Ablation
 from tnkit.measures.task_files import refuse_code, refuse_dataset_code, sandboxed_templates
-from tnkit.models.fingerprint import check_ready
 from tnkit.models.model import Model
 
 if TYPE_CHECKING:
@@ -137,7 +136,7 @@ def evaluate(
     if limit is not None and limit <= 0:
         raise TnkitError(f"limit={limit} must be a positive number of documents, a share below 1, or None for all")
     lm_eval = _lm_eval()
-    check_ready(model)
+    model.check_ready()
     ablation = Ablation(model, neurons, tokens=tokens)
     options = {"tasks": tasks, "limit": limit, "num_fewshot": num_fewshot, "bootstrap_iters": 1000}
     quiet = contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO())
