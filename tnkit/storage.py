@@ -23,7 +23,6 @@ from tnkit import program as process
 from tnkit.errors import TnkitError
 
 _SCHEMA = 2
-_DESCRIBED = ("model", "sentences", "centroid", "selection", "versions")  # parts of provenance that are dicts
 
 
 def cache_folder() -> Path:
@@ -231,21 +230,6 @@ def layers_of(path: str | Path, about: Mapping[str, Any]) -> tuple[int, ...]:
     if sorted(set(layers)) != layers:
         raise TnkitError(f"{path}: its layers {layers!s:.60} are not in order; make it again")
     return tuple(layers)
-
-
-def stated_provenance(path: str | Path, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Where a file says it comes from.
-
-    Raises:
-        TnkitError: where that is not laid out as tnkit writes it.
-    """
-    provenance = about.get("provenance") or {}
-    parts = provenance.items() if isinstance(provenance, dict) else [("sentences", None)]
-    for name, part in parts:
-        entries = part if name in ("sentences", "centroid") and isinstance(part, list) else [part]
-        if name in _DESCRIBED and not all(isinstance(entry, dict) for entry in entries):
-            raise TnkitError(f"{path}: its provenance is not laid out as tnkit writes it; make it again")
-    return provenance
 
 
 def finite(path: str | Path, name: str, tensor: Any, shape: tuple[int | None, ...]) -> Any:

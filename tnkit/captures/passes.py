@@ -315,7 +315,8 @@ def plan(
     if last_layer == "normed" and model.final_norm_path is None:
         raise TnkitError(f"{model.name} has no final norm that tnkit knows; use last_layer='raw'")
     tokens = tokenised(model, sentences, whole=position == "end", suffix=suffix)
-    provenance = read_from(model, sentences, tokens, position=position, suffix=suffix) | {"last_layer": last_layer}
+    provenance = read_from(model, sentences, tokens, position=position, suffix=suffix)
+    provenance["last_layer"] = last_layer
     size = roomy(model) if batch_tokens is None else batch_tokens
     batches = [array("i", index) for index in by_length(tokens.lengths(), size)]
     read = read_places(model, tokens, position)

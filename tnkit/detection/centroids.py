@@ -19,7 +19,7 @@ from tnkit import pickles, storage
 from tnkit.captures.activations import Activations
 from tnkit.errors import TnkitError
 from tnkit.models.model import Model
-from tnkit.provenance import check_alike, check_made_with
+from tnkit.provenance import check_alike, check_made_with, stated
 from tnkit.text.rows import check_parallel
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Centroids:
             raise TnkitError(f"{path} lacks the values of centroids; estimate them again")
         layers = storage.layers_of(path, about)
         values = storage.finite(path, "values", tensors["values"], (len(layers), None))
-        return cls(values, layers, storage.stated_provenance(path, about))
+        return cls(values, layers, stated(path, about))
 
     @classmethod
     def _from_reference(cls, path: str | Path) -> "Centroids":

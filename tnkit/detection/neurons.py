@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tnkit import pickles, storage
 from tnkit.errors import TnkitError, whole_number, whole_numbers
+from tnkit.provenance import stated
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -271,8 +272,7 @@ class NeuronSet(Sequence[Pair]):
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise TnkitError(f"{path} does not hold a list of (layer, neuron) pairs of whole numbers") from error
         try:
-            stated = storage.stated_provenance(path, about) or {"file": Path(path).name}
-            return cls(pairs, (layers, width), scores, stated)
+            return cls(pairs, (layers, width), scores, stated(path, about) or {"file": Path(path).name})
         except TnkitError as error:
             raise TnkitError(f"{path}: {error}") from error
 

@@ -25,7 +25,7 @@ from tnkit.detection.closed_form import layer_total, layer_totals, sizes_written
 from tnkit.detection.neurons import NeuronSet, ranked
 from tnkit.errors import TnkitError, one_of, whole_number, whole_numbers
 from tnkit.models.model import Model, check_layers
-from tnkit.provenance import check_alike, check_fits, check_made_with
+from tnkit.provenance import check_alike, check_fits, check_made_with, stated
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -127,7 +127,7 @@ class NeuronScores:
         storage.finite(path, "values", tensors["values"][scored], (None, None))
         if not bool(scored.any()):
             raise TnkitError(f"{path} holds no scored layer; score again")
-        return cls(tensors["values"], about["distance"], storage.stated_provenance(path, about))
+        return cls(tensors["values"], about["distance"], stated(path, about))
 
     def _candidates(self, layers: Iterable[SupportsIndex] | None) -> tuple[list[int], Float[Tensor, "layer neuron"]]:
         """The layers to choose from, and the scores of their neurons."""

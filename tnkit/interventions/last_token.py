@@ -20,7 +20,6 @@ from tnkit.captures.batches import (
     by_length,
     check_position,
     padded,
-    provenance_of,
     read_from,
     read_places,
     roomy,
@@ -33,6 +32,7 @@ from tnkit.interventions.scopes import decoder_of, parameters, prompts
 from tnkit.models.model import Model, check_layers, hashed_once
 from tnkit.models.sessions import TURN, Prompt
 from tnkit.models.trace import chosen_sites, trace_blocks
+from tnkit.provenance import provenance_of
 
 PLACES = ("last", "last_word", "end")  # positions that are one token
 _TOLERANCE = 1e-3  # of the largest value of a state in float32: rounding is a hundredth of it, a lost token far more
@@ -144,7 +144,7 @@ class LastToken:
                 f"{self.model.name} was changed after this LastToken was made, so its prefix is of another model; make "
                 "it anew"
             )
-        return dict(self.about)
+        return self.about.copy()
 
     def _run_last_tokens(self, about: dict[str, Any]) -> Iterator[Activations]:
         for index, inputs, prompt in self._batches:

@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from tnkit import storage
-from tnkit.captures.batches import by_length, padded, provenance_of, tokenised
+from tnkit.captures.batches import by_length, padded, tokenised
 from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError
 from tnkit.interventions.ablation import Ablation
@@ -28,6 +28,7 @@ from tnkit.interventions.scopes import decoder_of
 from tnkit.measures.generation import Answered, Continuations, answer_questions, continuations, languages_of
 from tnkit.models.model import Model
 from tnkit.models.sessions import TURN
+from tnkit.provenance import provenance_of
 
 if TYPE_CHECKING:
     import matplotlib.axes

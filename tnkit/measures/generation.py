@@ -18,12 +18,13 @@ import transformers
 from tqdm.auto import tqdm
 
 from tnkit import storage
-from tnkit.captures.batches import by_length, provenance_of, tokenised
+from tnkit.captures.batches import by_length, tokenised
 from tnkit.errors import TnkitError
 from tnkit.interventions.ablation import Ablation
 from tnkit.measures.answers import Answer, QuestionScores, score
 from tnkit.models.model import Model
 from tnkit.models.sessions import TURN
+from tnkit.provenance import provenance_of
 
 if TYPE_CHECKING:
     import matplotlib.axes
