@@ -45,6 +45,7 @@ class Sentences(TypedDict, total=False):
     split: str
     source: str
     rows: str
+    matched: str
     n: int
     hash: str
     ends: Any  # `tnkit.models.tokens.Ends`
@@ -107,7 +108,8 @@ def provenance_of(model: Origin, sentences: Sequence[str]) -> dict[str, Any]:
     >>> provenance_of(tiny_model(), ["Hi!"])["sentences"]
     {'n': 1, 'hash': '5eed476b775c744d'}
     """
-    origin = {name: getattr(sentences, name, None) for name in ("corpus", "language", "split", "source", "rows")}
+    names = ("corpus", "language", "split", "source", "rows", "matched")
+    origin = {name: getattr(sentences, name, None) for name in names}
     named = {name: value for name, value in origin.items() if value}
     about: Provenance = {
         "model": model.provenance,

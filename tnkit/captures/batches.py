@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tnkit import processes as parallel
@@ -62,6 +62,18 @@ class Tokens(Sequence[Numbers]):
             return 0, self._ends[number + 1] - self._ends[number]
         return self._spans[2 * number], self._spans[2 * number + 1]
 
+    def own_places(
+        self, index: Sequence[int], width: int, *, left: bool = False
+    ) -> Bool[Tensor, "sentence token"] | None:
+        """Which tokens of sentences padded to a width are their own; None without a template."""
+        if self._spans is None:
+            return None
+        spans = torch.tensor([self.span(number) for number in index])
+        if left:
+            spans += torch.tensor([[width - (self._ends[number + 1] - self._ends[number])] for number in index])
+        places = torch.arange(width)
+        return (places >= spans[:, :1]) & (places < spans[:, 1:])
+
     def own(self) -> Iterator[Numbers]:
         """Each sentence's own token ids, without those of a template."""
         for number, ids in enumerate(self):
@@ -103,7 +115,7 @@ def tokenised(model: Model, sentences: Sequence[str], *, whole: bool = False, su
                 f"sentence {number} ({sentences[number]!r:.60}) has {length} tokens, {model.name} reads at most "
                 f"{model.context}; shorten it or split it"
             )
-    tell(model.tokenizer, specials_of(model, tokens), model.name)
+    tell(model.tokenizer, specials_of(model, tokens), model.name, model.template)
     return tokens
 
 
@@ -267,9 +279,8 @@ def padded(model: Model, tokens: Sequence[Sequence[int]]) -> tuple[dict[str, Ten
 def token_weights(model: Model, inputs: dict[str, Tensor], tokens: Tokens, index: Sequence[int]) -> Weights:
     """Equal weights, summing to 1, of a sentence's own tokens that are neither padding nor special."""
     ids = inputs["input_ids"]
-    spans = torch.tensor([tokens.span(number) for number in index], device=ids.device)
-    places = torch.arange(ids.shape[1], device=ids.device)
-    own = (places >= spans[:, :1]) & (places < spans[:, 1:])
+    own = tokens.own_places(index, ids.shape[1])
+    own = inputs["attention_mask"].bool() if own is None else own.to(ids.device)
     counted = own & ~torch.isin(ids, torch.tensor(sorted(special_ids(model.tokenizer)), device=ids.device))
     empty = (~counted.any(dim=1)).nonzero()
     if len(empty):

@@ -35,6 +35,7 @@ from tnkit.captures.batches import (
 from tnkit.captures.shards import Shards
 from tnkit.errors import TnkitError, one_of, whole_number
 from tnkit.models.model import Model, check_layers
+from tnkit.models.sessions import TURN, sentences_at
 from tnkit.models.tokens import special_ids
 from tnkit.models.trace import chosen_sites, trace_blocks
 
@@ -226,16 +227,18 @@ class Pass:
 
     def _trace(self, index: Sequence[int], reduce: Callable[..., dict[str, Tensor]] | None) -> dict[str, list[Tensor]]:
         inputs, last = padded(self.model, [self.tokens[place] for place in index])
-        return trace_blocks(
-            self.model,
-            inputs | {"use_cache": False},
-            torch.tensor([self.read[place] for place in index], device=last.device),
-            layers=self.layers,
-            keep=self.keep,
-            weights=token_weights(self.model, inputs, self.tokens, index) if self.position == "mean" else None,
-            normed_last=self.last_layer == "normed",
-            reduce=reduce,
-        )
+        own = self.tokens.own_places(index, inputs["input_ids"].shape[1])
+        with TURN, sentences_at(self.model.lm._module, own):
+            return trace_blocks(
+                self.model,
+                inputs | {"use_cache": False},
+                torch.tensor([self.read[place] for place in index], device=last.device),
+                layers=self.layers,
+                keep=self.keep,
+                weights=token_weights(self.model, inputs, self.tokens, index) if self.position == "mean" else None,
+                normed_last=self.last_layer == "normed",
+                reduce=reduce,
+            )
 
     def kept(self, key: str | None, *, device: torch.device = _CPU) -> Iterator[Activations]:
         """`run`, but batches that the cache holds come from there, a shard at a time, and others go there.
@@ -271,6 +274,7 @@ class Pass:
         options["batches"] = [index.tolist() for index in self.batches]
         if self.position == "mean":
             options["special"] = sorted(special_ids(self.model.tokenizer))
+        if self.position == "mean" or self.model.template is not None:
             options["own"] = [self.tokens.span(place)[0] for place in range(len(self.tokens))]
         if self.position == "last_word":
             options["read"] = self.read.tolist()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tnkit import __version__
 from tnkit.captures import shards
-from tnkit.errors import first_line
+from tnkit.errors import TnkitError, first_line
 from tnkit.models import packaged
 from tnkit.storage import cache_folder
 
@@ -119,14 +119,14 @@ def _fits(free: int) -> str:
 
 def _cache() -> Iterator[Finding]:
     folder = cache_folder()
-    held = sum(entry.size for entry in shards.entries())
     try:
+        held = sum(entry.size for entry in shards.entries())
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
+    except (OSError, TnkitError) as error:
         advice = "set TNKIT_CACHE to a writable folder"
-        yield Finding("cache", f"{folder} is not writable ({error.strerror})", advice)
+        yield Finding("cache", f"{folder} is not writable ({getattr(error, 'strerror', error)})", advice)
         return
     free = shutil.disk_usage(folder).free
     advice = "" if free > 3e9 else "clear it with tnkit cache --clear, or set TNKIT_CACHE to another folder"

@@ -8,7 +8,7 @@ so that all neurons of a layer cost one matrix product, and none is ever added t
 small difference rather than as a difference of large numbers, which keeps float32 products exact to about 1e-7 of a
 contribution's size; sums over sentences run in float64.
 
-These functions also run on a remote model's server, and keep to what `tnkit.models.trace` says of such.
+These functions also run on a remote model's server, and keep to what `tnkit.models.remote` says of such.
 """
 
 from __future__ import annotations

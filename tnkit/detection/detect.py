@@ -88,9 +88,10 @@ class Detection:
         True
         """
         folder = Path(folder)
-        others = self.scores.save(folder / _SCORES), self.centroids.save(folder / _CENTROIDS)
-        saved_with = {path.name: _file_hash(path) for path in others}
-        replace(self.neurons, provenance=self.neurons.provenance | {"saved_with": saved_with}).save(folder / _NEURONS)
+        with storage.together() as waiting:
+            others = self.scores.save(folder / _SCORES), self.centroids.save(folder / _CENTROIDS)
+            about = self.neurons.provenance | {"saved_with": {path.name: _file_hash(waiting[path]) for path in others}}
+            replace(self.neurons, provenance=about).save(folder / _NEURONS)
         return folder
 
     @classmethod

@@ -189,7 +189,9 @@ class DetectionExplorer(Explorer):
 
     def _save_results(self) -> None:
         folders = {key: self.results / "-".join(map(storage.file_name, key)) for key in self.result}
-        self._say("saved " + ", ".join(str(self.result[key].save(folder)) for key, folder in folders.items()))
+        with storage.together():
+            saved = [str(self.result[key].save(folder)) for key, folder in folders.items()]
+        self._say("saved " + ", ".join(saved))
 
     def _key(self) -> _Key:
         language, kind = self.view.value

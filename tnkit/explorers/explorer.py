@@ -122,7 +122,8 @@ class Explorer(ipywidgets.VBox):
         folder = self.folder if folder is None else Path(folder)
         about = storage.without_folders({"explorer": self.name, **about, "versions": storage.versions()})
         said = json.dumps(about, ensure_ascii=False)
-        return [save_figure(self.figure(), folder / f"{stem}.{ending}", about=said) for ending in ("png", "svg")]
+        with storage.together():
+            return [save_figure(self.figure(), folder / f"{stem}.{ending}", about=said) for ending in ("png", "svg")]
 
     def _open(self, *rows: ipywidgets.Widget, below: Iterable[ipywidgets.Widget] = ()) -> None:
         """Put the parts together and draw the first picture."""

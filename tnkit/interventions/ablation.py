@@ -50,7 +50,8 @@ class Ablation:
         value: what the activations are set to: a number (default 0.0, which switches off), or "mean".
         means: with value="mean", a capture of the untouched model whose mean activation of each neuron is used.
         scale: multiply the activations by this instead of setting them.
-        tokens: "last" acts on the last token of the prompt only, "last_word" on the last one that is not punctuation,
+        tokens: "last" acts on the last token of the prompt only, "last_word" on the last one that is not punctuation
+            (of the sentence, where tnkit puts a template around it),
             "prompt" on every token of it and on no decoded one, "all" on every token, decoded ones included. Padding is
             not counted where a 2-D mask tells it.
 
@@ -200,7 +201,8 @@ class Ablation:
         """What the trace of a right-padded batch changes in each layer that it runs."""
         real = inputs["attention_mask"].bool()
         if self.tokens == "last_word":
-            chosen = last_words(self.model.tokenizer, inputs["input_ids"], real)
+            own = state_of(self.model.lm._module).own
+            chosen = last_words(self.model.tokenizer, inputs["input_ids"], real, own)
         else:
             chosen = chosen_tokens(real, self.tokens)
         run = {layer: change for layer, change in self.values.items() if layer <= deepest}

@@ -30,7 +30,7 @@ from tnkit.errors import TnkitError, whole_number
 from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.scopes import decoder_of, parameters, prompts
 from tnkit.models.model import Model, check_layers, hashed_once
-from tnkit.models.sessions import TURN, Prompt
+from tnkit.models.sessions import TURN, Prompt, sentences_at
 from tnkit.models.trace import chosen_sites, trace_blocks
 from tnkit.provenance import provenance_of
 
@@ -93,7 +93,9 @@ class LastToken:
             self.about = read_from(model, sentences, tokens, position=position, suffix=suffix)
             if position == "last_word":  # nothing after the token that is read changes it
                 places = read_places(model, tokens, position)
-                tokens = Tokens(ids[: place + 1] for ids, place in zip(tokens, places, strict=True))
+                cut = [ids[: place + 1] for ids, place in zip(tokens, places, strict=True)]
+                spans = [(tokens.span(number)[0], place + 1) for number, place in enumerate(places)]
+                tokens = Tokens(cut, spans if model.template else None)
             self.cached = self._is_proved(tokens)
         self._batches: list[tuple[list[int], dict[str, Any], Prompt]] = []
         if not self.cached:
@@ -102,7 +104,7 @@ class LastToken:
             for index in by_length(tokens.lengths(), self.batch_tokens or roomy(model)):
                 with TURN:
                     self._check_state()
-                    self._batches.append((index, *self._prefix([tokens[place] for place in index])))
+                    self._batches.append((index, *self._prefix(tokens, index)))
                 bar.update(len(index))
 
     def capture(self, neurons: Iterable[tuple[int, int]], **how: Any) -> Activations:
@@ -160,15 +162,17 @@ class LastToken:
         with prompts(self.model.module, prompt):
             return trace_blocks(self.model, {**inputs, "past_key_values": cache}, last, layers=self.layers, keep=keep)
 
-    def _prefix(self, tokens: Sequence[Sequence[int]]) -> tuple[dict[str, Any], Prompt]:
+    def _prefix(self, tokens: Tokens, index: Sequence[int]) -> tuple[dict[str, Any], Prompt]:
         """Run all but the last token of each sentence, and return what its last token is to be run with."""
-        inputs, last = padded(self.model, tokens)
-        rows = torch.arange(len(tokens), device=self.model.device)
+        inputs, last = padded(self.model, [tokens[place] for place in index])
+        rows = torch.arange(len(index), device=self.model.device)
         mask, final = inputs["attention_mask"].clone(), inputs["input_ids"][rows, last][:, None]
         mask[rows, last] = 0
         mask, ids = mask[:, :-1], inputs["input_ids"][:, :-1]
         whole = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        prompt = Prompt(whole.shape[1], whole.bool(), torch.cat([ids, final], dim=1))
+        if (own := tokens.own_places(index, whole.shape[1])) is not None:
+            own = torch.cat([own[:, :-1], own[rows.cpu(), last.cpu()][:, None]], dim=1)
+        prompt = Prompt(whole.shape[1], whole.bool(), torch.cat([ids, final], dim=1), own)
         with torch.inference_mode(), prompts(self.model.module, prompt):
             cache = decoder_of(self.model)(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values
         if not isinstance(cache, Cache) or not {*map(type, cache.layers)} <= {DynamicLayer, DynamicSlidingWindowLayer}:
@@ -181,18 +185,20 @@ class LastToken:
             "use_cache": True,
         }, prompt
 
-    def _is_proved(self, tokens: Sequence[Sequence[int]]) -> bool:
+    def _is_proved(self, tokens: Tokens) -> bool:
         """Whether the last tokens of the shortest and the longest sentence are the same from a prefix as in full."""
-        both = [min(tokens, key=len), max(tokens, key=len)]
-        inputs, last = padded(self.model, both)
+        lengths = tokens.lengths()
+        both = [lengths.index(min(lengths)), lengths.index(max(lengths))]
+        inputs, last = padded(self.model, [tokens[number] for number in both])
         try:
-            if not _has_positions(self.model, len(both[1])):
+            if not _has_positions(self.model, max(lengths)):
                 return False
-            kept = self._last_states(*self._prefix(both), keep=["post"])
+            kept = self._last_states(*self._prefix(tokens, both), keep=["post"])
         except Exception as error:  # a model that runs elsewhere, and whatever a cache of an unknown kind does
             _LOG.debug("%s has no prefix that can be kept: %s", self.model.name, error)
             return False
-        full = trace_blocks(self.model, inputs | {"use_cache": False}, last, layers=self.layers, keep=["post"])
+        with sentences_at(self.model.lm._module, tokens.own_places(both, inputs["input_ids"].shape[1])):
+            full = trace_blocks(self.model, inputs | {"use_cache": False}, last, layers=self.layers, keep=["post"])
         most = _TOLERANCE if torch.finfo(self.model.dtype).bits >= 32 else _HALF_TOLERANCE
         pairs = zip(kept["post"], full["post"], strict=True)
         return all(bool((cached - run).abs().max() <= most * run.abs().max()) for cached, run in pairs)

@@ -11,6 +11,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -124,7 +125,7 @@ def chosen_now(
             'or use tokens="all"'
         )
     ids = given.ids if ids is None and given is not None else ids
-    chosen = _scoped(model.tokenizer, real, tokens, ids)
+    chosen = _scoped(model.tokenizer, real, tokens, ids, state.own)
     if not chosen.any(dim=1).all():
         raise TnkitError("the attention mask calls a whole row padding, in which there is nothing to ablate")
     return chosen
@@ -142,34 +143,37 @@ def _of_prompt(
         real = torch.ones(1, prompt.width, dtype=torch.bool)
     if real is None or rows % len(real):
         raise TnkitError(f'tokens="{tokens}" needs the attention mask of the prompts: give generate attention_mask=')
-    chosen = _scoped(model.tokenizer, real, tokens, prompt.ids).to(here.device)
+    chosen = _scoped(model.tokenizer, real, tokens, prompt.ids, prompt.own).to(here.device)
     chosen = chosen.repeat_interleave(rows // len(real), dim=0)  # beams, and several texts for a prompt
     decoded = max(0, before + width - prompt.width)
     return torch.nn.functional.pad(chosen, (0, decoded))[:, before : before + width]
 
 
 def _scoped(
-    tokenizer: PreTrainedTokenizerBase, real: Tensor, tokens: str, ids: Tensor | None
+    tokenizer: PreTrainedTokenizerBase, real: Tensor, tokens: str, ids: Tensor | None, own: Tensor | None
 ) -> Bool[Tensor, "prompt token"]:
     """The tokens of whole prompts that a scope names."""
     if tokens != "last_word":
         return chosen_tokens(real, tokens)
     if ids is None or ids.shape[1] != real.shape[1]:
         raise TnkitError('tokens="last_word" needs input_ids, which were not given; use tokens="last" or "all"')
-    return last_words(tokenizer, ids.repeat_interleave(len(real) // len(ids), dim=0), real)
+    return last_words(tokenizer, ids.repeat_interleave(len(real) // len(ids), dim=0), real, own)
 
 
 def last_words(
-    tokenizer: PreTrainedTokenizerBase, ids: Tensor, real: Bool[Tensor, "prompt token"]
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Tensor,
+    real: Bool[Tensor, "prompt token"],
+    own: Bool[Tensor, "prompt token"] | None = None,
 ) -> Bool[Tensor, "prompt token"]:
-    """The place of each prompt's last word.
+    """The place of each prompt's last word, of the sentence's own tokens where a template is around it.
 
     >>> from tnkit.testing import byte_tokenizer
     >>> ids = torch.tensor(byte_tokenizer()(["Ja.", "Oh!"])["input_ids"])
     >>> last_words(byte_tokenizer(), ids, torch.ones_like(ids).bool()).tolist()
     [[False, False, True, False], [False, False, True, False]]
     """
-    chosen = torch.zeros_like(real)
+    chosen, real = torch.zeros_like(real), real if own is None else real & own.to(real.device)
     for row, (tokens, kept) in enumerate(zip(ids.tolist(), real.tolist(), strict=True)):
         columns = [column for column, is_real in enumerate(kept) if is_real]
         if columns:
@@ -248,7 +252,7 @@ def _generate_noted(module: Any, state: State) -> Iterator[None]:
                 'guidance_scale runs the model on parts of the prompt too; set it to 1 or use tokens="all"'
             )
         state.generated += 1
-        with prompts(module, _prompt_of(arguments)):
+        with prompts(module, replace(_prompt_of(arguments), own=state.own)):
             return original(**arguments)
 
     module.generate = generate

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 
 import numpy as np
 import torch
@@ -20,14 +20,14 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from tnkit import storage
-from tnkit.captures.batches import by_length, padded, tokenised
+from tnkit.captures.batches import Tokens, by_length, padded, tokenised
 from tnkit.detection.neurons import NeuronSet
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, whole_number
 from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.scopes import decoder_of
 from tnkit.measures.generation import Answered, Continuations, answer_questions, continuations, languages_of
 from tnkit.models.model import Model
-from tnkit.models.sessions import TURN
+from tnkit.models.sessions import TURN, sentences_at
 from tnkit.provenance import provenance_of
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Perplexity:
     """How well a model foresees sentences.
 
     Attributes:
-        nll: mean negative log likelihood of each sentence's tokens after the first, (sentence,), nats, float64.
+        nll: mean negative log likelihood of each sentence's tokens after the text's first, (sentence,), nats, float64.
         tokens: how many tokens that is the mean of, (sentence,).
         count: (token, neuron) values that were set by the ablation.
         provenance: model, sentences, ablations, versions.
@@ -159,13 +159,14 @@ def perplexity(
     *,
     neurons: Iterable[tuple[int, int]] = (),
     tokens: str = "all",
-    batch_tokens: int = 1024,
+    batch_tokens: SupportsIndex = 1024,
     progress: bool = True,
 ) -> Perplexity:
     """The perplexity of sentences, with neurons switched off.
 
     exp(-Σ log p(token | tokens before it) / number of tokens), over all tokens after each sentence's first, which is
-    BOS where the tokenizer adds one: the usual definition, and the loss that transformers computes.
+    BOS where the tokenizer adds one: the usual definition, and the loss that transformers computes. Of a model with a
+    template the sentence's own tokens count, and those of the template are only read.
 
     Args:
         model: from `load_model`.
@@ -188,9 +189,11 @@ def perplexity(
     """
     if tokens == "last":
         raise TnkitError('tokens="last" changes no prediction: nothing follows the last token; use tokens="all"')
+    batch_tokens = whole_number("batch_tokens", batch_tokens, at_least=1)
     ids = tokenised(model, sentences)
-    short = next((place for place, sentence in enumerate(ids) if len(sentence) < 2), None)
-    if short is not None:
+    counted = np.array([stop - max(start, 1) for start, stop in map(ids.span, range(len(ids)))])
+    if not counted.all():
+        short = int(np.argmin(counted))
         raise TnkitError(
             f"sentence {short} ({sentences[short]!r:.60}) has one token, of which none follows another; drop it"
         )
@@ -203,7 +206,7 @@ def perplexity(
     ):
         losses = _Losses(model)
         for index in _batches(ids, batch_tokens):
-            nll[index] = losses([ids[place] for place in index])
+            nll[index] = losses(ids, index)
             bar.update(len(index))
         about = {name: part for name, part in provenance_of(model, sentences).items() if name not in _OF_CAPTURES}
     wrong = np.flatnonzero(~np.isfinite(nll))
@@ -214,7 +217,7 @@ def perplexity(
         )
     return Perplexity(
         nll,
-        np.array([len(sentence) - 1 for sentence in ids]),
+        counted,
         ablation.count,
         about,
     )
@@ -232,7 +235,7 @@ def perplexity_matrix(
     sets: Mapping[str, Iterable[tuple[int, int]]],
     *,
     tokens: str = "all",
-    batch_tokens: int = 1024,
+    batch_tokens: SupportsIndex = 1024,
     progress: bool = True,
 ) -> PerplexityMatrix:
     """The perplexity of several languages with nothing off and with each of several neuron sets off.
@@ -287,26 +290,28 @@ class _Losses:
         self.rows = max(1, _LOGITS // len(embeddings.weight))
         self.proved: bool | None = None
 
-    def __call__(self, tokens: list[Sequence[int]]) -> Float[np.ndarray, "sentence"]:
-        """Each sentence's mean loss over its tokens after the first."""
-        inputs, last = padded(self.model, tokens)
+    def __call__(self, tokens: Tokens, index: Sequence[int]) -> Float[np.ndarray, "sentence"]:
+        """Each sentence's mean loss over its own tokens after the text's first."""
+        inputs, _ = padded(self.model, [tokens[place] for place in index])
         targets, real = inputs["input_ids"][:, 1:], inputs["attention_mask"][:, 1:].bool()
-        with TURN, torch.inference_mode():
-            slices = self._from_states(inputs, real) if self.proved else self._from_module(inputs, real)
+        if (own := tokens.own_places(index, inputs["input_ids"].shape[1])) is not None:
+            real = real & own[:, 1:].to(real.device)
+        with TURN, torch.inference_mode(), sentences_at(self.model.module, own):
+            slices = self._from_states(inputs, real) if self.proved else self._from_module(inputs, real, own)
             losses = [
                 cross_entropy(logits.float(), wanted.to(logits.device), reduction="none").double().cpu()
                 for logits, wanted in zip(slices, targets[real].split(self.rows), strict=True)
             ]
         sentence = real.nonzero()[:, 0].cpu()
-        totals = torch.zeros(len(last), dtype=torch.float64).index_add(0, sentence, torch.cat(losses))
-        return (totals / last.cpu()).numpy()
+        totals = torch.zeros(len(real), dtype=torch.float64).index_add(0, sentence, torch.cat(losses))
+        return (totals / real.sum(dim=1).cpu()).numpy()
 
     def _from_states(self, inputs: dict[str, Tensor], real: Tensor) -> Iterator[Tensor]:
         """Logits of real tokens, by the head alone."""
         states = self.decoder(**inputs, use_cache=False)[0][:, :-1]
         yield from map(self._logits, states[real.to(states.device)].split(self.rows))
 
-    def _from_module(self, inputs: dict[str, Tensor], real: Tensor) -> Iterator[Tensor]:
+    def _from_module(self, inputs: dict[str, Tensor], real: Tensor, own: Tensor | None) -> Iterator[Tensor]:
         """Logits of real tokens, by the whole module, a few sentences at a time."""
         kept: list[Tensor] = []
         hook = self.decoder.register_forward_hook(lambda _, __, output: kept.append(output[0]))
@@ -315,7 +320,8 @@ class _Losses:
             for start in range(0, len(real), size):
                 some = {name: tensor[start : start + size] for name, tensor in inputs.items()}
                 here = real[start : start + size]
-                whole = self.model.module(**some, use_cache=False).logits[:, :-1]
+                with sentences_at(self.model.module, None if own is None else own[start : start + size]):
+                    whole = self.model.module(**some, use_cache=False).logits[:, :-1]
                 logits.append(whole[here.to(whole.device)])
                 if self.proved is None:
                     states = kept[-1][:, :-1]

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import torch
 import transformers
@@ -19,11 +19,11 @@ from tqdm.auto import tqdm
 
 from tnkit import storage
 from tnkit.captures.batches import by_length, tokenised
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, whole_number
 from tnkit.interventions.ablation import Ablation
 from tnkit.measures.answers import Answer, QuestionScores, score
 from tnkit.models.model import Model
-from tnkit.models.sessions import TURN
+from tnkit.models.sessions import TURN, sentences_at
 from tnkit.provenance import provenance_of
 
 if TYPE_CHECKING:
@@ -102,11 +102,11 @@ def continuations(
     *,
     neurons: Iterable[tuple[int, int]] = (),
     tokens: str = "last",
-    max_new_tokens: int = 30,
+    max_new_tokens: SupportsIndex = 30,
     temperature: float | None = None,
     seed: int = 0,
     languages: Iterable[str] | None = None,
-    batch_tokens: int = 1024,
+    batch_tokens: SupportsIndex = 1024,
     progress: bool = True,
 ) -> Continuations:
     """Continue prompts untouched and with neurons switched off, and name the language of what was said.
@@ -139,7 +139,11 @@ def continuations(
     """
     languages = None if languages is None else tuple(languages)
     _detector(languages)  # before minutes of generation, not after
-    how = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    how = {
+        "max_new_tokens": whole_number("max_new_tokens", max_new_tokens, at_least=1),
+        "temperature": temperature,
+        "seed": seed,
+    }
     ablation = Ablation(model, neurons, tokens=tokens)
     before, after = _both(model, prompts, ablation, **how, batch_tokens=batch_tokens, progress=progress)
     return Continuations(
@@ -206,8 +210,8 @@ def answer_questions(
     template: str = "Q: {question}\nA: {answer}",
     neurons: Iterable[tuple[int, int]] = (),
     tokens: str = "prompt",
-    max_new_tokens: int = 20,
-    batch_tokens: int = 1024,
+    max_new_tokens: SupportsIndex = 20,
+    batch_tokens: SupportsIndex = 1024,
     progress: bool = True,
 ) -> Answered:
     """Ask a model questions, untouched and with neurons switched off, and score what it says up to the line's end.
@@ -241,7 +245,7 @@ def answer_questions(
     fill = lambda question, answer: template.replace("{answer}", answer).replace("{question}", question)  # noqa: E731
     shown = "".join(fill(*example) + "\n\n" for example in examples)
     prompts = [shown + fill(question, "").rstrip() for question in questions]
-    how = {"max_new_tokens": max_new_tokens, "temperature": None, "seed": 0}
+    how = {"max_new_tokens": whole_number("max_new_tokens", max_new_tokens, at_least=1), "temperature": None, "seed": 0}
     ablation = Ablation(model, neurons, tokens=tokens)
     both = _both(model, prompts, ablation, **how, batch_tokens=batch_tokens, progress=progress)
     before, after = (tuple(text.strip().partition("\n")[0].strip() for text in texts) for texts in both)
@@ -317,16 +321,17 @@ def _generate(
     max_new_tokens: int,
     temperature: float | None,
     seed: int,
-    batch_tokens: int,
+    batch_tokens: SupportsIndex,
     progress: bool,
 ) -> tuple[str, ...]:
     model.check_ready()
     ids = tokenised(model, prompts, whole=True)
     longest = max(map(len, ids))
-    if max_new_tokens < 1 or (model.context and longest + max_new_tokens > model.context):
+    batch_tokens = whole_number("batch_tokens", batch_tokens, at_least=1)
+    if model.context and longest + max_new_tokens > model.context:
         raise TnkitError(
-            f"max_new_tokens={max_new_tokens} must be at least 1 and, after a prompt of {longest} tokens, within the "
-            f"{model.context} that {model.name} reads"
+            f"max_new_tokens={max_new_tokens} after a prompt of {longest} tokens does not end within the "
+            f"{model.context} that {model.name} reads; give fewer"
         )
     if temperature is not None and not temperature > 0:
         raise TnkitError(f"temperature={temperature} must be positive, or None for the likeliest token each time")
@@ -359,7 +364,8 @@ def _generate(
                 batch[row, width - len(ids[place]) :] = torch.tensor(ids[place])
                 mask[row, width - len(ids[place]) :] = 1
             inputs = {"input_ids": batch.to(model.device), "attention_mask": mask.to(model.device)}
-            rows = model.module.generate(**inputs, generation_config=options)  # type: ignore[operator]  # of a mixin
+            with sentences_at(model.module, ids.own_places(index, width, left=True)):
+                rows = model.module.generate(**inputs, generation_config=options)  # type: ignore[operator]  # of a mixin
             for place, row in zip(index, rows, strict=True):
                 new = row[width:].tolist()
                 end = next((at for at, token in enumerate(new) if token in ends), len(new))

@@ -11,7 +11,7 @@ sentences apart is small, and many sentences of a large model must not need memo
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tnkit import storage
 from tnkit.captures.activations import Activations
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, whole_number
 from tnkit.measures.spaces import (
     CentroidDistances,
     PrincipalComponents,
@@ -345,7 +345,7 @@ def mexa(left: Activations, right: Activations, *, site: str = "post") -> ByLaye
     return ByLayer("MEXA", {"MEXA": np.array(shares)}, left.layers, origin(left, right, site=site))
 
 
-def mutual_knn(left: Activations, right: Activations, *, k: int = 10, site: str = "post") -> ByLayer:
+def mutual_knn(left: Activations, right: Activations, *, k: SupportsIndex = 10, site: str = "post") -> ByLayer:
     """The mean share of each sentence's k nearest neighbours that two spaces have in common (Huh et al. 2024).
 
     mean_n | N_left(n) ∩ N_right(n) | / k, where N(n) are sentence n's nearest of the same language by cosine, itself
@@ -370,13 +370,14 @@ def mutual_knn(left: Activations, right: Activations, *, k: int = 10, site: str 
     >>> mutual_knn(en, en, k=2).columns["mutual 2-NN"].round(6)
     array([1., 1., 1., 1.])
     """
+    k = whole_number("k", k, at_least=1)
     shares = shared_neighbours(left, right, k=k, site=site).mean(axis=1)
     about = origin(left, right, site=site, k=k)
     return ByLayer("mutual k-NN", {f"mutual {k}-NN": shares}, left.layers, about, k / (len(left) - 1))
 
 
 def shared_neighbours(
-    left: Activations, right: Activations, *, k: int = 10, site: str = "post"
+    left: Activations, right: Activations, *, k: SupportsIndex = 10, site: str = "post"
 ) -> Float64[np.ndarray, "layer sentence"]:
     """The share of each sentence's k nearest neighbours that two spaces have in common; its mean is `mutual_knn`.
 
@@ -395,8 +396,7 @@ def shared_neighbours(
     >>> shared_neighbours(en, en, k=2).shape
     (4, 6)
     """
-    if k < 1:
-        raise TnkitError(f"k={k} must be at least 1")
+    k = whole_number("k", k, at_least=1)
     pairs = directions(left, right, site, centred=False, at_least=k + 1, one_width=False)
     return np.stack([((_neighbours(a, k) * _neighbours(b, k)).sum(dim=1) / k).numpy() for a, b in pairs])
 

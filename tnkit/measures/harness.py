@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
 from tnkit import storage
-from tnkit.errors import TnkitError, first_line
+from tnkit.errors import TnkitError, first_line, whole_number
 from tnkit.interventions.ablation import Ablation
 from tnkit.measures.task_files import refuse_code, refuse_dataset_code, sandboxed_templates
 from tnkit.models.model import Model
@@ -87,8 +87,8 @@ def evaluate(
     *,
     neurons: Iterable[tuple[int, int]] = (),
     tokens: str = "prompt",
-    limit: int | float | None = None,
-    num_fewshot: int | None = None,
+    limit: SupportsIndex | float | None = None,
+    num_fewshot: SupportsIndex | None = None,
     include_path: str | Path | None = None,
     batch_size: int = 8,
     trust_remote_code: bool = False,
@@ -133,8 +133,10 @@ def evaluate(
     tasks = [tasks] if isinstance(tasks, str) else list(tasks)
     if not tasks:
         raise TnkitError("there are no tasks to run; name some, such as belebele_jpn_Jpan")
-    if limit is not None and limit <= 0:
-        raise TnkitError(f"limit={limit} must be a positive number of documents, a share below 1, or None for all")
+    if limit is not None and not (isinstance(limit, float) and 0 < limit < 1):  # or a share
+        limit = whole_number("limit", limit, at_least=1)
+    if num_fewshot is not None:
+        num_fewshot = whole_number("num_fewshot", num_fewshot)
     lm_eval = _lm_eval()
     model.check_ready()
     ablation = Ablation(model, neurons, tokens=tokens)

@@ -7,14 +7,14 @@ promoted(model, type2[:20], k=5).to_frame()               # several
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tnkit import storage
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, whole_number
 from tnkit.models.model import Model, check_layers
 from tnkit.provenance import check_made_with
 
@@ -67,7 +67,9 @@ class PromotedTokens:
         return storage.html_card(f"Promoted and suppressed by {len(self.neurons)} neurons", shown)
 
 
-def promoted(model: Model, neuron: tuple[int, int] | Sequence[tuple[int, int]], *, k: int = 10) -> PromotedTokens:
+def promoted(
+    model: Model, neuron: tuple[int, int] | Sequence[tuple[int, int]], *, k: SupportsIndex = 10
+) -> PromotedTokens:
     """The vocabulary items that value vectors promote and suppress (Geva et al., EMNLP 2022).
 
     Logits of neuron i: W_U (g ⊙ (gain ⊙ v_i)), its value vector through the branch's output gain, the final norm's
@@ -101,7 +103,8 @@ def promoted(model: Model, neuron: tuple[int, int] | Sequence[tuple[int, int]], 
             "the logit lens does not reach its vocabulary"
         )
     size = min(len(head.weight), len(model.tokenizer))
-    if not 0 < k <= size:
+    k = whole_number("k", k, at_least=1)
+    if k > size:
         raise TnkitError(f"k={k} items were asked for; the vocabulary has {size}: ask for 1 to {size}")
     norm = attrgetter(model.final_norm_path)(model.module)
     highest, lowest = [], []

@@ -18,7 +18,7 @@ from jaxtyping import Float64
 from tnkit import storage
 from tnkit.captures.activations import Activations
 from tnkit.detection.neurons import NeuronSet
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, whole_number
 from tnkit.measures.agreement import overlaps
 from tnkit.measures.language_neurons import (
     alike,
@@ -249,7 +249,7 @@ def top_sentences(
     sentences: Sequence[str] | Mapping[str, Sequence[str]],
     neuron: tuple[int, int],
     *,
-    n: int = 10,
+    n: SupportsIndex = 10,
     lowest: bool = False,
 ) -> "pd.DataFrame":
     """The sentences that a neuron answers to most: those with its largest activation at the captured position.
@@ -280,8 +280,7 @@ def top_sentences(
         name = captured.provenance.get("sentences", {}).get("language", "")
         captured, sentences = {name: captured}, {name: list(sentences)}
     layer, place = neuron
-    if n < 1:
-        raise TnkitError(f"n={n} sentences were asked for; ask for at least 1")
+    n = whole_number("n", n, at_least=1)
     parts = []
     for name, part in captured.items():
         kept = part.require("activations").tensors()["activations"]

@@ -8,8 +8,8 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import CodeType, FrameType
 from typing import Any, TypeVar
@@ -139,11 +139,13 @@ class Prompt:
         width: columns of the prompts.
         real: which tokens are not padding, (prompt, token), or None where `generate` makes the mask itself.
         ids: their token ids, or None where embeddings were given.
+        own: which tokens are a sentence's own, where a template is around it.
     """
 
     width: int
     real: Tensor | None
     ids: Tensor | None
+    own: Tensor | None = None
 
 
 @dataclass
@@ -155,6 +157,7 @@ class State:
         hooks: undoes what all active ablations share, once the last of `watchers` has left.
         given: what the call under way was given, and by which module it was noted.
         prompt: the prompts of the call of `generate` under way.
+        own: which tokens of the pass or prompts under way are a sentence's own, where a template is around it.
         generated: how many calls of `generate` there have been.
         weights: the hash of its weights, while `tnkit.models.model.hashed_once` keeps it.
     """
@@ -164,6 +167,7 @@ class State:
     watchers: int = 0
     given: Given | None = None
     prompt: Prompt | None = None
+    own: Tensor | None = None
     generated: int = 0
     weights: str | None = None
 
@@ -184,3 +188,14 @@ def state_of(module: nn.Module) -> State:
     (True, [])
     """
     return _STATES.setdefault(module, State())
+
+
+@contextmanager
+def sentences_at(module: nn.Module, own: Tensor | None) -> Iterator[None]:
+    """A context in which passes run sentences within a template; the last word is looked for in their own tokens."""
+    state = state_of(module)
+    outer, state.own = state.own, own
+    try:
+        yield
+    finally:
+        state.own = outer

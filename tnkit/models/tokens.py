@@ -133,28 +133,31 @@ def special_tokens(
     }
 
 
-def advice(tokenizer: PreTrainedTokenizerBase, specials: Specials) -> list[str]:
+def advice(tokenizer: PreTrainedTokenizerBase, specials: Specials, template: str | None = None) -> list[str]:
     """A sentence for each thing about special tokens that may make states useless.
 
     A tokenizer does not say whether its model was trained with BOS. Where BOS and EOS are one token, as in GPT-2, it
     separates documents and is left out by design, so nothing is said; elsewhere the sentence fits both kinds of model.
+    Within a template the tokenizer adds nothing, and the template decides.
     """
     bos, said = tokenizer.bos_token, []
+    drop = "load the tokenizer with add_eos_token=False" if template is None else "take it out of the text"
+    lacking = f"the tokenizer has the BOS token {bos} and does not add it"
+    remedy, cause = "load the tokenizer with add_bos_token=True", "their text holds it and the tokenizer adds it"
+    if template is not None:
+        lacking = f"the template {template!r:.60} does not begin with the tokenizer's BOS token {bos}"
+        remedy, cause = f"give a template that begins with {bos}", "the template and the text hold it twice"
     if specials["bos"] == "absent" and tokenizer.bos_token_id != tokenizer.eos_token_id:
         said.append(
-            f"the tokenizer has the BOS token {bos} and does not add it: right for a model that was trained without "
-            "it, such as BLOOM, but the states of one that was trained with it, such as Gemma or Llama, are useless; "
-            "for those, load the tokenizer with add_bos_token=True"
+            f"{lacking}: right for a model that was trained without it, such as BLOOM, but the states of one that was "
+            f"trained with it, such as Gemma or Llama, are useless; for those, {remedy}"
         )
     if specials["bos"] == "doubled":
-        said.append(
-            f"sentences begin with the BOS token {bos} twice, because their text or template holds it and the "
-            "tokenizer adds it; take it out of the text"
-        )
+        said.append(f"sentences begin with the BOS token {bos} twice, because {cause}; take one of them out")
     if specials["end"]:
         said.append(
-            f"every sentence ends in the special token {specials['end']}, which position='last' then reads; load the "
-            "tokenizer with add_eos_token=False, or read position='last_word'"
+            f"every sentence ends in the special token {specials['end']}, which position='last' then reads; {drop}, or "
+            "read position='last_word'"
         )
     if specials["inside"]:
         said.append(
@@ -164,10 +167,10 @@ def advice(tokenizer: PreTrainedTokenizerBase, specials: Specials) -> list[str]:
     return said
 
 
-def tell(tokenizer: PreTrainedTokenizerBase, specials: Specials, name: str) -> None:
+def tell(tokenizer: PreTrainedTokenizerBase, specials: Specials, name: str, template: str | None = None) -> None:
     """Log the advice, each sentence once for a tokenizer."""
     told = _TOLD.setdefault(tokenizer, set())
-    for sentence in advice(tokenizer, specials):
+    for sentence in advice(tokenizer, specials, template):
         kind = sentence.lstrip("0123456789")
         if kind not in told:
             told.add(kind)

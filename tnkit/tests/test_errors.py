@@ -56,3 +56,32 @@ def test_layers_that_are_no_whole_numbers_are_refused(layers):
         scores.top(3, layers=layers)
     with pytest.raises(tn.TnkitError, match=r"layers=.* must be (a whole number of )?at least 0"):
         scores.top(3).uniform(seed=0, layers=layers)
+
+
+@pytest.mark.parametrize("wrong", [True, -1])  # the suite checks types: others do not reach the check
+def test_every_count_is_a_whole_number(wrong):
+    model, texts = tiny_model(), ["Hello", "Hi"]
+    captured = tn.capture(model, texts, progress=False)
+    how = {"languages": ["en", "ja"], "progress": False}
+    calls = {
+        "limit": lambda: tn.load_corpus({"en": texts}, limit=wrong),
+        "max_new_tokens": lambda: tn.behaviour.continuations(model, texts, max_new_tokens=wrong, **how),
+        "batch_tokens": lambda: tn.behaviour.continuations(model, texts, batch_tokens=wrong, **how),
+        "batch_tokens=": lambda: tn.behaviour.perplexity(model, texts, batch_tokens=wrong, progress=False),
+        "k": lambda: tn.geometry.mutual_knn(captured, captured, k=wrong),
+        "k=": lambda: tn.lens.promoted(model, (1, 7), k=wrong),
+        "n": lambda: tn.specificity.top_sentences(captured, texts, (1, 7), n=wrong),
+        "limit=": lambda: tn.harness.evaluate(model, ["any"], limit=wrong),
+        "num_fewshot": lambda: tn.harness.evaluate(model, ["any"], num_fewshot=wrong),
+    }
+    for name, call in calls.items():
+        with pytest.raises(tn.TnkitError, match=rf"^{name.rstrip('=')}=.* must be "):
+            call()
+
+
+def test_counts_of_numpy_are_taken():
+    model, texts, one = tiny_model(), ["Hello", "Hi", "Hey"], np.int64(1)
+    captured = tn.capture(model, texts, progress=False)
+    assert len(tn.load_corpus({"en": texts}, limit=one)) == 1
+    assert list(tn.geometry.mutual_knn(captured, captured, k=one).columns) == ["mutual 1-NN"]
+    assert tn.lens.promoted(model, (1, 7), k=one).promoted_ids.shape == (1, 1)

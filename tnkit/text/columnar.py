@@ -117,6 +117,8 @@ def spreadsheet(file: File) -> "pd.DataFrame":
         ) from error
     rows = [row for row in rows if any(cell is not None for cell in row)]
     names = ["" if name is None else str(name).strip() for name in next(islice(rows, 1), ())]
+    if names[:1] == [""] and all(isinstance(row[0], int | float) for row in rows[1:]):  # the index of a frame
+        rows, names = [row[1:] for row in rows], names[1:]
     width = max((place + 1 for place, name in enumerate(names) if name), default=0)
     if not width or "" in names[:width] or len({*names[:width]}) != width:
         raise TnkitError(

@@ -16,14 +16,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, compress
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
 
 import numpy as np
 
 from tnkit import storage
-from tnkit.errors import TnkitError, one_of
+from tnkit.errors import TnkitError, one_of, whole_number
 from tnkit.text import languages as languages_module
 from tnkit.text import sources, splits
 from tnkit.text.rows import fingerprint
@@ -32,9 +31,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _FIELD = "\0"  # between cells; no text may hold it
+_GAPS = {"-", "--", "---", "–", "—", "_", "N/A", "n/a", "#N/A", "NaN", "NULL", "null", "<NA>"}  # no sentences
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _log = logging.getLogger("tnkit")
 _MANY = 20  # cells of which one value is a tag
+_FAR = 0.1  # of the rows, by which the test split may miss its share without a word
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Sentences(Sequence[str]):
         language, corpus, split: names, for messages and results.
         ids: the number of each sentence's row in its source, where it is known; slices keep it.
         source: a fingerprint of the source.
+        matched: "in order" where nothing but their order says which sentences are translations of each other.
 
     >>> Sentences(("Hi!", "Bye!"), language="en")[1]
     'Bye!'
@@ -57,6 +59,7 @@ class Sentences(Sequence[str]):
     split: str = ""
     ids: tuple[int, ...] | None = field(default=None, repr=False, compare=False)
     source: str = field(default="", repr=False, compare=False)
+    matched: str = field(default="", repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -102,6 +105,7 @@ class Corpus:
         dropped: how many rows were left out, by reason.
         ids: the number of each row in its source, where it is known.
         source: a fingerprint of the source's sentences.
+        matched: as in `Sentences`.
 
     >>> corpus = load_corpus("everyday", ["en", "ja"])
     >>> len(corpus["train"]["en"]), corpus.languages
@@ -115,6 +119,7 @@ class Corpus:
     dropped: Mapping[str, int] = field(default_factory=dict)
     ids: tuple[int, ...] | None = field(default=None, repr=False)
     source: str = field(default="", repr=False)
+    matched: str = field(default="", repr=False)
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -132,7 +137,8 @@ class Corpus:
         of_split = (self.frame["split"] == split).to_numpy()
         rows, where = self.frame[of_split], (self.name, split)
         ids = None if self.ids is None else tuple(compress(self.ids, of_split))
-        return Split({name: Sentences(tuple(rows[name]), name, *where, ids, self.source) for name in self.languages})
+        about = (*where, ids, self.source, self.matched)
+        return Split({name: Sentences(tuple(rows[name]), name, *about) for name in self.languages})
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -162,20 +168,21 @@ def load_corpus(
     header: int | None = 0,
     quoting: Literal["csv", "none"] | None = None,
     test: float = 0.5,
-    limit: int | None = None,
+    limit: SupportsIndex | None = None,
     leaks: str = "refuse",
 ) -> Corpus:
     """Load sentences, normalise them, and split them.
 
-    Text is put into Unicode NFC and stripped; rows with an empty sentence and exact duplicates in the languages asked
-    for are dropped and counted. Without a column `split`, all rows that are read are split by a hash of their text in
-    all their languages. So rows that share a sentence stay together, the test split has its exact share of the
-    different rows, and a sentence of a table with a column for each language falls the same way whichever languages are
-    asked for. (Of other layouts, folders and recipes only those languages are read.)
+    Text is put into Unicode NFC and stripped, and a placeholder such as "-" or "N/A" is empty; rows with an empty
+    sentence and exact duplicates in the languages asked for are dropped and counted. Without a column `split`, all rows
+    that are read are split by a hash of their text in all their languages. So rows that share a sentence stay together,
+    the test split has its exact share of the different rows, and a sentence of a table with a column for each language
+    falls the same way whichever languages are asked for. (Of other layouts, folders and recipes only those languages
+    are read.)
 
     A column `split` is respected. It holds train and test, whatever the case; devtest is test. Rows of dev, validation
     or valid become the test split where there is none, else the training split where there is none; beside both they
-    are dropped and counted.
+    are dropped and counted, and alone they are split by hash.
 
     Args:
         source: one of these.
@@ -217,32 +224,45 @@ def load_corpus(
 
     languages = _checked(languages, test, limit, leaks)
     name, frame = sources.read(source, languages, header=header, quoting=quoting)
-    dropped = dict(frame.attrs.get("dropped", {}))  # by the layout
+    dropped, matched = dict(frame.attrs.get("dropped", {})), frame.attrs.get("matched", "")  # by the layout
     frame, wanted = _columns(name, frame, languages)
     frame = _normalised(name, frame)
     texts = frame[[column for column in frame.columns if column != "split"]]
     hashes = splits.row_hashes(texts)
-    given = "split" in frame
-    frame["split"] = splits.roles(name, frame["split"]) if given else splits.by_hash(texts, hashes, test)
+    roles = splits.roles(name, frame["split"]) if "split" in frame else []
+    given = not {*roles} <= {"dev"}  # which alone is no split
+    frame["split"] = roles if given else splits.by_hash(texts, hashes, test)
     whole = frame[(frame[wanted] != "").all(axis=1)]
     dropped["empty"] = len(frame) - len(whole)
     if given:
         whole = _without_leaks(name, whole, wanted, leaks, dropped)
     kept = whole.drop_duplicates(wanted)
     dropped["duplicates"] = len(whole) - len(kept)
-    if limit is not None and len(kept) > limit:
-        dropped["beyond the limit"] = len(kept) - limit
-        kept = kept.iloc[splits.lowest(list(kept["split"]), hashes[kept.index], limit)]
+    if limit is not None and len(kept) > int(limit):
+        dropped["beyond the limit"] = len(kept) - int(limit)
+        kept = kept.iloc[splits.lowest(list(kept["split"]), hashes[kept.index], int(limit))]
     dropped = {reason: count for reason, count in dropped.items() if count}
     if kept.empty:
         raise TnkitError(f"{name} has no sentences{f' left after dropping {dropped}' if dropped else ''}")
     if dropped:
         counts = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
         _log.warning("%s: kept %d rows, dropped %s", name, len(kept), counts)
+    tests = int((kept["split"] == "test").sum())
+    if not given and abs(tests - test * len(kept)) > max(1, _FAR * len(kept)):
+        _log.warning(
+            "%s: %d of %d rows are in the test split, far from test=%s, because rows sharing sentences stay together",
+            *(name, tests, len(kept), test),
+        )
+    if matched:
+        _log.warning(
+            "%s: nothing says which rows are translations of each other, so they were matched %s; check them with "
+            "tnkit.measures.geometry.alignment",
+            *(name, matched),
+        )
     _tell_scripts(name, kept, wanted)
     origin = storage.text_hash(_FIELD.join(texts[column]) for column in texts.columns)
     plain = pd.DataFrame({column: kept[column].tolist() for column in [*wanted, "split"]})
-    return Corpus(name, plain, dropped, tuple(kept.index), origin)
+    return Corpus(name, plain, dropped, tuple(kept.index), origin, matched)
 
 
 def _checked(languages: Any, test: Any, limit: Any, leaks: str) -> list[str] | None:
@@ -259,8 +279,8 @@ def _checked(languages: Any, test: Any, limit: Any, leaks: str) -> list[str] | N
         raise TnkitError(f"the column {again[0]} is there or asked for twice; name each column once")
     if isinstance(test, bool) or not isinstance(test, int | float) or not 0 <= test <= 1:
         raise TnkitError(f"test={test!r} must be a share between 0 and 1")
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, Integral) or limit < 1):
-        raise TnkitError(f"limit={limit!r} must be a number of rows to keep, at least 1")
+    if limit is not None:
+        whole_number("limit", limit, at_least=1)
     one_of("leaks", leaks, ("refuse", "drop"))
     return languages or None
 
@@ -328,7 +348,8 @@ def _normalised(name: str, frame: "pd.DataFrame") -> "pd.DataFrame":
             raise TnkitError(f"{name}, {language} in row {row}: {what}; fix the text")
         normal = unicodedata.normalize("NFC", joined).split(_FIELD) if cells else []
         # Python's own strings: those of Arrow are decoded anew at every look.
-        frame[language] = pd.Series([cell.strip() for cell in normal], dtype=object)
+        cells = ["" if (stripped := cell.strip()) in _GAPS else stripped for cell in normal]
+        frame[language] = pd.Series(cells, dtype=object)
     return frame
 
 

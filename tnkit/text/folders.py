@@ -58,7 +58,7 @@ FOLDERS = (
 _ABOUT = re.compile(
     r"(?i)(^|/)_?(readme|license|licence|about|languages|labels|document_ids)[^/]*$|\.(ids|scores|xml)$"
 )
-SPLIT = re.compile(r"(?:^|/)(train|validation|valid|val|dev|devtest|test)\b(?:[^/]*|/[^/]+)$")
+SPLIT = re.compile(r"(?i)(?:^|[/._-])(train|validation|valid|val|dev|devtest|test)(?![a-z])(?:[^/]*|/[^/]+)$")
 _SENTENCES = re.compile(r"(?:^|/)(?:[a-z]{3}_)?sentences(?:_detailed)?\.(?:csv|tsv)" + _PACKED + "$")
 _LINKS = re.compile(r"(?:^|/)(?:[a-z]{3}-[a-z]{3}_)?links\.(?:csv|tsv)" + _PACKED + "$")
 
@@ -163,7 +163,8 @@ def _by_language(
     common = [split for split in next(iter(chosen.values())) if all(split in ones for ones in chosen.values())]
     if not common:
         raise TnkitError(f"{path}: no part is there in every language; it has {_said(chosen)}")
-    named = all(SPLIT.search(split) for split in common)
+    roles = {split: match[1] for split in common if (match := SPLIT.search(split))}
+    named = len(roles) == len(common)
     if len(common) > 1 and not named:
         raise TnkitError(f"{path} holds several corpora ({', '.join(common):.200}); name the files of one of them")
     frames = []
@@ -172,8 +173,8 @@ def _by_language(
             language: _sentences(path, layout, ones[split], language, members) for language, ones in chosen.items()
         }
         frame = layouts.joined(f"{path} ({split})" if split else path, parts, layout.keys)
-        frames.append(frame.assign(split=split) if named else frame)
-        frames[-1].attrs = frame.attrs
+        frames.append(frame.assign(split=roles[split]) if named else frame)
+        frames[-1].attrs = frame.attrs | ({} if layout.name == "a file a language" else {"matched": ""})
     return _stacked(pd.concat(frames, ignore_index=True), frames)
 
 
@@ -221,7 +222,7 @@ def _stacked(whole: "pd.DataFrame", frames: Sequence["pd.DataFrame"]) -> "pd.Dat
     for frame in frames:
         for reason, count in frame.attrs.get("dropped", {}).items():
             dropped[reason] = dropped.get(reason, 0) + count
-    whole.attrs["dropped"] = dropped
+    whole.attrs = {"dropped": dropped, "matched": next((frame.attrs.get("matched", "") for frame in frames), "")}
     return whole
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import langcodes
-from langcodes.data_dicts import LIKELY_SUBTAGS
+from langcodes.data_dicts import LIKELY_SUBTAGS, MACROLANGUAGES
 
 _SPEAKERS = 2_000_000
 _SAMPLE = 1000  # texts
@@ -64,17 +64,22 @@ def same(name: str, other: str) -> bool:
 
 
 def matching(name: str, names: Iterable[str]) -> list[str]:
-    """Those of the names that are of a language: the same name, or else the same code, or else the same language.
+    """Those of the names that are of a language: the same name, else the same code, else the same language, else parts.
+
+    Parts are the languages of a macrolanguage, such as nn of no; callers refuse several of them.
 
     >>> matching("ja", ["eng_Latn", "jpn_Jpan"]), matching("zh", ["zho_Hans", "zho_Hant"])
     (['jpn_Jpan'], ['zho_Hans', 'zho_Hant'])
     >>> matching("pes", ["pes_Arab", "prs_Arab"]), matching("fa", ["prs_Arab"])
     (['pes_Arab'], ['prs_Arab'])
+    >>> matching("no", ["eng_Latn", "nno_Latn"]), matching("ar", ["arz_Arab", "acm_Arab"])
+    (['nno_Latn'], ['arz_Arab', 'acm_Arab'])
     """
     names = list(names)
     if name in names:
         return [name]
     of_one = [other for other in names if same(name, other)]
+    of_one = of_one or [other for other in names if MACROLANGUAGES.get(_individual(other)) == _base(name)]
     return [other for other in of_one if _base(other) == _base(name)] or of_one
 
 
@@ -177,6 +182,12 @@ def _base(name: str) -> str:
     except ValueError:
         written = _named(name.strip()) or langcodes.Language.get("und")
     return langcodes.standardize_tag(written.language or "und")
+
+
+def _individual(name: str) -> str:
+    """The language's own code, where it is a part of a macrolanguage; Indonesian is never meant by Malay."""
+    code = _base(name) if _parsed(name) else ""
+    return code if code != "id" else ""
 
 
 def _stated_script(language: langcodes.Language) -> str | None:

@@ -62,7 +62,8 @@ def wide(name: str, source: Any, languages: Sequence[str] | None = None) -> "pd.
         languages: those that are asked for.
 
     Returns:
-        the frame, with the names of its source; `attrs["dropped"]` counts what has no translation.
+        the frame, with the names of its source; `attrs["dropped"]` counts what has no translation, and
+        `attrs["matched"]` is "in order" where nothing says which rows are translations of each other.
 
     Raises:
         TnkitError: for a source of another kind, and for cells of a language that are no text.
@@ -98,6 +99,7 @@ def from_long(name: str, frame: "pd.DataFrame", layout: Long, languages: Sequenc
     if len(chosen) > _LANGUAGES:
         raise TnkitError(f"{name} has {len(chosen):,} languages; name those to read")
     keys = [key for key in layout.keys if key in frame.columns]
+    keys = [key for key in keys if frame[key].duplicated().any()] or keys  # others number the rows of the table
     split = next((column for column in _SPLITS if column in frame.columns), None)
     kept = frame[[layout.text, *keys, *([split] if split else [])]]
     kept = kept.rename(columns={layout.text: "text"} | ({split: "split"} if split else {}))
@@ -130,6 +132,7 @@ def joined(name: str, parts: Mapping[str, "pd.DataFrame"], keys: Sequence[str]) 
             if any(other != first for other in others):
                 raise TnkitError(f"{name}: its languages have different splits in the same rows; they are not parallel")
             frame["split"] = first
+        frame.attrs["matched"] = "in order" if len(parts) > 1 else ""
         return frame
     texts = {}
     for language, part in parts.items():

@@ -52,6 +52,8 @@ def read_table(
         reader = _plain  # OPUS names files so: corpus.en
     if reader is None:
         raise TnkitError(f"{file.path} ends in {file.ending or 'nothing'}; tnkit reads {' '.join(READERS)}")
+    if header is None and file.ending in READERS and file.ending not in (".tsv", ".csv", ".txt"):
+        raise TnkitError(f"header=None is for .tsv and .csv files, and {file.path} is {file.ending}; name its columns")
     return reader(replace(file, languages=languages, header=header, quoting=quoting))
 
 
@@ -65,7 +67,8 @@ def _tsv(file: File) -> "pd.DataFrame":
 
 def _csv(file: File) -> "pd.DataFrame":
     first = file.text().partition("\n")[0]
-    return tables.frame(file, "\t" if "\t" in first else ",")  # Tatoeba's .csv files have tabs
+    separator = next((mark for mark in "\t,;" if mark in first), ",")  # Tatoeba's .csv files have tabs, Excel's ;
+    return tables.frame(file, separator)
 
 
 def _jsonl(file: File) -> "pd.DataFrame":

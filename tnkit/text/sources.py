@@ -1,7 +1,7 @@
 """Wherever sentences come from: a name, a path, a folder, a data set on the Hub, or an object in memory."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,8 @@ def read(
     if isinstance(source, list | tuple) and source and all(map(_is_file, source)):
         return " + ".join(Path(one).name for one in source[:4]), _of_files(source, languages, how)
     name = "frame" if hasattr(source, "columns") else f"the {type(source).__name__}"
+    if header is None:
+        raise TnkitError(f"header=None is for files of text between tabs or commas, and {name} is in memory; leave it")
     return name, layouts.wide(name, source, languages)
 
 
@@ -66,7 +68,7 @@ def _of_path(name: str, source: str | Path, languages: Sequence[str] | None, how
     if not _is_file(path):
         ends = _with_languages(path)
         if len(ends) > 1:
-            wanted = {language: _end_of(language, ends) for language in languages or ends}
+            wanted = {language: _end_of(language, ends) for language in languages or _codes(ends)}
             return _parallel({language: ends[end] for language, end in wanted.items()}, how)
         if _OWNER_NAME.fullmatch(text) and path.suffix.lower() not in readers.READERS and not _is_folder(path.parent):
             return layouts.wide(name, hub.dataset(text, languages), languages)
@@ -104,7 +106,10 @@ def _parallel(paths: Mapping[str, str | Path], how: dict[str, Any]) -> "pd.DataF
         else:
             texts, split = file.lines(), {}
         parts[language] = pd.DataFrame({"text": texts, **split}, dtype=object)
-    return layouts.joined(" + ".join(Path(path).name for path in paths.values()), parts, ())
+    frame = layouts.joined(" + ".join(Path(path).name for path in paths.values()), parts, ())
+    if len({_without_language(path) for path in paths.values()}) == 1:  # a pair by its name: x.en and x.ja
+        frame.attrs["matched"] = ""
+    return frame
 
 
 def _of_files(paths: Sequence[str | Path], languages: Sequence[str] | None, how: dict[str, Any]) -> "pd.DataFrame":
@@ -113,7 +118,7 @@ def _of_files(paths: Sequence[str | Path], languages: Sequence[str] | None, how:
 
     ends = {_language_of(path): path for path in paths}
     if len(ends) == len(paths) and "" not in ends:
-        wanted = {language: _end_of(language, ends) for language in languages or ends}
+        wanted = {language: _end_of(language, ends) for language in languages or _codes(ends)}
         return _parallel({language: ends[end] for language, end in wanted.items()}, how)
     frames = [_table(Path(path).name, _expanded(path), languages, how) for path in paths]
     if any(set(frame) != set(frames[0]) for frame in frames):
@@ -130,10 +135,19 @@ def _end_of(language: str, ends: Mapping[str, Any]) -> str:
     return layouts.only("the list of files", language, list(ends))
 
 
+def _codes(ends: Iterable[str]) -> list[str]:
+    """The languages that ends of names say, with one for Indonesian that is no column of identifiers."""
+    return ["ind" if end == "id" else end for end in ends]
+
+
 def _language_of(path: str | Path) -> str:
-    """The language that the end of a file's name says: en of x.en, x.en.gz and x.en.txt."""
+    """The language that the end of a file's name says: en of x.en, x.en.gz and x.en.txt; id of x.id is Indonesian."""
     pieces = Path(files.unpacked_name(str(path))).name.removesuffix(".txt").split(".")
-    return pieces[-1] if code_of(pieces[-1]) else ""
+    return pieces[-1] if code_of(pieces[-1]) or pieces[-1] == "id" else ""
+
+
+def _without_language(path: str | Path) -> str:
+    return files.unpacked_name(str(path)).removesuffix(".txt").removesuffix("." + _language_of(path))
 
 
 def _with_languages(path: Path) -> dict[str, Path]:

@@ -25,7 +25,7 @@ def roles(name: str, column: Iterable[object]) -> list[str]:
     """The cells of a column of splits as "train", "test" or "dev".
 
     Upper case does not matter, and devtest is test. Rows of dev, validation or valid become the test split where there
-    is none, else the training split where there is none; beside both they stay "dev".
+    is none, else the training split where there is none; beside both, or alone, they stay "dev".
 
     Raises:
         TnkitError: for another name of a split.
@@ -41,7 +41,7 @@ def roles(name: str, column: Iterable[object]) -> list[str]:
             f"{name}: the column split holds {', '.join(unknown[:3])!r}; expected train and test, dev or validation"
         )
     found = [_ROLES[cell.casefold()] for cell in cells]
-    missing = next((role for role in ("test", "train") if role not in found), "dev")
+    missing = next((role for role in ("test", "train") if role not in found and {*found} != {"dev"}), "dev")
     return [missing if role == "dev" else role for role in found]
 
 

@@ -2,19 +2,22 @@
 
 import csv
 import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tnkit.errors import TnkitError
 from tnkit.text.files import File
-from tnkit.text.languages import code_of, matching
+from tnkit.text.languages import code_of, foreign_script, matching, same
 from tnkit.text.records import listed
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Rows = list[list[str]]
+_PAIR = re.compile("(?=(?<![A-Za-z])([A-Za-z]+)-([A-Za-z]+))")  # Japanese-English
 _CSV_LINES = 20  # looked at to tell an export by its cells
 # Columns that are no language and yet show that the first line names columns.
 _NAMES = {"split", "lang", "language", "text", "sentence", "translation", "translations", "english", "non_english"}
@@ -69,7 +72,7 @@ def frame(file: File, separator: str) -> "pd.DataFrame":
     text = file.text()
     if file.quoting == "none":
         rows = _plain(file.path, text, separator)
-    elif file.quoting == "csv" or (separator == "," and '"' in text):
+    elif file.quoting == "csv" or (separator in ",;" and '"' in text):
         rows = _quoted(file.path, text, separator)
     else:
         rows = _plain(file.path, text, separator) if '"' not in text else _told_apart(file.path, text, separator)
@@ -89,7 +92,10 @@ def _headed(file: File, rows: Rows) -> "pd.DataFrame":
 
     export = export_of(rows)
     if export is not None:
-        return pd.DataFrame(rows, columns=_export_columns(file, export))
+        columns = _export_columns(file, export)
+        found = pd.DataFrame(rows, columns=columns)
+        _check_order(file, export, found)
+        return found
     if file.header is None:
         if file.languages is None or len(file.languages) != len(rows[0]):
             raise TnkitError(
@@ -127,6 +133,26 @@ def _export_columns(file: File, export: Export) -> list[str]:
     return [languages[place] if isinstance(place, int) else place for place in export.columns]
 
 
+def _check_order(file: File, export: Export, found: "pd.DataFrame") -> None:
+    """Refuse two languages that were asked for in the other order than the file's name, its maker or its text says."""
+    pair = [str(column) for column, place in zip(found, export.columns, strict=True) if isinstance(place, int)]
+    if len(pair) != 2:
+        return
+    named = [match for match in _PAIR.findall(Path(file.path).name) if all(map(code_of, match))]
+    said = [("en", "")] if export.name == "Anki's pairs" else named[-1:]
+    one, other = pair
+    by_name = any(not same(one, first) and (same(other, first) or same(one, second)) for first, second in said)
+    texts = {column: found[column].to_list() for column in pair}
+    if by_name or all(
+        foreign_script(texts[column], column) and not foreign_script(texts[column], swapped)
+        for column, swapped in ((one, other), (other, one))
+    ):
+        raise TnkitError(
+            f"{file.path}: {one} and {other} were asked for, and its columns are in the other order; give "
+            f"languages=[{other!r}, {one!r}]"
+        )
+
+
 def _coded(cell: str) -> bool:
     return cell == "\\N" or (2 <= len(cell) <= 4 and cell.isascii() and cell.isalpha() and cell.islower())
 
@@ -134,8 +160,8 @@ def _coded(cell: str) -> bool:
 def _plain(path: str, text: str, separator: str) -> Rows:
     """Rows whose quotes are text."""
     rows: Rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line := line.removesuffix("\r"):
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
+        if (line := line.removesuffix("\r")) or (rows and len(rows[0]) == 1):  # an empty cell
             rows.append(line.split(separator))
             _same_width(path, number, rows)
     return rows
@@ -148,7 +174,8 @@ def _quoted(path: str, text: str, separator: str) -> Rows:
     rows: Rows = []
     try:
         for row in reader:
-            if row:
+            if row or (rows and len(rows[0]) == 1):
+                row = row or [""]
                 rows.append([cell.replace(mark, "\r") for cell in row] if mark in text else row)
                 _same_width(path, reader.line_num, rows)
     except csv.Error as error:

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from operator import attrgetter
 
 import pytest
 import torch
@@ -236,3 +237,87 @@ def test_a_sentence_that_cannot_be_located_in_its_template_is_refused():
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
     with pytest.raises(tn.TnkitError, match=r"does not say where sentence 0 .* begins and ends within the template"):
         tn.capture(load(tokenizer, template="Say {sentence}!"), ["Ciao."], progress=False)
+
+
+def hooked_off(model, ids, place, neurons):
+    """Post of every layer and token of one sentence with neurons set to 0 at one place, by plain hooks."""
+    handles = []
+    for layer, neuron in neurons:
+
+        def hook(_, args, neuron=neuron):
+            changed = args[0].clone()
+            changed[:, place, neuron] = 0
+            return (changed,)
+
+        last_map = attrgetter(f"{model.blocks_path}.{layer}.{model.sites.last_map}")(model.module)
+        handles.append(last_map.register_forward_pre_hook(hook))
+    try:
+        return states(model, ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize("position", ["last", "last_word", "end"])
+def test_the_last_word_is_ablated_in_the_sentence_and_not_in_its_template(position):
+    model, texts, neurons = chat_model(), ["?!", "Hi.", "。", "One, two!"], [(0, 3), (0, 5), (1, 7)]
+    head, words = len("<user>") + 1, [2, 2, 3, 8]  # bytes up to the last word, or all of a sentence without one
+    with tn.Ablation(model, neurons, tokens="last_word") as ablation:
+        off = tn.capture(model, texts, position=position, batch_tokens=48, progress=False)
+    kept = tn.LastToken(model, texts, position=position, progress=False)
+    for number, (text, word) in enumerate(zip(texts, words, strict=True)):
+        message = [{"role": "user", "content": text}]
+        ids = model.tokenizer.apply_chat_template(message, add_generation_prompt=True)["input_ids"]
+        last = {"last": head + len(text.encode()) - 1, "last_word": head + word - 1, "end": len(ids) - 1}[position]
+        expected = hooked_off(model, ids, head + word - 1, neurons)[:, last]
+        assert torch.allclose(off.post[:, number].double(), expected, atol=1e-5), text
+        at_read = hooked_off(model, ids, last, neurons)[:, last]
+        assert torch.allclose(kept.capture(neurons).post[:, number].double(), at_read, atol=1e-5), text
+    assert kept.cached and ablation.count == len(texts) * len(neurons)
+
+
+def test_prompts_within_a_template_are_ablated_at_their_own_last_word():
+    model, texts = chat_model(), ["?!", "Hello there."]
+    neurons = [(layer, neuron) for layer in range(2) for neuron in range(48)]
+    how = {"languages": ["en", "ja"], "max_new_tokens": 3, "progress": False}
+    found = tn.generation.continuations(model, texts, neurons=neurons, tokens="last_word", **how)
+    for text, after, word in zip(texts, found.after, [2, 11], strict=True):
+        message = [{"role": "user", "content": text}]
+        ids = list(model.tokenizer.apply_chat_template(message, add_generation_prompt=True)["input_ids"])
+        prompt = len(ids)
+        for _ in range(3):
+            final = hooked_off(model, ids, len("<user>") + word, neurons)[-1, -1].float()
+            ids.append(int(model.module.lm_head(model.module.model.norm(final)).argmax()))
+        assert model.tokenizer.decode(ids[prompt:], skip_special_tokens=True) == after
+
+
+def test_the_perplexity_of_a_templated_model_is_that_of_its_sentences():
+    model, texts = chat_model(), ["?!", "Hello there."]
+    neurons = [(0, neuron) for neuron in range(48)]
+    plain = tn.behaviour.perplexity(model, texts, progress=False)
+    off = tn.behaviour.perplexity(model, texts, neurons=neurons, tokens="last_word", batch_tokens=8, progress=False)
+    head = len("<user>") + 1
+    for number, (text, word) in enumerate(zip(texts, [2, 11], strict=True)):
+        ids = ids_of([f"<user>{text}"])[0]
+        for found, place in ((plain, None), (off, head + word - 1)):
+            post = hooked_off(model, ids, place, neurons if place else [])[-1].float()
+            likelihood = model.module.lm_head(model.module.model.norm(post)).log_softmax(dim=-1)
+            nats = [-float(likelihood[at - 1, ids[at]].detach()) for at in range(head, len(ids))]
+            assert found.tokens[number] == len(nats) == len(text)
+            assert found.nll[number] == pytest.approx(sum(nats) / len(nats), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("template", "texts", "words"),
+    [
+        ("Say {sentence}", TEXTS, "the template 'Say {sentence}' does not begin with the tokenizer's BOS token <bos>"),
+        ("<bos>{sentence}", ["<bos>Hi"], "because the template and the text hold it twice; take one of them out"),
+        ("<bos>{sentence}", ["Hi<eos>"], "take it out of the text, or read position='last_word'"),
+    ],
+)
+def test_within_a_template_the_advice_is_about_the_template(template, texts, words, caplog):
+    model = load(with_processor("$A"), template=template)
+    with caplog.at_level(logging.WARNING, logger="tnkit"):
+        tn.capture(model, texts, progress=False)
+    [message] = [record.getMessage() for record in caplog.records]
+    assert words in message and "load the tokenizer" not in message and "tokenizer adds it" not in message

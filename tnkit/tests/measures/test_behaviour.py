@@ -266,7 +266,7 @@ def test_continuations_refuse_what_cannot_be(monkeypatch):
     model = tiny_model()
     for how, message in (
         ({"max_new_tokens": 0}, "at least 1"),
-        ({"max_new_tokens": 127}, "within the 128"),
+        ({"max_new_tokens": 127}, "does not end within the 128"),
         ({"temperature": 0.0}, "must be positive"),
         ({"languages": ["en"]}, "at least two"),
         ({"languages": ["en", "xx"]}, "xx is not among them"),

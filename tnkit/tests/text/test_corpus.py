@@ -78,7 +78,7 @@ def test_the_frame_that_was_given_is_left_alone():
         (numbered(2), {"languages": ["en", "en"]}, "the column en is there or asked for twice; name each column once"),
         (frame_of([("a", "b")], ["en", "en"]), {}, "the column en is there or asked for twice"),
         (numbered(2), {"test": 1.5}, "test=1.5 must be a share between 0 and 1"),
-        (numbered(2), {"limit": -1}, "limit=-1 must be a number of rows to keep, at least 1"),
+        (numbered(2), {"limit": -1}, "limit=-1 must be at least 1"),
         (frame_of([("a", None)], ["en", "split"]), {}, "the column split holds .*; expected train and test"),
         (
             pd.DataFrame({"en": ["a", "b"], "ja": ["c", "\udc80"]}, dtype=object),
@@ -286,7 +286,7 @@ def test_a_given_split_that_leaks_is_refused_or_repaired():
         (["train", "dev", "test", "train"], ["train", "test", "train"], 1),
         (["train", "validation", "valid", "train"], ["train", "test", "test", "train"], 0),
         (["dev", "devtest", "dev", "devtest"], ["train", "test", "train", "test"], 0),
-        (["val"] * 4, ["test"] * 4, 0),
+        (["test"] * 4, ["test"] * 4, 0),
     ],
 )
 def test_splits_have_several_names(names, expected, dropped):

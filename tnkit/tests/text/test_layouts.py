@@ -453,3 +453,143 @@ def test_neurons_come_from_what_people_have_in_one_call(tmp_path, source):
         for one in (given, FRAME)
     )
     assert set(found) == set(expected) and len(found) == 10
+
+
+def pairs_of(corpus):
+    """The pairs of a corpus, whatever their split."""
+    return sorted(zip(*(corpus.frame[language] for language in LANGUAGES), strict=True))
+
+
+def test_what_is_matched_in_order_alone_is_told_once_and_recorded(tmp_path, caplog):
+    for language, rows in (("en", EN), ("ja", JA)):
+        put_at(tmp_path / "folder" / language / "dev.txt", lines(rows))
+        put_at(tmp_path / language / f"some.{language}", lines(rows))
+        put_at(tmp_path / "pair" / f"x.{language}", lines(rows))
+    long = pd.DataFrame({"lang": ["en"] * 12 + ["ja"] * 12, "text": EN + JA})
+    files_of_two = {language: tmp_path / language / f"some.{language}" for language in LANGUAGES}
+    for source in (long, tmp_path / "folder", files_of_two):
+        caplog.clear()
+        corpus = tn.load_corpus(source, LANGUAGES)
+        assert [
+            "matched in order; check them with tnkit.measures.geometry.alignment" in text for text in caplog.messages
+        ] == [True]
+        captured = tn.capture(tiny_model(), corpus["train"]["ja"], progress=False)
+        assert captured.provenance["sentences"]["matched"] == "in order"
+    caplog.clear()
+    for source in (long.assign(id=[*range(12)] * 2), tmp_path / "pair" / "x"):
+        assert pairs_of(tn.load_corpus(source, LANGUAGES)) == sorted(PAIRS)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("name", ["Sentence pairs in English-Japanese - 2026-11-01.tsv", "pairs.tsv"])
+def test_exports_in_the_other_order_are_refused(tmp_path, name):
+    rows = (f"{n}\t{en}\t{n}\t{ja}" for n, (en, ja) in enumerate(PAIRS))
+    path = put_at(tmp_path / name, lines(rows))
+    assert pairs_of(tn.load_corpus(path, LANGUAGES)) == sorted(PAIRS)
+    with pytest.raises(tn.TnkitError, match=r"in the other order; give languages=\['en', 'ja'\]"):
+        tn.load_corpus(path, ["ja", "en"])
+
+
+def test_the_order_is_told_by_names_where_scripts_do_not(tmp_path):
+    path = put_at(tmp_path / "Sentence pairs in English-Italian.tsv", "1\tHi!\t2\tCiao!\n3\tBye!\t4\tA dopo!\n")
+    anki = put_at(tmp_path / "ita.txt", "Hi!\tCiao!\tCC-BY 2.0\nBye!\tA dopo!\tCC-BY 2.0\n")
+    for file in (path, anki):
+        assert sorted(tn.load_corpus(file, ["en", "it"]).frame["it"]) == ["A dopo!", "Ciao!"]
+        with pytest.raises(tn.TnkitError, match=r"give languages=\['en', 'it'\]"):
+            tn.load_corpus(file, ["it", "en"])
+
+
+def test_cells_between_semicolons_are_told(tmp_path):
+    path = put_at(tmp_path / "pairs.csv", "en;ja\n" + lines(f'"{en}, ""so""";{ja}' for en, ja in PAIRS))
+    assert pairs_of(tn.load_corpus(path, LANGUAGES)) == sorted((f'{en}, "so"', ja) for en, ja in PAIRS)
+
+
+def test_a_missing_header_is_refused_where_it_cannot_be(tmp_path):
+    FRAME.to_excel(tmp_path / "pairs.xlsx", index=False)
+    for source, words in ((FRAME, "frame is in memory"), (tmp_path / "pairs.xlsx", r"pairs.xlsx is .xlsx")):
+        with pytest.raises(tn.TnkitError, match=f"header=None is for .*{words}"):
+            tn.load_corpus(source, LANGUAGES, header=None)
+
+
+def test_a_folder_of_dev_alone_is_split(tmp_path):
+    for tag, rows in (("eng_Latn", EN), ("jpn_Jpan", JA)):
+        put_at(tmp_path / "dev" / f"{tag}.dev", lines(rows))
+    corpus = tn.load_corpus(tmp_path, LANGUAGES)
+    assert pairs_of(corpus) == sorted(PAIRS)
+    assert len(corpus["train"]["en"]) == len(corpus["test"]["en"]) == 6
+
+
+def test_a_placeholder_is_no_sentence_that_rows_share(caplog):
+    gaps = FRAME.assign(ko=[f"집 {n}" if n < 2 else "-" for n in range(12)])
+    frames = [tn.load_corpus(frame, LANGUAGES).frame for frame in (gaps, gaps.assign(ko=[*gaps["ko"][:2], *[""] * 10]))]
+    assert frames[0].equals(frames[1])
+    assert (frames[0]["split"] == "test").sum() == 6 and caplog.messages == []
+    korean = tn.load_corpus(gaps, ["en", "ko"])
+    assert len(korean) == 2 and korean.dropped == {"empty": 10}
+    whole = dict(frames[0][["en", "split"]].itertuples(index=False))
+    assert all(whole[row.en] == row.split for row in korean.frame.itertuples())
+
+
+def test_ids_that_number_rows_are_no_key():
+    long = pd.DataFrame({"id": range(24), "sentence_id": [*range(12)] * 2, "lang": ["en"] * 12 + ["ja"] * 12})
+    long = long.assign(text=EN + JA).sample(frac=1, random_state=0)
+    assert pairs_of(tn.load_corpus(long, LANGUAGES)) == sorted(PAIRS)
+
+
+def test_the_index_of_a_frame_is_no_language(tmp_path):
+    FRAME.to_excel(tmp_path / "pairs.xlsx")
+    assert pairs_of(tn.load_corpus(tmp_path / "pairs.xlsx", LANGUAGES)) == sorted(PAIRS)
+
+
+def test_a_blank_line_of_one_column_is_an_empty_cell(tmp_path):
+    for language, rows in (("en", [*EN[:3], "", *EN[4:]]), ("ja", JA)):
+        put_at(tmp_path / f"{language}.csv", f"{language}\n" + lines(rows))
+    corpus = tn.load_corpus({language: tmp_path / f"{language}.csv" for language in LANGUAGES})
+    assert pairs_of(corpus) == sorted(PAIRS[:3] + PAIRS[4:]) and corpus.dropped == {"empty": 1}
+
+
+def test_a_test_split_far_from_its_share_is_told(caplog):
+    one = tn.load_corpus(pd.DataFrame({"en": ["Hi!"] * 12, "ja": JA}), LANGUAGES)
+    assert len(one["test"]["en"]) == 0
+    assert "0 of 12 rows are in the test split, far from test=0.5" in caplog.text
+
+
+def test_a_macrolanguage_is_its_one_language_in_the_data_or_refused():
+    for asked, tag in (("no", "nob_Latn"), ("no", "nno_Latn"), ("ar", "arz_Arab"), ("Norwegian", "nb")):
+        corpus = tn.load_corpus(pd.DataFrame({"eng_Latn": EN, tag: JA}), ["en", asked])
+        assert sorted(corpus.frame[asked]) == sorted(JA)
+        long = pd.DataFrame({"lang": ["eng_Latn"] * 12 + [tag] * 12, "id": [*range(12)] * 2, "text": EN + JA})
+        assert sorted(tn.load_corpus(long, ["en", asked]).frame[asked]) == sorted(JA)
+    two = pd.DataFrame({"eng_Latn": EN, "nob_Latn": JA, "nno_Latn": JA})
+    with pytest.raises(tn.TnkitError, match="more than one column for no: nob_Latn, nno_Latn; name one of them"):
+        tn.load_corpus(two, ["en", "no"])
+    with pytest.raises(tn.TnkitError, match="no column for ms"):
+        tn.load_corpus(pd.DataFrame({"eng_Latn": EN, "ind_Latn": JA}), ["en", "ms"])
+
+
+@pytest.mark.parametrize("shape", ["Train.tsv Test.tsv", "train_1.tsv Test-1.tsv", "train.clean.{0} test.clean.{0}"])
+def test_splits_are_told_by_the_names_of_files(tmp_path, shape):
+    names = shape.split()
+    for name, rows in zip(names, (PAIRS[:8], PAIRS[8:]), strict=True):
+        if "{0}" in name:
+            for place, language in enumerate(LANGUAGES):
+                put_at(tmp_path / name.format(language), lines(row[place] for row in rows))
+        else:
+            put_at(tmp_path / name, "en\tja\n" + lines(map("\t".join, rows)))
+    corpus = tn.load_corpus(tmp_path, LANGUAGES)
+    assert list(corpus["train"]["en"]) == EN[:8] and list(corpus["test"]["ja"]) == JA[8:]
+
+
+def test_splits_are_told_inside_the_names_of_opus(tmp_path):
+    for split, rows in (("train", PAIRS[:8]), ("test", PAIRS[8:])):
+        for place, language in enumerate(LANGUAGES):
+            put_at(tmp_path / f"opus.en-ja-{split}.{language}", lines(row[place] for row in rows))
+    corpus = tn.load_corpus(tmp_path, LANGUAGES)
+    assert list(corpus["train"]["en"]) == EN[:8] and list(corpus["test"]["ja"]) == JA[8:]
+
+
+def test_the_names_of_indonesian_files_are_languages(tmp_path):
+    paths = [put_at(tmp_path / f"x.en-id.{end}", lines(rows)) for end, rows in (("en", EN), ("id", JA))]
+    for source, languages in ((paths, None), (paths, ["en", "id"]), (tmp_path / "x.en-id", ["en", "Indonesian"])):
+        corpus = tn.load_corpus(source, languages)
+        assert sorted(corpus.frame[corpus.languages[1]]) == sorted(JA)
