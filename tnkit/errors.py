@@ -7,6 +7,7 @@ from typing import Any
 
 # What moves a terminal's cursor, changes its colours or title, ends a line, or shows text in another order.
 _CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_UNPRINTABLE = re.compile(f"{_CONTROLS.pattern}|[\ud800-\udfff]")  # and unpaired surrogates, which UTF-8 lacks
 
 
 class TnkitError(ValueError):
@@ -86,9 +87,10 @@ def last_line(error: Exception) -> str:
 
 
 def visible(text: object) -> str:
-    """Text of others for a terminal: line breaks and tabs stay, other control characters are shown as escapes.
+    """Text of others for a terminal: line breaks and tabs stay; other control characters and unpaired surrogates are
+    shown as escapes.
 
-    >>> print(visible("a\\x1b[31mb\\u202ec"))
-    a\\x1b[31mb\\u202ec
+    >>> print(visible("a\\x1b[31mb\\u202ec\\udcff"))
+    a\\x1b[31mb\\u202ec\\udcff
     """
-    return _CONTROLS.sub(lambda found: found[0] if found[0] in "\n\t" else ascii(found[0])[1:-1], str(text))
+    return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in "\n\t" else ascii(found[0])[1:-1], str(text))

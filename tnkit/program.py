@@ -23,6 +23,7 @@ def begin() -> None:
             os.fstat(descriptor)
         except OSError:  # closed: the next file that is opened would be written to as standard output or error
             os.open(os.devnull, os.O_RDWR)
+    sys.stdin = sys.stdin or os.fdopen(0, encoding="utf-8")
     sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8")
     sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8")
     for stream in (sys.stdout, sys.stderr):

@@ -14,7 +14,9 @@ import re
 import secrets
 import stat
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -23,14 +25,23 @@ from tnkit import program as process
 from tnkit.errors import TnkitError
 
 _SCHEMA = 2
+_TOGETHER: ContextVar[tuple[ExitStack, dict[Path, Path]] | None] = ContextVar("together", default=None)
 _DESCRIBED = ("model", "sentences", "centroid", "selection", "versions")  # parts of provenance that are dicts
 
 
 def cache_folder() -> Path:
-    """Where tnkit keeps what can be made again: $TNKIT_CACHE (~ is the home folder), or the user's cache folder."""
+    """Where tnkit keeps what can be made again: $TNKIT_CACHE (~ is the home folder), or the user's cache folder.
+
+    Raises:
+        TnkitError: for the home folder of an unknown user.
+    """
     import platformdirs
 
-    return Path(os.environ.get("TNKIT_CACHE") or platformdirs.user_cache_dir("tnkit")).expanduser()
+    folder = Path(os.environ.get("TNKIT_CACHE") or platformdirs.user_cache_dir("tnkit"))
+    try:
+        return folder.expanduser()
+    except RuntimeError as error:  # ~ of a user that is not there
+        raise TnkitError(f"TNKIT_CACHE={folder} names the home folder of an unknown user; give another one") from error
 
 
 def private(folder: Path, *, make: bool = False) -> Path:
@@ -86,25 +97,63 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
         TnkitError: where the folder cannot be written to.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    name = os.fsdecode(os.fsencode(path.name)[:200])  # a name can have 255 bytes
+    temporary = path.with_name(f".{name}-{secrets.token_hex(4)}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with process.unfinished(str(temporary)):
-            try:
-                with temporary.open("xb") as file:
-                    write(file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                if path.exists():
-                    temporary.chmod(stat.S_IMODE(path.stat().st_mode))
+        with ExitStack() as alone:
+            stack, waiting = _TOGETHER.get() or (alone, None)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(process.unfinished(str(temporary)))
+            stack.callback(temporary.unlink, missing_ok=True)
+            with temporary.open("xb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            if path.exists():
+                temporary.chmod(stat.S_IMODE(path.stat().st_mode))
+            if waiting is None:
                 temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            else:
+                waiting[path] = temporary
     except OSError as error:
-        raise TnkitError(
-            f"cannot write {path}: {error.strerror or error}; choose another place with out=/--out"
-        ) from error
+        raise _not_written(path, error) from error
     return path
+
+
+@contextmanager
+def together() -> Iterator[dict[Path, Path]]:
+    """A context in which written files replace the old ones only at the end: all of them, or none after an error.
+
+    Yields:
+        Where each file that was written waits meanwhile.
+
+    Raises:
+        TnkitError: where a file cannot be replaced.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp(), "x")
+    >>> with together() as waiting:
+    ...     file == write_text(file, "text"), file.exists(), waiting[file].read_text()
+    (True, False, 'text')
+    >>> file.read_text()
+    'text'
+    """
+    if outer := _TOGETHER.get():
+        yield outer[1]
+        return
+    with ExitStack() as stack:
+        waiting: dict[Path, Path] = {}
+        stack.callback(_TOGETHER.reset, _TOGETHER.set((stack, waiting)))
+        yield waiting
+        for path, temporary in waiting.items():
+            try:
+                temporary.replace(path)
+            except OSError as error:
+                raise _not_written(path, error) from error
+
+
+def _not_written(path: Path, error: OSError) -> TnkitError:
+    return TnkitError(f"cannot write {path}: {error.strerror or error}; choose another place with out=/--out")
 
 
 def write_text(path: str | Path, text: str) -> Path:

@@ -144,11 +144,17 @@ def entries() -> list[Entry]:
     """What tnkit keeps in the cache folder: captures and running sums, then converted models; the newest first.
 
     Folders and files that tnkit did not make are not among them.
+
+    Raises:
+        TnkitError: where the cache folder is a file.
     """
+    root = storage.cache_folder()
+    if root.exists() and not root.is_dir():
+        raise TnkitError(f"the cache folder {root} is a file; set TNKIT_CACHE to a folder")
     captures = [_entry(path, _what(path), files) for path in _folders(folder()) if (files := _own(path))]
     models = [
         _entry(path, f"converted model {path.name}", files)
-        for path in _folders(storage.cache_folder() / "models")
+        for path in _folders(root / "models")
         if (files := packaged.own_files(path))
     ]
     return [entry for kind in (captures, models) for entry in sorted(kind, key=attrgetter("modified"), reverse=True)]

@@ -53,6 +53,7 @@ def centroids(options: argparse.Namespace) -> None:
 
 
 def detect(options: argparse.Namespace) -> None:
+    from tnkit import storage
     from tnkit.detection.centroids import Centroids
     from tnkit.detection.detect import detect_towards
     from tnkit.models.tokens import ends_lines
@@ -76,9 +77,10 @@ def detect(options: argparse.Namespace) -> None:
     )
     if parallel.rank():
         return
-    written = [found.neurons.save(out, format=options.format)]
-    if scores:
-        written.append(found.scores.save(scores))
+    with storage.together():
+        written = [found.neurons.save(out, format=options.format)]
+        if scores:
+            written.append(found.scores.save(scores))
     for path in written:
         _print(path)
     if not options.quiet:
@@ -128,9 +130,12 @@ def ablate(options: argparse.Namespace) -> None:
     where = f" at layer {found.best_layer}, where the untouched model does best on these sentences" if paired else ""
     _print(f"{found.measure}{where}; neurons set to zero, tokens: {options.tokens}")
     _print(found.at().round(4).to_string())
-    _print(tn.storage.write_text(out, found.to_frame().to_csv()))
-    if figure:
-        _print(plots.save_figure(found.plot().figure, figure))
+    with tn.storage.together():
+        written = [tn.storage.write_text(out, found.to_frame().to_csv())]
+        if figure:
+            written.append(plots.save_figure(found.plot().figure, figure))
+    for path in written:
+        _print(path)
 
 
 def _generated(
@@ -191,10 +196,18 @@ def cache(options: argparse.Namespace) -> None:
     if not options.yes:
         if not sys.stdin.isatty():
             raise TnkitError("--clear asks before it removes these; add --yes to remove them without a question")
-        if input("remove these? [y/N] ").strip().lower() not in ("y", "yes"):
+        if _answer("remove these? [y/N] ") not in ("y", "yes"):
             print("nothing was removed")
             return
     _print(f"freed {_size(shards.clear(listed))} in {cache_folder()}")
+
+
+def _answer(question: str) -> str:
+    try:
+        return input(question).strip().lower()
+    except EOFError:  # Ctrl-D
+        print()
+        return ""
 
 
 def doctor(options: argparse.Namespace) -> None:
@@ -294,15 +307,14 @@ def _writable(flag: str, path: Path, suffix: str, options: argparse.Namespace) -
     """The path of a file that can be written; others are refused before the work begins."""
     if path.suffix != suffix:
         raise TnkitError(f"{flag} {path} ends in {path.suffix or 'nothing'}; name a file that ends in {suffix}")
-    read = [
-        Path(getattr(options, name, None) or "")
-        for name in ("sentence_path", "centroids_path", "neurons", "scores_path")
-    ]
+    names = [getattr(options, name, None) for name in ("model_id", "sentence_path", "centroids_path", "neurons")]
+    names += [getattr(options, "scores_path", None), *(getattr(options, "other", None) or ())]
     try:
+        read, target = {Path(name).resolve() for name in names if name}, path.resolve()
         above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
         reasons = {
             "it is a folder": path.is_dir(),
-            "this command also reads it": path.resolve() in [one.resolve() for one in read],
+            "this command also reads it": path.exists() and not read.isdisjoint({target, *target.parents}),
             f"{above} is not a folder": not above.is_dir(),
             f"you may not write to {above}": above.is_dir() and not os.access(above, os.W_OK | os.X_OK),
         }

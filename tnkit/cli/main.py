@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if logging.lastResort:
         logging.lastResort.setFormatter(_VisibleFormatter())
     try:
+        _check_folder()
         if parallel.size() > 1 and options.command not in ("centroids", "detect"):
             raise TnkitError(f"torchrun is for centroids and detect; run tnkit {options.command} without it")
         options.run(options)
@@ -69,6 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"unexpected {type(error).__name__}: {_one_line(error)} (TNKIT_DEBUG=1 shows the traceback)")
         return 1
     return 0
+
+
+def _check_folder() -> None:
+    try:
+        os.getcwd()  # noqa: PTH109 - the folder itself is not needed
+    except FileNotFoundError as error:  # PyTorch's libraries abort there
+        raise TnkitError("the working folder was removed; change to another folder") from error
 
 
 class _VisibleFormatter(logging.Formatter):
@@ -335,7 +343,9 @@ def _reading_flags(command: argparse.ArgumentParser, positions: tuple[str, ...])
         default="last",
         help=f"what is read of a sentence: {', '.join(kinds[name] for name in positions)} (default last)",
     )
-    _flag(command, "suffix", help="put in place of each sentence's final punctuation ('' only takes it off)")
+    _flag(
+        command, "suffix", type=_text, help="put in place of each sentence's final punctuation ('' only takes it off)"
+    )
 
 
 class _Parser(argparse.ArgumentParser):
@@ -353,7 +363,28 @@ def _flag(command: argparse.ArgumentParser, name: str, **options: Any) -> None:
     spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
     if "choices" not in options and options.get("action") != "store_true":
         options["metavar"] = name.upper()
+        options.setdefault("type", _given)
     command.add_argument(*spellings, dest=name, **options)
+
+
+def _given(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a value, not an empty text")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{text!r:.60} is not valid Unicode") from None
+    if "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r:.60} holds a NUL character")
+    return text
+
+
+def _text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{text!r:.60} is not valid Unicode") from None
+    return text
 
 
 def _positive(text: str) -> int:
