@@ -10,8 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tnkit import processes as parallel
-from tnkit import storage
+from tnkit import parallel, storage
 from tnkit.errors import TnkitError, one_of
 from tnkit.models.model import Model
 from tnkit.models.remote import server_of

@@ -22,7 +22,7 @@ def add_flags(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from tnkit import processes as parallel
+    from tnkit import parallel
     from tnkit.detection.centroids import estimate_centroids
     from tnkit.detection.sums import centroid
     from tnkit.storage import file_name

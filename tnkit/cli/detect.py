@@ -28,7 +28,7 @@ def add_flags(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from tnkit import processes as parallel
+    from tnkit import parallel
     from tnkit.detection.centroids import Centroids
     from tnkit.detection.detect import detect_towards
     from tnkit.models.tokens import ends_lines

@@ -14,8 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn, TextIO
 
-from tnkit import __version__
-from tnkit import processes as parallel
+from tnkit import __version__, parallel
 from tnkit.cli import ablate, cache, centroids, demo, detect, doctor, evaluate
 from tnkit.errors import TnkitError, visible
 
@@ -51,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _COMMANDS[options.command].run(options)
         sys.stdout.flush()
         return 0
-    except KeyboardInterrupt:  # where `tnkit.program` does not handle the signal
+    except KeyboardInterrupt:  # where `tnkit.signals` does not handle the signal
         _say("interrupted; no file was left half-written")
         return 130
     except BrokenPipeError:

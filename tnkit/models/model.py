@@ -29,8 +29,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.pytorch_utils import Conv1D
 
-from tnkit import processes as parallel
-from tnkit import storage
+from tnkit import parallel, storage
 from tnkit.errors import TnkitError, last_line, whole_numbers
 from tnkit.models import checkpoints, packaged
 from tnkit.models import reading as architecture
