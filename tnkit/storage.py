@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from tnkit import program as process
+from tnkit import signals
 from tnkit.errors import TnkitError
 
 _SCHEMA = 2
@@ -102,7 +102,7 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
         with ExitStack() as alone:
             stack, waiting = _TOGETHER.get() or (alone, None)
             path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(process.unfinished(str(temporary)))
+            stack.enter_context(signals.unfinished(str(temporary)))
             stack.callback(temporary.unlink, missing_ok=True)
             with temporary.open("xb") as file:
                 write(file)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tnkit import processes as parallel
+from tnkit import parallel
 from tnkit.errors import TnkitError, one_of
 from tnkit.models.model import Model
 from tnkit.models.tokens import Specials, ends, last_word, special_ids, special_tokens, tell, without_final_punctuation

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tnkit import processes as parallel
+from tnkit import parallel
 from tnkit.captures import shards
 from tnkit.captures.activations import Activations, batch_of, gathered
 from tnkit.captures.batches import (

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from tqdm.auto import tqdm
 
-from tnkit import processes as parallel
-from tnkit import storage
+from tnkit import parallel, storage
 from tnkit.captures.activations import Gathering
 from tnkit.captures.batches import free_memory
 from tnkit.captures.passes import Pass, plan

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from tnkit import processes as parallel
+from tnkit import parallel
 from tnkit.captures.passes import Pass, plan
 from tnkit.detection.centroids import CentroidAccumulator, Centroids
 from tnkit.detection.scoring import ScoreAccumulator

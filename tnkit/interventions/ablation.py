@@ -21,8 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tnkit import processes as parallel
-from tnkit import storage
+from tnkit import parallel, storage
 from tnkit.captures.activations import Activations
 from tnkit.detection.neurons import NeuronSet, pairs_of
 from tnkit.errors import TnkitError, one_of

@@ -22,7 +22,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.distributed.configuration_utils import DistributedConfig
 
-from tnkit import processes as parallel
+from tnkit import parallel
 from tnkit.errors import TnkitError, last_line
 from tnkit.models import checkpoints, packaged
 from tnkit.models import reading as architecture

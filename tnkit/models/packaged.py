@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tnkit import program as process
+from tnkit import signals
 from tnkit.errors import TnkitError
 from tnkit.storage import cache_folder, private, write_text
 
@@ -62,7 +62,7 @@ def converted_folder(name: str) -> Path:
             if not _is_whole(folder):
                 shutil.rmtree(folder, ignore_errors=True)
                 temporary = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-")
-                with temporary as work, process.unfinished(work):
+                with temporary as work, signals.unfinished(work):
                     target = Path(work) / "converted"
                     _convert(_join(name, model, Path(work)), target)
                     write_text(target / "tnkit.json", json.dumps(_checksums(target)))
