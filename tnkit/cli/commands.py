@@ -89,8 +89,8 @@ def detect(options: argparse.Namespace) -> None:
 def ablate(options: argparse.Namespace) -> None:
     """Ablate a neuron set and its controls, or show continuations with and without it."""
     import tnkit as tn
+    from tnkit import plots
     from tnkit.detection.scoring import contribution_norms
-    from tnkit.plots import figures as plots
 
     language = options.lang_for_TN
     out = _writable(

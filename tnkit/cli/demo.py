@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tnkit as tn
+from tnkit import plots
 from tnkit.detection.detect import KINDS, Detection
 from tnkit.detection.scoring import contribution_norms
 from tnkit.interventions.comparison import Comparison
 from tnkit.measures import behaviour, geometry, spaces
 from tnkit.measures.experiments import RetrievalMatrix
 from tnkit.measures.geometry import ByLayer
-from tnkit.plots import figures as plots
 
 if TYPE_CHECKING:
     from tnkit.models.model import Model
@@ -68,10 +68,12 @@ def run(
         say(_found(found[language, kind]))
     by_kind = {kind: found[language, kind] for kind in KINDS}
     title = f"{name} transfer neurons of {loaded.name}"
-    where = plots.neurons_by_layer({kind: one.neurons for kind, one in by_kind.items()}, title=title)
+    sets = {kind: one.neurons for kind, one in by_kind.items()}
+    where = plots.neurons_by_layer(sets, n_layers=loaded.n_layers, title=title)
+    scores = Detection.plot_all(by_kind.values(), title=f"{name}, {loaded.name}")
     files = [
         plots.save_figure(where.figure, out / "neurons_by_layer.png"),
-        plots.save_figure(plots.detections(by_kind, title=f"{name}, {loaded.name}"), out / "score_distribution.png"),
+        plots.save_figure(scores, out / "score_distribution.png"),
         *(one.neurons.save(out / f"{language}-{kind}.json") for kind, one in by_kind.items()),
     ]
     shown = (loaded.n_layers // 8, loaded.n_layers // 2, loaded.n_layers - 1)
