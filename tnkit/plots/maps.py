@@ -67,8 +67,8 @@ def distance_maps(
     figure, row = panels(len(maps), width=side + 1 / len(maps), height=side + 0.6)
     for ax, (title, values) in zip(row, maps.items(), strict=True):
         distance_map(values, languages, label=label, title=title, highest=highest, bar=False, ax=ax)
-    for ax in row[1:]:
-        ax.set_yticklabels([])
+        if ax is not row[0]:
+            ax.set_yticklabels([])
     with style():
         if shared:
             figure.colorbar(row[-1].collections[0], ax=row, label=literal(label), shrink=0.8)
@@ -114,7 +114,7 @@ def overlap_matrix(
     labels, side = list(map(literal, names)), 1.6 + 0.62 * len(names)
     top = _largest(jaccard)
     with axes(ax, side + 1.2, side) as ax:
-        image = _image(ax, jaccard, np.vectorize("{:,}".format)(shared), scale=(0.0, top), fontsize=8)
+        image = _image(ax, jaccard, np.vectorize("{:,}".format)(shared), scale=(0.0, top), fontsize=8.0)
         ax.set_xticks(range(len(names)), labels, rotation=45, ha="right")
         ax.set_yticks(range(len(names)), labels)
         ax.figure.colorbar(image, ax=ax, label="Jaccard index", shrink=0.8)
