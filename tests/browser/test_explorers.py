@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 
 import tnkit as tn
 from tests.browser.lab import CHROMIUM, Seen
-from tnkit.plots import figures as plots
+from tnkit import plots
 from tnkit.testing import tiny_corpus
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")

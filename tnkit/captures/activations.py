@@ -106,7 +106,7 @@ class Activations:
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw `to_frame` by layer."""
-        from tnkit.plots import figures as plots
+        from tnkit import plots
 
         return plots.lines_by_layer(self.to_frame(), ylabel="mean over sentences", log=True, ax=ax)
 

@@ -34,7 +34,7 @@ def add_flags(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Detect both types, ablate them beside their controls, print the results and draw the figures."""
     started, language, out = time.perf_counter(), options.language, Path(options.out)
-    corpus, bar = tn.load_corpus("everyday"), {"progress": flags.progress(options)}
+    corpus, bar = tn.load_corpus("everyday"), _bar(options)
     train, test = corpus["train"], corpus["test"]
     train[language]  # refuses an unknown language before the model is loaded
     if language == _HUB:
@@ -50,11 +50,15 @@ def run(options: argparse.Namespace) -> None:
     for detection in own.values():
         show(_summary(detection))
     sets = {kind: detection.neurons for kind, detection in own.items()}
-    by_layer = tn.plots.neurons_by_layer(sets, title=f"{_name(language)} transfer neurons of {model.name}")
+    by_layer = tn.plots.neurons_by_layer(
+        sets, n_layers=model.n_layers, title=f"{_name(language)} transfer neurons of {model.name}"
+    )
+    scores = tn.Detection.plot_all(own.values(), title=f"{_name(language)}, {model.name}")
     written = [
         tn.plots.save_figure(by_layer.figure, out / "neurons_by_layer.png"),
         tn.plots.save_figure(
-            tn.plots.detections(own, title=f"{_name(language)}, {model.name}"), out / "score_distribution.png"
+            tn.Detection.plot_all(own.values(), title=f"{_name(language)}, {model.name}"),
+            out / "score_distribution.png",
         ),
         *(neurons.save(out / f"{language}-{kind}.json") for kind, neurons in sets.items()),
     ]
@@ -66,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _type1(model: Any, corpus: Any, detections: Any, activations: Any, *, options: Any) -> Iterator[Path]:
     """How well translations are found, at the layer that is best for training sentences in the untouched model."""
-    language, out, bar = options.language, Path(options.out), {"progress": flags.progress(options)}
+    language, out, bar = options.language, Path(options.out), _bar(options)
     train, test, shown = corpus["train"], corpus["test"], (model.n_layers // 8, model.n_layers // 2, model.n_layers - 1)
     states = {code: tn.capture(model, train[code], keep=["post"], **bar) for code in corpus.languages}
     yield tn.plots.save_figure(tn.geometry.pca(states, layers=shown).plot(), out / "spaces.png")
@@ -102,7 +106,7 @@ def _type1(model: Any, corpus: Any, detections: Any, activations: Any, *, option
 
 def _type2(model: Any, corpus: Any, detections: Any, activations: Any, *, options: Any) -> Iterator[Path]:
     """How well the model predicts the first test sentences of each language."""
-    language, bar = options.language, {"progress": flags.progress(options)}
+    language, bar = options.language, _bar(options)
     texts = {code: corpus["test"][code][:_READ] for code in corpus.languages}
     sets = {code: detections[code, "type2"].neurons for code in corpus.languages[1:]}
     matrix = tn.behaviour.perplexity_matrix(model, {code: texts[code] for code in sets}, sets, **bar)
@@ -123,6 +127,10 @@ def _type2(model: Any, corpus: Any, detections: Any, activations: Any, *, option
 def _drawn(axes: Any, title: str, path: Path) -> Path:
     axes.set_title(title, parse_math=False)
     return tn.plots.save_figure(axes.figure, path)
+
+
+def _bar(options: argparse.Namespace) -> dict[str, Any]:
+    return {"progress": flags.progress(options)}
 
 
 def _name(code: str) -> str:

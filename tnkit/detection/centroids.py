@@ -97,7 +97,7 @@ class Centroids:
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw the centroid's norm by layer."""
-        from tnkit.plots import figures as plots
+        from tnkit import plots
 
         return plots.lines_by_layer(self.to_frame()[["norm"]], ylabel="norm of the centroid", log=True, ax=ax)
 

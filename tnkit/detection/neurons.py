@@ -232,9 +232,9 @@ class NeuronSet(Sequence[Pair]):
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw how many of the neurons sit in each layer."""
-        from tnkit.plots import figures as plots
+        from tnkit import plots
 
-        return plots.neurons_by_layer({"neurons": self}, ax=ax)
+        return plots.neurons_by_layer({"neurons": self}, n_layers=self.shape[0], ax=ax)
 
     def save(self, path: str | Path, *, format: str = "tnkit") -> Path:
         """Write JSON, or with format="reference" the published code's pickle (a list of pairs)."""

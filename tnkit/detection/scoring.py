@@ -101,12 +101,13 @@ class NeuronScores:
         return pd.DataFrame({"score": self.values[layers].reshape(-1).numpy()}, index=index)
 
     def plot(
-        self, ax: "matplotlib.axes.Axes | None" = None, *, chosen: NeuronSet | None = None
+        self, ax: "matplotlib.axes.Axes | None" = None, *, chosen: NeuronSet | None = None, colour: str = "#0072B2"
     ) -> "matplotlib.axes.Axes":
-        """Draw the distribution of scores, with the tail that a chosen set takes."""
-        from tnkit.plots import figures as plots
+        """Draw the distribution of scores, with the scores of a chosen set in colour."""
+        from tnkit import plots
 
-        return plots.score_distribution(self, chosen=chosen, ax=ax)
+        values, picked = self.values.numpy(), chosen.scores if chosen else ()
+        return plots.score_distribution(values, distance=self.distance, chosen=picked, colour=colour, ax=ax)
 
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file."""

@@ -8,6 +8,7 @@ import ipywidgets
 import numpy as np
 from matplotlib.figure import Figure
 
+from tnkit import plots
 from tnkit.detection.detect import Detection
 from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError
@@ -18,8 +19,7 @@ from tnkit.interventions.comparison import Comparison
 from tnkit.measures.experiments import BY_STATES, MEASURE_NAMES
 from tnkit.measures.generation import continuations
 from tnkit.models.model import Model
-from tnkit.plots import figures as plots
-from tnkit.plots.style import KIND_NAMES, language_name
+from tnkit.plots.style import KIND_NAMES, language_name, style
 from tnkit.text.corpus import Corpus
 
 _COUNTS = (10, 20, 50, 100, 200, 300, 500, 1000, 2000, 3000, 5000, 10_000)
@@ -154,7 +154,7 @@ class AblationExplorer(Explorer):
     def _draw(self, key: _Key) -> tuple[Figure, str, Places, list[int]]:
         tables = self._tables[key]
         name = f"{language_name(key.language)} {KIND_NAMES[key.kind]}"
-        with plots.style():
+        with style():
             figure = Figure(figsize=(8.6, 3.9))
             figure.set_layout_engine("none")
             for place, (measure, table) in enumerate(tables.items()):

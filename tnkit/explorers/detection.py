@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import ipywidgets
 from matplotlib.figure import Figure
 
-from tnkit import storage
+from tnkit import plots, storage
 from tnkit.detection.detect import KINDS, Detection, detect_steps
 from tnkit.detection.scoring import DISTANCES
 from tnkit.errors import TnkitError
@@ -18,8 +18,7 @@ from tnkit.explorers.study import usual_top
 from tnkit.models import packaged
 from tnkit.models.load import load_model
 from tnkit.models.model import Model
-from tnkit.plots import figures as plots
-from tnkit.plots.style import KIND_COLOURS, KIND_NAMES, language_name
+from tnkit.plots.style import KIND_COLOURS, KIND_NAMES, language_name, style
 from tnkit.text.corpus import Corpus, load_corpus
 
 _TYPES = {"both": KINDS, **{name: (kind,) for kind, name in KIND_NAMES.items()}}
@@ -201,16 +200,15 @@ class DetectionExplorer(Explorer):
         detection = self.result[key.language, key.kind]
         kinds = {kind: self.result[key.language, kind].neurons for kind in KINDS if (key.language, kind) in self.result}
         name = f"{language_name(key.language)} {KIND_NAMES[key.kind]}"
-        with plots.style():
+        with style():
             figure = Figure(figsize=(8.4, 3.5))
             figure.set_layout_engine("none")
             where = figure.add_axes((0.075, 0.15, 0.41, 0.73))
-            plots.neurons_by_layer(kinds, title=f"{language_name(key.language)} transfer neurons", ax=where)
+            title, n_layers = f"{language_name(key.language)} transfer neurons", detection.neurons.shape[0]
+            plots.neurons_by_layer(kinds, n_layers=n_layers, title=title, ax=where)
             where.locator_params(axis="x", nbins=9)
             scores = figure.add_axes((0.57, 0.15, 0.41, 0.73))
-            plots.score_distribution(
-                detection.scores, chosen=detection.neurons, colour=KIND_COLOURS[key.kind], ax=scores
-            )
+            detection.scores.plot(scores, chosen=detection.neurons, colour=KIND_COLOURS[key.kind])
             scores.set_title(plots.literal(f"scores, {name}"))
         return figure, f"{name} neurons by layer, and the distribution of scores", [], []
 

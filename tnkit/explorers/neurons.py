@@ -7,6 +7,7 @@ import ipywidgets
 import numpy as np
 from matplotlib.figure import Figure
 
+from tnkit import plots
 from tnkit.detection.detect import Detection
 from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError
@@ -15,8 +16,7 @@ from tnkit.explorers.parts import Places, Table
 from tnkit.explorers.study import Study
 from tnkit.measures.cards import NeuronCard, neuron_card
 from tnkit.models.model import Model
-from tnkit.plots import figures as plots
-from tnkit.plots.style import KIND_NAMES, language_name
+from tnkit.plots.style import KIND_NAMES, language_name, style
 from tnkit.text.corpus import Corpus
 
 _AHEAD = 6  # rows whose pictures are drawn ahead on each side of the chosen one
@@ -135,17 +135,19 @@ class NeuronsExplorer(Explorer):
         kind, both = KIND_NAMES[key.kind], dict.fromkeys((key.language, key.beside))
         shown = [language for language in both if (language, key.kind) in self._sets]
         layer, number = key.neuron
-        with plots.style():
+        with style():
             figure = Figure(figsize=(8.2, 5.9))
             figure.set_layout_engine("none")
             where = figure.add_axes((0.085, 0.57, 0.39, 0.36))
-            plots.neurons_by_layer({language: self._sets[language, key.kind] for language in shown}, ax=where)
+            sets = {language: self._sets[language, key.kind] for language in shown}
+            plots.neurons_by_layer(sets, n_layers=self.neurons.shape[0], ax=where)
             where.set_title(f"where {kind} neurons sit")
             where.locator_params(axis="x", nbins=9)
             where.axvline(layer, color="#555555", lw=1, ls="--")
             scores = {language: self.found[language, key.kind].scores for language in shown}
             spread = figure.add_axes((0.58, 0.57, 0.39, 0.36))
-            plots.score_distributions(scores, title="all scores", ax=spread)
+            values = {language: one.values.numpy() for language, one in scores.items()}
+            plots.score_distributions(values, distance=scores[key.language].distance, title="all scores", ax=spread)
             score = float(scores[key.language].values[layer, number])
             if np.isfinite(score):
                 spread.axvline(score, color="#555555", lw=1, ls="--")
@@ -153,7 +155,7 @@ class NeuronsExplorer(Explorer):
             title = f"layer {layer}, neuron {number}"
             if self.study:
                 eta2 = self.study.specificity().eta2[layer, number]
-                plots.activations_by_language(self._cards[key.neuron].activations, ax=violins)
+                self._cards[key.neuron].plot(violins)
                 title += f": activation at the token that is read, η² = {eta2:.2f}"
             else:
                 violins.set_axis_off()

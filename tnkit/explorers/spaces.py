@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from tnkit import plots
 from tnkit.captures.activations import Activations
 from tnkit.detection.detect import Detection
 from tnkit.errors import TnkitError
@@ -16,9 +17,7 @@ from tnkit.explorers.parts import Places
 from tnkit.explorers.study import NOTHING, OFFS, Study
 from tnkit.measures.spaces import CentroidDistances, PrincipalComponents, centroid_distances, pca
 from tnkit.models.model import Model
-from tnkit.plots import figures as plots
-from tnkit.plots import heatmaps
-from tnkit.plots.style import PALETTE, language_name
+from tnkit.plots.style import PALETTE, language_name, style
 from tnkit.text.corpus import Corpus
 
 _PAIRS = {"1 and 2": (0, 1), "1 and 3": (0, 2), "2 and 3": (1, 2)}
@@ -118,11 +117,11 @@ class SpacesExplorer(Explorer):
         components: PrincipalComponents = self._kept[key.off, key.languages, key.layer]
         distances: CentroidDistances = self._kept[key.off, key.languages]
         pair = _PAIRS[key.pair]
-        with plots.style():
+        with style():
             figure = Figure(figsize=(8.2, 6.9))
             figure.set_layout_engine("none")
             plane = figure.add_axes((0.105, 0.46, 0.69, 0.49))
-            plots.space(components, key.layer, pair=pair, joined=key.joined, ax=plane)
+            components.plot_at(key.layer, plane, pair=pair, joined=key.joined)
             off = "" if key.off == NOTHING else f", off: {key.off}"
             plane.set_title(f"layer {key.layer}{off}")
             legend = plane.legend(loc="upper left", bbox_to_anchor=(1.02, 1), markerscale=2.5)
@@ -132,7 +131,7 @@ class SpacesExplorer(Explorer):
             here = similar[distances.layers.index(key.layer)]
             heat = figure.add_axes((0.135, 0.06, 0.44, 0.3))
             title = f"cosines of the centroids, layer {key.layer}"
-            heatmaps.similarity_map(here, key.languages, lowest=min(float(here.min()), 0.999), title=title, ax=heat)
+            plots.similarity_map(here, key.languages, lowest=min(float(here.min()), 0.999), title=title, ax=heat)
             self._draw_profile(figure.add_axes((0.68, 0.09, 0.29, 0.27)), distances, similar, key.layer)
         coordinates = [components.coordinates[language][0][:, list(pair)] for language in key.languages]
         ids = [

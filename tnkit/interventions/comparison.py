@@ -108,13 +108,13 @@ class Comparison:
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw each condition's mean by layer, with its interval as a band."""
-        from tnkit.plots import figures as plots
+        from tnkit import plots
 
         return plots.conditions_by_layer(self.to_frame(), ylabel=self.measure, ax=ax)
 
     def plot_at(self, layer: int | None = None, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw the means of one layer with their intervals (default: where the untouched model's mean is highest)."""
-        from tnkit.plots import figures as plots
+        from tnkit import plots
 
         title = f"layer {self.best_layer if layer is None else layer}" if len(self.layers) > 1 else ""
         return plots.conditions(self.at(layer), xlabel=self.measure, title=title, ax=ax)

@@ -46,9 +46,16 @@ class Overlaps:
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw Jaccard indices as a heat map, with the numbers of shared neurons written in."""
-        from tnkit.plots import heatmaps
+        from tnkit import plots
 
-        return heatmaps.overlap_matrix(self, ax=ax)
+        names = list(self.sets)
+        jaccard = np.full((len(names), len(names)), np.nan)
+        shared = np.diag([len(neurons) for neurons in self.sets.values()])
+        for first, second in self.table.index:
+            row, column = names.index(first), names.index(second)
+            jaccard[row, column] = jaccard[column, row] = self.table.loc[(first, second), "jaccard"]
+            shared[row, column] = shared[column, row] = self.table.loc[(first, second), "both"]
+        return plots.overlap_matrix(jaccard, shared, names, ax=ax)
 
     def _repr_html_(self) -> str:
         rows = self.table[["both", "expected in layers"]].itertuples()

@@ -90,7 +90,7 @@ class Perplexity:
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw the distribution over sentences, with the whole text's nats per token as a line."""
-        from tnkit.plots import figures as plots
+        from tnkit import plots
 
         return plots.losses(self.nll, whole=self.nats, ax=ax)
 
@@ -142,9 +142,9 @@ class PerplexityMatrix:
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw perplexities as a heat map, coloured by change, with cells of a language's own set framed."""
-        from tnkit.plots import heatmaps
+        from tnkit import plots
 
-        return heatmaps.perplexities(self.to_frame(), ax=ax)
+        return plots.perplexities(self.to_frame(), ax=ax)
 
     def _repr_html_(self) -> str:
         rows: dict[str, list[str]] = {}

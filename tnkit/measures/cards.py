@@ -65,10 +65,10 @@ class NeuronCard:
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw its activation in every sentence, by language."""
-        from tnkit.plots import figures as plots
+        from tnkit import plots
 
-        layer, place = self.neuron
-        return plots.activations_by_language(self.activations, title=f"layer {layer}, neuron {place}", ax=ax)
+        layer, neuron = self.neuron
+        return plots.activations_by_language(self.activations, title=f"layer {layer}, neuron {neuron}", ax=ax)
 
     def _repr_html_(self) -> str:
         left = "style='text-align:left'"

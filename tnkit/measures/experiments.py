@@ -179,9 +179,9 @@ class RetrievalMatrix:
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw the matrix as a heat map with numbers."""
-        from tnkit.plots import heatmaps
+        from tnkit import plots
 
-        return heatmaps.matrix(
+        return plots.matrix(
             self.to_frame(),
             xlabel="language that is read",
             ylabel="neurons that are off",

@@ -85,7 +85,7 @@ class Continuations:
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw the share of outputs in each language, before and after."""
-        from tnkit.plots import figures as plots
+        from tnkit import plots
 
         return plots.language_shares(self.shares(), ax=ax)
 
@@ -187,7 +187,7 @@ class Answered:
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw mean F1 and the share of exact matches, before and after."""
-        from tnkit.plots import figures as plots
+        from tnkit import plots
 
         return plots.before_and_after(self._means(), ylabel="mean over questions", ax=ax)
 

@@ -116,7 +116,7 @@ class ByLayer:
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw a line a column, and chance as a dotted one."""
-        from tnkit.plots import figures as plots
+        from tnkit import plots
 
         return plots.lines_by_layer(self.to_frame(), ylabel=self.measure, chance=self.chance, ax=ax)
 

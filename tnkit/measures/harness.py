@@ -65,7 +65,7 @@ class Evaluation:
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw every metric before and after."""
-        from tnkit.plots import figures as plots
+        from tnkit import plots
 
         names = [f"{task}\n{metric}" for task, _, metric in self.table.index]
         if len(set(names)) < len(names):

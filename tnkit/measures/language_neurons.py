@@ -55,9 +55,10 @@ class ActivationEntropy:
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw how many neurons of each language sit in each layer."""
-        from tnkit.plots import figures as plots
+        from tnkit import plots
 
-        return plots.language_neurons(self.neurons, ax=ax)
+        n_layers = max(neurons.shape[0] for neurons in self.neurons.values())
+        return plots.language_neurons(self.neurons, n_layers=n_layers, ax=ax)
 
     def _repr_html_(self) -> str:
         sizes = {name: f"{len(neurons)} neurons" for name, neurons in self.neurons.items()}
@@ -166,7 +167,7 @@ class AveragePrecision:
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw the share of neurons above each average precision."""
-        from tnkit.plots import figures as plots
+        from tnkit import plots
 
         label = f"average precision for {plots.language_name(self.language)}"
         return plots.exceedance({"all neurons": self.values.ravel()}, xlabel=label, marks=(self.chance,), ax=ax)

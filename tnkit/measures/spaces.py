@@ -53,10 +53,43 @@ class PrincipalComponents:
         return pd.concat(frames, names=["layer", "language", "sentence"])
 
     def plot(self, layers: Sequence[int] | None = None, *, centroids: bool = False) -> "matplotlib.figure.Figure":
-        """Draw one panel a layer, a colour a language; with `centroids`, their means and the mean of these."""
-        from tnkit.plots import figures as plots
+        """Draw one panel per layer, a colour per language; with `centroids`, also their means and the mean of these."""
+        from tnkit import plots
 
-        return plots.spaces(self, self.layers if layers is None else layers, centroids=centroids)
+        layers = self.layers if layers is None else layers
+        rows = [self._row(layer) for layer in layers]
+        points = {language: states[rows, :, :2] for language, states in self.coordinates.items()}
+        titles = [f"layer {layer}" for layer in layers]
+        return plots.spaces(points, explained=self.explained[rows, :2], titles=titles, centroids=centroids)
+
+    def plot_at(
+        self,
+        layer: int,
+        ax: "matplotlib.axes.Axes | None" = None,
+        *,
+        pair: tuple[int, int] = (0, 1),
+        centroids: bool = False,
+        joined: bool = False,
+    ) -> "matplotlib.axes.Axes":
+        """Draw one layer in the plane of two components, numbered from 0; with `joined`, link translations by lines."""
+        from tnkit import plots
+
+        row, columns = self._row(layer), list(pair)
+        return plots.space(
+            {language: states[row][:, columns] for language, states in self.coordinates.items()},
+            explained=self.explained[row, columns].tolist(),
+            pair=pair,
+            title=f"layer {layer}",
+            centroids=centroids,
+            joined=joined,
+            ax=ax,
+        )
+
+    def _row(self, layer: int) -> int:
+        if layer not in self.layers:
+            has = ", ".join(map(str, self.layers))
+            raise TnkitError(f"there are no principal components of layer {layer}; choose one of {has}")
+        return self.layers.index(layer)
 
     def _repr_html_(self) -> str:
         rows = {
@@ -179,9 +212,9 @@ class CentroidDistances:
 
     def plot(self, layer: int, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw the distances after a layer as a heat map."""
-        from tnkit.plots import heatmaps
+        from tnkit import plots
 
-        return heatmaps.distance_map(
+        return plots.distance_map(
             self.at(layer), self.languages, label=f"{self.distance} distance", title=f"layer {layer}", ax=ax
         )
 
@@ -190,13 +223,13 @@ class CentroidDistances:
 
         Cosine distances share one scale; Euclidean ones, which grow with the residual stream, have one a panel.
         """
-        from tnkit.plots import heatmaps
+        from tnkit import plots
 
         if layers is None:
             places = np.linspace(0, len(self.layers) - 1, min(4, len(self.layers))).round().astype(int)
             layers = [self.layers[place] for place in places]
         maps = {f"layer {layer}": self.at(layer) for layer in layers}
-        return heatmaps.distance_maps(
+        return plots.distance_maps(
             maps, self.languages, label=f"{self.distance} distance", shared=self.distance == "cosine"
         )
 

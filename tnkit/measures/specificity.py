@@ -141,7 +141,7 @@ class Specificity:
         self, ax: "matplotlib.axes.Axes | None" = None, neurons: NeuronSet | None = None
     ) -> "matplotlib.axes.Axes":
         """Draw the share of neurons above each η², of a set against all others of its layers."""
-        from tnkit.plots import figures as plots
+        from tnkit import plots
 
         values = self.eta2
         if neurons is None:
@@ -150,8 +150,8 @@ class Specificity:
         others = np.zeros(values.shape, dtype=bool)
         others[layers] = True
         others[layers, columns] = False
-        parts = {"the set": values[layers, columns], "all others of its layers": values[others]}
-        return plots.exceedance(parts, xlabel=self._label(), ax=ax)
+        groups = {"the set": values[layers, columns], "all others of its layers": values[others]}
+        return plots.exceedance(groups, xlabel=self._label(), ax=ax)
 
     def _label(self) -> str:
         return f"correlation ratio η² ({' | '.join(self.groups)})"
