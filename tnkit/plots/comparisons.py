@@ -1,7 +1,7 @@
 """The untouched model beside the ablated one and its controls: means, intervals and shares."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -36,7 +36,7 @@ def conditions_by_layer(frame: "pd.DataFrame", *, ylabel: str, ax: Axes | None =
                 below, above = rows["mean"] - rows["low"], rows["high"] - rows["mean"]
                 ax.errorbar([number], rows["mean"], [below, above], fmt="o", color=colour, capsize=4)
                 continue
-            look = {"lw": 2.4, "zorder": 3} if main else {"lw": 1.4, "zorder": 2}
+            look: dict[str, Any] = {"lw": 2.4, "zorder": 3} if main else {"lw": 1.4, "zorder": 2}
             ax.plot(rows.index, rows["mean"], color=colour, label=literal(name), **look)
             ax.fill_between(rows.index, rows["low"], rows["high"], color=colour, alpha=0.15, lw=0)
         ax.set(ylabel=literal(ylabel))

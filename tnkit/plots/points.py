@@ -41,7 +41,7 @@ def space(
             lines = np.stack(list(points.values()), axis=1)
             ax.add_collection(LineCollection(list(lines), colors="#777777", linewidths=0.4, alpha=0.45, zorder=1))
         for number, (language, xy) in enumerate(points.items()):
-            look = {"color": language_colour(language), "marker": MARKERS[number % len(MARKERS)]}
+            look: dict[str, Any] = {"color": language_colour(language), "marker": MARKERS[number % len(MARKERS)]}
             ax.scatter(xy[:, 0], xy[:, 1], s=14, alpha=0.6, linewidths=0, label=language_label(language), **look)
         if centroids:
             means = np.stack([xy.mean(axis=0) for xy in points.values()])
