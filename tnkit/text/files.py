@@ -181,7 +181,7 @@ def _unpacked(name: str, data: bytes) -> bytes:
 
 @contextmanager
 def _complaints(text: str) -> Iterator[None]:
-    """What damaged archives raise, as one sentence."""
+    """Turn the errors that damaged archives cause into one sentence."""
     try:
         yield
     except TnkitError:

@@ -198,18 +198,18 @@ def _stacked(frames: Sequence["pd.DataFrame"]) -> "pd.DataFrame":
 
 
 def _saved(path: str, members: Members) -> "pd.DataFrame":
-    """What `save_to_disk` of the library datasets wrote."""
+    """A data set written by `save_to_disk` of the library datasets."""
     frames = []
     for name in (name for name in members if Path(name).name == "state.json"):
         folder = name.removesuffix("state.json")
         try:
-            parts = [folder + str(part["filename"]) for part in json.loads(members[name]())["_data_files"]]
+            paths = [folder + str(file["filename"]) for file in json.loads(members[name]())["_data_files"]]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise TnkitError(f"{path}/{name} does not name the files of a data set; save it again") from error
-        for part in parts:
-            if part not in members:
-                raise TnkitError(f"{path} has no file {part}, which its state.json names; save it again")
-            frame = readers.READERS[".arrow"](files.File(f"{path}/{part}", members[part]()))
+        for file in paths:
+            if file not in members:
+                raise TnkitError(f"{path} has no file {file}, which its state.json names; save it again")
+            frame = readers.READERS[".arrow"](files.File(f"{path}/{file}", members[file]()))
             frames.append(frame.assign(split=folder.strip("/")) if folder and "split" not in frame else frame)
     if not frames:
         raise TnkitError(f"{path} holds no data of the library datasets; save it again")

@@ -123,7 +123,7 @@ def foreign_script(texts: Sequence[str], name: str) -> str | None:
     if language is None:
         return None
     sets = [_JOINED.get(script, ({script}, {script})) for script in _scripts(language)]
-    accepted, needed = (set[str]().union(*column) for column in zip(*sets, strict=True)) if sets else (set(), set())
+    accepted, needed = (set[str]().union(*(pair[index] for pair in sets)) for index in (0, 1))
     letters: Counter[str] = Counter()
     for letter, count in Counter("".join(texts[:: -(-len(texts) // _SAMPLE) or 1])).items():
         if unicodedata.category(letter)[0] in "LM":

@@ -156,7 +156,7 @@ def _arrow(file: File) -> "pd.DataFrame":
 
 @contextmanager
 def _complaints(path: str, kind: str) -> Iterator[None]:
-    """What readers of binary files raise, as one sentence."""
+    """Turn the errors of readers of binary files into one sentence."""
     try:
         yield
     except TnkitError:
