@@ -100,7 +100,7 @@ def _from_long(name: str, frame: "pd.DataFrame", layout: Long, languages: Sequen
     split = next((column for column in _SPLITS if column in frame.columns), None)
     kept = frame[[layout.text, *keys, *([split] if split else [])]]
     kept = kept.rename(columns={layout.text: "text"} | ({split: "split"} if split else {}))
-    sentences = {column: rows for tag, rows in kept.groupby(tags, sort=False) if (column := columns.get(str(tag)))}
+    sentences = {columns[str(tag)]: rows for tag, rows in kept.groupby(tags, sort=False) if str(tag) in columns}
     return joined(name, sentences, keys, languages or sentences)
 
 
