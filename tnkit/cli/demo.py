@@ -56,10 +56,7 @@ def run(options: argparse.Namespace) -> None:
     scores = tn.Detection.plot_all(own.values(), title=f"{_name(language)}, {model.name}")
     written = [
         tn.plots.save_figure(by_layer.figure, out / "neurons_by_layer.png"),
-        tn.plots.save_figure(
-            tn.Detection.plot_all(own.values(), title=f"{_name(language)}, {model.name}"),
-            out / "score_distribution.png",
-        ),
+        tn.plots.save_figure(scores, out / "score_distribution.png"),
         *(neurons.save(out / f"{language}-{kind}.json") for kind, neurons in sets.items()),
     ]
     activations = tn.capture(model, train[language], keep=["activations"], **bar)
