@@ -60,19 +60,16 @@ def load_model(
         revision: branch, tag or commit of the Hub repository.
         dtype: "auto" (as stored), "float32", "bfloat16", "float16", "float64", or their short names.
         device_map: as in transformers; "auto" spreads the model over the GPUs that are there.
-        tp_plan: "auto" spreads the weights over the processes of torchrun (tensor parallelism of transformers), for a
-            model that is larger than one GPU; all of them then run every batch together and have every result.
+        tp_plan: "auto" spreads the weights over the processes of torchrun, for a model that is larger than one GPU; all
+            of them then run every batch together.
         trust_remote_code: run code that comes with the model; never on by default.
-        remote: True leaves the weights on NDIF and runs there; a URL names another server of its kind. Captures,
-            scores and ablations then travel as traces, and only slices and sums of activations come back.
-        chat: wrap every sentence in the tokenizer's chat template, as a user's message. Captures still read the
-            sentence's last token, or with position="end" the last token of the prompt for an answer.
+        remote: True leaves the weights on NDIF and runs there; a URL names another server of its kind.
+        chat: wrap every sentence in the tokenizer's chat template, as a user's message.
         template: wrap every sentence in a text of your own, such as "Translate: {sentence}".
 
     Raises:
-        TnkitError: for an unknown model, a checkpoint that lacks weights, a model with an adapter, an encoder-decoder
-            or mixture-of-experts model, one that fails the checks, a server that does not answer or does not have it,
-            or with `tp_plan` a model that cannot be divided among the processes there are.
+        TnkitError: for a model that cannot be loaded, divided by `tp_plan`, or reached on its server; one that lacks
+            weights, has an adapter or experts, is an encoder-decoder, or fails the checks.
 
     >>> from tnkit.testing import byte_tokenizer, tiny_module
     >>> model = load_model(tiny_module("gemma3"), tokenizer=byte_tokenizer())

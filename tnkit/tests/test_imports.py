@@ -25,6 +25,18 @@ def test_nnsight_is_touched_in_three_modules_only():
     assert users == {"models/remote.py", "models/trace.py", "models/wrapper.py"}
 
 
+def test_only_the_remote_model_is_asked_where_it_runs():
+    """Everything else asks a Model, which answers here or on its server; the trace hands the address to nnsight."""
+    asking = set()
+    for path in FOLDER.rglob("*.py"):
+        nodes = ast.walk(ast.parse(path.read_text()))
+        if "tests" not in path.parts and any(
+            isinstance(node, ast.Attribute) and node.attr == "remote" for node in nodes
+        ):
+            asking.add(path.relative_to(FOLDER).as_posix())
+    assert asking == {"models/remote.py", "models/trace.py"}
+
+
 def _modules(path):
     tree = ast.parse(path.read_text())
     names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
