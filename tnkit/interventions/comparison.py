@@ -14,7 +14,7 @@ compared.plot()
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 from jaxtyping import Float
@@ -25,14 +25,13 @@ from tnkit import storage
 from tnkit.detection.neurons import NeuronSet
 from tnkit.detection.scoring import NeuronScores
 from tnkit.errors import TnkitError, whole_number, whole_numbers
+from tnkit.statistics import flips, interval, resamples, sign_flip_test
 
 if TYPE_CHECKING:
     import matplotlib.axes
     import pandas as pd
 
 Control = NeuronSet | Callable[[int], NeuronSet]
-_RESAMPLES = 2000
-_FLIPS = 10_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,29 +69,22 @@ class Comparison:
 
         random = np.random.default_rng(0)
         sentences = self.untouched.shape[1]
-        weights = random.multinomial(sentences, np.full(sentences, 1 / sentences), _RESAMPLES) / sentences
-        signs = random.choice(np.array([-1.0, 1.0]), (_FLIPS, sentences))
+        weights = resamples(sentences, random) / sentences
+        signs = flips(sentences, random)
         base = weights @ self.ablated.T
         frames = {}
-        for name, values in self._conditions().items():
+        for condition, values in self._conditions().items():
             resampled = self._resampled(values, weights, random)
             difference = self.ablated - values.mean(axis=0)
-            effect = difference.mean(axis=1)
-            flipped = np.abs(signs @ difference.T / sentences)
-            p = (1 + (flipped >= np.abs(effect) - 1e-12).sum(axis=0)) / (1 + _FLIPS)
-            low, high = np.quantile(resampled, (0.025, 0.975), axis=0)
-            effect_low, effect_high = np.quantile(base - resampled, (0.025, 0.975), axis=0)
             mean = values.mean(axis=(0, 2))
-            ratio_low, ratio_high = np.quantile(_ratio(base, resampled), (0.025, 0.975), axis=0, method="nearest")
-            columns = {"mean": mean, "low": low, "high": high}
-            columns |= {"effect": effect, "effect low": effect_low, "effect high": effect_high}
-            columns |= {
-                "ratio": _ratio(self.ablated.mean(axis=1), mean),
-                "ratio low": ratio_low,
-                "ratio high": ratio_high,
-            }
-            columns |= {"p": p, "seeds": len(values)}
-            frames[name] = pd.DataFrame(columns, index=pd.Index(self.layers, name="layer"))
+            columns: dict[str, Any] = {}
+            columns["mean"], columns["low"], columns["high"] = mean, *interval(resampled)
+            effects, ratios = interval(base - resampled), interval(_ratio(base, resampled), method="nearest")
+            columns["effect"], columns["effect low"], columns["effect high"] = difference.mean(axis=1), *effects
+            columns["ratio"] = _ratio(self.ablated.mean(axis=1), mean)
+            columns["ratio low"], columns["ratio high"] = ratios
+            columns |= {"p": sign_flip_test(difference, signs), "seeds": len(values)}
+            frames[condition] = pd.DataFrame(columns, index=pd.Index(self.layers, name="layer"))
         return pd.concat(frames, names=["condition"]).swaplevel().sort_index(level=0, sort_remaining=False)
 
     def at(self, layer: int | None = None) -> "pd.DataFrame":
@@ -127,7 +119,7 @@ class Comparison:
     ) -> Float[np.ndarray, "resample layer"]:
         """Means over resampled sentences, and over resampled seeds."""
         seeds = len(values)
-        chosen = random.multinomial(seeds, np.full(seeds, 1 / seeds), len(weights)) / seeds
+        chosen = resamples(seeds, random) / seeds
         return sum(chosen[:, seed, None] * (weights @ values[seed].T) for seed in range(seeds))
 
     def _repr_html_(self) -> str:

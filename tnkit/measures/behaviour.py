@@ -29,6 +29,7 @@ from tnkit.measures.generation import Answered, Continuations, answer_questions,
 from tnkit.models.fingerprint import check_ready
 from tnkit.models.model import Model
 from tnkit.models.sessions import TURN, sentences_at
+from tnkit.statistics import interval, resamples
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -48,7 +49,6 @@ __all__ = [
 
 NONE = "none"
 _LOGITS = 1 << 24  # logits held at once: 64 MiB in float32
-_RESAMPLES = 2000
 _OF_CAPTURES = ("position", "last_layer")
 
 
@@ -358,7 +358,6 @@ def _change(before: Perplexity, after: Perplexity) -> tuple[float, float, float]
     change = float(totals[1].sum() / totals[0].sum() - 1)
     if sentences == 1:
         return change, math.nan, math.nan
-    weights = np.random.default_rng(0).multinomial(sentences, np.full(sentences, 1 / sentences), _RESAMPLES)
-    resampled = totals @ weights.T
-    low, high = np.quantile(resampled[1] / resampled[0] - 1, (0.025, 0.975))
+    resampled = totals @ resamples(sentences).T
+    low, high = interval(resampled[1] / resampled[0] - 1)
     return change, float(low), float(high)

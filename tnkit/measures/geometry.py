@@ -31,6 +31,7 @@ from tnkit.measures.spaces import (
     pca,
     states,
 )
+from tnkit.statistics import interval
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -203,7 +204,7 @@ def alignment(
             shares.append(((nearer + ties / 2) / (len(left) - 1)).numpy())
     values = np.stack(shares)
     draws = np.random.default_rng(seed).integers(len(left), size=(1000, len(left)))
-    low, high = np.quantile([[row[draw].mean() for draw in draws] for row in values], (0.025, 0.975), axis=1)
+    low, high = interval(np.array([[row[draw].mean() for row in values] for draw in draws]))
     names = tuple(layer for layer in left.layers if layer in chosen)
     columns = {"share": values.mean(axis=1), "low": low, "high": high}
     best = int(columns["share"].argmax())

@@ -29,6 +29,7 @@ from tnkit.interventions.ablation import Ablation
 from tnkit.measures.task_files import refuse_code, refuse_dataset_code, sandboxed_templates
 from tnkit.models.fingerprint import check_ready
 from tnkit.models.model import Model
+from tnkit.statistics import interval, resamples
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 UNPARSED = "unparsed"
 _INVALID = "[invalid]"  # what the harness's extracting filters answer where they find nothing
-_RESAMPLES = 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -312,8 +312,7 @@ def _row(before: float, after: float, values: list[np.ndarray | None]) -> dict[s
     row["documents"] = documents
     is_mean = np.allclose([values[0].mean(), values[1].mean()], [before, after])
     if documents > 1 and is_mean:
-        weights = np.random.default_rng(0).multinomial(documents, np.full(documents, 1 / documents), _RESAMPLES)
-        row["low"], row["high"] = np.quantile(weights @ (values[1] - values[0]) / documents, (0.025, 0.975))
+        row["low"], row["high"] = interval(resamples(documents) @ (values[1] - values[0]) / documents)
     return row
 
 

@@ -29,6 +29,7 @@ from tnkit.measures.language_neurons import (
     model_shape,
     neuron_frame,
 )
+from tnkit.statistics import welch
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -53,7 +54,6 @@ _FAMILIES = {
 FAMILIES = {language: family for family, codes in _FAMILIES.items() for language in codes.split()}
 # In the published code, the "family" of a language is one of these two.
 PUBLISHED_FAMILIES = {"ja": "ja, ko", "ko": "ja, ko", "en": "en, it, nl", "it": "en, it, nl", "nl": "en, it, nl"}
-_FLOOR = 1e-12  # of the total variance: what Welch's test takes for the variance of a group that has none
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,7 +227,7 @@ def correlation_ratio(
     f = np.where(between > 0, np.inf, 0.0)
     np.divide(between / (k - 1), within / (n - k), out=f, where=within > 0)
     p = stats.f.sf(f, k - 1, n - k)
-    p_welch = stats.f.sf(*_welch(means, np.maximum(squares / (sizes - 1), _FLOOR * total / (n - 1)), sizes))
+    p_welch = welch(means, squares, sizes)
     return Specificity(
         eta2=_over(between, total),
         epsilon2=_over(between - (k - 1) * within / (n - k), total),
@@ -301,16 +301,6 @@ def top_sentences(
         parts.append(frame.assign(text=[texts[row] for row in part.index.tolist()]))
     frame = pd.concat(parts).sort_values("activation", ascending=lowest, kind="stable")[:n]
     return frame.set_index(pd.RangeIndex(1, len(frame) + 1, name="rank"))
-
-
-def _welch(means: np.ndarray, variances: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, int, np.ndarray]:
-    """Welch's F and its degrees of freedom; groups come along the first axis."""
-    k = len(means)
-    weights = np.divide(sizes, variances, out=np.ones_like(variances), where=variances > 0)
-    shares = weights / weights.sum(axis=0)
-    between = (weights * (means - (shares * means).sum(axis=0)) ** 2).sum(axis=0) / (k - 1)
-    spread = ((1 - shares) ** 2 / (sizes - 1)).sum(axis=0)
-    return between / (1 + 2 * (k - 2) / (k**2 - 1) * spread), k - 1, (k**2 - 1) / (3 * spread)
 
 
 def _moments(part: Activations) -> tuple[np.ndarray, np.ndarray]:
