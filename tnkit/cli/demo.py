@@ -9,7 +9,7 @@ import tnkit as tn
 from tnkit.detection.detect import KINDS, Detection
 from tnkit.detection.scoring import contribution_norms
 from tnkit.interventions.comparison import Comparison
-from tnkit.measures import behaviour, geometry, spaces
+from tnkit.measures import behaviour, geometry
 from tnkit.measures.experiments import RetrievalMatrix
 from tnkit.measures.geometry import ByLayer
 from tnkit.plots import figures as plots
@@ -76,7 +76,7 @@ def run(
     ]
     shown = (loaded.n_layers // 8, loaded.n_layers // 2, loaded.n_layers - 1)
     states = {one: tn.capture(loaded, train[one], keep=["post"], progress=progress) for one in corpus.languages}
-    files.append(plots.save_figure(spaces.pca(states, layers=shown).plot(), out / "spaces.png"))
+    files.append(plots.save_figure(geometry.pca(states, layers=shown).plot(), out / "spaces.png"))
 
     layer, _ = geometry.retrieval(states[language], states[_HUB]).best()
     all_type1 = {one: found[one, "type1"] for one in corpus.languages[1:]}

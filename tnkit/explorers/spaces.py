@@ -14,7 +14,7 @@ from tnkit.errors import TnkitError
 from tnkit.explorers.explorer import Explorer, controls
 from tnkit.explorers.parts import Places
 from tnkit.explorers.study import NOTHING, OFFS, Study
-from tnkit.measures.spaces import CentroidDistances, PrincipalComponents, centroid_distances, pca
+from tnkit.measures.geometry import CentroidDistances, PrincipalComponents, centroid_distances, pca
 from tnkit.models.model import Model
 from tnkit.plots import figures as plots
 from tnkit.plots import heatmaps

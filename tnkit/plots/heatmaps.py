@@ -14,7 +14,7 @@ from tnkit.plots.style import language_label, literal, style
 if TYPE_CHECKING:
     import pandas as pd
 
-    from tnkit.measures.agreement import Overlaps
+    from tnkit.measures.specificity import Overlaps
 
 _ROUNDING = 1e-12  # a panel of distances no larger than this holds zeros that were rounded
 

@@ -169,7 +169,7 @@ def test_identical_spaces_retrieve_everything_and_misplaced_ones_nothing():
 
 
 def test_unrelated_spaces_give_chance():
-    left, right = held(cloud(200, 25, 10, seed=1, offset=0.0)), held(cloud(200, 25, 10, seed=2, offset=0))
+    left, right = held(cloud(200, 25, 10, seed=1, offset=0.0)), held(cloud(200, 25, 10, seed=2, offset=0.0))
     assert geometry.retrieval(left, right).columns["retrieval@1"].mean() == pytest.approx(1 / 25, abs=0.01)
     shares = geometry.mutual_knn(left, right, k=6).columns["mutual 6-NN"]
     assert shares.mean() == pytest.approx(6 / 24, abs=0.01)
@@ -315,7 +315,7 @@ def test_the_uncentred_dimension_is_that_of_the_raw_singular_values():
 
 
 def test_a_planted_subspace_has_its_dimension_wherever_it_lies():
-    flat = cloud(1, 40, 3, offset=0.0).double() @ cloud(3, 20, seed=6, offset=0).double()
+    flat = cloud(1, 40, 3, offset=0.0).double() @ cloud(3, 20, seed=6, offset=0.0).double()
     for shift in (0, 100):
         found = geometry.effective_dimension(held(flat + shift), shares=(0.9999999,))
         assert found.columns["100%"].tolist() == [3]

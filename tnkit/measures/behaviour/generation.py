@@ -1,16 +1,10 @@
-"""How a model goes on: `Continuations` of prompts and `Answered` questions, untouched and with neurons switched off.
-
-found = continuations(model, ["昨日、私は", "この町で一番"], neurons=type2, tokens="prompt", max_new_tokens=30)
-found.shares()                                   # the language of the outputs, before and after
-answer_questions(model, questions, answers, language="ja", neurons=type1, examples=[("日本の首都は？", "東京")])
+"""How a model continues prompts, untouched and with neurons switched off: `Continuations`.
 
 Batches are padded on the left, with their own attention mask, whatever the tokenizer's padding side.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import torch
@@ -21,7 +15,7 @@ from tnkit import storage
 from tnkit.captures.batches import by_length, provenance_of, tokenised
 from tnkit.errors import TnkitError, whole_number
 from tnkit.interventions.ablation import Ablation
-from tnkit.measures.answers import Answer, QuestionScores, score
+from tnkit.measures.behaviour.languages import detector_of, languages_of
 from tnkit.models.fingerprint import check_ready
 from tnkit.models.model import Model
 from tnkit.models.sessions import TURN, sentences_at
@@ -29,9 +23,6 @@ from tnkit.models.sessions import TURN, sentences_at
 if TYPE_CHECKING:
     import matplotlib.axes
     import pandas as pd
-    from lingua import LanguageDetector
-
-_BYTES = 8  # of letters in UTF-8, below which no language is named: 8 Latin letters, 4 Cyrillic, 3 Japanese
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +129,7 @@ def continuations(
     (0.0, 0)
     """
     languages = None if languages is None else tuple(languages)
-    _detector(languages)  # before minutes of generation, not after
+    detector_of(languages)  # before minutes of generation, not after
     how = {
         "max_new_tokens": whole_number("max_new_tokens", max_new_tokens, at_least=1),
         "temperature": temperature,
@@ -155,152 +146,6 @@ def continuations(
         ablation.count,
         _provenance(model, prompts, ablation) | how,
     )
-
-
-@dataclass(frozen=True, eq=False)
-class Answered:
-    """What a model answers to questions and how right that is, untouched and with neurons switched off.
-
-    Attributes:
-        questions: what it was asked.
-        before, after: its answers, untouched and ablated.
-        before_scores, after_scores: of `tnkit.measures.answers.score`.
-        count: (token, neuron) values that were set.
-        provenance: model, prompts, ablations, parameters, versions.
-    """
-
-    questions: tuple[str, ...]
-    before: tuple[str, ...]
-    after: tuple[str, ...]
-    before_scores: QuestionScores
-    after_scores: QuestionScores
-    count: int
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    def to_frame(self) -> "pd.DataFrame":
-        """One row a question: question, answers and F1 before and after."""
-        import pandas as pd
-
-        columns = {"question": self.questions, "before": self.before, "after": self.after}
-        scores = {"before F1": self.before_scores.f1, "after F1": self.after_scores.f1}
-        return pd.DataFrame(columns | scores, index=pd.RangeIndex(len(self.questions), name="question"))
-
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
-        """Draw mean F1 and the share of exact matches, before and after."""
-        from tnkit.plots import figures as plots
-
-        return plots.before_and_after(self._means(), ylabel="mean over questions", ax=ax)
-
-    def _means(self) -> dict[str, tuple[float, float]]:
-        before, after = self.before_scores, self.after_scores
-        return {"F1": (before.mean_f1, after.mean_f1), "exact match": (before.mean_exact, after.mean_exact)}
-
-    def _repr_html_(self) -> str:
-        means = {name: [f"{value:.3f}" for value in pair] for name, pair in self._means().items()}
-        return storage.html_card("Answers, before and after", {"questions": len(self.questions), **means})
-
-
-def answer_questions(
-    model: Model,
-    questions: Sequence[str],
-    answers: Sequence[Sequence[Answer]],
-    *,
-    language: str,
-    examples: Sequence[tuple[str, str]] = (),
-    template: str = "Q: {question}\nA: {answer}",
-    neurons: Iterable[tuple[int, int]] = (),
-    tokens: str = "prompt",
-    max_new_tokens: SupportsIndex = 20,
-    batch_tokens: SupportsIndex = 1024,
-    progress: bool = True,
-) -> Answered:
-    """Ask a model questions, untouched and with neurons switched off, and score what it says up to the line's end.
-
-    The prompt is each example through the template, an empty line between, and the question through the template with
-    nothing for its answer. Answers are greedy.
-
-    Args:
-        model: from `load_model`.
-        questions: any sequence of str.
-        answers: the accepted answers of each question, as in `tnkit.measures.answers.score`.
-        language: of the answers, which decides how they are compared.
-        examples: (question, answer) pairs to show first; one or a few tell a base model what is asked of it.
-        template: with {question} and, at its end, {answer}.
-        neurons: a `NeuronSet` or (layer, neuron) pairs to switch off.
-        tokens: as in `Ablation`; Tezuka & Inoue (EMNLP 2025) act on the prompt only, at its last token or at all.
-        max_new_tokens, batch_tokens, progress: as in `continuations`.
-
-    Raises:
-        TnkitError: as `continuations` and `tnkit.measures.answers.score` do, and for a template without its places.
-
-    >>> from tnkit.testing import tiny_model
-    >>> asked = {"answers": [["Roma"]], "language": "it", "examples": [("La capitale del Giappone?", "Tokyo")]}
-    >>> answer_questions(tiny_model(), ["Dove?"], **asked, max_new_tokens=4, progress=False).before_scores.mean_f1
-    0.0
-    """
-    if "{question}" not in template or not template.endswith("{answer}"):
-        raise TnkitError(f"the template {template!r} must hold {{question}} and end in {{answer}}")
-    if isinstance(questions, str) or len(questions) != len(answers):
-        raise TnkitError(f"{len(questions)} questions do not go with the answers of {len(answers)}; give one list each")
-    fill = lambda question, answer: template.replace("{answer}", answer).replace("{question}", question)  # noqa: E731
-    shown = "".join(fill(*example) + "\n\n" for example in examples)
-    prompts = [shown + fill(question, "").rstrip() for question in questions]
-    how = {"max_new_tokens": whole_number("max_new_tokens", max_new_tokens, at_least=1), "temperature": None, "seed": 0}
-    ablation = Ablation(model, neurons, tokens=tokens)
-    both = _both(model, prompts, ablation, **how, batch_tokens=batch_tokens, progress=progress)
-    before, after = (tuple(text.strip().partition("\n")[0].strip() for text in texts) for texts in both)
-    about = _provenance(model, prompts, ablation) | how
-    scored, scored_after = (score(texts, answers, language) for texts in (before, after))
-    return Answered(tuple(questions), before, after, scored, scored_after, ablation.count, about)
-
-
-def languages_of(texts: Sequence[str], *, candidates: Iterable[str] | None = None) -> tuple[str | None, ...]:
-    """The language of each text, by lingua (https://github.com/pemistahl/lingua-py); tags such as <em> are passed over.
-
-    Args:
-        texts: any sequence of str.
-        candidates: ISO 639-1 codes to choose from, at least two (default: all 75 that lingua knows; the fewer, the
-            surer, but a text in any other language is then named wrongly). Loaded once for each choice of candidates.
-
-    Returns:
-        ISO 639-1 codes; None for a text with fewer than 8 bytes of letters in UTF-8 (8 Latin letters, 3 Japanese ones),
-        and where lingua finds no language.
-
-    Raises:
-        TnkitError: for an unknown or a single candidate, and where lingua is missing.
-
-    >>> languages_of(["時間はいくらでも作れる。", "We are here.", "Ja!", ""], candidates=["en", "ja"])
-    ('ja', 'en', None, None)
-    """
-    detector = _detector(None if candidates is None else tuple(candidates))
-    found = []
-    for text in texts:
-        text = re.sub("<[^<>]*>", " ", text)
-        enough = len("".join(filter(str.isalpha, text)).encode()) >= _BYTES
-        language = detector.detect_language_of(text) if enough else None
-        found.append(language and language.iso_code_639_1.name.lower())
-    return tuple(found)
-
-
-@cache
-def _detector(candidates: tuple[str, ...] | None) -> "LanguageDetector":
-    try:
-        from lingua import IsoCode639_1, Language, LanguageDetectorBuilder
-    except ImportError as error:
-        raise TnkitError(
-            "telling languages apart needs lingua-language-detector, which is not installed: "
-            "pip install 'tnkit[measures]'"
-        ) from error
-    if candidates is None:
-        return LanguageDetectorBuilder.from_all_languages().build()
-    known = sorted(language.iso_code_639_1.name.lower() for language in Language.all())
-    unknown = sorted(set(candidates) - set(known))
-    if unknown or len(set(candidates)) < 2:
-        raise TnkitError(
-            f"languages {list(candidates)} must be at least two of {', '.join(known)}"
-            + (f"; {', '.join(unknown)} is not among them" if unknown else "")
-        )
-    return LanguageDetectorBuilder.from_iso_codes_639_1(*(IsoCode639_1.from_str(code) for code in candidates)).build()
 
 
 def _both(
