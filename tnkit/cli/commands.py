@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +10,6 @@ from tnkit import processes as parallel
 from tnkit.errors import TnkitError, first_line, visible
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from tnkit.detection.neurons import NeuronSet
     from tnkit.models.model import Model
     from tnkit.text.corpus import Split
@@ -104,7 +101,10 @@ def ablate(options: argparse.Namespace) -> None:
     model = _model(options)
     neurons = _neurons(options.neurons, model)
     if options.measure == "generation":
-        generated = _generated(model, texts[language], neurons, options)
+        controls = {"same layers": neurons.matched(seed=0)}
+        how = {"tokens": options.tokens, "progress": _progress(options)}
+        continued = tn.behaviour.continuations(model, texts[language], neurons=neurons, controls=controls, **how)
+        generated = continued.by_condition()
         _print(generated.to_string())
         _print(tn.storage.write_text(out, generated.to_csv()))
         return
@@ -136,22 +136,6 @@ def ablate(options: argparse.Namespace) -> None:
             written.append(plots.save_figure(found.plot().figure, figure))
     for path in written:
         _print(path)
-
-
-def _generated(
-    model: "Model", prompts: Sequence[str], neurons: "NeuronSet", options: argparse.Namespace
-) -> "pd.DataFrame":
-    """Continuations without ablation, with the set and with a control from the same layers ablated."""
-    import pandas as pd
-
-    import tnkit as tn
-
-    how = {"tokens": options.tokens, "progress": _progress(options)}
-    sets = {"the set": neurons, "same layers": neurons.matched(seed=0)}
-    frames = {
-        name: tn.behaviour.continuations(model, prompts, neurons=one, **how).to_frame() for name, one in sets.items()
-    }
-    return pd.concat(frames, names=["off"])
 
 
 def evaluate(options: argparse.Namespace) -> None:

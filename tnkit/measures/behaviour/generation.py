@@ -3,18 +3,31 @@
 Batches are padded on the left, with their own attention mask, whatever the tokenizer's padding side.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
+import numpy as np
 import torch
 import transformers
 from tqdm.auto import tqdm
 
 from tnkit import storage
 from tnkit.captures.batches import by_length, provenance_of, tokenised
+from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError, whole_number
-from tnkit.interventions.ablation import Ablation
+from tnkit.interventions.ablation import Ablation, neurons_of
+from tnkit.interventions.comparison import (
+    NONE,
+    SET,
+    Comparison,
+    Control,
+    compared,
+    each_condition,
+    frame_of_conditions,
+)
 from tnkit.measures.behaviour.languages import detector_of, languages_of
 from tnkit.models.fingerprint import check_ready
 from tnkit.models.model import Model
@@ -36,6 +49,7 @@ class Continuations:
         count: (token, neuron) values that were set; under tokens="all", an output that ends before the others of its
             batch is counted as long as they run.
         provenance: model, prompts, ablations, parameters, versions.
+        controls: for each control, the continuations with each draw of it switched off.
     """
 
     prompts: tuple[str, ...]
@@ -45,6 +59,7 @@ class Continuations:
     after_languages: tuple[str | None, ...]
     count: int
     provenance: dict[str, Any] = field(default_factory=dict)
+    controls: dict[str, tuple["Continuations", ...]] = field(default_factory=dict)
 
     @property
     def changed(self) -> float:
@@ -52,14 +67,34 @@ class Continuations:
         return sum(a != b for a, b in zip(self.before, self.after, strict=True)) / len(self.prompts)
 
     def shares(self) -> "pd.DataFrame":
-        """The share of outputs in each language, `before` and `after`, commonest first; None is "unknown"."""
+        """The share of outputs in each language, `before`, `after` and with each control off; None is "unknown"."""
         import pandas as pd
 
-        named = {"before": self.before_languages, "after": self.after_languages}
-        columns = {name: pd.Series([one or "unknown" for one in column]) for name, column in named.items()}
+        named = {"before": [self.before_languages], "after": [self.after_languages]}
+        named |= {name: [draw.after_languages for draw in draws] for name, draws in self.controls.items()}
+        columns = {
+            name: pd.Series([language or "unknown" for languages in draws for language in languages])
+            for name, draws in named.items()
+        }
         frame = pd.DataFrame({name: column.value_counts(normalize=True) for name, column in columns.items()})
         frame = frame.fillna(0.0).rename_axis("language")
         return frame.sort_values(["before", "after"], ascending=False, kind="stable")
+
+    def compared(self, language: str | None = None) -> Comparison:
+        """How many outputs are in a language (default: differ from the untouched ones), with the set and each control.
+
+        Returns:
+            `Comparison` with 1 or 0 for every prompt: shares with intervals, effects and p-values.
+        """
+        if language is None:
+            differ = lambda result: [np.array(side, object) != self.before for side in (result.before, result.after)]  # noqa: E731
+            return compared(self, "outputs that differ from the untouched ones", differ)
+        spoken = lambda result: np.array([result.before_languages, result.after_languages], dtype=object)  # noqa: E731
+        return compared(self, f"outputs in {language}", lambda result: spoken(result) == language)
+
+    def by_condition(self) -> "pd.DataFrame":
+        """`to_frame` for the set and each draw of each control, indexed (off, seed, number of the prompt)."""
+        return frame_of_conditions(self)
 
     def to_frame(self) -> "pd.DataFrame":
         """One row a prompt: prompt, before, before language, after, after language."""
@@ -92,6 +127,8 @@ def continuations(
     prompts: Sequence[str],
     *,
     neurons: Iterable[tuple[int, int]] = (),
+    controls: Mapping[str, Control] = MappingProxyType({}),
+    seeds: SupportsIndex = 10,
     tokens: str = "last",
     max_new_tokens: SupportsIndex = 30,
     temperature: float | None = None,
@@ -109,6 +146,8 @@ def continuations(
         model: from `load_model`.
         prompts: any sequence of str.
         neurons: a `NeuronSet` or (layer, neuron) pairs to switch off; none changes nothing.
+        controls: from `tnkit.controls`; each draw generates once more.
+        seeds: draws of each random control.
         tokens: as in `Ablation`: "last" acts on the last token of the prompt only, "last_word" on the last one that is
             not punctuation, "prompt" on all of the prompt, "all" on the prompt and on every token that is generated.
         max_new_tokens: the most tokens to add; a model that ends its text adds fewer.
@@ -135,28 +174,52 @@ def continuations(
         "temperature": temperature,
         "seed": seed,
     }
-    ablation = Ablation(model, neurons, tokens=tokens)
-    before, after = _both(model, prompts, ablation, **how, batch_tokens=batch_tokens, progress=progress)
-    return Continuations(
-        tuple(prompts),
-        before,
-        after,
-        languages_of(before, candidates=languages),
-        languages_of(after, candidates=languages),
-        ablation.count,
-        _provenance(model, prompts, ablation) | how,
-    )
+    reading = {"controls": controls, "seeds": seeds, "tokens": tokens, "batch_tokens": batch_tokens}
+    results = texts_of(model, prompts, neurons, **reading, **how, progress=progress)
+    (before,) = results.pop(NONE)
+    before_languages = languages_of(before.texts, candidates=languages)
+
+    def beside(after: Texts, **drawn: Any) -> Continuations:
+        after_languages = languages_of(after.texts, candidates=languages)
+        spoken = (before.texts, after.texts, before_languages, after_languages)
+        return Continuations(tuple(prompts), *spoken, after.count, after.provenance | how, **drawn)
+
+    (after,) = results.pop(SET)
+    return beside(after, controls={name: tuple(map(beside, draws)) for name, draws in results.items()})
 
 
-def _both(
-    model: Model, prompts: Sequence[str], ablation: Ablation, **how: Any
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The continuations untouched and ablated; without neurons the second are the first."""
-    before = _generate(model, prompts, **how)
-    if not ablation.values:
-        return before, before
-    with ablation:
-        return before, _generate(model, prompts, **how)
+def texts_of(
+    model: Model,
+    prompts: Sequence[str],
+    neurons: Iterable[tuple[int, int]],
+    *,
+    controls: Mapping[str, Control],
+    seeds: SupportsIndex,
+    tokens: str,
+    progress: bool,
+    **options: Any,
+) -> dict[str, list["Texts"]]:
+    """The continuations of prompts, greedy or sampled as the options say, in each condition (`each_condition`)."""
+
+    def run(off: NeuronSet) -> Texts:
+        ablation = Ablation(model, off, tokens=tokens)
+        with ablation if ablation.values else nullcontext():
+            texts = _generate(model, prompts, progress=progress, **options)
+        origin = provenance_of(model, prompts)
+        about = {"model": origin["model"], "prompts": origin["sentences"]}
+        about["ablations"] = [*model.ablations, *([ablation.about] if ablation.values else [])]
+        return Texts(texts, ablation.count, about | {"versions": origin["versions"]})
+
+    neurons = neurons_of(model, neurons)
+    return each_condition(run, neurons, controls=controls, seeds=seeds, name="conditions", progress=progress)
+
+
+class Texts(NamedTuple):
+    """What a model added to prompts, the number of values that were set, and where it comes from."""
+
+    texts: tuple[str, ...]
+    count: int
+    provenance: dict[str, Any]
 
 
 def _generate(
@@ -243,14 +306,3 @@ def _ends(model: Model) -> list[int]:
 def _padding(model: Model) -> int:
     pad = model.tokenizer.pad_token_id
     return pad if pad is not None else next(iter(_ends(model)), 0)
-
-
-def _provenance(model: Model, prompts: Sequence[str], ablation: Ablation) -> dict[str, Any]:
-    about = provenance_of(model, prompts)
-    ablations = [*model.ablations, *([ablation.about] if ablation.values else [])]
-    return {
-        "model": about["model"],
-        "prompts": about["sentences"],
-        "ablations": ablations,
-        "versions": about["versions"],
-    }

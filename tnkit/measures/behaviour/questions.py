@@ -1,12 +1,13 @@
 """Questions that a model answers, untouched and with neurons switched off, and how right the answers are."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from tnkit import storage
-from tnkit.errors import TnkitError, whole_number
-from tnkit.interventions.ablation import Ablation
+from tnkit.errors import TnkitError, one_of, whole_number
+from tnkit.interventions.comparison import NONE, SET, Comparison, Control, compared, frame_of_conditions
 from tnkit.measures.behaviour import generation
 from tnkit.measures.behaviour.answers import Answer, QuestionScores, score
 from tnkit.models.model import Model
@@ -14,6 +15,8 @@ from tnkit.models.model import Model
 if TYPE_CHECKING:
     import matplotlib.axes
     import pandas as pd
+
+_MEASURES = {"F1": "f1", "exact match": "exact"}  # of `QuestionScores`
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +29,7 @@ class Answered:
         before_scores, after_scores: from `tn.behaviour.answers.score`.
         count: (token, neuron) values that were set.
         provenance: model, prompts, ablations, parameters, versions.
+        controls: for each control, the answers with each draw of it switched off.
     """
 
     questions: tuple[str, ...]
@@ -35,6 +39,28 @@ class Answered:
     after_scores: QuestionScores
     count: int
     provenance: dict[str, Any] = field(default_factory=dict)
+    controls: dict[str, tuple["Answered", ...]] = field(default_factory=dict)
+
+    def compared(self, measure: str = "F1") -> Comparison:
+        """F1 or the share of exact matches, untouched, with the set off and with each control off.
+
+        Args:
+            measure: "F1" or "exact match".
+
+        Returns:
+            `Comparison` with a number between 0 and 1 for every question: means with intervals, effects and p-values.
+
+        Raises:
+            TnkitError: for another measure.
+        """
+        one_of("measure", measure, tuple(_MEASURES))
+        name = _MEASURES[measure]
+        scores = lambda result: [getattr(side, name) for side in (result.before_scores, result.after_scores)]  # noqa: E731
+        return compared(self, measure, scores)
+
+    def by_condition(self) -> "pd.DataFrame":
+        """`to_frame` for the set and each draw of each control, indexed (off, seed, question)."""
+        return frame_of_conditions(self)
 
     def to_frame(self) -> "pd.DataFrame":
         """One row a question: question, answers and F1 before and after."""
@@ -68,6 +94,8 @@ def answer_questions(
     examples: Sequence[tuple[str, str]] = (),
     template: str = "Q: {question}\nA: {answer}",
     neurons: Iterable[tuple[int, int]] = (),
+    controls: Mapping[str, Control] = MappingProxyType({}),
+    seeds: SupportsIndex = 10,
     tokens: str = "prompt",
     max_new_tokens: SupportsIndex = 20,
     batch_tokens: SupportsIndex = 1024,
@@ -86,6 +114,7 @@ def answer_questions(
         examples: (question, answer) pairs to show first; one or a few tell a base model what is asked of it.
         template: with {question} and, at its end, {answer}.
         neurons: a `NeuronSet` or (layer, neuron) pairs to switch off.
+        controls, seeds: as in `continuations`.
         tokens: as in `Ablation`; Tezuka & Inoue (EMNLP 2025) act on the prompt only, at its last token or at all.
         max_new_tokens, batch_tokens, progress: as in `continuations`.
 
@@ -105,9 +134,20 @@ def answer_questions(
     shown = "".join(fill(*example) + "\n\n" for example in examples)
     prompts = [shown + fill(question, "").rstrip() for question in questions]
     how = {"max_new_tokens": whole_number("max_new_tokens", max_new_tokens, at_least=1), "temperature": None, "seed": 0}
-    ablation = Ablation(model, neurons, tokens=tokens)
-    both = generation._both(model, prompts, ablation, **how, batch_tokens=batch_tokens, progress=progress)
-    before, after = (tuple(text.strip().partition("\n")[0].strip() for text in texts) for texts in both)
-    about = generation._provenance(model, prompts, ablation) | how
-    scored, scored_after = (score(texts, answers, language) for texts in (before, after))
-    return Answered(tuple(questions), before, after, scored, scored_after, ablation.count, about)
+    reading = {"controls": controls, "seeds": seeds, "tokens": tokens, "batch_tokens": batch_tokens}
+    results = generation.texts_of(model, prompts, neurons, **reading, **how, progress=progress)
+    (untouched,) = results.pop(NONE)
+    before = _first_lines(untouched.texts)
+    before_scores = score(before, answers, language)
+
+    def beside(spoken: generation.Texts, **drawn: Any) -> Answered:
+        after = _first_lines(spoken.texts)
+        scores = before_scores, score(after, answers, language)
+        return Answered(tuple(questions), before, after, *scores, spoken.count, spoken.provenance | how, **drawn)
+
+    (ablated,) = results.pop(SET)
+    return beside(ablated, controls={name: tuple(map(beside, draws)) for name, draws in results.items()})
+
+
+def _first_lines(texts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(text.strip().partition("\n")[0].strip() for text in texts)

@@ -440,3 +440,59 @@ def test_what_would_not_come_again_or_has_no_head_is_refused():
             run(model)
         with pytest.raises(tn.TnkitError, match="no output head"):
             run(headless)
+
+
+OTHERS = [tn.NeuronSet(tuple((layer, neuron) for layer in range(4)), (4, 48)) for neuron in (11, 22, 33)]
+CONTROLS = {"other": OTHERS[0], "drawn": lambda seed: OTHERS[1 + seed]}
+
+
+def test_each_draw_of_each_control_is_as_if_it_ran_alone():
+    model, how = tiny_model(), {"tokens": "all", "max_new_tokens": 6, "languages": ["en", "ja"], "progress": False}
+    found = continuations(model, SENTENCES[:3], neurons=NEURONS, controls=CONTROLS, seeds=2, **how)
+    alone = [continuations(model, SENTENCES[:3], neurons=off, **how) for off in (NEURONS, *OTHERS)]
+    drawn = [found, *found.controls["other"], *found.controls["drawn"]]
+    for one, expected in zip(drawn, alone, strict=True):
+        assert (one.before, one.after, one.count) == (expected.before, expected.after, expected.count)
+        assert one.provenance == expected.provenance and one.after_languages == expected.after_languages
+    table = found.compared().at()
+    changed = [one.changed for one in alone]
+    assert any(changed)
+    means = {"none": 0, "the set": changed[0], "other": changed[1], "drawn": np.mean(changed[2:])}
+    assert table["mean"].to_dict() == pytest.approx(means)
+    assert table["seeds"].to_dict() == {"none": 1, "the set": 1, "other": 1, "drawn": 2}
+    assert found.by_condition().loc[("drawn", 1), "after"].tolist() == list(alone[3].after)
+    with pytest.raises(tn.TnkitError, match="a control is named 'none'"):
+        continuations(model, ["Hi"], neurons=NEURONS, controls={"none": OTHERS[0]}, **how)
+
+
+def test_the_shares_of_a_language_have_intervals_beside_the_controls():
+    said, english, mixed = ("a",) * 40, ("en",) * 40, ("en", "ja") * 20
+    drawn = [generation.Continuations(said, said, said, english, languages, 0) for languages in (english, mixed)]
+    found = generation.Continuations(said, said, said, english, ("ja",) * 40, 0, controls={"random": tuple(drawn)})
+    table = found.compared("ja").at()
+    assert table["mean"].to_dict() == {"none": 0, "the set": 1, "random": 0.25}
+    assert table.loc["random", "low"] < 0.25 < table.loc["random", "high"]
+    assert table.loc["random", "effect"] == 0.75 and table.loc["random", "p"] < 0.001
+    assert found.shares().loc["ja"].tolist() == [0, 1, 0.25]
+
+
+def test_answers_are_scored_in_every_condition(monkeypatch):
+    model = tiny_model()
+    right = {NEURONS[0]: 0, (0, 11): 1, (0, 22): 2, (0, 33): 1}  # how many questions are right with this neuron off
+    active, enter, leave = [], tn.Ablation.__enter__, tn.Ablation.__exit__
+
+    def say(_, prompts, **__):
+        count = right[active[-1]] if active else 2
+        return tuple("Roma" if number < count else "Parigi" for number, _ in enumerate(prompts))
+
+    monkeypatch.setattr(tn.Ablation, "__enter__", lambda self: active.append(next(iter(self.neurons))) or enter(self))
+    monkeypatch.setattr(tn.Ablation, "__exit__", lambda self, *error: active.clear() or leave(self, *error))
+    monkeypatch.setattr(generation, "_generate", say)
+    asked = {"neurons": NEURONS, "controls": CONTROLS, "seeds": 2, "language": "it", "progress": False}
+    found = answer_questions(model, ["Capitale?", "Dove?"], [["Roma"], ["Roma"]], **asked)
+    for measure in ("F1", "exact match"):
+        means = found.compared(measure).at()["mean"].to_dict()
+        assert means == {"none": 1, "the set": 0, "other": 0.5, "drawn": 0.75}
+    assert found.by_condition().loc[("drawn", 1), "after F1"].tolist() == [1, 0]
+    with pytest.raises(tn.TnkitError, match="measure"):
+        found.compared("bleu")
