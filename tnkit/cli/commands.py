@@ -101,9 +101,9 @@ def ablate(options: argparse.Namespace) -> None:
     model = _model(options)
     neurons = _neurons(options.neurons, model)
     if options.measure == "generation":
-        controls = {"same layers": neurons.matched(seed=0)}
-        how = {"tokens": options.tokens, "progress": _progress(options)}
-        continued = tn.behaviour.continuations(model, texts[language], neurons=neurons, controls=controls, **how)
+        how: dict[str, Any] = {"tokens": options.tokens, "progress": _progress(options)}
+        how["controls"] = {"same layers": neurons.matched(seed=0)}
+        continued = tn.behaviour.continuations(model, texts[language], neurons=neurons, **how)
         generated = continued.by_condition()
         _print(generated.to_string())
         _print(tn.storage.write_text(out, generated.to_csv()))

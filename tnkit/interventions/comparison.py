@@ -270,7 +270,7 @@ def each_condition(
     return results
 
 
-def compared(result: Any, measure: str, values: Callable[[Any], tuple[Any, Any]]) -> Comparison:
+def compared(result: Any, measure: str, values: Callable[[Any], Any]) -> Comparison:
     """The `Comparison` of a result that has `controls`: of each control a result of the same kind for each draw.
 
     Args:

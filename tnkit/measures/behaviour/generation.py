@@ -169,12 +169,12 @@ def continuations(
     """
     languages = None if languages is None else tuple(languages)
     detector_of(languages)  # before minutes of generation, not after
-    how = {
+    how: dict[str, Any] = {
         "max_new_tokens": whole_number("max_new_tokens", max_new_tokens, at_least=1),
         "temperature": temperature,
         "seed": seed,
     }
-    reading = {"controls": controls, "seeds": seeds, "tokens": tokens, "batch_tokens": batch_tokens}
+    reading: dict[str, Any] = {"controls": controls, "seeds": seeds, "tokens": tokens, "batch_tokens": batch_tokens}
     results = texts_of(model, prompts, neurons, **reading, **how, progress=progress)
     (before,) = results.pop(NONE)
     before_languages = languages_of(before.texts, candidates=languages)
@@ -182,7 +182,7 @@ def continuations(
     def beside(after: Texts, **drawn: Any) -> Continuations:
         after_languages = languages_of(after.texts, candidates=languages)
         spoken = (before.texts, after.texts, before_languages, after_languages)
-        return Continuations(tuple(prompts), *spoken, after.count, after.provenance | how, **drawn)
+        return Continuations(tuple(prompts), *spoken, after.values_set, after.provenance | how, **drawn)
 
     (after,) = results.pop(SET)
     return beside(after, controls={name: tuple(map(beside, draws)) for name, draws in results.items()})
@@ -218,7 +218,7 @@ class Texts(NamedTuple):
     """What a model added to prompts, the number of values that were set, and where it comes from."""
 
     texts: tuple[str, ...]
-    count: int
+    values_set: int
     provenance: dict[str, Any]
 
 

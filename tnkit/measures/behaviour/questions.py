@@ -133,8 +133,12 @@ def answer_questions(
     fill = lambda question, answer: template.replace("{answer}", answer).replace("{question}", question)  # noqa: E731
     shown = "".join(fill(*example) + "\n\n" for example in examples)
     prompts = [shown + fill(question, "").rstrip() for question in questions]
-    how = {"max_new_tokens": whole_number("max_new_tokens", max_new_tokens, at_least=1), "temperature": None, "seed": 0}
-    reading = {"controls": controls, "seeds": seeds, "tokens": tokens, "batch_tokens": batch_tokens}
+    how: dict[str, Any] = {
+        "max_new_tokens": whole_number("max_new_tokens", max_new_tokens, at_least=1),
+        "temperature": None,
+        "seed": 0,
+    }
+    reading: dict[str, Any] = {"controls": controls, "seeds": seeds, "tokens": tokens, "batch_tokens": batch_tokens}
     results = generation.texts_of(model, prompts, neurons, **reading, **how, progress=progress)
     (untouched,) = results.pop(NONE)
     before = _first_lines(untouched.texts)
@@ -143,7 +147,7 @@ def answer_questions(
     def beside(spoken: generation.Texts, **drawn: Any) -> Answered:
         after = _first_lines(spoken.texts)
         scores = before_scores, score(after, answers, language)
-        return Answered(tuple(questions), before, after, *scores, spoken.count, spoken.provenance | how, **drawn)
+        return Answered(tuple(questions), before, after, *scores, spoken.values_set, spoken.provenance | how, **drawn)
 
     (ablated,) = results.pop(SET)
     return beside(ablated, controls={name: tuple(map(beside, draws)) for name, draws in results.items()})

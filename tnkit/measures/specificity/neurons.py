@@ -61,7 +61,7 @@ def neuron_frame(layers: Sequence[int], columns: Mapping[str, np.ndarray]) -> "p
 
 
 def extreme(
-    result: "AveragePrecision | Specificity",
+    result: Any,
     values: np.ndarray,
     n: SupportsIndex,
     layers: Iterable[SupportsIndex] | None,
@@ -69,18 +69,17 @@ def extreme(
     *,
     lowest: bool = False,
 ) -> NeuronSet:
-    """The n neurons of highest (or lowest) value in some layers."""
-    layers = result.layers if layers is None else tuple(sorted(set(whole_numbers("layers", layers))))
+    """The n neurons of highest (or lowest) value in some layers of a result with `layers`, `shape` and `provenance`."""
+    chosen = result.layers if layers is None else tuple(sorted(set(whole_numbers("layers", layers))))
     n = whole_number("n", n)
-    missing = [layer for layer in layers if layer not in result.layers]
-    if missing or not 0 < n <= len(layers) * values.shape[1]:
+    if not set(chosen) <= set(result.layers) or not 0 < n <= len(chosen) * values.shape[1]:
         raise TnkitError(
-            f"{n} neurons of layers {list(layers)} were asked for; captured are layers {list(result.layers)} of "
+            f"{n} neurons of layers {list(chosen)} were asked for; captured are layers {list(result.layers)} of "
             f"{values.shape[1]} neurons: ask for layers among them, and for 1 neuron or more, up to all they have"
         )
-    values = values[[result.layers.index(layer) for layer in layers]]
+    values = values[[result.layers.index(layer) for layer in chosen]]
     about = {**result.provenance, "selection": selection}
-    return ranked(torch.from_numpy(values), n, layers, result.shape[0], about, lowest=lowest)
+    return ranked(torch.from_numpy(values), n, chosen, result.shape[0], about, lowest=lowest)
 
 
 def activations_of(captured: Activations) -> Float[np.ndarray, "layer sentence neuron"]:
