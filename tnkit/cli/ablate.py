@@ -82,15 +82,12 @@ def _generate(
     model: "Model", prompts: "Sentences", neurons: "NeuronSet", options: argparse.Namespace, out: Path
 ) -> None:
     """Write continuations of the prompts with the set off, and with a control from the same layers off."""
-    import pandas as pd
-
     import tnkit as tn
 
-    sets = {"the set": neurons, "same layers": neurons.matched(seed=0)}
-    how = {"tokens": options.tokens, "progress": flags.progress(options)}
-    frames = {
-        name: tn.behaviour.continuations(model, prompts, neurons=off, **how).to_frame() for name, off in sets.items()
-    }
-    table = pd.concat(frames, names=["off"])
+    controls = {"same layers": neurons.matched(seed=0)}
+    continued = tn.behaviour.continuations(
+        model, prompts, neurons=neurons, controls=controls, tokens=options.tokens, progress=flags.progress(options)
+    )
+    table = continued.by_condition()
     flags.show(table.to_string())
     flags.write(lambda: tn.storage.write_text(out, table.to_csv()))

@@ -16,8 +16,8 @@ from tnkit.explorers.explorer import Explorer
 from tnkit.explorers.parts import Places, controls, html_table
 from tnkit.explorers.study import CONTROLS, Study
 from tnkit.interventions.comparison import Comparison
+from tnkit.measures.behaviour.generation import continuations
 from tnkit.measures.experiments import BY_STATES, MEASURE_NAMES
-from tnkit.measures.generation import continuations
 from tnkit.models.model import Model
 from tnkit.plots.style import KIND_NAMES, language_name, style
 from tnkit.text.corpus import Corpus

@@ -51,6 +51,12 @@ class Explorer(ipywidgets.VBox):
     _side: asyncio.Task[None] | None = None
     _turning = False  # while code sets several controls
     _told = False  # whether the status shows a step of preparation
+    _wanted: Hashable = None
+    _shown: Hashable = None
+    _title: ipywidgets.HTML
+    _hint: ipywidgets.HTML
+    _status: ipywidgets.HTML
+    _save_button: ipywidgets.Button
 
     def __init__(self, *, study: Study | None = None, folder: str | Path = "figures", **given: Any) -> None:
         self.folder = Path(folder)
@@ -75,15 +81,12 @@ class Explorer(ipywidgets.VBox):
         self.errors: list[str] = []
         self.picture = Picture()
         self._frames: dict[Hashable, Frame] = {}
-        self._wanted: Hashable = None
-        self._shown: Hashable = None
         self._title = ipywidgets.HTML(f"<div class='tn-title'>{html.escape(self.title)}</div>")
         self._hint = ipywidgets.HTML(f"<div class='tn-hint'>{html.escape(self.hint)}</div>")
         self._status = ipywidgets.HTML()
         self._say("")
-        self._save_button = ipywidgets.Button(
-            description="Save picture", icon="save", tooltip="save this picture as PNG and SVG"
-        )
+        tooltip = "save this picture as PNG and SVG"
+        self._save_button = ipywidgets.Button(description="Save picture", icon="save", tooltip=tooltip)
         self._save_button.on_click(lambda _: self._act(self._save_shown))
 
     # What a subclass defines; each has its own type of key.

@@ -15,7 +15,7 @@ from tnkit.errors import TnkitError
 from tnkit.explorers.explorer import Explorer
 from tnkit.explorers.parts import Places, controls, language_boxes
 from tnkit.explorers.study import NOTHING, OFFS, Study
-from tnkit.measures.spaces import CentroidDistances, PrincipalComponents, centroid_distances, pca
+from tnkit.measures.geometry import CentroidDistances, PrincipalComponents, centroid_distances, pca
 from tnkit.models.model import Model
 from tnkit.plots.style import PALETTE, language_name, style
 from tnkit.text.corpus import Corpus

@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from tnkit.captures.activations import Activations
 from tnkit.measures.lens import PromotedTokens, promoted
-from tnkit.measures.specificity import top_sentences
+from tnkit.measures.specificity.sentences import top_sentences
 from tnkit.models.model import Model
 from tnkit.models.tokens import last_word
 from tnkit.provenance import check_made_with

@@ -22,7 +22,9 @@ from tnkit.errors import TnkitError
 from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.comparison import Comparison, Control, compare
 from tnkit.interventions.last_token import PLACES, LastToken
-from tnkit.measures import geometry
+from tnkit.measures.behaviour.likelihood import perplexity
+from tnkit.measures.geometry.neighbours import shared_neighbours
+from tnkit.measures.geometry.translation import hits
 from tnkit.models.model import Model, check_layers
 from tnkit.text.rows import check_texts
 
@@ -109,9 +111,9 @@ def _similarity(off: Activations, targets: Activations) -> Tensor:
 
 # Measures of a language's hidden states against those of the hub, each (layer, sentence).
 BY_STATES: dict[str, Callable[[Activations, Activations], "np.ndarray | Tensor"]] = {
-    "retrieval": geometry.hits,
+    "retrieval": hits,
     "similarity": _similarity,
-    "mutual_knn": geometry.shared_neighbours,
+    "mutual_knn": shared_neighbours,
 }
 MEASURES = (*BY_STATES, "perplexity")
 MEASURE_NAMES = {
@@ -151,8 +153,6 @@ def _by_states(
 
 
 def _nats(model: Model, sentences: Sequence[str], tokens: str) -> Callable[[NeuronSet], np.ndarray]:
-    from tnkit.measures.behaviour import perplexity
-
     return lambda neurons: perplexity(model, sentences, neurons=neurons, tokens=tokens, progress=False).nll
 
 
@@ -244,8 +244,7 @@ def retrieval_matrix(
     columns = []
     for name in sets:
         prefix = LastToken(model, texts[name], **reading, progress=progress)
-        hits = [geometry.hits(prefix.capture(off), targets) for off in (nothing, *sets.values())]
-        columns.append([np.asarray(hit).mean(axis=1) for hit in hits])
+        columns.append([hits(prefix.capture(off), targets).mean(axis=1) for off in (nothing, *sets.values())])
     values = np.array(columns).transpose(2, 1, 0)  # (layer, off, read)
     best = int(values[:, 0].mean(axis=1).argmax())
     return RetrievalMatrix(values[best], ("none", *sets), tuple(sets), tuple(layers)[best])

@@ -50,8 +50,16 @@ def test_every_public_name_is_there():
         _ = tn.nothing
 
 
-@pytest.mark.parametrize("name", ["spaces", "generation", "answers"])
+MOVED = {
+    "spaces": "CentroidDistances PrincipalComponents centroid_distances pca",
+    "generation": "Answered Continuations answer_questions continuations languages_of",
+    "answers": "QuestionScores exact_match f1 normalise score",
+}
+
+
+@pytest.mark.parametrize("name", MOVED)
 def test_a_moved_module_warns_and_works(name):
     with pytest.warns(DeprecationWarning, match=f"tnkit.{name} is deprecated"):
         module = getattr(tn, name)
     assert module.__name__.startswith("tnkit.measures")
+    assert all(callable(getattr(module, public)) for public in MOVED[name].split())

@@ -1,8 +1,4 @@
-"""How far sets of neurons agree, beside what chance gives.
-
-overlaps({"ja": type1_ja, "ko": type1_ko}, layers=model.early_layers).plot()
-overlaps({"Type-2": type2, "LAPE": lape(captured).neurons["ja"]}).to_frame()
-"""
+"""How far sets of neurons agree, beside what chance gives."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """How well answers match: token F1 and exact match of question answering, as MKQA scores its languages.
 
-# answers.score(["the Eiffel tower"], [["Eiffel Tower", "tour Eiffel"]], "en"), from tnkit.measures
+# score(["the Eiffel tower"], [["Eiffel Tower", "tour Eiffel"]], "en"), from tnkit.measures.behaviour.answers
 found.mean_f1, found.mean_exact                      # shares between 0 and 1; the literature prints them in percent
 
 Strings in, numbers out: what the model says comes from elsewhere. Normalisation follows MKQA's own evaluation (Longpre,
