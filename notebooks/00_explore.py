@@ -48,6 +48,9 @@ import tnkit as tn
 model = tn.load_model(model_id)
 corpus = tn.load_corpus(corpus_id, languages)
 options = {"languages": languages, "hub": languages[0], "sentences": sentences, "folder": figures}
+save = tn.plots.figure_saver(
+    f"{figures}/00", model=model_id, corpus=corpus_id, languages=languages, sentences=sentences
+)
 model
 
 # %% [markdown]
@@ -64,7 +67,7 @@ model
 
 # %%
 spaces = tn.explore_spaces(model, corpus, **options)
-tn.plots.save_figure(spaces.figure(), f"{figures}/00-spaces.png")
+save("spaces", spaces.figure())
 spaces
 
 # %% [markdown]
@@ -78,7 +81,7 @@ spaces
 
 # %%
 neurons = tn.explore_neurons(model, corpus, **options)
-tn.plots.save_figure(neurons.figure(), f"{figures}/00-neurons.png")
+save("neurons", neurons.figure())
 neurons
 
 # %% [markdown]
@@ -92,7 +95,7 @@ neurons
 
 # %%
 ablation = tn.explore_ablation(model, corpus, **options)
-tn.plots.save_figure(ablation.figure(), f"{figures}/00-ablation.png")
+save("ablation", ablation.figure())
 ablation
 
 # %% [markdown]
@@ -103,7 +106,7 @@ ablation
 
 # %%
 detection = tn.explore_detection(model, corpus, hub=languages[0], results=results, folder=figures)
-tn.plots.save_figure(detection.figure(), f"{figures}/00-detection.png")
+save("detection", detection.figure())
 detection
 
 # %%

@@ -54,6 +54,9 @@ from IPython.display import Markdown
 import tnkit as tn
 
 tn.plots.use_style()
+save = tn.plots.figure_saver(
+    f"{figures}/01", model=model_id, corpus=corpus_id, language=language, top=top, sentences=sentences
+)
 model = tn.load_model(model_id)
 name = tn.plots.language_name(language)
 model
@@ -88,9 +91,7 @@ corpus.to_frame().drop(columns="split").head()
 
 # %%
 captured = {code: tn.capture(model, texts, cache=True) for code, texts in train.items()}
-axes = captured[language].plot()
-axes.set_title(f"{name}: how long the vectors are")
-file = tn.plots.save_figure(axes.figure, f"{figures}/01-norms.png", close=False)
+save("norms", captured[language].plot(), title=f"{name}: how long the vectors are")
 
 # %%
 norms = captured[language].to_frame()["post norm"]
@@ -120,8 +121,7 @@ shared
 
 # %%
 shown = [0, model.n_layers // 2, model.n_layers - 1]
-figure = tn.geometry.pca(captured, layers=shown).plot(centroids=True)
-file = tn.plots.save_figure(figure, f"{figures}/01-centroids.png", close=False)
+save("centroids", tn.geometry.pca(captured, layers=shown).plot(centroids=True))
 
 # %%
 apart = tn.geometry.centroid_distances(captured).by_layer(hub)[language]
@@ -146,9 +146,7 @@ Markdown(
 # %%
 towards_shared = tn.score_neurons(model, captured[language], shared, layers=model.early_layers)
 type1 = towards_shared.top(top)
-axes = towards_shared.plot(chosen=type1)
-axes.set_title(f"{name}: scores towards the shared centroid")
-file = tn.plots.save_figure(axes.figure, f"{figures}/01-type1-scores.png", close=False)
+save("type1-scores", towards_shared.plot(chosen=type1), title=f"{name}: scores towards the shared centroid")
 
 # %%
 values = towards_shared.values[towards_shared.layers]
@@ -201,9 +199,7 @@ print(f"difference   {abs(by_definition - closed_form):.0e}")
 
 # %%
 labels = {"xlabel": "cosine with the shared centroid, before", "ylabel": "after the neuron's contribution"}
-axes = tn.plots.paired(before, after, **labels)
-axes.set_title(f"layer {layer}, neuron {neuron}")
-file = tn.plots.save_figure(axes.figure, f"{figures}/01-one-neuron.png", close=False)
+save("one-neuron", tn.plots.paired(before, after, **labels), title=f"layer {layer}, neuron {neuron}")
 
 # %% [markdown]
 # Points that fall into groups mean that the neuron tells sentences apart by something. It need not be their language;
@@ -216,16 +212,16 @@ file = tn.plots.save_figure(axes.figure, f"{figures}/01-one-neuron.png", close=F
 # %%
 towards_own = tn.score_neurons(model, captured[language], own, layers=model.late_layers)
 type2 = towards_own.top(top)
-axes = tn.plots.score_distribution(towards_own, chosen=type2, colour="#D55E00")
-axes.set_title(f"{name}: scores towards its own centroid")
-file = tn.plots.save_figure(axes.figure, f"{figures}/01-type2-scores.png", close=False)
+save("type2-scores", towards_own.plot(chosen=type2, colour="#D55E00"), title=f"{name}: scores towards its own centroid")
 
 # %% [markdown]
 # ## 7. Where do they sit?
 
 # %%
-axes = tn.plots.neurons_by_layer({"type1": type1, "type2": type2}, title=f"{name} transfer neurons of {model.name}")
-file = tn.plots.save_figure(axes.figure, f"{figures}/01-neurons-by-layer.png", close=False)
+kinds = {"type1": type1, "type2": type2}
+axes = tn.plots.neurons_by_layer(kinds, n_layers=model.n_layers)
+axes.set_title(f"{name} transfer neurons of {model.name}")
+save("neurons-by-layer", axes)
 
 # %%
 type1.to_frame().head()

@@ -48,6 +48,9 @@ from IPython.display import Markdown
 import tnkit as tn
 
 tn.plots.use_style()
+save = tn.plots.figure_saver(
+    f"{figures}/02", model=model_id, corpus=corpus_id, hub=hub, sentences=sentences, neighbours=neighbours
+)
 model = tn.load_model(model_id)
 test = {code: texts[:sentences] for code, texts in tn.load_corpus(corpus_id, languages)["test"].items()}
 name, others = tn.plots.language_name(hub), [code for code in languages if code != hub]
@@ -70,7 +73,7 @@ states[hub]
 # %%
 shown = [round(part * (model.n_layers - 1)) for part in (0, 0.25, 0.5, 1)]
 components = tn.geometry.pca(states, layers=shown)
-file = tn.plots.save_figure(components.plot(centroids=True), f"{figures}/02-components.png", close=False)
+save("components", components.plot(centroids=True))
 
 # %% [markdown]
 # The diamonds are the languages' means, the star the mean of those. A warning about such pictures: two directions out
@@ -84,14 +87,13 @@ file = tn.plots.save_figure(components.plot(centroids=True), f"{figures}/02-comp
 
 # %%
 distances = tn.geometry.centroid_distances(states)
-figure = distances.plot_all(shown)
-file = tn.plots.save_figure(figure, f"{figures}/02-centroid-distances.png", close=False)
+save("centroid-distances", distances.plot_all(shown))
 
 # %%
 apart = distances.by_layer(hub)
 axes = tn.plots.lines_by_layer(apart, ylabel=f"cosine distance from {name}", log=True)
 axes.set_title("distance between language centroids")
-file = tn.plots.save_figure(axes.figure, f"{figures}/02-distance-by-layer.png", close=False)
+save("distance-by-layer", axes)
 
 # %%
 mean = apart.mean(axis=1)
@@ -114,9 +116,7 @@ Markdown(
 
 # %%
 dimensions = {code: tn.geometry.effective_dimension(part, shares=[0.9]) for code, part in states.items()}
-axes = tn.geometry.beside(dimensions).plot()
-axes.set_title("components that hold 90 % of the variance")
-file = tn.plots.save_figure(axes.figure, f"{figures}/02-dimension.png", close=False)
+save("dimension", tn.geometry.beside(dimensions).plot(), title="components that hold 90 % of the variance")
 
 # %%
 frame = tn.geometry.beside(dimensions).to_frame()
@@ -135,9 +135,7 @@ Markdown(
 # %%
 measured = {code: tn.geometry.mutual_knn(states[hub], states[code], k=neighbours) for code in others}
 knn = tn.geometry.beside(measured)
-axes = knn.plot()
-axes.set_title(f"neighbours in common with {name}")
-file = tn.plots.save_figure(axes.figure, f"{figures}/02-mutual-knn.png", close=False)
+save("mutual-knn", knn.plot(), title=f"neighbours in common with {name}")
 
 # %% [markdown]
 # ## 5. Is a sentence's nearest neighbour its translation?
@@ -147,9 +145,7 @@ file = tn.plots.save_figure(axes.figure, f"{figures}/02-mutual-knn.png", close=F
 
 # %%
 retrieval = tn.geometry.beside({code: tn.geometry.retrieval(states[code], states[hub]) for code in others})
-axes = retrieval.plot()
-axes.set_title(f"translations found in {name}")
-file = tn.plots.save_figure(axes.figure, f"{figures}/02-retrieval.png", close=False)
+save("retrieval", retrieval.plot(), title=f"translations found in {name}")
 
 # %% [markdown]
 # And if the shift does count? Where the languages share one space, the means should make no difference. The gap between
@@ -157,9 +153,7 @@ file = tn.plots.save_figure(axes.figure, f"{figures}/02-retrieval.png", close=Fa
 
 # %%
 raw = {code: tn.geometry.retrieval(states[code], states[hub], centred=False) for code in others}
-axes = tn.geometry.beside(raw).plot()
-axes.set_title(f"translations found in {name}, means left in")
-file = tn.plots.save_figure(axes.figure, f"{figures}/02-retrieval-raw.png", close=False)
+save("retrieval-raw", tn.geometry.beside(raw).plot(), title=f"translations found in {name}, means left in")
 
 # %% [markdown]
 # The last control: cosines of sentences that are translations, against cosines of sentences that are not. Only where
@@ -168,7 +162,7 @@ file = tn.plots.save_figure(axes.figure, f"{figures}/02-retrieval-raw.png", clos
 # %%
 axes = tn.geometry.similarity(states[hub], states[others[0]]).plot()
 axes.set_title(f"{name} and {tn.plots.language_name(others[0])}")
-file = tn.plots.save_figure(axes.figure, f"{figures}/02-similarity.png", close=False)
+save("similarity", axes)
 
 # %% [markdown]
 # ## What was found, and what it does not show

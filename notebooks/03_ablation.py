@@ -62,6 +62,9 @@ from IPython.display import Markdown
 import tnkit as tn
 
 tn.plots.use_style()
+save = tn.plots.figure_saver(
+    f"{figures}/03", model=model_id, corpus=corpus_id, language=language, top=top, seeds=seeds, sentences=sentences
+)
 model = tn.load_model(model_id)
 corpus = tn.load_corpus(corpus_id, languages)
 train, test = ({code: texts[:sentences] for code, texts in corpus[split].items()} for split in ("train", "test"))
@@ -86,8 +89,7 @@ type2 = {code: scores.top(top) for code, scores in scores2.items()}
 
 # %%
 kinds = {"type1": type1[language], "type2": type2[language]}
-axes = tn.plots.neurons_by_layer(kinds, title=f"{name}: what will be switched off")
-file = tn.plots.save_figure(axes.figure, f"{figures}/03-neurons.png", close=False)
+save("neurons", tn.plots.neurons_by_layer(kinds, n_layers=model.n_layers), title=f"{name}: what will be switched off")
 
 # %% [markdown]
 # ## 1. Type-1 off: is the translation still the nearest sentence?
@@ -106,7 +108,7 @@ retrieval = tn.ablate(model, test, type1[language], language=language, hub=hub, 
 # %%
 axes = retrieval.plot()
 axes.set(title=f"{name}: {top} Type-1 neurons off at the last token", ylabel="translations found (retrieval@1)")
-file = tn.plots.save_figure(axes.figure, f"{figures}/03-retrieval.png", close=False)
+save("retrieval", axes)
 
 # %% [markdown]
 # Lines that lie on each other cannot be told apart by eye. So we look at one layer, chosen beforehand: the one where
@@ -115,8 +117,7 @@ file = tn.plots.save_figure(axes.figure, f"{figures}/03-retrieval.png", close=Fa
 
 # %%
 layer, _ = tn.geometry.retrieval(captured[language], captured[hub]).best()
-axes = retrieval.plot_at(layer)
-file = tn.plots.save_figure(axes.figure, f"{figures}/03-retrieval-controls.png", close=False)
+save("retrieval-controls", retrieval.plot_at(layer))
 
 # %% [markdown]
 # In numbers, `ratio` is what is left with the set off, relative to the row, and `p` tests the difference by flipping
@@ -156,7 +157,7 @@ similarity = tn.ablate(
 )
 axes = similarity.plot()
 axes.set(title=f"{name}: {top} Type-1 neurons off at the last token", ylabel="cosine with the translation")
-file = tn.plots.save_figure(axes.figure, f"{figures}/03-similarity.png", close=False)
+save("similarity", axes)
 
 # %% [markdown]
 # ## 3. Type-1 off: whose neurons does a language need?
@@ -166,9 +167,7 @@ file = tn.plots.save_figure(axes.figure, f"{figures}/03-similarity.png", close=F
 
 # %%
 matrix = tn.retrieval_matrix(model, test, type1, hub=hub, layer=layer)
-axes = matrix.plot()
-axes.set_title(f"{top} Type-1 neurons off at the last token")
-file = tn.plots.save_figure(axes.figure, f"{figures}/03-retrieval-matrix.png", close=False)
+save("retrieval-matrix", matrix.plot(), title=f"{top} Type-1 neurons off at the last token")
 
 # %% [markdown]
 # ## 4. Type-2 off: does the model still foresee its language?
@@ -188,7 +187,7 @@ perplexity = tn.ablate(
 # %%
 axes = perplexity.plot_at()
 axes.set(title=f"{name}: {top} Type-2 neurons off at every token", xlabel="nats per token (mean over sentences)")
-file = tn.plots.save_figure(axes.figure, f"{figures}/03-perplexity-controls.png", close=False)
+save("perplexity-controls", axes)
 
 # %%
 perplexity.at()[columns].round(4)
@@ -202,9 +201,7 @@ perplexity.at()[columns].round(4)
 # %%
 sets = {code: type2[code] for code in spoken}
 confused = tn.behaviour.perplexity_matrix(model, texts, sets)
-axes = confused.plot()
-axes.set_title(f"{top} Type-2 neurons off at every token")
-file = tn.plots.save_figure(axes.figure, f"{figures}/03-perplexity-matrix.png", close=False)
+save("perplexity-matrix", confused.plot(), title=f"{top} Type-2 neurons off at every token")
 
 # %% [markdown]
 # ## 6. Type-2 off: which language does the model write?
@@ -216,9 +213,7 @@ file = tn.plots.save_figure(axes.figure, f"{figures}/03-perplexity-matrix.png", 
 starts = [text[: len(text) // 2] for text in test[language][:prompts]]
 how = {"tokens": "all", "max_new_tokens": 24, "languages": languages}
 continued = tn.behaviour.continuations(model, starts, neurons=type2[language], **how)
-axes = continued.plot()
-axes.set_title("Type-2 off")
-file = tn.plots.save_figure(axes.figure, f"{figures}/03-continuations.png", close=False)
+save("continuations", continued.plot(), title="Type-2 off")
 
 # %%
 continued.to_frame().head(8)
@@ -232,9 +227,7 @@ continued.to_frame().head(8)
 # %%
 control = type2[language].matched(seed=0, norms=norms)
 controlled = tn.behaviour.continuations(model, starts, neurons=control, **how)
-axes = controlled.plot()
-axes.set_title("a control off")
-file = tn.plots.save_figure(axes.figure, f"{figures}/03-continuations-control.png", close=False)
+save("continuations-control", controlled.plot(), title="a control off")
 
 # %% [markdown]
 # ## What was found, and what it does not show

@@ -49,6 +49,15 @@ from IPython.display import Markdown
 import tnkit as tn
 
 tn.plots.use_style()
+save = tn.plots.figure_saver(
+    f"{figures}/04",
+    model=model_id,
+    corpus=corpus_id,
+    language=language,
+    top=top,
+    sentences=sentences,
+    quantile=quantile,
+)
 model = tn.load_model(model_id)
 corpus = tn.load_corpus(corpus_id, languages)
 train, test = ({code: texts[:sentences] for code, texts in corpus[split].items()} for split in ("train", "test"))
@@ -76,7 +85,7 @@ ratio = tn.specificity.correlation_ratio(captured, language=language)
 eta2 = ratio.to_frame()["eta2"]
 clearest = eta2.loc[list(type2)].idxmax()
 card = tn.neuron_card(model, captured, test, clearest)
-file = tn.plots.save_figure(card.plot().figure, f"{figures}/04-clearest-neuron.png", close=False)
+save("clearest-neuron", card.plot())
 
 # %% [markdown]
 # The **correlation ratio** η² puts a number on it: the share of the activation's variance that lies *between* the two
@@ -93,14 +102,10 @@ Markdown(f"For layer {clearest[0]}, neuron {clearest[1]}, η² = {eta2[clearest]
 # the layers that it comes from. A set that answers to the language has its line on the right of the grey one.
 
 # %%
-axes = ratio.plot(neurons=type1)
-axes.set_title(f"{name}: Type-1")
-file = tn.plots.save_figure(axes.figure, f"{figures}/04-type1-ratio.png", close=False)
+save("type1-ratio", ratio.plot(neurons=type1), title=f"{name}: Type-1")
 
 # %%
-axes = ratio.plot(neurons=type2)
-axes.set_title(f"{name}: Type-2")
-file = tn.plots.save_figure(axes.figure, f"{figures}/04-type2-ratio.png", close=False)
+save("type2-ratio", ratio.plot(neurons=type2), title=f"{name}: Type-2")
 
 # %% [markdown]
 # In the table, the share of the neurons above a threshold of η² that are also significant, by three tests: p of the
@@ -131,9 +136,7 @@ Markdown(
 
 # %%
 lape = tn.specificity.lape(captured, filter_quantile=quantile, language_quantile=quantile)
-axes = lape.plot()
-axes.set_title("language-specific neurons by LAPE")
-file = tn.plots.save_figure(axes.figure, f"{figures}/04-lape.png", close=False)
+save("lape", lape.plot(), title="language-specific neurons by LAPE")
 
 # %% [markdown]
 # And how many of the neurons are the same? Numbers are neurons that two sets have in common, on the diagonal the sets'
@@ -144,7 +147,7 @@ precision = tn.specificity.average_precision(captured, language)
 sets = {"Type-1": type1, "Type-2": type2, "LAPE": lape.neurons[language]}
 sets |= {"AP, highest": precision.top(top), "AP, lowest": precision.bottom(top)}
 overlaps = tn.specificity.overlaps(sets)
-file = tn.plots.save_figure(overlaps.plot().figure, f"{figures}/04-overlap.png", close=False)
+save("overlap", overlaps.plot())
 
 # %% [markdown]
 # Two sets of this size have some neurons in common by chance. *expected in layers* is how many, for random sets with
@@ -169,12 +172,12 @@ card
 
 # %%
 best1 = tn.neuron_card(model, captured, test, type1[0])
-file = tn.plots.save_figure(best1.plot().figure, f"{figures}/04-best-type1.png", close=False)
+save("best-type1", best1.plot())
 best1
 
 # %%
 best2 = tn.neuron_card(model, captured, test, type2[0])
-file = tn.plots.save_figure(best2.plot().figure, f"{figures}/04-best-type2.png", close=False)
+save("best-type2", best2.plot())
 best2
 
 # %% [markdown]
@@ -222,13 +225,13 @@ effects = {what: one.to_frame()["eta2"] for what, one in ratios.items()}
 parts = {what: effect.loc[list(type1)].to_numpy() for what, effect in effects.items()}
 axes = tn.plots.exceedance(parts, xlabel="correlation ratio η²")
 axes.set_title(f"{name} Type-1 neurons, other versions of the sentences")
-file = tn.plots.save_figure(axes.figure, f"{figures}/04-type1-variants.png", close=False)
+save("type1-variants", axes)
 
 # %%
 parts = {what: effect.loc[list(type2)].to_numpy() for what, effect in effects.items()}
 axes = tn.plots.exceedance(parts, xlabel="correlation ratio η²")
 axes.set_title(f"{name} Type-2 neurons, other versions of the sentences")
-file = tn.plots.save_figure(axes.figure, f"{figures}/04-type2-variants.png", close=False)
+save("type2-variants", axes)
 
 # %% [markdown]
 # The other way round: would other neurons have been found in the other versions?
@@ -245,7 +248,7 @@ sets |= {"Type-2, as written": type2} | {
     f"Type-2, {what}": one[language, "type2"].neurons for what, one in again.items()
 }
 overlaps = tn.specificity.overlaps(sets)
-file = tn.plots.save_figure(overlaps.plot().figure, f"{figures}/04-variants-overlap.png", close=False)
+save("variants-overlap", overlaps.plot())
 
 # %% [markdown]
 # ## What was found, and what it does not show

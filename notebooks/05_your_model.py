@@ -59,6 +59,9 @@ from IPython.display import Markdown
 import tnkit as tn
 
 tn.plots.use_style()
+save = tn.plots.figure_saver(
+    f"{figures}/05", model=model_id, corpus=file, language=language, top=top, seeds=seeds, sentences=sentences
+)
 if not Path(file).exists():
     frame = tn.load_corpus("everyday").to_frame().drop(columns="split")
     frame.to_csv(file, sep="\t", index=False)
@@ -134,9 +137,7 @@ states = {code: tn.capture(model, texts, keep=["post"], cache=True) for code, te
 retrieval = tn.geometry.retrieval(states[language], states[hub])
 
 # %%
-axes = retrieval.plot()
-axes.set_title(f"{name} sentences that find their translation")
-written = tn.plots.save_figure(axes.figure, f"{figures}/05-retrieval.png", close=False)
+save("retrieval", retrieval.plot(), title=f"{name} sentences that find their translation")
 
 # %%
 best, share = retrieval.best()
@@ -153,13 +154,11 @@ Markdown(
 # %%
 found = tn.detect_all(model, train, [language], hub=hub, top=top, cache=True)
 type1, type2 = found[language, "type1"], found[language, "type2"]
-figure = tn.plots.detections({"type1": type1, "type2": type2}, title=f"{name}, {Path(model.name).name}")
-written = tn.plots.save_figure(figure, f"{figures}/05-scores.png", close=False)
+save("scores", tn.Detection.plot_all([type1, type2], title=f"{name}, {Path(model.name).name}"))
 
 # %%
 sets = {"type1": type1.neurons, "type2": type2.neurons}
-axes = tn.plots.neurons_by_layer(sets, title=f"{name} transfer neurons")
-written = tn.plots.save_figure(axes.figure, f"{figures}/05-neurons.png", close=False)
+save("neurons", tn.plots.neurons_by_layer(sets, n_layers=model.n_layers), title=f"{name} transfer neurons")
 
 # %% [markdown]
 # ## Check 3: would other sentences have given the same neurons?
@@ -176,7 +175,7 @@ halves = {what: tn.detect_all(model, texts, [language], hub=hub, top=top, cache=
 # %%
 named = {f"Type-{kind[-1]}, {what}": one[language, kind].neurons for kind in sets for what, one in halves.items()}
 overlaps = tn.specificity.overlaps(named)
-written = tn.plots.save_figure(overlaps.plot().figure, f"{figures}/05-halves.png", close=False)
+save("halves", overlaps.plot())
 
 # %%
 stable = {kind: overlaps.table.loc[(f"{kind}, first half", f"{kind}, second half")] for kind in ("Type-1", "Type-2")}
@@ -199,12 +198,12 @@ controls = tn.controls(type1.neurons, layers=model.early_layers, scores=type1.sc
 compared = tn.ablate(model, test, type1.neurons, language=language, hub=hub, controls=controls, seeds=seeds)
 axes = compared.plot()
 axes.set(title=f"{name}: Type-1 neurons off", ylabel="translations found (retrieval@1)")
-written = tn.plots.save_figure(axes.figure, f"{figures}/05-ablation.png", close=False)
+save("ablation", axes)
 
 # %%
 trained = {code: tn.capture(model, train[code], keep=["post"], cache=True) for code in (hub, language)}
 layer, _ = tn.geometry.retrieval(trained[language], trained[hub]).best()  # chosen without the test sentences
-written = tn.plots.save_figure(compared.plot_at(layer).figure, f"{figures}/05-controls.png", close=False)
+save("controls", compared.plot_at(layer))
 
 # %% [markdown]
 # Zero is not what a neuron writes when it has nothing to say. Set to their mean over the training sentences, the same
@@ -225,9 +224,7 @@ at_means = tn.geometry.retrieval(averaged, states[hub]).to_frame().loc[layer].it
 # %%
 captured = {code: tn.capture(model, texts, keep=["activations"], cache=True) for code, texts in test.items()}
 ratio = tn.specificity.correlation_ratio(captured, language=language)
-axes = ratio.plot(neurons=type2.neurons)
-axes.set_title(f"{name}: Type-2")
-written = tn.plots.save_figure(axes.figure, f"{figures}/05-ratio.png", close=False)
+save("ratio", ratio.plot(neurons=type2.neurons), title=f"{name}: Type-2")
 
 # %% [markdown]
 # ## Keep what you found

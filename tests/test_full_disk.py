@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import tnkit as tn
+from tnkit import plots
 from tnkit.captures import shards
 from tnkit.cli import main as cli
 from tnkit.measures import harness
-from tnkit.plots import figures as plots
 from tnkit.testing import tiny_corpus, tiny_model
 
 LANGUAGES = ("it", "ja")  # of the first and of the second version of whatever is saved

@@ -207,6 +207,31 @@ def test_intervals_are_paired_and_honest():
         assert np.isnan([other["low"], other["high"]]).all()
 
 
+def test_controls_are_evaluated_as_if_alone(folder):
+    how = {"include_path": folder, "progress": False}
+    other = tn.NeuronSet(tuple((layer, neuron) for layer in range(4) for neuron in range(1, 48, 2)), (4, 48))
+    found = harness.evaluate(tiny_model(), "choice", neurons=NEURONS, controls={"other": other}, **how)
+    alone = harness.evaluate(tiny_model(), "choice", neurons=other, **how)
+    assert found.controls["other"][0].table.equals(alone.table) and found.controls["other"][0].count == alone.count
+    table, name = found.compared("choice", "acc").at(), ("choice", "none", "acc")
+    means = {"none": found.table.loc[name, "before"], "the set": found.table.loc[name, "after"]}
+    assert table["mean"].to_dict() == means | {"other": alone.table.loc[name, "after"]}
+    assert table.loc["none", "effect"] == pytest.approx(found.table.loc[name, "change"])
+    assert len(found.by_condition().loc["other"]) == len(found.table)
+    with pytest.raises(tn.TnkitError, match="0 rows have the task choice, the metric f1"):
+        found.compared("choice", "f1")
+
+
+def test_unparsed_answers_are_compared_by_document(folder):
+    found = harness.evaluate(
+        planted(letter()), ["generate"], neurons=[(3, 5)], tokens="all", include_path=folder, progress=False
+    )
+    assert found.compared("generate", "unparsed").at()["mean"].to_dict() == {"none": 0, "the set": 1}
+    assert found.compared("generate", "exact_match", filter="letter").at().loc["none", "effect"] == -1
+    with pytest.raises(tn.TnkitError, match="2 rows have the task generate"):
+        found.compared("generate", "exact_match")
+
+
 def test_nothing_off_changes_nothing_and_runs_once(folder, monkeypatch):
     model, runs = planted(letter()), []
     model.tokenizer.pad_token, model.tokenizer.padding_side = None, "right"

@@ -19,7 +19,8 @@ from notebooks import build
 ROOT = Path(__file__).parents[1]
 NAMES = ["00_explore", "01_detection", "02_latent_spaces", "03_ablation", "04_specificity", "05_your_model"]
 SOURCES = build.sources()
-SAVED = re.compile(r"\{figures\}/([\w-]+\.png)")
+SAVED = re.compile(r"^save\(\"([\w-]+)\"", re.MULTILINE)
+PREFIX = re.compile(r"figure_saver\(\s*f\"\{figures\}/(\d\d)\"")
 # Few sentences and a tiny random model; the notebooks' own parameters belong to the packaged one.
 SMALL = {
     "00_explore": {"sentences": 12, "languages": ["en", "ja"]},
@@ -69,6 +70,13 @@ def pictures(notebook):
         for output in cell.outputs
         if "image/png" in output.get("data", {})
     ]
+
+
+def saved(notebook):
+    """The names of the files that the notebook's one saver writes its figures to."""
+    code = "\n".join(cell.source for cell in code_cells(notebook))
+    (prefix,) = PREFIX.findall(code)
+    return [f"{prefix}-{name}.png" for name in SAVED.findall(code)]
 
 
 def parsed(notebook):
@@ -172,7 +180,7 @@ def test_its_outputs_are_clean(source, pair):
 
 def test_its_figures_are_written_and_shown(source, pair):
     written, built = pair
-    names = [name for cell in code_cells(written) for name in SAVED.findall(cell.source)]
+    names = saved(written)
     assert names
     assert len(set(names)) == len(names) == len(pictures(built))
     for name in names:
@@ -189,7 +197,7 @@ def test_it_runs_with_other_parameters(source, tiny_folder, tmp_path, monkeypatc
     figures = tmp_path / "figures"
     parameters = SMALL[source.stem] | {"model_id": str(tiny_folder), "figures": str(figures)}
     run = build.execute(build.read(source), tmp_path, parameters)
-    names = [name for cell in code_cells(run) for name in SAVED.findall(cell.source)]
+    names = saved(run)
     assert sorted(path.name for path in figures.iterdir()) == sorted(names)
     assert len(pictures(run)) == len(names)
 

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 import tnkit as tn
-from tnkit import processes as parallel
+from tnkit import parallel
 from tnkit.captures.passes import plan
 from tnkit.cli import main as cli
 from tnkit.testing import SENTENCES, byte_tokenizer, tiny_config, tiny_model, tiny_module
@@ -25,7 +25,7 @@ SCRIPT = """
 import os, signal, sys, time
 import tnkit as tn
 from tests.test_parallel import TEXTS
-from tnkit import processes as parallel
+from tnkit import parallel
 from tnkit.captures import passes
 from tnkit.detection import sums
 from tnkit.testing import tiny_model
@@ -57,7 +57,7 @@ SPREAD = """
 import sys, warnings
 import tnkit as tn
 from tests.test_parallel import PAIRS, TEXTS, spread_results
-from tnkit import processes as parallel
+from tnkit import parallel
 model = tn.load_model(sys.argv[1], tp_plan="auto")
 assert model.sharded
 spread_results(model, f"{sys.argv[2]}/{parallel.rank()}")
@@ -285,7 +285,8 @@ def test_variables_left_by_an_earlier_run_are_an_error_and_no_endless_wait(left,
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    code = "import sys, datetime; from tnkit import cli, parallel; parallel._MEETING = datetime.timedelta(seconds=3)"
+    code = "import sys, datetime; from tnkit import parallel; from tnkit.cli import main as cli"
+    code += "; parallel._MEETING = datetime.timedelta(seconds=3)"
     words = [sys.executable, "-c", f"{code}; sys.exit(cli.main(sys.argv[1:]))", *shlex.split(commands[0])]
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **variables}
     environment["PYTHONPATH"] = str(Path(tn.__file__).parents[1])

@@ -24,7 +24,7 @@ import lazy_loader
 
 __version__ = "0.1.0"
 
-_MOVED = {"answers": "behaviour", "generation": "behaviour", "spaces": "geometry"}  # names of the first release
+_MOVED = {"answers": "behaviour.answers", "generation": "behaviour", "spaces": "geometry"}  # of the first release
 
 _public, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __all__ += ["__version__"]
@@ -37,5 +37,5 @@ def __getattr__(name: str) -> Any:
             DeprecationWarning,
             stacklevel=2,
         )
-        return import_module(f"tnkit.measures.{name}")
+        return import_module(f"tnkit.measures.{_MOVED[name]}")
     return _public(name)

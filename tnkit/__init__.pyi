@@ -36,8 +36,8 @@ from .measures.cards import NeuronCard as NeuronCard
 from .measures.cards import neuron_card as neuron_card
 from .measures.experiments import ablate as ablate
 from .measures.experiments import retrieval_matrix as retrieval_matrix
+from .models.load import load_model as load_model
 from .models.model import Model as Model
-from .models.model import load_model as load_model
 from .text import variants as variants
 from .text.corpus import Corpus as Corpus
 from .text.corpus import load_corpus as load_corpus

@@ -1,25 +1,163 @@
-"""Where results come from: this model (`check_made_with`), and captured in one way (`check_alike`, `check_fits`)."""
+"""Where results come from: `provenance_of` writes it, `stated` reads it, and the checks compare it.
+
+`check_made_with` compares a result with a model, `check_alike` and `check_fits` compare captures.
+"""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, ClassVar, TypedDict
 
+from tnkit import storage
 from tnkit.errors import TnkitError
-
-if TYPE_CHECKING:
-    from tnkit.models.model import Model
 
 _LOG = logging.getLogger("tnkit")
 _OLD_HASH = re.compile("[0-9a-f]{16}")  # of tnkit up to 0.1: sums of weights, blind to their order
 _TOLD: set[str] = set()  # which results were warned about
+_DICTS = ("model", "sentences", "centroid", "selection", "versions")  # or, the second and third, lists of dicts
 _HOW = ("position", "suffix", "ablations")  # what decides a state beside the model
 
 
-def check_made_with(model: Model, provenance: Any, what: str, *, states: bool = False) -> None:
+class ModelOrigin(TypedDict, total=False):
+    """What results record of a model: `template` only where it has one, `attention` only where it is known."""
+
+    name: str
+    revision: str | None
+    weights: str
+    dtype: str
+    attention: str
+    layers: int
+    neurons: int
+    hidden: int
+    template: str
+
+
+class Sentences(TypedDict, total=False):
+    """Which sentences of one language: as their corpus names them, how many, their hash, and how they end."""
+
+    corpus: str
+    language: str
+    split: str
+    source: str
+    rows: str
+    matched: str
+    n: int
+    hash: str
+    ends: Any  # `tnkit.models.tokens.Ends`
+
+
+class Provenance(TypedDict, total=False):
+    """Where a result comes from; what does not apply is left out.
+
+    `sentences` are those of one capture, or the list of them for what was made from several; `sentences_of` reads both.
+    """
+
+    model: ModelOrigin
+    sentences: Any
+    position: str
+    suffix: str
+    last_layer: str
+    tokens: Any  # `tnkit.models.tokens.Specials`
+    versions: dict[str, str]
+    server: str
+    ablations: list[dict[str, Any]]
+    distance: str
+    centroid: Any  # as `sentences`
+    selection: dict[str, Any]
+
+
+class Origin(ABC):
+    """What a result can be made with; a `tnkit.models.model.Model` is one."""
+
+    name: str
+    server: ClassVar[str | None]
+
+    @property
+    @abstractmethod
+    def weights_hash(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def dtype(self) -> Any: ...
+
+    @property
+    @abstractmethod
+    def attention(self) -> str | None: ...
+
+    @property
+    @abstractmethod
+    def provenance(self) -> ModelOrigin: ...
+
+    @property
+    @abstractmethod
+    def ablations(self) -> list[dict[str, Any]]: ...
+
+    @abstractmethod
+    def check_unchanged(self) -> None: ...
+
+
+def provenance_of(model: Origin, sentences: Sequence[str]) -> dict[str, Any]:
+    """What results record of where they come from: model, sentences, what is ablated, versions.
+
+    >>> from tnkit.testing import tiny_model
+    >>> provenance_of(tiny_model(), ["Hi!"])["sentences"]
+    {'n': 1, 'hash': '5eed476b775c744d'}
+    """
+    names = ("corpus", "language", "split", "source", "rows", "matched")
+    origin = {name: getattr(sentences, name, None) for name in names}
+    named = {name: value for name, value in origin.items() if value}
+    about: Provenance = {
+        "model": model.provenance,
+        "sentences": {**named, "n": len(sentences), "hash": storage.text_hash(sentences)},
+        "position": "last",
+        "last_layer": "raw",
+        "versions": storage.versions(),
+    }
+    if model.server:
+        about["server"] = model.server
+    if model.ablations:
+        about["ablations"] = list(model.ablations)
+    return dict(about)
+
+
+def sentences_of(provenance: Mapping[str, Any]) -> list[Sentences]:
+    """The sentences that a result was made of, one entry a language, whatever tnkit wrote its file.
+
+    >>> sentences_of({"sentences": {"language": "ja"}}) == sentences_of({"sentences": [{"language": "ja"}]})
+    True
+    """
+    sentences = provenance.get("sentences", [])
+    return list(sentences) if isinstance(sentences, list) else [sentences]
+
+
+def stated(path: str | Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """The provenance that a file states, as `Provenance` describes it.
+
+    Args:
+        path: of the file, for the message.
+        about: what the file says of itself.
+
+    Raises:
+        TnkitError: where it is not laid out as tnkit writes it.
+
+    >>> stated("a.json", {"provenance": {"position": "last"}}), stated("a.json", {})
+    ({'position': 'last'}, {})
+    """
+    provenance = about.get("provenance") or {}
+    fields = provenance.items() if isinstance(provenance, dict) else [("sentences", None)]
+    for name, value in fields:
+        entries = value if name in ("sentences", "centroid") and isinstance(value, list) else [value]
+        if name in _DICTS and not all(isinstance(entry, dict) for entry in entries):
+            raise TnkitError(f"{path}: its provenance is not laid out as tnkit writes it; make it again")
+    return provenance
+
+
+def check_made_with(model: Origin, provenance: Any, what: str, *, states: bool = False) -> None:
     """Refuse a result that was made with other weights than the model has now.
 
     A result that does not say which weights it was made with passes. So does one with a hash of an old tnkit, which
@@ -42,7 +180,7 @@ def check_made_with(model: Model, provenance: Any, what: str, *, states: bool = 
     tnkit.errors.TnkitError: these neurons were made with Qwen3ForCausalLM in float32 (weights ...
     """
     model.check_unchanged()
-    made_with = {one["weights"]: one for one in _models(provenance)}
+    made_with = {origin["weights"]: origin for origin in _models(provenance)}
     for weights, theirs in made_with.items():
         if _OLD_HASH.fullmatch(str(weights)):
             if what not in _TOLD:
@@ -51,11 +189,11 @@ def check_made_with(model: Model, provenance: Any, what: str, *, states: bool = 
         elif weights != model.weights_hash:
             raise TnkitError(
                 f"{what} were made with {theirs.get('name')} in {theirs.get('dtype')} (weights {weights}), not with "
-                f"{model.name} in {model.provenance['dtype']} (weights {model.weights_hash}) as it is now; make them "
-                "with this model, or pass list(neurons) to use the same places in another model"
+                f"{model.name} in {str(model.dtype).removeprefix('torch.')} (weights {model.weights_hash}) as it is "
+                "now; make them with this model, or pass list(neurons) to use the same places in another model"
             )
-    if states and not model.remote:
-        now = model.module.config._attn_implementation
+    now = model.attention
+    if states and now is not None:
         for before in {model_then.get("attention", now) for model_then in made_with.values()} - {now}:
             raise TnkitError(
                 f"{what} were made with attn_implementation={before!r}, and {model.name} now has {now!r}; make them "

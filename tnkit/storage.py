@@ -20,12 +20,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from tnkit import program as process
+from tnkit import signals
 from tnkit.errors import TnkitError
 
 _SCHEMA = 2
 _TOGETHER: ContextVar[tuple[ExitStack, dict[Path, Path]] | None] = ContextVar("together", default=None)
-_DICTS = ("model", "sentences", "centroid", "selection", "versions")  # entries of a provenance
 
 
 def cache_folder() -> Path:
@@ -100,7 +99,7 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
         with ExitStack() as alone:
             stack, waiting = _TOGETHER.get() or (alone, None)
             path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(process.unfinished(str(temporary)))
+            stack.enter_context(signals.unfinished(str(temporary)))
             stack.callback(temporary.unlink, missing_ok=True)
             with temporary.open("xb") as file:
                 write(file)
@@ -278,21 +277,6 @@ def layers_of(path: str | Path, description: Mapping[str, Any]) -> tuple[int, ..
     if sorted(set(layers)) != layers:
         raise TnkitError(f"{path}: its layers {layers!s:.60} are not in order; make it again")
     return tuple(layers)
-
-
-def stated_provenance(path: str | Path, description: Mapping[str, Any]) -> dict[str, Any]:
-    """The provenance in a file's description.
-
-    Raises:
-        TnkitError: where its layout is not tnkit's.
-    """
-    provenance = description.get("provenance") or {}
-    entries = provenance.items() if isinstance(provenance, dict) else [("sentences", None)]
-    for name, entry in entries:
-        values = entry if name in ("sentences", "centroid") and isinstance(entry, list) else [entry]
-        if name in _DICTS and not all(isinstance(value, dict) for value in values):
-            raise TnkitError(f"{path}: its provenance is not laid out as tnkit writes it; make it again")
-    return provenance
 
 
 def finite(path: str | Path, name: str, tensor: Any, shape: tuple[int | None, ...]) -> Any:

@@ -70,7 +70,7 @@ print(len(texts), count, seconds, digest.hexdigest())
 _SHARED = (
     _MODEL
     + """
-from tnkit import processes as parallel
+from tnkit import parallel
 texts = {name: [f"{name} {'word ' * (number % 15)}" for number in range(600)] for name in ("en", "ja")}
 warm = {name: some[:20] for name, some in texts.items()}
 for part in (warm, texts):

@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 
 import tnkit as tn
 from tests.browser.lab import CHROMIUM, Seen
-from tnkit.plots import figures as plots
+from tnkit import plots
 from tnkit.testing import tiny_corpus
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
@@ -171,7 +171,7 @@ def test_neurons(lab, page):
         seen.box("Language").select_option("Japanese")
     expect(table).to_have_accessible_name("Type-1 neurons of Japanese")
     with seen.redrawn():
-        seen.box("Beside").select_option("Italian")
+        seen.box("Compare with").select_option("Italian")
     with seen.redrawn():
         seen.box("Type").select_option("Type-2")
     with saved(lab, seen) as about:
@@ -194,7 +194,7 @@ def test_ablation(lab, page):
         seen.box("Control").select_option("Italian Type-2")
     expect(summary).to_contain_text("control off: Italian Type-2")
     with seen.redrawn():
-        seen.box("Off at").select_option("all tokens")
+        seen.box("Ablate at").select_option("all tokens")
     seen.root.get_by_label("Prompt").fill("")
     seen.button("Continue").press("Enter")
     expect(seen.root.get_by_role("alert")).to_contain_text("the prompt is empty")
@@ -237,7 +237,7 @@ def test_detection(lab, page):
     expect(seen.status()).to_contain_text("done")
     expect(stop).to_be_disabled()
     seen.box("Type").select_option("Type-1")
-    seen.root.get_by_label("Each type's own layers").uncheck()
+    seen.root.get_by_label("Each type's default layers").uncheck()
     readout = seen.root.locator(".widget-hslider .widget-readout")
     expect(seen.root.locator(".widget-hslider .noUi-target[disabled]")).to_have_count(0)
     seen.slider("Layers, to").press("ArrowLeft")
@@ -266,7 +266,7 @@ def test_a_detection_is_stopped(lab, page):
     seen.button("Run").click()
     expect(seen.status()).to_contain_text("of 2998 sentences")
     seen.button("Stop").click()
-    expect(seen.status()).to_contain_text("stopped; what was finished is kept")
+    expect(seen.status()).to_contain_text("stopped; finished results are kept")
     expect(seen.button("Run")).to_be_enabled()
     seen.check()
 

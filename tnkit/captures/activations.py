@@ -17,6 +17,7 @@ from tnkit import storage
 from tnkit.errors import TnkitError
 from tnkit.models.tokens import ends_frame, ends_lines
 from tnkit.models.trace import SITES
+from tnkit.provenance import sentences_of, stated
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -58,7 +59,7 @@ class Activations:
 
     def __repr__(self) -> str:
         kept = ", ".join(self.tensors())
-        language = self.provenance.get("sentences", {}).get("language")
+        language = next((origin.get("language") for origin in sentences_of(self.provenance)), None)
         sentences = f"{len(self)} sentences" + (f" in {language}" if language else "")
         return f"Activations({sentences}, {len(self.layers)} layers: {kept})"
 
@@ -101,11 +102,11 @@ class Activations:
 
         What "last" reads is mostly a full stop, which differs between languages; position="last_word" reads a word.
         """
-        return ends_frame([self.provenance.get("sentences", {})])
+        return ends_frame(sentences_of(self.provenance))
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw `to_frame` by layer."""
-        from tnkit.plots import figures as plots
+        from tnkit import plots
 
         return plots.lines_by_layer(self.to_frame(), ylabel="mean over sentences", log=True, ax=ax)
 
@@ -128,13 +129,13 @@ class Activations:
         for name, tensor in tensors.items():
             shape = (len(layers), len(index)) + ((None,) if name != "scale" else ())
             storage.finite(path, name, tensor, shape)
-        return cls(layers=layers, index=index, provenance=storage.stated_provenance(path, about), **tensors)
+        return cls(layers=layers, index=index, provenance=stated(path, about), **tensors)
 
     def _repr_html_(self) -> str:
         shapes = {name: " × ".join(map(str, tensor.shape)) for name, tensor in self.tensors().items()}
-        sentences = self.provenance.get("sentences", {})
-        about = {name: value for name, value in sentences.items() if name != "ends"}
-        about |= dict(zip(["last tokens"], ends_lines([sentences]).values(), strict=False))
+        sentences = sentences_of(self.provenance)
+        about = {name: value for origin in sentences for name, value in origin.items() if name != "ends"}
+        about |= dict(zip(["last tokens"], ends_lines(sentences).values(), strict=False))
         return storage.html_card("Activations", {"sentences": len(self), **about, **shapes})
 
 

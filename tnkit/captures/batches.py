@@ -10,12 +10,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tnkit import processes as parallel
-from tnkit import storage
+from tnkit import parallel
 from tnkit.errors import TnkitError, one_of
 from tnkit.models.model import Model
-from tnkit.models.remote import server_of
 from tnkit.models.tokens import Specials, ends, last_word, special_ids, special_tokens, tell, without_final_punctuation
+from tnkit.provenance import provenance_of
 
 _CPU_TOKENS, _GPU_TOKENS = 768, 16_384
 _NEURON_STATES, _HIDDEN_STATES = 4, 16  # of a token, that a block holds at once
@@ -296,21 +295,6 @@ def read_from(
     about = provenance_of(model, sentences)
     about["sentences"] |= {"ends": ends(model.tokenizer, tokens.own())}
     about |= {"position": position, "tokens": specials_of(model, tokens)}
-    return about | ({} if suffix is None else {"suffix": suffix})
-
-
-def provenance_of(model: Model, sentences: Sequence[str]) -> dict[str, Any]:
-    """What results record of where they come from: model, sentences, what was switched off, versions."""
-    origin = {
-        name: getattr(sentences, name, None) for name in ("corpus", "language", "split", "source", "rows", "matched")
-    }
-    named = {name: value for name, value in origin.items() if value}
-    return {
-        "model": model.provenance,
-        "sentences": {**named, "n": len(sentences), "hash": storage.text_hash(sentences)},
-        "position": "last",
-        "last_layer": "raw",
-        "versions": storage.versions(),
-        **({"server": server_of(model.remote)} if model.remote else {}),
-        **({"ablations": list(model.ablations)} if model.ablations else {}),
-    }
+    if suffix is not None:
+        about["suffix"] = suffix
+    return about

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tnkit import processes as parallel
+from tnkit import parallel
 from tnkit.captures import shards
 from tnkit.captures.activations import Activations, batch_of, gathered
 from tnkit.captures.batches import (
@@ -34,7 +34,6 @@ from tnkit.captures.batches import (
 )
 from tnkit.captures.shards import Shards
 from tnkit.errors import TnkitError, one_of, whole_number
-from tnkit.models.fingerprint import fingerprint
 from tnkit.models.model import Model, check_layers
 from tnkit.models.sessions import TURN, sentences_at
 from tnkit.models.tokens import special_ids
@@ -78,7 +77,7 @@ def capture(
             half of its free memory holds, up to 16,384. A batch that a GPU has no memory for is halved.
         cache: keep what is captured in the user's cache folder while it runs, and read from there what was captured
             before from the same model, tokens and options, under the same ablations; what of the model counts, and
-            where it cannot be told, `tnkit.models.fingerprint.fingerprint` says. What is read equals a fresh capture to
+            where it cannot be told, `Model.fingerprint` says. What is read equals a fresh capture to
             rounding, and bit for bit with the same number of threads on the same machine. A killed capture goes on
             where it stopped. `tnkit cache` shows and clears what is kept.
         progress: show a bar.
@@ -104,7 +103,7 @@ def capture(
         last_layer=last_layer,
         batch_tokens=batch_tokens,
     )
-    parts = planned.kept(fingerprint(model)) if cache else planned.run()
+    parts = planned.kept(model.fingerprint()) if cache else planned.run()
     return gathered(_shown(parts, len(sentences), progress), len(sentences))
 
 
@@ -245,7 +244,7 @@ class Pass:
         """`run`, but batches that the cache holds come from there, a shard at a time, and others go there.
 
         Args:
-            key: of the model, from `tnkit.models.fingerprint.fingerprint`; None leaves the cache alone.
+            key: of the model, from `Model.fingerprint`; None leaves the cache alone.
             device: where batches stay that neither come from the cache nor go there.
         """
         if key is None:
@@ -320,7 +319,8 @@ def plan(
     if last_layer == "normed" and model.final_norm_path is None:
         raise TnkitError(f"{model.name} has no final norm that tnkit knows; use last_layer='raw'")
     tokens = tokenised(model, sentences, whole=position == "end", suffix=suffix)
-    provenance = read_from(model, sentences, tokens, position=position, suffix=suffix) | {"last_layer": last_layer}
+    provenance = read_from(model, sentences, tokens, position=position, suffix=suffix)
+    provenance["last_layer"] = last_layer
     size = roomy(model) if batch_tokens is None else batch_tokens
     batches = [array("i", index) for index in by_length(tokens.lengths(), size)]
     read = read_places(model, tokens, position)
@@ -329,9 +329,9 @@ def plan(
 
 def _versions(model: Model) -> list[Any]:
     """What an edit of the weights changes at once, without reading them; edits through `.data` only the hash tells."""
-    if model.remote:
-        return []
-    kept = [weight for weight in model.module.parameters() if not weight.is_meta]  # accelerate replaces offloaded ones
+    kept = [
+        weight for weight in model.lm._module.parameters() if not weight.is_meta
+    ]  # accelerate replaces offloaded ones
     versions = [None if weight.is_inference() else weight._version for weight in kept]
     places = [(id(weight), weight.data_ptr()) for weight in kept]
-    return [model.module.config._attn_implementation, *versions, *places]
+    return [model.attention, *versions, *places]

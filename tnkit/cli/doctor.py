@@ -1,9 +1,10 @@
-"""Checks of the setup, with suggested fixes: `examine`, printed by `tnkit doctor`.
+"""Check your setup and suggest fixes.
 
-for finding in examine():
-    print(finding)
+example:
+  tnkit doctor
 """
 
+import argparse
 import os
 import platform
 import shutil
@@ -15,13 +16,24 @@ from importlib import metadata
 from pathlib import Path
 
 from tnkit import __version__
-from tnkit.captures import shards
+from tnkit.cli import flags
 from tnkit.errors import TnkitError, first_line
-from tnkit.models import packaged
-from tnkit.models.remote import has_key
-from tnkit.storage import cache_folder
 
 _GIB = 1 << 30
+
+
+def add_flags(command: argparse.ArgumentParser) -> None:
+    flags.flag(command, "model", "also check what the tokenizer of this model or folder adds to sentences")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print every finding, and fail where something must be fixed first."""
+    broken = 0
+    for finding in examine(options.model):
+        flags.show(finding)
+        broken += finding.needed
+    if broken:
+        raise TnkitError(f"{broken} of these must be fixed before tnkit works; see FIX above")
 
 
 @dataclass(frozen=True)
@@ -29,8 +41,8 @@ class Finding:
     """The result of one check.
 
     Attributes:
-        what: what was checked.
-        found: the result.
+        check: what was checked.
+        state: the result.
         advice: what to do; empty where nothing needs doing.
         needed: whether tnkit fails until the advice is followed.
 
@@ -39,14 +51,14 @@ class Finding:
                          → install fonts-noto-cjk
     """
 
-    what: str
-    found: str
+    check: str
+    state: str
     advice: str = ""
     needed: bool = False
 
     def __str__(self) -> str:
-        state = "FIX" if self.needed else "note" if self.advice else "ok"
-        return f"{state:<5} {self.what:<14} {self.found}" + (f"\n{'':21}→ {self.advice}" if self.advice else "")
+        verdict = "FIX" if self.needed else "note" if self.advice else "ok"
+        return f"{verdict:<5} {self.check:<14} {self.state}" + (f"\n{'':21}→ {self.advice}" if self.advice else "")
 
 
 def examine(model: str | None = None) -> Iterator[Finding]:
@@ -55,48 +67,54 @@ def examine(model: str | None = None) -> Iterator[Finding]:
     Args:
         model: also check the tokenizer of this packaged name, Hub id or folder; no weights are loaded.
     """
-    looks = {look.__name__.strip("_").replace("_", " "): look for look in LOOKS}
+    checks = {check.__name__.strip("_").replace("_", " "): check for check in CHECKS}
     if model is not None:
-        looks["tokenizer"] = partial(_tokenizer, model)
-    for name, look in looks.items():
+        checks["tokenizer"] = partial(_tokenizer, model)
+    for name, check in checks.items():
         try:
-            yield from look()
+            yield from check()
         except Exception as error:
-            yield Finding(
-                name, f"{type(error).__name__}: {error}", "please report this, with the versions above", needed=True
-            )
+            advice = "please report this, with the versions above"
+            yield Finding(name, f"{type(error).__name__}: {error}", advice, needed=True)
 
 
 def _versions() -> Iterator[Finding]:
-    python = f"Python {platform.python_version()}, {platform.platform(terse=True)}, {platform.machine()}"
-    yield Finding("tnkit", f"{__version__} in {Path(__file__).parent}")
-    yield Finding("python", python)
     from packaging.requirements import Requirement
 
+    system = f"{platform.platform(terse=True)}, {platform.machine()}"
+    yield Finding("tnkit", f"{__version__} in {Path(__file__).parents[1]}")
+    yield Finding("python", f"Python {platform.python_version()}, {system}")
     for requirement in map(Requirement, metadata.requires("tnkit") or []):
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
-        try:
-            version = metadata.version(requirement.name)
-        except metadata.PackageNotFoundError:
+        version = _version(requirement.name)
+        if version is None:
             yield Finding(requirement.name, "not installed", f"pip install '{requirement}'", needed=True)
-            continue
-        fits = requirement.specifier.contains(version, prereleases=True)
-        if not fits or requirement.name in ("torch", "transformers", "nnsight"):
-            advice = "" if fits else f"tnkit is tested with {requirement.specifier}: pip install '{requirement}'"
-            yield Finding(requirement.name, version, advice, not fits)
+        elif not requirement.specifier.contains(version, prereleases=True):
+            advice = f"tnkit is tested with {requirement.specifier}: pip install '{requirement}'"
+            yield Finding(requirement.name, version, advice, needed=True)
+        elif requirement.name in ("torch", "transformers", "nnsight"):
+            yield Finding(requirement.name, version)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _devices() -> Iterator[Finding]:
     import torch
 
     yield Finding("processor", f"{torch.get_num_threads()} of {os.cpu_count()} cores in use")
+    for number in range(torch.cuda.device_count()):
+        yield Finding(
+            f"GPU {number}", f"{torch.cuda.get_device_name(number)}, {_room(*torch.cuda.mem_get_info(number))}"
+        )
     if torch.cuda.is_available():
-        for number in range(torch.cuda.device_count()):
-            free, total = torch.cuda.mem_get_info(number)
-            room = f"{free / _GIB:.0f} of {total / _GIB:.0f} GiB free, {_fits(free)}"
-            yield Finding(f"GPU {number}", f"{torch.cuda.get_device_name(number)}, {room}")
-    elif torch.version.cuda or torch.version.hip:
+        return
+    if torch.version.cuda or torch.version.hip:
         yield Finding("GPU", "none that PyTorch can use", "models run on the CPU; to use a GPU, check nvidia-smi")
     else:
         advice = "for an NVIDIA GPU, install PyTorch with CUDA: pytorch.org/get-started"
@@ -108,17 +126,21 @@ def _memory() -> Iterator[Finding]:
 
     total, free = psutil.virtual_memory()[:2]
     advice = "" if free > 2 * _GIB else "the packaged model needs 2 GiB: close other programs"
-    yield Finding("memory", f"{free / _GIB:.0f} of {total / _GIB:.0f} GiB free, {_fits(free)}", advice)
+    yield Finding("memory", _room(free, total), advice)
 
 
-def _fits(free: int) -> str:
-    half = free / 2.5 / 1e9  # bytes a parameter in 16 bits, and room for what a pass needs
+def _room(free: int, total: int) -> str:
+    billions = free / 2.5 / 1e9  # 2 bytes a parameter in 16 bits, and room for what a pass needs
+    fits = f"enough for about {billions:.0f} billion parameters in bfloat16"
     return (
-        f"enough for about {half:.0f} billion parameters in bfloat16" if half >= 1 else "too little for a large model"
+        f"{free / _GIB:.0f} of {total / _GIB:.0f} GiB free, {fits if billions >= 1 else 'too little for a large model'}"
     )
 
 
 def _cache() -> Iterator[Finding]:
+    from tnkit.captures import shards
+    from tnkit.storage import cache_folder
+
     folder = cache_folder()
     try:
         held = sum(entry.size for entry in shards.entries())
@@ -135,20 +157,21 @@ def _cache() -> Iterator[Finding]:
 
 
 def _demo_model() -> Iterator[Finding]:
+    from tnkit.models import packaged
+
     for name, model in packaged.MODELS.items():
-        missing = [one for one in model.distributions if not _is_installed(one)]
-        if missing:
+        if not all(map(_version, model.distributions)):
             yield Finding(name, "not installed", "pip install 'tnkit[demo]', or use your own model")
-        elif not packaged.is_converted(name):
-            yield Finding(name, "installed; unpacked on first use (about a minute)")
-        else:
+        elif packaged.is_converted(name):
             yield Finding(name, "installed and unpacked")
+        else:
+            yield Finding(name, "installed; unpacked on first use (about a minute)")
 
 
 def _tokenizer(model: str) -> Iterator[Finding]:
-    """What the tokenizer of a model adds to sentences."""
     from transformers import AutoTokenizer
 
+    from tnkit.models import packaged
     from tnkit.models.tokens import advice, special_tokens
 
     source = packaged.converted_folder(model) if model in packaged.MODELS else model
@@ -165,41 +188,32 @@ def _tokenizer(model: str) -> Iterator[Finding]:
 
 
 def _notebooks() -> Iterator[Finding]:
-    missing = [name for name in ("jupyterlab", "jupytext", "ipykernel") if not _is_installed(name)]
-    advice = "pip install 'tnkit[notebooks]'" if missing else ""
-    yield Finding("notebooks", f"without {', '.join(missing)}" if missing else "JupyterLab and Jupytext", advice)
+    missing = [name for name in ("jupyterlab", "jupytext", "ipykernel") if not _version(name)]
+    state = f"without {', '.join(missing)}" if missing else "JupyterLab and Jupytext"
+    yield Finding("notebooks", state, "pip install 'tnkit[notebooks]'" if missing else "")
 
 
 def _fonts() -> Iterator[Finding]:
     from tnkit.plots import style
 
-    found = style.cjk_font()
-    yield Finding("fonts", found or "no glyphs for Japanese, Chinese and Korean", "" if found else style.GET_CJK_FONT)
+    font = style.cjk_font()
+    yield Finding("fonts", font or "no glyphs for Japanese, Chinese and Korean", "" if font else style.GET_CJK_FONT)
 
 
 def _keys() -> Iterator[Finding]:
     """Whether keys are set; they are never shown."""
     import huggingface_hub.constants
 
-    offline = huggingface_hub.constants.HF_HUB_OFFLINE
-    there = huggingface_hub.get_token() is not None
-    advice = "" if there or offline else "for gated models such as Llama: hf auth login"
-    state = ("token set" if there else "no token") + (", offline (HF_HUB_OFFLINE)" if offline else "")
-    yield Finding("Hugging Face", state, advice)
-    key = has_key()
-    advice = "" if key else "for models that run on NDIF: set NDIF_API_KEY to a key from login.ndif.us"
-    yield Finding("NDIF", "key set" if key else "no key", advice)
+    from tnkit.models.remote import has_key
+
+    offline, token = huggingface_hub.constants.HF_HUB_OFFLINE, huggingface_hub.get_token() is not None
+    state = ("token set" if token else "no token") + (", offline (HF_HUB_OFFLINE)" if offline else "")
+    yield Finding("Hugging Face", state, "" if token or offline else "for gated models such as Llama: hf auth login")
+    advice = "for models that run on NDIF: set NDIF_API_KEY to a key from login.ndif.us"
+    yield Finding("NDIF", "key set", "") if has_key() else Finding("NDIF", "no key", advice)
 
 
-def _is_installed(name: str) -> bool:
-    try:
-        metadata.distribution(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-LOOKS: tuple[Callable[[], Iterator[Finding]], ...] = (
+CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _versions,
     _devices,
     _memory,

@@ -20,9 +20,8 @@ from tnkit.captures.activations import Activations
 from tnkit.captures.passes import plan
 from tnkit.detection.sums import RunningSum, add_up, drain
 from tnkit.errors import TnkitError
-from tnkit.models.fingerprint import fingerprint
 from tnkit.models.model import Model
-from tnkit.provenance import check_alike, check_made_with
+from tnkit.provenance import check_alike, check_made_with, stated
 from tnkit.text.rows import check_parallel
 
 if TYPE_CHECKING:
@@ -100,7 +99,7 @@ class Centroids:
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw the centroid's norm by layer."""
-        from tnkit.plots import figures as plots
+        from tnkit import plots
 
         return plots.lines_by_layer(self.to_frame()[["norm"]], ylabel="norm of the centroid", log=True, ax=ax)
 
@@ -125,7 +124,7 @@ class Centroids:
             raise TnkitError(f"{path} lacks the values of centroids; estimate them again")
         layers = storage.layers_of(path, description)
         values = storage.finite(path, "values", tensors["values"], (len(layers), None))
-        return cls(values, layers, storage.stated_provenance(path, description))
+        return cls(values, layers, stated(path, description))
 
     @classmethod
     def _from_reference(cls, path: str | Path) -> "Centroids":
@@ -211,7 +210,7 @@ def centroid(
     True
     """
     running, planned = CentroidAccumulator(), plan(model, sentences, keep=["post"], **options)
-    work = add_up(planned, {"centroid": running}, fingerprint=fingerprint(model) if cache else None)
+    work = add_up(planned, {"centroid": running}, fingerprint=model.fingerprint() if cache else None)
     drain(work, len(planned), desc="centroid", progress=progress)
     return running.result()
 

@@ -8,7 +8,7 @@ so that one matrix product serves all neurons of a layer. Changes are computed a
 of large numbers, which keeps float32 products exact to about 1e-7 of a contribution's size. Sums over sentences are in
 float64.
 
-These functions also run on a remote model's server, so they follow the rules in `tnkit.models.trace`.
+These functions also run on a remote model's server, so they follow the rules in `tnkit.models.remote`.
 """
 
 from __future__ import annotations

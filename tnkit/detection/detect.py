@@ -16,7 +16,7 @@ from typing import Any, SupportsIndex
 
 from tqdm.auto import tqdm
 
-from tnkit import processes as parallel
+from tnkit import parallel
 from tnkit.captures.activations import Activations, Gathering
 from tnkit.captures.batches import free_memory
 from tnkit.captures.passes import Pass, plan
@@ -26,7 +26,6 @@ from tnkit.detection.ranking import check_size
 from tnkit.detection.scoring import ScoreAccumulator
 from tnkit.detection.sums import RunningSum, add_up, drain, share_sums
 from tnkit.errors import TnkitError, one_of, whole_number
-from tnkit.models.fingerprint import fingerprint
 from tnkit.models.model import Model, check_layers
 from tnkit.text.corpus import Corpus
 from tnkit.text.rows import check_texts
@@ -218,7 +217,7 @@ class _Job:
         names = sorted(self.languages, key=lambda name: name not in self.hub)
         total = sum(len(self.texts[name]) * (1 + self._streamed(name)) for name in names)
         total += sum(len(self.texts[name]) for name in hub_only)
-        key, done = fingerprint(self.model) if self.cache else None, 0
+        key, done = self.model.fingerprint() if self.cache else None, 0
         for name in (*hub_only, *names):
             run = self._centroid if name in hub_only else self._stream if self._streamed(name) else self._hold
             # no name for the plan: the token ids of one language are gone before those of the next are there
@@ -234,7 +233,7 @@ class _Job:
         size = 4 * len(self.options["layers"]) * columns * len(self.texts[name])
         device = self.model.home
         room = free_memory(device) // 3 if device.type == "cuda" and not self.cache else _HELD
-        return self.model.remote is not False or size > room
+        return self.model.request_bytes is not None or size > room
 
     # Each of these yields (sentences, detections) as it runs, and adds the language's centroid to `centroids`.
 
@@ -330,7 +329,7 @@ def detect_towards(
         raise TnkitError(f"these centroids are of {' and '.join(known)}; {kind} of {language} needs those of {wanted}")
     running = ScoreAccumulator(model, centroids, distance=distance, layers=layers)
     planned = plan(model, sentences, keep=_SCORED, layers=layers, **options)
-    work = add_up(planned, {kind: running}, fingerprint=fingerprint(model) if cache else None)
+    work = add_up(planned, {kind: running}, fingerprint=model.fingerprint() if cache else None)
     drain(work, len(planned), desc="detect", progress=progress)
     return _detection(language, kind, running, top)
 

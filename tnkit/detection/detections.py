@@ -1,6 +1,7 @@
 """Transfer neurons with the scores and the centroid that chose them: `Detection`."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from tnkit.models.tokens import ends_frame, ends_lines
 
 if TYPE_CHECKING:
     import matplotlib.axes
+    import matplotlib.figure
     import pandas as pd
 
 _NEURONS, _SCORES, _CENTROIDS = "neurons.json", "scores.safetensors", "centroids.safetensors"
@@ -50,6 +52,27 @@ class Detection:
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw the score distribution with the chosen tail."""
         return self.scores.plot(ax, chosen=self.neurons)
+
+    @staticmethod
+    def plot_all(detections: Iterable["Detection"], *, title: str = "") -> "matplotlib.figure.Figure":
+        """Draw the score distributions of several detections side by side, in the colours of their kinds."""
+        from tnkit import plots
+        from tnkit.plots.style import KIND_COLOURS, KIND_NAMES
+
+        shown = list(detections)
+        figure, axes = plots.panels(len(shown), width=5.2, height=3.4, title=title)
+        for ax, detection in zip(axes, shown, strict=True):
+            scores, kind = detection.scores, detection.kind
+            target = "the shared centroid" if kind == "type1" else "the own centroid"
+            plots.score_distribution(
+                scores.values.numpy(),
+                distance=scores.distance,
+                chosen=detection.neurons.scores,
+                colour=KIND_COLOURS[kind],
+                title=f"{KIND_NAMES[kind]}: towards {target}, layers {scores.layers[0]}–{scores.layers[-1]}",
+                ax=ax,
+            )
+        return figure
 
     def save(self, folder: str | Path) -> Path:
         """Write scores.safetensors, centroids.safetensors and neurons.json into a folder.

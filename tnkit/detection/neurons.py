@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tnkit import pickles, storage
 from tnkit.errors import TnkitError, whole_number, whole_numbers
+from tnkit.provenance import stated
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -225,9 +226,9 @@ class NeuronSet(Sequence[Pair]):
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw how many of the neurons sit in each layer."""
-        from tnkit.plots import figures as plots
+        from tnkit import plots
 
-        return plots.neurons_by_layer({"neurons": self}, ax=ax)
+        return plots.neurons_by_layer({"neurons": self}, n_layers=self.shape[0], ax=ax)
 
     def save(self, path: str | Path, *, format: str = "tnkit") -> Path:
         """Write JSON, or with format="reference" the published code's pickle (a list of pairs)."""
@@ -260,7 +261,7 @@ class NeuronSet(Sequence[Pair]):
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise TnkitError(f"{path} does not hold a list of (layer, neuron) pairs of whole numbers") from error
         try:
-            provenance = storage.stated_provenance(path, content) or {"file": Path(path).name}
+            provenance = stated(path, content) or {"file": Path(path).name}
             return cls(pairs, (layers, width), scores, provenance)
         except TnkitError as error:
             raise TnkitError(f"{path}: {error}") from error

@@ -15,6 +15,7 @@ from tnkit import storage
 from tnkit.detection.neurons import NeuronSet
 from tnkit.detection.ranking import check_size, chosen_layers, ranked, span
 from tnkit.errors import TnkitError
+from tnkit.provenance import stated
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -91,12 +92,13 @@ class NeuronScores:
         return pd.DataFrame({"score": self.values[layers].reshape(-1).numpy()}, index=index)
 
     def plot(
-        self, ax: "matplotlib.axes.Axes | None" = None, *, chosen: NeuronSet | None = None
+        self, ax: "matplotlib.axes.Axes | None" = None, *, chosen: NeuronSet | None = None, colour: str = "#0072B2"
     ) -> "matplotlib.axes.Axes":
-        """Draw the distribution of scores, and the tail that is a chosen set."""
-        from tnkit.plots import figures as plots
+        """Draw the distribution of scores, with the scores of a chosen set in colour."""
+        from tnkit import plots
 
-        return plots.score_distribution(self, chosen=chosen, ax=ax)
+        values, picked = self.values.numpy(), chosen.scores if chosen else ()
+        return plots.score_distribution(values, distance=self.distance, chosen=picked, colour=colour, ax=ax)
 
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file."""
@@ -119,7 +121,7 @@ class NeuronScores:
         storage.finite(path, "values", values[scored], (None, None))
         if not bool(scored.any()):
             raise TnkitError(f"{path} holds no scored layer; score again")
-        return cls(values, distance, storage.stated_provenance(path, description))
+        return cls(values, distance, stated(path, description))
 
     def _extreme(self, end: str, n: SupportsIndex, layers: Iterable[SupportsIndex] | None) -> NeuronSet:
         """The n neurons at one end of the scores."""

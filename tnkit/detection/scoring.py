@@ -23,10 +23,7 @@ from tnkit.detection.scores import DISTANCES, NeuronScores
 from tnkit.detection.sums import RunningSum
 from tnkit.errors import TnkitError, one_of
 from tnkit.models.model import Model, check_layers
-from tnkit.models.trace import ask_weights
 from tnkit.provenance import check_alike, check_fits, check_made_with
-
-_PARCEL = 32 << 20  # bytes of captured states in one request to a remote model's server
 
 
 class ScoreAccumulator(RunningSum):
@@ -72,7 +69,8 @@ class ScoreAccumulator(RunningSum):
         kept = batch.require("mid", "activations", "scale").tensors()
         total = torch.zeros(len(self.layers), self.model.n_neurons, dtype=torch.float64)
         sentence = 4 * (self.model.n_neurons + self.model.hidden_size + 1) * len(self.layers)
-        at_once = max(1, _PARCEL // sentence if self.model.remote else len(batch))
+        limit = self.model.request_bytes
+        at_once = max(1, len(batch) if limit is None else limit // sentence)
         for start in range(0, len(batch), at_once):
             rows, parcel = slice(start, start + at_once), {}
             for layer in self.layers:
@@ -81,10 +79,8 @@ class ScoreAccumulator(RunningSum):
                     *(kept[name][place][rows] for name in ("mid", "activations", "scale")),
                     self.centroids.at(layer),
                 ]
-                if self.model.remote:  # views would travel with all that they are cut from
-                    states = [state.clone() for state in states]
                 parcel[layer] = (*states, self.distance)
-            summed = ask_weights(self.model, layer_total, parcel)
+            summed = self.model.ask_weights(layer_total, parcel)
             total += torch.stack([summed[layer].cpu() for layer in self.layers])
         return total
 
@@ -190,7 +186,7 @@ def contribution_norms(model: Model, activations: Activations) -> Float[Tensor, 
     check_made_with(model, activations.provenance, "these captured states", states=True)
     kept = activations.require("activations", "scale").tensors()
     norms = torch.full((model.n_layers, model.n_neurons), torch.nan, dtype=torch.float32)
-    sizes = ask_weights(model, sizes_written, dict.fromkeys(activations.layers, ()))
+    sizes = model.ask_weights(sizes_written, dict.fromkeys(activations.layers, ()))
     for row, layer in enumerate(activations.layers):
         written = kept["activations"][row].abs() * kept["scale"][row][:, None]
         norms[layer] = sizes[layer].cpu() * written.mean(dim=0)

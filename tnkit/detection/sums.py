@@ -17,7 +17,7 @@ from jaxtyping import Float64
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tnkit import processes as parallel
+from tnkit import parallel
 from tnkit.captures.activations import Activations
 from tnkit.captures.passes import Pass
 from tnkit.models.model import Model
@@ -101,7 +101,7 @@ def add_up(planned: Pass, running: Mapping[str, RunningSum], *, fingerprint: str
     Args:
         planned: from `tnkit.captures.passes.plan`.
         running: empty sums by name.
-        fingerprint: of the model, from `tnkit.models.fingerprint`, to save the sums in the cache and resume from there;
+        fingerprint: of the model, from `Model.fingerprint`, to save the sums in the cache and resume from there;
             None does not use the cache.
 
     >>> from tnkit.captures.passes import plan
@@ -119,13 +119,13 @@ def add_up(planned: Pass, running: Mapping[str, RunningSum], *, fingerprint: str
 
 def _add_up(planned: Pass, running: Mapping[str, RunningSum], start: int = 0) -> Iterator[int]:
     """Add the batches from number `start`; only sums travel from a remote model."""
-    if not planned.model.remote:
+    reduce = planned.model.sent(partial(jointly, {name: added.reduction() for name, added in running.items()}))
+    if reduce is None:
         for batch in planned.run(start, device=planned.model.home):
             for running_sum in running.values():
                 running_sum.add(batch)
             yield len(batch)
         return
-    reduce = partial(jointly, {name: running_sum.reduction() for name, running_sum in running.items()})
     for totals, index in planned.traced(start, reduce=reduce):
         for name, running_sum in running.items():
             running_sum.take(totals[name], len(index), planned.layers, planned.provenance)

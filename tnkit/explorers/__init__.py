@@ -1,11 +1,11 @@
-"""Explorers for notebooks: look at spaces, neurons, ablations and detections by moving controls.
+"""Interactive explorers for notebooks: spaces, neurons, ablations and detections.
 
-    tn.explore_spaces(model, corpus)          # where languages lie, layer by layer, neurons on and off
-    tn.explore_neurons(model, corpus)         # which neurons were found, and what each answers to and writes
-    tn.explore_ablation(model, corpus)        # what switching them off does, beside controls
-    tn.explore_detection(model, corpus)       # find neurons, watch, stop, save, hand on
+    tn.explore_spaces(model, corpus)          # languages in the residual stream, with neurons on and off
+    tn.explore_neurons(model, corpus)         # the neurons found, what activates each and what it writes
+    tn.explore_ablation(model, corpus)        # the effect of ablating them, compared with controls
+    tn.explore_detection(model, corpus)       # find neurons; stop, save and pass on the results
 
-Each is a widget with a picture: `figure()` gives it to code, `save()` writes it with its parameters.
+Each is a widget with a picture: `figure()` returns it, `save()` writes it with its parameters.
 
 >>> from tnkit.testing import tiny_corpus, tiny_model
 >>> explorer = explore_detection(tiny_model(), tiny_corpus())

@@ -1,4 +1,4 @@
-"""What switching transfer neurons off does, beside a control: `explore_ablation`."""
+"""The effect of ablating transfer neurons, compared with a control: `explore_ablation`."""
 
 import html
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -8,18 +8,18 @@ import ipywidgets
 import numpy as np
 from matplotlib.figure import Figure
 
-from tnkit.detection.detect import Detection
+from tnkit import plots
+from tnkit.detection.detections import Detection
 from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError
-from tnkit.explorers.explorer import Explorer, controls
-from tnkit.explorers.parts import Places
+from tnkit.explorers.explorer import Explorer
+from tnkit.explorers.parts import Places, controls, html_table
 from tnkit.explorers.study import CONTROLS, Study
 from tnkit.interventions.comparison import Comparison
+from tnkit.measures.behaviour.generation import continuations
 from tnkit.measures.experiments import BY_STATES, MEASURE_NAMES
-from tnkit.measures.generation import continuations
 from tnkit.models.model import Model
-from tnkit.plots import figures as plots
-from tnkit.plots.style import KIND_NAMES, language_name
+from tnkit.plots.style import KIND_NAMES, language_name, style
 from tnkit.text.corpus import Corpus
 
 _COUNTS = (10, 20, 50, 100, 200, 300, 500, 1000, 2000, 3000, 5000, 10_000)
@@ -39,15 +39,15 @@ class AblationExplorer(Explorer):
     """Similarity, retrieval and mutual k-NN by layer: untouched, with a set off, and with a control off."""
 
     name = "ablation"
+    title = "Effect of ablating transfer neurons"
     hint = (
-        "Test sentences that the neurons were not found with. Lines are means, bands 95 % intervals over sentences and "
-        "draws; only the language in question is ablated, the hub is read untouched."
+        "Measured on test sentences, which were not used to find the neurons. Lines are means; bands are 95 % "
+        "intervals over sentences and random draws. Only the selected language is ablated, never the hub."
     )
+    study: Study
 
-    def __init__(self, study: Study, *, seeds: int, **options: Any) -> None:
-        self.study: Study = study
-        super().__init__("What switching transfer neurons off does", **options)
-        self.seeds = seeds
+    def _build(self, *, seeds: int) -> tuple[list[ipywidgets.Widget], list[ipywidgets.Widget]]:  # type: ignore[override]
+        study, self.seeds = self.study, seeds
         self._compared: dict[_Key, dict[str, Comparison]] = {}
         self._tables: dict[_Key, dict[str, Any]] = {}
         most = min(len(layers) for layers in (study.model.early_layers, study.model.late_layers))
@@ -60,7 +60,7 @@ class AblationExplorer(Explorer):
         self.count = ipywidgets.SelectionSlider(
             options=counts, value=study.top, description="Neurons off", continuous_update=False
         )
-        self.scope = ipywidgets.Dropdown(options=list(_SCOPES), description="Off at")
+        self.scope = ipywidgets.Dropdown(options=list(_SCOPES), description="Ablate at")
         self.control = ipywidgets.Dropdown(options=CONTROLS, description="Control")
         self.language.observe(lambda _: self._act(self._change), "value")
         self.kind.observe(lambda _: self._act(self._change), "value")
@@ -69,25 +69,22 @@ class AblationExplorer(Explorer):
         self.summary = ipywidgets.HTML()
         self.prompt = ipywidgets.Textarea(description="Prompt", layout={"width": "97%", "height": "52px"})
         self.go_on = ipywidgets.Button(
-            description="Continue", icon="play", tooltip="continue the prompt, before and after"
+            description="Continue", icon="play", tooltip="continue the prompt without and with the ablation"
         )
         self.go_on.on_click(lambda _: self._act(self._continue))
         self.continued = ipywidgets.HTML()
         self._offer()
-        self._open(
-            controls(self.language, self.kind),
-            controls(self.count, self.scope, self.control),
-            below=[self.summary, self.prompt, self.go_on, self.continued],
-        )
+        rows = [controls(self.language, self.kind), controls(self.count, self.scope, self.control)]
+        return rows, [self.summary, self.prompt, self.go_on, self.continued]
 
     @property
     def neurons(self) -> NeuronSet:
-        """The set that is switched off."""
+        """The neurons that are ablated."""
         return self.study.neurons(self.language.value, self.kind.value, self.count.value)
 
     @property
     def result(self) -> dict[str, Comparison]:
-        """What is shown: a `Comparison` by measure."""
+        """The `Comparison` of each measure, by its name."""
         return self._compared[self._ready(self._key())]
 
     def _renew(self) -> None:
@@ -96,7 +93,7 @@ class AblationExplorer(Explorer):
         self.study.detect(self.study.others)
 
     def _offer(self) -> None:
-        """Offer the controls and a prompt of the chosen language."""
+        """List the controls and suggest a prompt for the selected language."""
         language = self.language.value
         others = [
             f"{language_name(name)} {KIND_NAMES[self.kind.value]}" for name in self.study.others if name != language
@@ -124,14 +121,14 @@ class AblationExplorer(Explorer):
         neurons = study.neurons(key.language, key.kind, key.size)
         control = study.controls(key.language, key.kind, key.size)[key.control]
         drawn = [control] if isinstance(control, NeuronSet) else [control(seed) for seed in range(self.seeds)]
-        tokens = "last" if key.scope == "last" else "all"  # nothing is generated here, so the prompt is all there is
+        tokens = "last" if key.scope == "last" else "all"  # nothing is generated, so the prompt is the whole text
         nothing = NeuronSet((), neurons.shape)
         values = []
         for number, off in enumerate([nothing, neurons, *drawn], 1):
             if not study.has_measured(key.language, off, tokens):
                 yield f"reading {language_name(key.language)}, {len(off)} neurons off ({number} of {2 + len(drawn)})"
             values.append(study.measured(key.language, off, tokens))
-        layers = study.states(study.hub).layers
+        layers = study.captured("test", study.hub).layers
         untouched, ablated, *others = values
         self._compared[key] = {
             measure: Comparison(
@@ -144,21 +141,21 @@ class AblationExplorer(Explorer):
             for measure in BY_STATES
         }
         yield "resampling sentences"
-        self._tables[key] = {name: one.to_frame() for name, one in self._compared[key].items()}
+        self._tables[key] = {measure: compared.to_frame() for measure, compared in self._compared[key].items()}
 
     def _near(self, key: _Key) -> Iterable[_Key]:
-        if key.scope == "last":  # other scopes take a full pass each: too much to do unasked
+        if key.scope == "last":  # other scopes take a full pass each, too slow to draw ahead
             for count in sorted(self.count.options, key=lambda count: abs(count - key.size)):
                 yield key._replace(size=count)
 
     def _draw(self, key: _Key) -> tuple[Figure, str, Places, list[int]]:
         tables = self._tables[key]
         name = f"{language_name(key.language)} {KIND_NAMES[key.kind]}"
-        with plots.style():
+        with style():
             figure = Figure(figsize=(8.6, 3.9))
             figure.set_layout_engine("none")
-            for place, (measure, table) in enumerate(tables.items()):
-                ax = figure.add_axes((0.065 + 0.325 * place, 0.24, 0.265, 0.63))
+            for column, (measure, table) in enumerate(tables.items()):
+                ax = figure.add_axes((0.065 + 0.325 * column, 0.24, 0.265, 0.63))
                 plots.conditions_by_layer(table, ylabel="", ax=ax)
                 ax.set_title(MEASURE_NAMES[measure])
                 handles, labels = ax.get_legend_handles_labels()
@@ -177,23 +174,20 @@ class AblationExplorer(Explorer):
             table = self._tables[key][measure].loc[compared.best_layer]
             shown = [f"{row['mean']:z.3f} ({row['low']:z.2f} – {row['high']:z.2f})" for _, row in table.iterrows()]
             p = table.iloc[-1]["p"]
-            cells = [MEASURE_NAMES[measure], str(compared.best_layer), *shown, f"{p:.4f}" if p > 0.0001 else "≤ 0.0001"]
-            rows.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
+            shown.append(f"{p:.4f}" if p > 0.0001 else "≤ 0.0001")
+            rows.append([MEASURE_NAMES[measure], str(compared.best_layer), *shown])
         heads = ["", "layer", "nothing off", "set off", f"control off: {key.control}", "p, set against control"]
-        head = "".join(f"<th>{html.escape(one)}</th>" for one in heads)
-        body = "".join(f"<tr>{row}</tr>" for row in rows)
         self.summary.value = (
-            "<div class='tn-sentences tn-numbers'>At the layer where the untouched model does best on these sentences, "
-            "neurons set to zero (mean, 95 % interval):"
-            f"<table><tr>{head}</tr>{body}</table></div>"
+            "<div class='tn-sentences tn-numbers'>Ablation to zero, at the layer where the untouched model scores best "
+            f"on these sentences (mean, 95 % interval):{html_table(heads, rows)}</div>"
         )
 
     def _continue(self) -> None:
         if not self.prompt.value.strip():
             raise TnkitError("the prompt is empty; write the beginning of a sentence")
-        self._say("continuing, before and after")
+        self._say("continuing the prompt without and with the ablation")
         study = self.study
-        found = continuations(
+        result = continuations(
             study.model,
             [self.prompt.value],
             neurons=self.neurons,
@@ -202,7 +196,7 @@ class AblationExplorer(Explorer):
             languages=study.languages,
             progress=False,
         )
-        columns = (("before", found.before, found.before_languages), ("after", found.after, found.after_languages))
+        columns = (("before", result.before, result.before_languages), ("after", result.after, result.after_languages))
         self.continued.value = "<div class='tn-words'>{}</div>".format(
             "".join(
                 f"<div><h4>{name}: {language_name(language or '') or 'language unclear'}</h4>"
@@ -210,18 +204,23 @@ class AblationExplorer(Explorer):
                 for name, (text,), (language,) in columns
             )
         )
-        self._say(f"continued; {found.count} values were set")
+        self._say(f"done; {result.count} activations were set to zero")
 
-    def parameters(self) -> dict[str, Any]:
-        """The values of the controls, and where what is shown comes from."""
-        values = {
+    def _values(self) -> dict[str, Any]:
+        return {
             "language": self.language.value,
             "type": KIND_NAMES[self.kind.value],
             "neurons off": self.count.value,
             "off at": self.scope.value,
             "control": self.control.value,
         }
-        return {"controls": values, "seeds": self.seeds, "provenance": self.neurons.provenance}
+
+    def _provenance(self) -> Any:
+        return self.neurons.provenance
+
+    def parameters(self) -> dict[str, Any]:
+        """As of every explorer, and the number of random draws ("seeds")."""
+        return {**super().parameters(), "seeds": self.seeds}
 
 
 def explore_ablation(
@@ -237,24 +236,24 @@ def explore_ablation(
     found: Mapping[tuple[str, str], Detection] | None = None,
     folder: str = "figures",
 ) -> AblationExplorer:
-    """Explore what switching transfer neurons off does to a language's test sentences, beside a control.
+    """Explore the effect of ablating transfer neurons on a language's test sentences, compared with a control.
 
-    Curves by layer, with 95 % bootstrap intervals: cosine with the translation, retrieval@1 of the translation, and the
-    share of 10 nearest neighbours that both languages have; and how a prompt is continued before and after.
+    It shows curves by layer with 95 % bootstrap intervals (cosine with the translation, retrieval@1 of the translation,
+    and the share of the 10 nearest neighbours common to both languages), and continues a prompt before and after.
 
     Args:
         model: from `load_model`.
-        corpus: neurons are found in its training split, and measured in its test split (11 sentences at the least).
+        corpus: neurons are found in its training split and measured in its test split (at least 11 sentences).
         languages: which languages (default: all).
         hub: the language of the translations.
-        sentences: how many sentences of each split, at most.
-        seeds: draws of each random control.
-        position, suffix: of a model: which token is read and ablated, as in `capture`.
-        found: detections made before, by (language, kind).
-        folder: where saved pictures go.
+        sentences: the maximum number of sentences per split.
+        seeds: the number of draws of each random control.
+        position, suffix: which token is read and ablated, as in `capture`.
+        found: earlier detections, by (language, kind).
+        folder: where pictures are saved.
 
     Returns:
-        An `Explorer`: a widget with `figure()`, `save()` and `parameters()`; `result` has a `Comparison` a measure.
+        An `Explorer`: a widget with `figure()`, `save()` and `parameters()`; `result` has a `Comparison` per measure.
 
     Raises:
         TnkitError: for unknown languages, or too few sentences.
@@ -269,5 +268,5 @@ def explore_ablation(
     reading = {"position": position, "suffix": suffix}
     study = Study.of(model, corpus, found=found, languages=languages, hub=hub, sentences=sentences, **reading)
     study.detect(study.others)
-    study.all_states()
-    return AblationExplorer(study, seeds=seeds, folder=folder)
+    study.all_captured("test")
+    return AblationExplorer(study=study, seeds=seeds, folder=folder)

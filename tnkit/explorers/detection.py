@@ -1,6 +1,5 @@
-"""Find transfer neurons by moving controls: watch, stop, save, hand on: `explore_detection`."""
+"""Find transfer neurons with controls: run, stop, save, and pass the results on: `explore_detection`."""
 
-import html
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,17 +7,18 @@ from typing import Any, NamedTuple
 import ipywidgets
 from matplotlib.figure import Figure
 
-from tnkit import storage
-from tnkit.detection.detect import KINDS, Detection, detect_steps
-from tnkit.detection.scoring import DISTANCES
+from tnkit import plots, storage
+from tnkit.detection.detect import KINDS, detect_steps
+from tnkit.detection.detections import Detection
+from tnkit.detection.scores import DISTANCES
 from tnkit.errors import TnkitError
-from tnkit.explorers.explorer import Explorer, controls
-from tnkit.explorers.parts import Places
+from tnkit.explorers.explorer import Explorer
+from tnkit.explorers.parts import Places, controls, html_table, language_boxes
 from tnkit.explorers.study import usual_top
 from tnkit.models import packaged
-from tnkit.models.model import Model, load_model
-from tnkit.plots import figures as plots
-from tnkit.plots.style import KIND_COLOURS, KIND_NAMES, language_name
+from tnkit.models.load import load_model
+from tnkit.models.model import Model
+from tnkit.plots.style import KIND_COLOURS, KIND_NAMES, language_name, style
 from tnkit.text.corpus import Corpus, load_corpus
 
 _TYPES = {"both": KINDS, **{name: (kind,) for kind, name in KIND_NAMES.items()}}
@@ -31,30 +31,29 @@ class _Key(NamedTuple):
 
 
 class DetectionExplorer(Explorer):
-    """A form for `tn.detect_all`, and what it has found so far.
+    """A form for `tn.detect_all`, and its results so far.
 
     Attributes:
-        result: the detections, by (language, kind), to hand on: `explore_neurons(explorer.result)`.
+        result: the detections by (language, kind), for example for `explore_neurons(explorer.result)`.
     """
 
     name = "detection"
+    title = "Find transfer neurons"
     hint = (
-        "Choose, then run: results appear as they come, and stopping keeps those that are finished. In code they are "
-        "explorer.result; saved ones are read again with tn.Detection.load."
+        "Set the options, then press Run. Results appear as soon as they are ready; Stop keeps the finished ones. In "
+        "code, the results are explorer.result; tn.Detection.load reads saved results."
     )
 
-    def __init__(
+    def _build(  # type: ignore[override]
         self,
+        *,
         model: Model,
         corpus: Corpus,
-        *,
         hub: str,
         top: int,
         found: Mapping[tuple[str, str], Detection],
         results: str | Path,
-        **options: Any,
-    ) -> None:
-        super().__init__("Find transfer neurons", **options)
+    ) -> tuple[list[ipywidgets.Widget], list[ipywidgets.Widget]]:
         self.model, self.corpus, self.hub, self.results = model, corpus, hub, Path(results)
         self.result: dict[tuple[str, str], Detection] = dict(found)
         self._runs: dict[tuple[str, str], int] = dict.fromkeys(found, 0)
@@ -68,24 +67,39 @@ class DetectionExplorer(Explorer):
             continuous_update=False,
             layout={"width": "330px"},
         )
-        self.chosen = {
-            language: ipywidgets.Checkbox(value=not place, description=language_name(language), indent=False)
-            for place, language in enumerate(others)
-        }
+        self.chosen = language_boxes(others, ticked=others[:1])
         self.types = ipywidgets.Dropdown(options=list(_TYPES), description="Type")
         self.distance = ipywidgets.Dropdown(options=DISTANCES, description="Distance")
         self.top = ipywidgets.BoundedIntText(value=top, min=1, max=model.n_layers * model.n_neurons, description="Top")
         self.position = ipywidgets.Dropdown(options=_positions(model), description="Token")
         self.own_layers = ipywidgets.Checkbox(
-            value=True, description="Each type's own layers (early, late)", indent=False
+            value=True, description="Each type's default layers (early, late)", indent=False
         )
         self.layers = ipywidgets.IntRangeSlider(
             value=(0, model.n_layers - 1), min=0, max=model.n_layers - 1, description="Layers", disabled=True
         )
-        ipywidgets.jslink((self.own_layers, "value"), (self.layers, "disabled"))  # at once, without the kernel
+        # linked in the browser, so that it works at once even while the kernel is busy
+        self._link = ipywidgets.jslink((self.own_layers, "value"), (self.layers, "disabled"))
+        self._build_buttons()
+        if not self.result:
+            for _ in self._detecting():
+                pass
+        self._list()
+        rows = [
+            controls(self.source, self.types),
+            controls(ipywidgets.Label("Languages"), *self.chosen.values()),
+            controls(self.distance, self.top, self.position),
+            controls(self.layers, self.own_layers),
+            controls(self.start, self.stop, self.progress),
+            controls(self.view),
+        ]
+        return rows, [self.listed, self.save_results]
+
+    def _build_buttons(self) -> None:
+        """Make the controls that run a detection, show its results and save them."""
         self.start = ipywidgets.Button(description="Run", icon="play", button_style="primary", tooltip="find neurons")
         self.stop = ipywidgets.Button(
-            description="Stop", icon="stop", disabled=True, tooltip="stop; keep what is found"
+            description="Stop", icon="stop", disabled=True, tooltip="stop and keep the finished results"
         )
         self.start.on_click(lambda _: self._act(self._begin))
         self.stop.on_click(lambda _: self._halt())
@@ -94,26 +108,13 @@ class DetectionExplorer(Explorer):
         self.view.observe(self._refresh, "value")
         self.listed = ipywidgets.HTML()
         self.save_results = ipywidgets.Button(
-            description="Save results", icon="folder-open", tooltip=f"write every detection below {self.results}"
+            description="Save results", icon="folder-open", tooltip=f"save every detection in {self.results}"
         )
         self.save_results.on_click(lambda _: self._act(self._save_results))
-        if not self.result:
-            for _ in self._detecting():
-                pass
-        self._list()
-        self._open(
-            controls(self.source, self.types),
-            controls(ipywidgets.Label("Languages"), *self.chosen.values()),
-            controls(self.distance, self.top, self.position),
-            controls(self.layers, self.own_layers),
-            controls(self.start, self.stop, self.progress),
-            controls(self.view),
-            below=[self.listed, self.save_results],
-        )
 
     def _begin(self) -> None:
         if self._running:
-            raise TnkitError("a detection is running; stop it first")
+            raise TnkitError("a detection is already running; press Stop first")
         self._set_running(True)
         self._in_steps(self._detecting())
 
@@ -125,13 +126,13 @@ class DetectionExplorer(Explorer):
         self._stopped = True
 
     def _detecting(self) -> Iterator[str]:
-        """Detect with the controls' values, a batch at a time."""
+        """Detect with the controls' values, batch by batch."""
         languages = [language for language, box in self.chosen.items() if box.value]
         self._stopped = False
         self._run += 1
         try:
             if not languages:
-                raise TnkitError("choose at least one language")
+                raise TnkitError("select at least one language")
             if self.source.value != self.model.name:
                 yield f"loading {self.source.value}"
                 self.model = load_model(self.source.value)
@@ -162,10 +163,10 @@ class DetectionExplorer(Explorer):
                     break
         finally:
             self._set_running(False)
-        yield "stopped; what was finished is kept" if self._stopped else f"done: {self.progress.value} sentences"
+        yield "stopped; finished results are kept" if self._stopped else f"done: {self.progress.value} sentences"
 
     def _list(self) -> None:
-        """Offer what was found, and show the newest where what is shown has changed."""
+        """List the results in the "Show" control and the table, and redraw if the shown result is a new one."""
         options = [
             (f"{language_name(language)} {KIND_NAMES[kind]}", (language, kind)) for language, kind in self.result
         ]
@@ -173,16 +174,14 @@ class DetectionExplorer(Explorer):
         with self._quietly():
             self.view.options = options
             self.view.value = chosen if chosen in self.result else options[0][1]
-        rows = "".join(
-            f"<tr><td>{html.escape(name)}</td><td>{len(self.result[key].neurons)}</td>"
-            f"<td>{html.escape(self.result[key].scores.distance)}</td>"
-            f"<td>{self.result[key].scores.layers[0]} to {self.result[key].scores.layers[-1]}</td>"
-            f"<td>{self.result[key].neurons.scores[0]:+z.4g}</td><td>{self.result[key].neurons.scores[-1]:+z.4g}</td></tr>"
-            for name, key in options
-        )
-        heads = ("", "neurons", "distance", "layers", "best score", "last score")
-        head = "".join(f"<th>{one}</th>" for one in heads)
-        self.listed.value = f"<div class='tn-sentences'><table><tr>{head}</tr>{rows}</table></div>"
+        rows = []
+        for name, key in options:
+            neurons, scores = self.result[key].neurons, self.result[key].scores
+            layers = f"{scores.layers[0]} to {scores.layers[-1]}"
+            ends = [f"{neurons.scores[rank]:+z.4g}" for rank in (0, -1)]
+            rows.append([name, str(len(neurons)), scores.distance, layers, *ends])
+        heads = ("", "neurons", "distance", "layers", "highest score", "lowest score")
+        self.listed.value = f"<div class='tn-sentences'>{html_table(heads, rows)}</div>"
         if self._shown is not None:
             self._turn_to(self._key())
 
@@ -200,35 +199,35 @@ class DetectionExplorer(Explorer):
         detection = self.result[key.language, key.kind]
         kinds = {kind: self.result[key.language, kind].neurons for kind in KINDS if (key.language, kind) in self.result}
         name = f"{language_name(key.language)} {KIND_NAMES[key.kind]}"
-        with plots.style():
+        with style():
             figure = Figure(figsize=(8.4, 3.5))
             figure.set_layout_engine("none")
             where = figure.add_axes((0.075, 0.15, 0.41, 0.73))
-            plots.neurons_by_layer(kinds, title=f"{language_name(key.language)} transfer neurons", ax=where)
+            title, n_layers = f"{language_name(key.language)} transfer neurons", detection.neurons.shape[0]
+            plots.neurons_by_layer(kinds, n_layers=n_layers, title=title, ax=where)
             where.locator_params(axis="x", nbins=9)
             scores = figure.add_axes((0.57, 0.15, 0.41, 0.73))
-            plots.score_distribution(
-                detection.scores, chosen=detection.neurons, colour=KIND_COLOURS[key.kind], ax=scores
-            )
+            detection.scores.plot(scores, chosen=detection.neurons, colour=KIND_COLOURS[key.kind])
             scores.set_title(plots.literal(f"scores, {name}"))
         return figure, f"{name} neurons by layer, and the distribution of scores", [], []
 
-    def parameters(self) -> dict[str, Any]:
-        """The values of the controls, and where what is shown comes from."""
+    def _values(self) -> dict[str, Any]:
         language, kind = self.view.value
         detection = self.result[language, kind]
-        values = {
+        return {
             "language": language,
             "type": KIND_NAMES[kind],
             "distance": detection.scores.distance,
             "position": detection.scores.provenance["position"],
             "top": len(detection.neurons),
         }
-        return {"controls": values, "provenance": detection.neurons.provenance}
+
+    def _provenance(self) -> Any:
+        return self.result[self.view.value].neurons.provenance
 
 
 def _positions(model: Model) -> list[tuple[str, str]]:
-    """What can be read of a sentence, as a control offers it."""
+    """The token positions that a model can be read at, as (label, position)."""
     names = {"last": "last token", "last_word": "last word", "mean": "mean over tokens", "end": "end of the template"}
     return [(name, position) for position, name in names.items() if position != "end" or model.template]
 
@@ -243,24 +242,24 @@ def explore_detection(
     results: str | Path = "detections",
     folder: str = "figures",
 ) -> DetectionExplorer:
-    """Explore detection: choose model, languages, type, distance, layers and size of the set; run, watch, stop, save.
+    """Explore detection: set model, languages, type, distance, layers and set size, then run, stop and save.
 
-    It opens with the first language's neurons, unless it is given detections.
+    It opens with the first language's neurons unless `found` has detections.
 
     Args:
-        model: from `load_model`, or what it takes.
-        corpus: a `Corpus`, or what `load_corpus` takes; neurons are found in its training split.
+        model: from `load_model`, or a name that it accepts.
+        corpus: a `Corpus`, or a name that `load_corpus` accepts; neurons are found in its training split.
         hub: the language whose space is taken as the shared one.
-        top: how many neurons a set has, at first (default: 300, or a tenth of a small model's).
-        found: detections made before, to begin with.
-        results: the folder that "Save results" writes to, one folder a detection.
-        folder: where saved pictures go.
+        top: the initial number of neurons in a set (default: 300, or a tenth of a small model's).
+        found: earlier detections to start with.
+        results: the folder that "Save results" writes to, one folder per detection.
+        folder: where pictures are saved.
 
     Returns:
         An `Explorer`: a widget with `figure()`, `save()` and `parameters()`; `result` has the detections.
 
     Raises:
-        TnkitError: for an unknown model or corpus, or one without the hub.
+        TnkitError: for an unknown model or corpus, or a corpus without the hub.
 
     >>> from tnkit.testing import tiny_model, tiny_corpus
     >>> explorer = explore_detection(tiny_model(), tiny_corpus())
@@ -273,6 +272,5 @@ def explore_detection(
     corpus = load_corpus(corpus) if isinstance(corpus, str) else corpus
     if hub not in corpus.languages or len(corpus.languages) < 2:
         raise TnkitError(f"the corpus has {', '.join(corpus.languages)}; it needs the hub {hub!r} and another language")
-    return DetectionExplorer(
-        model, corpus, hub=hub, top=top or usual_top(model), found=found or {}, results=results, folder=folder
-    )
+    options: dict[str, Any] = {"hub": hub, "top": top or usual_top(model), "found": found or {}, "results": results}
+    return DetectionExplorer(model=model, corpus=corpus, folder=folder, **options)

@@ -1,9 +1,9 @@
-"""What the explorers share: controls that draw one picture, without ever a queue of stale ones.
+"""The base of the explorers: controls that redraw one picture, and never a queue of outdated pictures.
 
-A subclass says what its picture depends on (`_key`), prepares that a step at a time (`_prepare`), and draws it
-(`_draw`). Frames are kept. Steps run on the kernel's own event loop, one between two messages, so that a control that
-is moved meanwhile is noticed and what is no longer wanted is dropped; while nothing is asked, the frames that a slider
-can reach next (`_near`) are drawn ahead. Where no event loop runs, everything is done at once.
+A subclass makes its controls (`_build`), names what its picture depends on (`_key`), prepares that step by step
+(`_prepare`), and draws it (`_draw`). Frames are cached. Steps run on the kernel's event loop, one between two
+messages, so a control that moves meanwhile is noticed and outdated work is dropped. While the explorer is idle, the
+frames that a slider can reach next (`_near`) are drawn ahead. Without an event loop, everything runs at once.
 """
 
 import asyncio
@@ -11,7 +11,6 @@ import base64
 import html
 import json
 import logging
-import re
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ from matplotlib.figure import Figure
 
 from tnkit import storage
 from tnkit.errors import TnkitError
-from tnkit.explorers.parts import Frame, Picture, Places, rendered
+from tnkit.explorers.parts import Frame, Picture, Places, rendered, slug
 from tnkit.explorers.study import Study
 from tnkit.plots.style import save_figure
 
@@ -34,117 +33,137 @@ _Key = TypeVar("_Key", bound=Hashable)
 
 
 class Explorer(ipywidgets.VBox):
-    """A picture with controls, which can be saved; made by the functions of `tnkit.explorers`.
+    """A picture with controls that can be saved; the functions of `tnkit.explorers` make one.
+
+    An explorer whose construction fails closes itself, which releases the model.
 
     Attributes:
         picture: the picture.
-        errors: what went wrong so far, oldest first.
+        errors: the error messages so far, oldest first.
     """
 
     name = "explorer"
+    title = ""
     hint = ""
     study: Study | None
     _closed = False
+    _task: asyncio.Task[None] | None = None
+    _side: asyncio.Task[None] | None = None
+    _turning = False  # while code sets several controls
+    _told = False  # whether the status shows a step of preparation
+    _wanted: Hashable = None
+    _shown: Hashable = None
+    _title: ipywidgets.HTML
+    _hint: ipywidgets.HTML
+    _status: ipywidgets.HTML
+    _save_button: ipywidgets.Button
 
-    def __init__(self, title: str, *, folder: str | Path = "figures") -> None:
+    def __init__(self, *, study: Study | None = None, folder: str | Path = "figures", **given: Any) -> None:
         self.folder = Path(folder)
+        super().__init__()  # from here on, ipywidgets keeps this widget until it is closed
+        try:
+            self.study = study
+            self._weights = study.weights() if study else ""
+            self._begin_page()
+            rows, below = self._build(**given)
+            saving = ipywidgets.HBox([self._save_button])
+            self.children = (self._title, self._hint, *rows, self.picture, *below, saving, self._status)
+            self._wanted = key = self._key()
+            self._show(key, self._make(self._ready(key)))
+        except BaseException:
+            self.close()
+            raise
+        self._wake()
+
+    def _begin_page(self) -> None:
+        """Make the widgets that every explorer has."""
+        self.add_class("tn-explorer")
         self.errors: list[str] = []
         self.picture = Picture()
         self._frames: dict[Hashable, Frame] = {}
-        self._wanted: Hashable = None
-        self._shown: Hashable = None
-        self._task: asyncio.Task[None] | None = None
-        self._side: asyncio.Task[None] | None = None
-        self._turning = False  # while code sets several controls
-        self._told = False  # whether a step of preparation is being shown
-        study = self.__dict__.setdefault("study", None)
-        self._weights = study.weights() if study else ""
-        self._title = ipywidgets.HTML(f"<div class='tn-title'>{html.escape(title)}</div>")
+        self._title = ipywidgets.HTML(f"<div class='tn-title'>{html.escape(self.title)}</div>")
         self._hint = ipywidgets.HTML(f"<div class='tn-hint'>{html.escape(self.hint)}</div>")
         self._status = ipywidgets.HTML()
         self._say("")
-        self._save_button = ipywidgets.Button(
-            description="Save picture", icon="save", tooltip="write what is shown as PNG and SVG"
-        )
+        tooltip = "save this picture as PNG and SVG"
+        self._save_button = ipywidgets.Button(description="Save picture", icon="save", tooltip=tooltip)
         self._save_button.on_click(lambda _: self._act(self._save_shown))
-        super().__init__()
-        self.add_class("tn-explorer")
 
-    # What a subclass says; each has a kind of key of its own.
+    # What a subclass defines; each has its own type of key.
+
+    def _build(self, **given: Any) -> tuple[list[ipywidgets.Widget], list[ipywidgets.Widget]]:
+        """Make the controls; returns the rows above the picture and the widgets below it."""
+        raise NotImplementedError
 
     def _key(self) -> Hashable:
         """The values of the controls that the picture depends on."""
         raise NotImplementedError
 
-    def _prepare(self, key: Any) -> Iterator[str]:  # noqa: ARG002 - for those that need it
-        """Compute what the picture of a key needs, a step at a time; yields what is being done before each."""
+    def _prepare(self, key: Any) -> Iterator[str]:  # noqa: ARG002 - an override may need it
+        """Compute what the picture of a key needs; yields a description before each step."""
         yield from ()
 
     def _draw(self, key: Any) -> tuple[Figure, str, Places, list[int]]:
-        """The figure of a key, what it shows in words, and its points as in `rendered`."""
+        """The figure of a key, its description in words, and its points as in `rendered`."""
         raise NotImplementedError
 
     def _near(self, key: Any) -> Iterable[Hashable]:  # noqa: ARG002
-        """The keys that one move of a slider leads to, likeliest first."""
+        """The keys that one move of a slider leads to, most likely first."""
         return ()
 
     def _after(self, key: Any) -> None:
-        """Bring what stands beside the picture up to date."""
+        """Update what is shown next to the picture."""
 
     def _renew(self) -> None:
-        """Drop what was computed with weights that the model no longer has."""
+        """Recompute what was computed with the model's previous weights."""
 
-    def parameters(self) -> dict[str, Any]:
-        """The values of the controls, and the provenance of what is shown."""
+    def _values(self) -> dict[str, Any]:
+        """The values of the controls, by name."""
         raise NotImplementedError
 
-    # What all of them do.
+    def _provenance(self) -> Any:
+        """The provenance of what is shown."""
+        raise NotImplementedError
+
+    # What all explorers do.
+
+    def parameters(self) -> dict[str, Any]:
+        """The values of the controls ("controls") and the provenance of what is shown ("provenance")."""
+        return {"controls": self._values(), "provenance": self._provenance()}
 
     def figure(self) -> Figure:
-        """What is shown, as a matplotlib figure."""
+        """The picture as a matplotlib figure."""
         return self._draw(self._ready(self._key()))[0]
 
     def save(self, folder: str | Path | None = None) -> list[Path]:
-        """Write what is shown as PNG and SVG, with `parameters()` in the files' metadata; folders are left out of it.
+        """Save the picture as PNG and SVG, with `parameters()` in the metadata; paths of folders are left out.
 
         Args:
-            folder: where to (default: the explorer's own).
+            folder: the target (default: the explorer's own folder).
 
         Returns:
-            The two paths; their name tells the controls' values.
+            The two paths; the file name contains the values of the controls.
 
         Raises:
-            TnkitError: where the folder cannot be written to.
+            TnkitError: if the folder is not writable.
         """
-        about = self.parameters()
-        values = [_slug(name, value) for name, value in about["controls"].items()]
-        stem = "-".join([self.name, *(value for value in values if value)])[:120]
+        parameters = self.parameters()
+        values = [slug(name, value) for name, value in parameters["controls"].items()]
+        stem = "-".join([self.name, *filter(None, values)])[:120]
         folder = self.folder if folder is None else Path(folder)
-        about = storage.without_folders({"explorer": self.name, **about, "versions": storage.versions()})
-        said = json.dumps(about, ensure_ascii=False)
+        metadata = storage.without_folders({"explorer": self.name, **parameters, "versions": storage.versions()})
+        text = json.dumps(metadata, ensure_ascii=False)
         with storage.together():
-            return [save_figure(self.figure(), folder / f"{stem}.{ending}", about=said) for ending in ("png", "svg")]
-
-    def _open(self, *rows: ipywidgets.Widget, below: Iterable[ipywidgets.Widget] = ()) -> None:
-        """Put the parts together and draw the first picture."""
-        saving = ipywidgets.HBox([self._save_button])
-        self.children = (self._title, self._hint, *rows, self.picture, *below, saving, self._status)
-        self._wanted = key = self._key()
-        try:
-            self._show(key, self._make(self._ready(key)))
-        except Exception as error:
-            self._fail(error)
-            raise
-        self._wake()
+            return [save_figure(self.figure(), folder / f"{stem}.{ending}", about=text) for ending in ("png", "svg")]
 
     def _refresh(self, *_: Any) -> None:
-        """Show the picture of the controls' values: at once where it is there, else as soon as it is made."""
+        """Show the picture of the controls' values: at once if it is cached, else as soon as it is drawn."""
         if not self._turning:
             self._act(lambda: self._turn_to(self._key()))
 
     @contextmanager
     def _quietly(self) -> Iterator[None]:
-        """A context in which code sets several controls, and no picture of half of them is made."""
+        """A context in which code sets several controls without a redraw for each."""
         self._turning = True
         try:
             yield
@@ -164,19 +183,19 @@ class Explorer(ipywidgets.VBox):
             self._show(key, self._make(self._ready(key)))
 
     def _follow(self) -> bool:
-        """Whether the model's weights have changed; then nothing that was computed before is shown again."""
+        """Whether the model's weights have changed; if so, drop everything computed before."""
         if not self.study or self._weights == self.study.weights():
             return False
         self._weights = self.study.weights()
         self._frames.clear()
         self._shown = None
         self._told = True
-        self._say("the model's weights have changed; computing everything again")
+        self._say("the model's weights have changed; recomputing")
         self._renew()
         return True
 
     def _wake(self) -> bool:
-        """See to it that `_work` runs; False where there is no event loop that it could run on."""
+        """Make sure that `_work` runs; False if there is no event loop to run it."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -186,7 +205,7 @@ class Explorer(ipywidgets.VBox):
         return True
 
     async def _work(self) -> None:
-        """Make what is wanted, then, while nothing else is, what is near; ends when all is there."""
+        """Draw the wanted picture, then, while no other is wanted, those near it; end when all are drawn."""
         while True:
             await asyncio.sleep(_PAUSE)
             key = self._wanted
@@ -202,7 +221,7 @@ class Explorer(ipywidgets.VBox):
                     return
 
     async def _drawn_ahead(self, key: Hashable) -> bool:
-        """Draw what is near a key, frame by frame; False where something else is wanted meanwhile."""
+        """Draw the frames near a key one by one; False if another picture is wanted meanwhile."""
         for near in self._near(key):
             if near not in self._frames:
                 if not await self._prepared(near, key, tell=False):
@@ -212,7 +231,7 @@ class Explorer(ipywidgets.VBox):
         return self._wanted == key
 
     async def _prepared(self, key: Hashable, wanted: Hashable, *, tell: bool) -> bool:
-        """Prepare a key step by step; False where something else is wanted meanwhile."""
+        """Prepare a key step by step; False if another picture is wanted meanwhile."""
         for step in self._prepare(key):
             if tell:
                 self._told = True
@@ -223,7 +242,7 @@ class Explorer(ipywidgets.VBox):
         return self._wanted == wanted
 
     def _ready(self, key: _Key) -> _Key:
-        """The key, after preparing all that its picture needs."""
+        """The key, once everything that its picture needs is prepared."""
         self._follow()
         for _ in self._prepare(key):
             pass
@@ -239,13 +258,13 @@ class Explorer(ipywidgets.VBox):
     def _show(self, key: Hashable, frame: Frame) -> None:
         self._shown = key
         self.picture.show(frame)
-        if self._told:  # what was being prepared; another job's last word stays
+        if self._told:  # a message from any other job stays
             self._told = False
             self._say("")
         self._after(key)
 
     def _in_steps(self, steps: Iterator[str]) -> None:
-        """Do something else step by step, telling each, without holding up the kernel where it can be."""
+        """Run another job step by step and show each step, without blocking the kernel if it has an event loop."""
 
         async def work() -> None:
             try:
@@ -265,7 +284,7 @@ class Explorer(ipywidgets.VBox):
         self._say("saved " + " and ".join(map(str, self.save())))
 
     def _act(self, do: Callable[[], object]) -> None:
-        """Do what a control asks; whatever goes wrong is shown in the explorer as a sentence."""
+        """Run what a control asks for; an error is shown in the explorer as a sentence."""
         self._say("")
         try:
             do()
@@ -287,7 +306,7 @@ class Explorer(ipywidgets.VBox):
             self._status.value = said
 
     def _repr_mimebundle_(self, **how: Any) -> dict[str, Any] | tuple[Any, ...]:
-        """The widget, and beside it a still picture for where no widget can run, such as a page on GitHub."""
+        """The widget, and a still picture for pages that cannot run widgets, such as GitHub."""
         bundle = super()._repr_mimebundle_(**how)
         data = bundle[0] if isinstance(bundle, tuple) else bundle
         data = {**data, "image/png": base64.b64encode(self.picture.png).decode(), "text/plain": repr(self)}
@@ -299,14 +318,14 @@ class Explorer(ipywidgets.VBox):
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.parameters()['controls'].items())})"
 
     def close(self) -> None:
-        """Stop all work, remove the explorer from the page, and release the model and what was computed with it."""
+        """Stop all work, remove the explorer from the page, and release the model and all results."""
         if not self._closed:
             self._closed = True
             for task in (self._task, self._side):
                 if task:
                     task.cancel()
             self._task = self._side = None
-            for widget in _below(self):
+            for widget in self._widgets():
                 widget.unobserve_all()
                 widget.close()
             for name in _DROPPED:
@@ -318,30 +337,17 @@ class Explorer(ipywidgets.VBox):
             raise TnkitError("this explorer is closed; open a new one")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
+    def _widgets(self) -> Iterator[ipywidgets.Widget]:
+        """The widgets of this explorer: those on the page, and those kept as attributes, which may not be on it yet."""
+        yield from _below(self)
+        for value in list(vars(self).values()):
+            for item in list(value.values()) if isinstance(value, dict) else [value]:
+                if isinstance(item, ipywidgets.Widget):
+                    yield item
+
 
 def _below(widget: ipywidgets.Widget) -> Iterator[ipywidgets.Widget]:
     """The widgets inside a widget, innermost first."""
     for child in getattr(widget, "children", ()):
         yield from _below(child)
         yield child
-
-
-def controls(*widgets: ipywidgets.Widget) -> ipywidgets.HBox:
-    """A row of controls that breaks where it is too long."""
-    row = ipywidgets.HBox(widgets)
-    row.add_class("tn-controls")
-    return row
-
-
-def _slug(name: str, value: Any) -> str:
-    """A control's value as it may stand in a file name; a number with the control's name, a tick as the name alone.
-
-    >>> _slug("control", "same layers"), _slug("languages", ["en", "ja"]), _slug("layer", 6), _slug("lines", False)
-    ('same-layers', 'en-ja', 'layer-6', '')
-    """
-    if isinstance(value, bool):
-        value = name if value else ""
-    elif isinstance(value, int | float):
-        value = f"{name} {value}"
-    text = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return re.sub(r"[^\w.]+", "-", text).strip("-")

@@ -1,25 +1,31 @@
-"""Which neurons were found, where they sit, and what each answers to and writes: `explore_neurons`."""
+"""Which neurons were found, where they are, what activates each one and what it writes: `explore_neurons`."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ipywidgets
 import numpy as np
 from matplotlib.figure import Figure
 
-from tnkit.detection.detect import Detection
+from tnkit import plots
+from tnkit.detection.detections import Detection
 from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError
-from tnkit.explorers.explorer import Explorer, controls
-from tnkit.explorers.parts import Places, Table
+from tnkit.explorers.explorer import Explorer
+from tnkit.explorers.parts import Places, Table, controls
 from tnkit.explorers.study import Study
 from tnkit.measures.cards import NeuronCard, neuron_card
+from tnkit.measures.specificity import correlation_ratio
 from tnkit.models.model import Model
-from tnkit.plots import figures as plots
-from tnkit.plots.style import KIND_NAMES, language_name
+from tnkit.plots.style import KIND_NAMES, language_name, style
 from tnkit.text.corpus import Corpus
 
 _AHEAD = 6  # rows whose pictures are drawn ahead on each side of the chosen one
+
+# The measurements in the table: heading → significant digits, and a value for every neuron (layer, neuron).
+MEASUREMENTS: dict[str, tuple[int, Callable[[Study], np.ndarray]]] = {
+    "η²": (3, lambda study: study.per_neuron(correlation_ratio).eta2),
+}
 
 
 class _Key(NamedTuple):
@@ -33,29 +39,29 @@ class NeuronsExplorer(Explorer):
     """A language's neurons beside another language's, and one neuron in detail."""
 
     name = "neurons"
+    title = "Transfer neurons one by one"
     hint = (
-        "Choose a neuron in the table (click, or Tab and the arrow keys; column heads sort it), or name any by layer "
-        "and number. Below: what it answers to, with the token that it was read at marked, and what it writes."
+        "Select a neuron in the table (click, or press Tab and the arrow keys; column heads sort), or enter its layer "
+        "and number. Below: the sentences that activate it most, with the token read marked, and what it writes."
     )
 
-    def __init__(
-        self, found: Mapping[tuple[str, str], Detection], *, study: Study | None, top: int | None, **options: Any
-    ) -> None:
-        self.study = study
-        super().__init__("Transfer neurons, one by one", **options)
+    def _build(  # type: ignore[override]
+        self, *, found: Mapping[tuple[str, str], Detection], top: int | None
+    ) -> tuple[list[ipywidgets.Widget], list[ipywidgets.Widget]]:
         self._top = top
         self._take(found)
         self._cards: dict[tuple[int, int], NeuronCard] = {}
         languages = list(dict.fromkeys(language for language, _ in found))
         named = [(language_name(language), language) for language in languages]
-        kinds = [(KIND_NAMES[kind], kind) for kind in KIND_NAMES if any(one == kind for _, one in found)]
+        kinds = [(KIND_NAMES[kind], kind) for kind in KIND_NAMES if any(key[1] == kind for key in found)]
         layers, width = next(iter(found.values())).neurons.shape
         self.language = ipywidgets.Dropdown(options=named, description="Language")
-        self.beside = ipywidgets.Dropdown(options=named, value=languages[-1], description="Beside")
+        self.beside = ipywidgets.Dropdown(options=named, value=languages[-1], description="Compare with")
         self.kind = ipywidgets.Dropdown(options=kinds, description="Type")
         self.layer = ipywidgets.BoundedIntText(min=0, max=layers - 1, description="Layer")
         self.number = ipywidgets.BoundedIntText(min=0, max=width - 1, description="Neuron")
-        self.table = Table(columns=["rank", "layer", "neuron", "score", "η²"], digits=[0, 0, 0, 3, 3])
+        digits = [significant for significant, _ in MEASUREMENTS.values()]
+        self.table = Table(columns=["rank", "layer", "neuron", "score", *MEASUREMENTS], digits=[0, 0, 0, 3, *digits])
         self.card = ipywidgets.HTML()
         self._fill()
         for control in (self.language, self.kind):
@@ -63,21 +69,19 @@ class NeuronsExplorer(Explorer):
         self.table.observe(lambda _: self._act(self._choose), "chosen")
         for control in (self.beside, self.layer, self.number):
             control.observe(self._refresh, "value")
-        self._open(
-            controls(self.language, self.beside, self.kind),
-            self.table,
-            controls(self.layer, self.number),
-            below=[self.card],
-        )
+        chosen = controls(self.language, self.beside, self.kind)
+        return [chosen, self.table, controls(self.layer, self.number)], [self.card]
 
     @property
     def neurons(self) -> NeuronSet:
-        """The set in the table."""
+        """The neurons in the table."""
         return self._sets[self.language.value, self.kind.value]
 
     def _take(self, found: Mapping[tuple[str, str], Detection]) -> None:
         self.found = found
-        self._sets = {key: one.scores.top(self._top or len(one.neurons)) for key, one in found.items()}
+        self._sets = {
+            key: detection.scores.top(self._top or len(detection.neurons)) for key, detection in found.items()
+        }
 
     def _renew(self) -> None:
         if self.study:
@@ -87,14 +91,16 @@ class NeuronsExplorer(Explorer):
             self._fill()
 
     def _fill(self) -> None:
-        """Put the set of the chosen language and type into the table, and choose its first neuron."""
+        """Fill the table with the neurons of the selected language and type, and select the first one."""
         if (self.language.value, self.kind.value) not in self._sets:
-            raise TnkitError(f"there are no {KIND_NAMES[self.kind.value]} neurons of {self.language.value} here")
+            raise TnkitError(
+                f"no {KIND_NAMES[self.kind.value]} neurons of {self.language.value} were given; select another type"
+            )
         neurons = self.neurons
-        eta2 = self.study.specificity().eta2 if self.study else None
+        measured = [measure(self.study) if self.study else None for _, measure in MEASUREMENTS.values()]
         rows = [
-            [rank, layer, number, float(score), None if eta2 is None else float(eta2[layer, number])]
-            for rank, ((layer, number), score) in enumerate(zip(neurons, neurons.scores, strict=True), 1)
+            [rank, *neuron, float(score), *(None if values is None else float(values[neuron]) for values in measured)]
+            for rank, (neuron, score) in enumerate(zip(neurons, neurons.scores, strict=True), 1)
         ]
         with self.table.hold_sync():
             self.table.label = f"{KIND_NAMES[self.kind.value]} neurons of {language_name(self.language.value)}"
@@ -119,45 +125,47 @@ class NeuronsExplorer(Explorer):
 
     def _prepare(self, key: _Key) -> Iterator[str]:
         if self.study and key.neuron not in self._cards:
-            yield "reading what the neuron answers to"
-            captured = {name: self.study.activations(name) for name in self.study.languages}
+            yield "looking up the sentences that activate the neuron"
+            captured = self.study.all_captured("train", progress=False)
             self._cards[key.neuron] = neuron_card(self.study.model, captured, self.study.texts["train"], key.neuron)
 
     def _near(self, key: _Key) -> Iterable[_Key]:
         pairs = self.neurons.pairs
-        at = pairs.index(key.neuron) if key.neuron in pairs else 0
+        row = pairs.index(key.neuron) if key.neuron in pairs else 0
         for step in range(1, _AHEAD + 1):
-            for place in (at + step, at - step):
-                if 0 <= place < len(pairs):
-                    yield key._replace(neuron=pairs[place])
+            for near in (row + step, row - step):
+                if 0 <= near < len(pairs):
+                    yield key._replace(neuron=pairs[near])
 
     def _draw(self, key: _Key) -> tuple[Figure, str, Places, list[int]]:
         kind, both = KIND_NAMES[key.kind], dict.fromkeys((key.language, key.beside))
         shown = [language for language in both if (language, key.kind) in self._sets]
         layer, number = key.neuron
-        with plots.style():
+        with style():
             figure = Figure(figsize=(8.2, 5.9))
             figure.set_layout_engine("none")
             where = figure.add_axes((0.085, 0.57, 0.39, 0.36))
-            plots.neurons_by_layer({language: self._sets[language, key.kind] for language in shown}, ax=where)
-            where.set_title(f"where {kind} neurons sit")
+            sets = {language: self._sets[language, key.kind] for language in shown}
+            plots.neurons_by_layer(sets, n_layers=self.neurons.shape[0], ax=where)
+            where.set_title(f"{kind} neurons by layer")
             where.locator_params(axis="x", nbins=9)
             where.axvline(layer, color="#555555", lw=1, ls="--")
             scores = {language: self.found[language, key.kind].scores for language in shown}
             spread = figure.add_axes((0.58, 0.57, 0.39, 0.36))
-            plots.score_distributions(scores, title="all scores", ax=spread)
+            values = {language: one.values.numpy() for language, one in scores.items()}
+            plots.score_distributions(values, distance=scores[key.language].distance, title="all scores", ax=spread)
             score = float(scores[key.language].values[layer, number])
             if np.isfinite(score):
                 spread.axvline(score, color="#555555", lw=1, ls="--")
             violins = figure.add_axes((0.085, 0.07, 0.885, 0.35))
             title = f"layer {layer}, neuron {number}"
             if self.study:
-                eta2 = self.study.specificity().eta2[layer, number]
-                plots.activations_by_language(self._cards[key.neuron].activations, ax=violins)
-                title += f": activation at the token that is read, η² = {eta2:.2f}"
+                eta2 = self.study.per_neuron(correlation_ratio).eta2[layer, number]
+                self._cards[key.neuron].plot(violins)
+                title += f": activation at the token read, η² = {eta2:.2f}"
             else:
                 violins.set_axis_off()
-                title += ": give a model and a corpus to see what it answers to"
+                title += ": give a model and a corpus to see what activates it"
             violins.set_title(title + ("" if np.isnan(score) else f", score {score:+z.4f}"))
         names = " and ".join(map(language_name, shown))
         alt = f"{kind} neurons of {names} by layer, their scores, and the activations of layer {layer}, neuron {number}"
@@ -168,16 +176,17 @@ class NeuronsExplorer(Explorer):
             return
         self.card.value = f"<div class='tn-sentences'>{self._cards[key.neuron]._repr_html_()}</div>"
 
-    def parameters(self) -> dict[str, Any]:
-        """The values of the controls, and where what is shown comes from."""
-        values = {
+    def _values(self) -> dict[str, Any]:
+        return {
             "language": self.language.value,
             "beside": self.beside.value,
             "type": KIND_NAMES[self.kind.value],
             "layer": self.layer.value,
             "neuron": self.number.value,
         }
-        return {"controls": values, "provenance": self.found[self.language.value, self.kind.value].scores.provenance}
+
+    def _provenance(self) -> Any:
+        return self.found[self.language.value, self.kind.value].scores.provenance
 
 
 def explore_neurons(
@@ -193,25 +202,25 @@ def explore_neurons(
     found: Mapping[tuple[str, str], Detection] | None = None,
     folder: str = "figures",
 ) -> NeuronsExplorer:
-    """Explore transfer neurons: a table of them, where they sit, and what each answers to and writes.
+    """Explore transfer neurons: a table, their layers, what activates each one and what it writes.
 
     Args:
-        source: a model, whose neurons are found first unless `found` has them; or detections, such as
-            `tn.detect_all(...)`, which alone say nothing of what a neuron answers to.
-        corpus: of a model: what neurons are found with, and whose training sentences they are shown on.
+        source: a model, whose neurons are detected first unless `found` has them; or detections, such as
+            `tn.detect_all(...)`, with which the explorer cannot show what activates a neuron.
+        corpus: for a model: its training sentences are used to find neurons and to show what activates them.
         languages: which languages (default: all).
-        hub: the language whose space is taken as the shared one.
-        sentences: how many sentences of each language, at most.
-        top: how many neurons of each set (default: as many as were asked for when they were found).
-        position, suffix: of a model: which token is read, as in `capture`.
-        found: detections made before, by (language, kind).
-        folder: where saved pictures go.
+        hub: the language whose space counts as the shared one.
+        sentences: the maximum number of sentences per language.
+        top: neurons per set (default: as many as each detection has).
+        position, suffix: for a model: which token is read, as in `capture`.
+        found: earlier detections, by (language, kind).
+        folder: where pictures are saved.
 
     Returns:
-        An `Explorer`: a widget with `figure()`, `save()` and `parameters()`; `neurons` is the set in its table.
+        An `Explorer`: a widget with `figure()`, `save()` and `parameters()`; `neurons` is the set in the table.
 
     Raises:
-        TnkitError: for no detections, or unknown languages.
+        TnkitError: if there are no detections, or for unknown languages.
 
     >>> import tnkit as tn
     >>> from tnkit.testing import tiny_model, SENTENCES
@@ -227,11 +236,11 @@ def explore_neurons(
         reading = {"position": position, "suffix": suffix}
         study = Study.of(source, corpus, found=found, languages=languages, hub=hub, sentences=sentences, **reading)
         study.detect(study.others)
-        study.all_activations()
-        shown = {key: one for key, one in study.found.items() if key[0] in study.others}
-        return NeuronsExplorer(shown, study=study, top=top, folder=folder)
+        study.all_captured("train")
+        shown = {key: detection for key, detection in study.found.items() if key[0] in study.others}
+        return NeuronsExplorer(study=study, found=shown, top=top, folder=folder)
     if isinstance(source, Detection):
         source = {(source.language, source.kind): source}
     if not source:
         raise TnkitError("there are no detections to explore; find some with tn.detect_all(model, corpus)")
-    return NeuronsExplorer(source, study=None, top=top, folder=folder)
+    return NeuronsExplorer(found=source, top=top, folder=folder)

@@ -1,4 +1,4 @@
-// A picture whose points tell what they are: by mouse (hover, click) and by keyboard (arrow keys, Enter, Escape).
+// A picture whose points show their labels: by mouse (hover, click) and keyboard (arrow keys, Enter, Escape).
 const SVG = "http://www.w3.org/2000/svg";
 const NEAR = 12; // pixels
 
@@ -33,7 +33,7 @@ function render({ model, el }) {
   const overlay = box.appendChild(document.createElementNS(SVG, "svg"));
   const tip = make("div", box, { className: "tn-tip", dir: "auto", hidden: true });
   tip.setAttribute("role", "tooltip");
-  const spoken = make("div", box, { className: "tn-spoken" }); // what a screen reader says of the point
+  const spoken = make("div", box, { className: "tn-spoken" }); // read by screen readers
   spoken.setAttribute("aria-live", "polite");
   box.dataset.lmSuppressShortcuts = "true"; // JupyterLab would take the arrow keys
   let url = null, points = [], ids = [], at = -1, pinned = null; // `pinned` is a sentence, whatever its language
@@ -92,7 +92,7 @@ function render({ model, el }) {
     box.tabIndex = ids.length ? 0 : -1;
     box.setAttribute("role", ids.length ? "application" : "presentation");
     box.setAttribute("aria-label", ids.length
-      ? "Points of the picture: arrow keys go from one to the next, Enter shows its translations, Escape ends" : "");
+      ? "Points of the picture: the arrow keys move between points, Enter shows translations, Escape closes them" : "");
     const old = url;
     const number = model.get("drawn");
     url = URL.createObjectURL(new Blob([model.get("png")], { type: "image/png" }));
@@ -142,7 +142,7 @@ function render({ model, el }) {
   draw();
 
   const watch = new MutationObserver(() => nameControls(el.closest(".tn-explorer") ?? el));
-  const timer = setInterval(() => { // the explorer is put into the page after its parts
+  const timer = setInterval(() => { // the explorer is attached to the page after its parts
     const root = el.closest(".tn-explorer");
     if (!root) return;
     clearInterval(timer);

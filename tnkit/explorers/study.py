@@ -1,9 +1,9 @@
-"""A model, a corpus, and the results that explorers need of them, each computed once: `Study`."""
+"""A model, a corpus, and the results that explorers share, each computed once: `Study`."""
 
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -11,7 +11,8 @@ from tqdm.auto import tqdm
 
 from tnkit.captures.activations import Activations
 from tnkit.captures.passes import capture
-from tnkit.detection.detect import KINDS, Detection, detect_steps
+from tnkit.detection.detect import KINDS, detect_steps
+from tnkit.detection.detections import Detection
 from tnkit.detection.neurons import NeuronSet
 from tnkit.detection.scoring import contribution_norms
 from tnkit.errors import TnkitError
@@ -19,8 +20,6 @@ from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.comparison import Control, controls
 from tnkit.interventions.last_token import PLACES, LastToken
 from tnkit.measures.experiments import BY_STATES
-from tnkit.measures.specificity import Specificity, correlation_ratio
-from tnkit.models.fingerprint import settings
 from tnkit.models.model import Model
 from tnkit.plots.style import KIND_NAMES, language_name
 from tnkit.text.corpus import Corpus
@@ -33,26 +32,26 @@ OFFS = [
     *(f"{name} control: {control}" for name in KIND_NAMES.values() for control in CONTROLS),
 ]
 _KINDS = {name: kind for kind, name in KIND_NAMES.items()}
-_STUDIES: "WeakValueDictionary[Hashable, Study]" = WeakValueDictionary()  # as long as an explorer holds them
-_LOOK = 1.0  # seconds between two looks at the model's weights, whose hash reads them all
+_STUDIES: "WeakValueDictionary[Hashable, Study]" = WeakValueDictionary()  # kept while an explorer uses them
+_LOOK = 1.0  # seconds between two checks of the model's weights, which are read in full
+_T = TypeVar("_T")
 
 
 class Study:
     """A model and a corpus, with their captures, detections and ablations kept in memory.
 
-    Captures are also cached on disk, for other explorers and sessions. Methods whose names end in -ing work a step at
-    a time and yield a description before each step.
+    Captures are also cached on disk. Methods whose names end in -ing yield a description before each step.
 
     Args:
         model: from `load_model`.
-        corpus: a `Corpus`; neurons are found in its training split, and what they do is measured in its test split.
+        corpus: a `Corpus`; neurons are found in its training split, their effects are measured in its test split.
         languages: which languages (default: all of the corpus).
-        hub: the language whose space is taken as the shared one.
-        sentences: how many sentences of each split, at most.
+        hub: the language whose space counts as the shared one.
+        sentences: the maximum number of sentences per split.
         position, suffix: which token is read and ablated, as in `capture`.
 
     Raises:
-        TnkitError: for unknown languages, or the hub alone.
+        TnkitError: for unknown languages, or if there is only the hub.
     """
 
     def __init__(
@@ -89,7 +88,7 @@ class Study:
         languages: Sequence[str] | None = None,
         **options: Any,
     ) -> "Study":
-        """The study of a model and a corpus, the same one for every explorer of both."""
+        """The study that all explorers of a model and a corpus share."""
         key = (model, corpus.hash, None if languages is None else tuple(languages), *sorted(options.items()))
         study = _STUDIES.get(key)
         if study is None:
@@ -99,13 +98,9 @@ class Study:
         return study
 
     def weights(self, *, now: bool = False) -> str:
-        """A digest of the model as it is; where it has changed, everything computed with the old one is dropped.
-
-        Args:
-            now: look at once; otherwise at most once a second.
-        """
+        """A digest of the model now, checked at most once a second unless `now`; a change drops all results."""
         if now or time.monotonic() - self._looked > _LOOK:
-            weights = f"{self.model.weights_hash} {settings(self.model)}"
+            weights = f"{self.model.weights_hash} {self.model.settings()}"
             if weights != self._weights:
                 self._weights = weights
                 self._kept.clear()
@@ -128,28 +123,24 @@ class Study:
             self._kept[key] = compute()
         return self._kept[key]
 
-    def states(self, language: str, *, progress: bool = False) -> Activations:
-        """The residual stream of the test sentences, nothing switched off."""
-        texts = self.texts["test"][language]
-        run = partial(capture, self.model, texts, keep=["post"], cache=True, progress=progress, **self.reading)
-        return self._once(("states", language), run)
+    def captured(self, split: str, language: str, *, progress: bool = False) -> Activations:
+        """An untouched capture of a language: everything for the training split, only `post` for the test split."""
+        options: dict[str, Any] = {"keep": ["post"]} if split == "test" else {}
+        texts = self.texts[split][language]
+        run = partial(capture, self.model, texts, cache=True, progress=progress, **options, **self.reading)
+        return self._once(("captured", split, language), run)
 
-    def all_states(self) -> dict[str, Activations]:
-        """`states` of every language, with a bar."""
-        return {language: self.states(language, progress=True) for language in self.languages}
+    def all_captured(self, split: str, *, progress: bool = True) -> dict[str, Activations]:
+        """`captured` for every language, with a progress bar."""
+        return {language: self.captured(split, language, progress=progress) for language in self.languages}
 
-    def activations(self, language: str, *, progress: bool = False) -> Activations:
-        """Everything of the training sentences."""
-        texts = self.texts["train"][language]
-        run = partial(capture, self.model, texts, cache=True, progress=progress, **self.reading)
-        return self._once(("activations", language), run)
-
-    def all_activations(self) -> dict[str, Activations]:
-        """`activations` of every language, with a bar."""
-        return {language: self.activations(language, progress=True) for language in self.languages}
+    def per_neuron(self, measure: Callable[[Mapping[str, Activations]], _T]) -> _T:
+        """A measurement of every neuron on the training sentences of all languages."""
+        result: _T = self._once(measure, lambda: measure(self.all_captured("train", progress=False)))
+        return result
 
     def detecting(self, languages: Sequence[str], kinds: Sequence[str] = KINDS) -> Iterator[str]:
-        """Find the neurons of languages; they are in `found` then."""
+        """Detect the neurons of languages and add them to `found`."""
         missing = [name for name in languages if any((name, kind) not in self.found for kind in kinds)]
         if not missing:
             return
@@ -160,18 +151,20 @@ class Study:
             yield f"detecting transfer neurons: {step.done} of {step.total} sentences"
 
     def detect(self, languages: Sequence[str]) -> None:
-        """Run `detecting` to its end, with a bar."""
+        """Run `detecting` with a progress bar."""
         for _ in tqdm(self.detecting(languages), desc="detecting transfer neurons", unit=" batches", leave=False):
             pass
 
     def neurons(self, language: str, kind: str, count: int | None = None) -> NeuronSet:
-        """The first neurons by score of a language whose neurons were found."""
+        """The highest-scoring neurons of a language that has been detected."""
         return self.found[language, kind].scores.top(self.top if count is None else count)
 
     def controls(self, language: str, kind: str, count: int | None = None) -> dict[str, Control]:
-        """The controls of a set, as in `tnkit.controls`, and the sets of other languages that were found."""
+        """The controls of a set, as in `tnkit.controls`, and the sets of other detected languages."""
         scores = self.found[language, kind].scores
-        norms = self._once(("norms", language), lambda: contribution_norms(self.model, self.activations(language)))
+        norms = self._once(
+            ("norms", language), lambda: contribution_norms(self.model, self.captured("train", language))
+        )
         others = {
             f"{language_name(name)} {KIND_NAMES[kind]}": self.neurons(name, kind, count)
             for name in self.others
@@ -181,7 +174,7 @@ class Study:
         return controls(neurons, layers=scores.layers, norms=norms, scores=scores, others=others)
 
     def switching_off(self, off: str, languages: Sequence[str]) -> Iterator[str]:
-        """Read the test sentences with one of `OFFS` switched off; `switched_off` has it then."""
+        """Capture the test sentences with one of `OFFS` switched off, for `switched_off`."""
         name, _, control = off.partition(" control: ")
         kind = _KINDS[name]
         languages = [language for language in languages if language != self.hub]
@@ -198,19 +191,20 @@ class Study:
             self._kept[key] = self._off(language, neurons, "last")
 
     def switched_off(self, off: str, languages: Sequence[str]) -> dict[str, Activations]:
-        """What `switching_off` read, of the languages but the hub."""
+        """The captures of `switching_off`, without the hub."""
         return {language: self._kept["off", off, language] for language in languages if language != self.hub}
 
     def has_measured(self, language: str, neurons: NeuronSet, tokens: str) -> bool:
-        """Whether `measured` has it already."""
+        """Whether `measured` has this result already."""
         return ("measured", language, tokens, neurons.pairs) in self._kept
 
     def measured(self, language: str, neurons: NeuronSet, tokens: str) -> dict[str, np.ndarray]:
-        """Every measure of `BY_STATES` on a language's test sentences with neurons off, (layer, sentence) each."""
+        """Every measure of `BY_STATES` on a language's test sentences with neurons off, each (layer, sentence)."""
 
         def measure() -> dict[str, np.ndarray]:
-            states = self._off(language, neurons, tokens) if len(neurons) else self.states(language)
-            return {name: np.asarray(of(states, self.states(self.hub)), float) for name, of in BY_STATES.items()}
+            states = self._off(language, neurons, tokens) if len(neurons) else self.captured("test", language)
+            hub = self.captured("test", self.hub)
+            return {name: np.asarray(score(states, hub), float) for name, score in BY_STATES.items()}
 
         return self._once(("measured", language, tokens, neurons.pairs), measure)
 
@@ -222,11 +216,6 @@ class Study:
             return self._once(("prefix", language), prefix).capture(neurons)
         with Ablation(self.model, neurons, tokens=tokens):
             return capture(self.model, texts, **options)
-
-    def specificity(self) -> Specificity:
-        """η² of every neuron's activation with the language, over all languages' training sentences."""
-        captured = {name: self.activations(name) for name in self.languages}
-        return self._once("specificity", lambda: correlation_ratio(captured))
 
 
 def usual_top(model: Model) -> int:

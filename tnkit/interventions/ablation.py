@@ -21,15 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tnkit import processes as parallel
-from tnkit import storage
+from tnkit import parallel, storage
 from tnkit.captures.activations import Activations
 from tnkit.detection.neurons import NeuronSet, pairs_of
 from tnkit.errors import TnkitError, one_of
 from tnkit.interventions.scopes import TOKENS, chosen_now, decoder_of, last_words, watched
-from tnkit.models.model import Model
+from tnkit.models.model import Change, Model
 from tnkit.models.sessions import INTERRUPTS, TURN, state_of
-from tnkit.models.trace import Change, changed, chosen_tokens
+from tnkit.models.trace import changed, chosen_tokens
 from tnkit.provenance import check_made_with
 
 
@@ -120,11 +119,7 @@ class Ablation:
             entry = self._thread, self.about
             state.entered.append(entry)
             stack.callback(state.entered.remove, entry)
-            if self.model.remote:
-                self.model.edits.append(self._edit)
-                stack.callback(self.model.edits.remove, self._edit)
-            elif self.values:
-                self._hook(stack)
+            stack.enter_context(self.model.edited(self._hook, self._edit))
             self._ran, self._before = False, (self.count, state.generated)
             INTERRUPTS.let_through()
             self._stack = stack.pop_all()
@@ -158,6 +153,8 @@ class Ablation:
 
     def _hook(self, stack: ExitStack) -> None:
         """Register what notes the tokens of each forward pass, and what sets the neurons."""
+        if not self.values:
+            return
         stack.enter_context(watched(self.model))
         decoder = decoder_of(self.model)
         blocks = attrgetter(self.model.blocks_path)(self.model.module)
@@ -171,7 +168,7 @@ class Ablation:
     def _targets(
         self, layer: int, places: list[int], value: float | str, means: Activations | None
     ) -> tuple[Tensor, Tensor]:
-        device = self.model.device if self.model.remote else self.model.value_vectors(layer).device
+        device = self.model.layer_device(layer)
         if means is not None:
             if layer not in means.layers:
                 raise TnkitError(f"the means hold layers {means.layers}, not {layer}; capture that layer too")

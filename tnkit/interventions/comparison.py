@@ -14,7 +14,7 @@ compared.plot()
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -23,16 +23,17 @@ from tqdm.auto import tqdm
 
 from tnkit import storage
 from tnkit.detection.neurons import NeuronSet
-from tnkit.detection.scoring import NeuronScores
+from tnkit.detection.scores import NeuronScores
 from tnkit.errors import TnkitError, whole_number, whole_numbers
+from tnkit.statistics import flips, interval, resamples, sign_flip_test
 
 if TYPE_CHECKING:
     import matplotlib.axes
     import pandas as pd
 
 Control = NeuronSet | Callable[[int], NeuronSet]
-_RESAMPLES = 2000
-_FLIPS = 10_000
+T = TypeVar("T")
+NONE, SET = "none", "the set"  # conditions beside the controls: what is switched off
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,29 +71,22 @@ class Comparison:
 
         random = np.random.default_rng(0)
         sentences = self.untouched.shape[1]
-        weights = random.multinomial(sentences, np.full(sentences, 1 / sentences), _RESAMPLES) / sentences
-        signs = random.choice(np.array([-1.0, 1.0]), (_FLIPS, sentences))
+        weights = resamples(sentences, random) / sentences
+        signs = flips(sentences, random)
         base = weights @ self.ablated.T
         frames = {}
-        for name, values in self._conditions().items():
+        for condition, values in self._conditions().items():
             resampled = self._resampled(values, weights, random)
             difference = self.ablated - values.mean(axis=0)
-            effect = difference.mean(axis=1)
-            flipped = np.abs(signs @ difference.T / sentences)
-            p = (1 + (flipped >= np.abs(effect) - 1e-12).sum(axis=0)) / (1 + _FLIPS)
-            low, high = np.quantile(resampled, (0.025, 0.975), axis=0)
-            effect_low, effect_high = np.quantile(base - resampled, (0.025, 0.975), axis=0)
             mean = values.mean(axis=(0, 2))
-            ratio_low, ratio_high = np.quantile(_ratio(base, resampled), (0.025, 0.975), axis=0, method="nearest")
-            columns = {"mean": mean, "low": low, "high": high}
-            columns |= {"effect": effect, "effect low": effect_low, "effect high": effect_high}
-            columns |= {
-                "ratio": _ratio(self.ablated.mean(axis=1), mean),
-                "ratio low": ratio_low,
-                "ratio high": ratio_high,
-            }
-            columns |= {"p": p, "seeds": len(values)}
-            frames[name] = pd.DataFrame(columns, index=pd.Index(self.layers, name="layer"))
+            columns: dict[str, Any] = {}
+            columns["mean"], columns["low"], columns["high"] = mean, *interval(resampled)
+            effects, ratios = interval(base - resampled), interval(_ratio(base, resampled), method="nearest")
+            columns["effect"], columns["effect low"], columns["effect high"] = difference.mean(axis=1), *effects
+            columns["ratio"] = _ratio(self.ablated.mean(axis=1), mean)
+            columns["ratio low"], columns["ratio high"] = ratios
+            columns |= {"p": sign_flip_test(difference, signs), "seeds": len(values)}
+            frames[condition] = pd.DataFrame(columns, index=pd.Index(self.layers, name="layer"))
         return pd.concat(frames, names=["condition"]).swaplevel().sort_index(level=0, sort_remaining=False)
 
     def at(self, layer: int | None = None) -> "pd.DataFrame":
@@ -108,26 +102,26 @@ class Comparison:
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw each condition's mean by layer, with its interval as a band."""
-        from tnkit.plots import figures as plots
+        from tnkit import plots
 
         return plots.conditions_by_layer(self.to_frame(), ylabel=self.measure, ax=ax)
 
     def plot_at(self, layer: int | None = None, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw the means of one layer with their intervals (default: where the untouched model's mean is highest)."""
-        from tnkit.plots import figures as plots
+        from tnkit import plots
 
         title = f"layer {self.best_layer if layer is None else layer}" if len(self.layers) > 1 else ""
         return plots.conditions(self.at(layer), xlabel=self.measure, title=title, ax=ax)
 
     def _conditions(self) -> dict[str, Float[np.ndarray, "seed layer sentence"]]:
-        return {"none": self.untouched[None], "the set": self.ablated[None], **self.controls}
+        return {NONE: self.untouched[None], SET: self.ablated[None], **self.controls}
 
     def _resampled(
         self, values: np.ndarray, weights: np.ndarray, random: np.random.Generator
     ) -> Float[np.ndarray, "resample layer"]:
         """Means over resampled sentences, and over resampled seeds."""
         seeds = len(values)
-        chosen = random.multinomial(seeds, np.full(seeds, 1 / seeds), len(weights)) / seeds
+        chosen = resamples(seeds, random) / seeds
         return sum(chosen[:, seed, None] * (weights @ values[seed].T) for seed in range(seeds))
 
     def _repr_html_(self) -> str:
@@ -210,25 +204,90 @@ def compare(
     >>> compared.at()["effect"].tolist()
     [-1.0, 0.0, 0.0, 0.0]
     """
-    seeds = whole_number("seeds", seeds, at_least=1)
     layers = None if layers is None else tuple(whole_numbers("layers", layers))
-    drawn = {
-        key: [one] if isinstance(one, NeuronSet) else [one(seed) for seed in range(seeds)]
-        for key, one in controls.items()
-    }
-    nothing = NeuronSet((), neurons.shape)
-    with tqdm(total=2 + sum(map(len, drawn.values())), desc=name, disable=not progress, leave=False) as bar:
 
-        def run(what: NeuronSet) -> np.ndarray:
-            values = np.atleast_2d(np.asarray(measure(what), dtype=np.float64))
-            if not np.isfinite(values).all():
-                raise TnkitError(f"{name} is not finite for every sentence with {len(what)} neurons off")
-            bar.update()
-            return values
+    def run(off: NeuronSet) -> np.ndarray:
+        values = np.atleast_2d(np.asarray(measure(off), dtype=np.float64))
+        if not np.isfinite(values).all():
+            raise TnkitError(f"{name} is not finite for every sentence with {len(off)} neurons off")
+        return values
 
-        untouched, ablated = run(nothing), run(neurons)
-        values = {key: np.stack([run(one) for one in sets]) for key, sets in drawn.items()}
-    if any(part.shape[-2:] != untouched.shape for part in (ablated, *values.values())):
+    results = each_condition(run, neurons, controls=controls, seeds=seeds, name=name, progress=progress)
+    shape = results[NONE][0].shape
+    if any(values.shape != shape for draws in results.values() for values in draws):
         raise TnkitError(f"{name} returned different numbers of layers or sentences for different neurons")
+    (untouched,), (ablated,) = results.pop(NONE), results.pop(SET)
     layers = tuple(range(len(untouched))) if layers is None else layers
-    return Comparison(name, layers, untouched, ablated, values)
+    return Comparison(
+        name, layers, untouched, ablated, {control: np.stack(draws) for control, draws in results.items()}
+    )
+
+
+def each_condition(
+    run: Callable[[NeuronSet], T],
+    neurons: NeuronSet,
+    *,
+    controls: Mapping[str, Control],
+    seeds: SupportsIndex,
+    name: str,
+    progress: bool,
+) -> dict[str, list[T]]:
+    """Run something with a neuron set off, with nothing off, and with every draw of each control off.
+
+    Args:
+        run: takes the neurons to switch off; the set comes first, and an empty one runs only once.
+        neurons, controls, seeds, name, progress: as in `compare`.
+
+    Returns:
+        condition ("the set", "none", and each control) → what `run` returned for each draw.
+
+    Raises:
+        TnkitError: for no seeds, or a control with the name of another condition.
+
+    >>> one = NeuronSet(((0, 5),), shape=(4, 48))
+    >>> each_condition(len, one, controls={"a": one}, seeds=1, name="size", progress=False)
+    {'the set': [1], 'none': [0], 'a': [1]}
+    """
+    seeds = whole_number("seeds", seeds, at_least=1)
+    if reserved := {SET, NONE} & set(controls):
+        raise TnkitError(f"a control is named {reserved.pop()!r}, which is a condition of its own; rename it")
+    drawn = {
+        SET: [neurons],
+        NONE: [NeuronSet((), neurons.shape)] if len(neurons) else [],
+        **{
+            control: [drawing] if isinstance(drawing, NeuronSet) else [drawing(seed) for seed in range(seeds)]
+            for control, drawing in controls.items()
+        },
+    }
+    results: dict[str, list[T]] = {}
+    with tqdm(total=sum(map(len, drawn.values())), desc=name, disable=not progress, leave=False) as bar:
+        for condition, sets in drawn.items():
+            results[condition] = []
+            for off in sets:
+                results[condition].append(run(off))
+                bar.update()
+    results[NONE] = results[NONE] or results[SET]
+    return results
+
+
+def compared(result: Any, measure: str, values: Callable[[Any], Any]) -> Comparison:
+    """The `Comparison` of a result that has `controls`: of each control a result of the same kind for each draw.
+
+    Args:
+        result: such as `tn.behaviour.Continuations`.
+        measure: what is measured, for tables and axes.
+        values: takes a result and returns a number for every item, untouched and ablated.
+    """
+    untouched, ablated = np.array(values(result), dtype=np.float64)[:, None]
+    draws = {name: [values(draw)[1] for draw in drawn] for name, drawn in result.controls.items()}
+    controls = {name: np.array(drawn, dtype=np.float64)[:, None] for name, drawn in draws.items()}
+    return Comparison(measure, (0,), untouched, ablated, controls)
+
+
+def frame_of_conditions(result: Any) -> "pd.DataFrame":
+    """The `to_frame` of a result and of each draw of its controls, indexed (off, seed, ...)."""
+    import pandas as pd
+
+    drawn = {SET: (result,), **result.controls}
+    frames = {(off, seed): draw.to_frame() for off, draws in drawn.items() for seed, draw in enumerate(draws)}
+    return pd.concat(frames, names=["off", "seed"])

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from tnkit import program as process
-from tnkit import storage
+from tnkit import signals, storage
 from tnkit.errors import TnkitError, first_line
 from tnkit.interventions.ablation import neurons_of
 from tnkit.models.model import Model
@@ -58,7 +57,7 @@ def export_ablated(model: Model, neurons: Iterable[tuple[int, int]], folder: str
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folders = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-")
-        with folders as work, process.unfinished(work):
+        with folders as work, signals.unfinished(work):
             out = Path(work) / "out"
             module.save_pretrained(out, state_dict=weights)
             model.tokenizer.save_pretrained(out)

@@ -20,7 +20,6 @@ from tnkit.captures.batches import (
     by_length,
     check_position,
     padded,
-    provenance_of,
     read_from,
     read_places,
     roomy,
@@ -29,11 +28,11 @@ from tnkit.captures.batches import (
 from tnkit.captures.passes import KEEP, capture
 from tnkit.errors import TnkitError, whole_number
 from tnkit.interventions.ablation import Ablation
-from tnkit.interventions.scopes import Prompt, decoder_of, parameters, prompts
-from tnkit.models.fingerprint import settings
+from tnkit.interventions.scopes import decoder_of, parameters, prompts
 from tnkit.models.model import Model, check_layers, hashed_once
-from tnkit.models.sessions import TURN, sentences_at
+from tnkit.models.sessions import TURN, Prompt, sentences_at
 from tnkit.models.trace import chosen_sites, trace_blocks
+from tnkit.provenance import provenance_of
 
 PLACES = ("last", "last_word", "end")  # positions that are one token
 _TOLERANCE = 1e-3  # of the largest value of a state in float32: rounding is a hundredth of it, a lost token far more
@@ -90,14 +89,14 @@ class LastToken:
         self.position, self.suffix = position, suffix
         tokens = tokenised(model, sentences, whole=position == "end", suffix=suffix)
         with TURN:
-            self._settings = settings(model)
+            self._settings = model.settings()
             self.about = read_from(model, sentences, tokens, position=position, suffix=suffix)
             if position == "last_word":  # nothing after the token that is read changes it
                 places = read_places(model, tokens, position)
                 cut = [ids[: place + 1] for ids, place in zip(tokens, places, strict=True)]
                 spans = [(tokens.span(number)[0], place + 1) for number, place in enumerate(places)]
                 tokens = Tokens(cut, spans if model.template else None)
-            self.cached = _has_positions(model, max(tokens.lengths())) and self._is_proved(tokens)
+            self.cached = self._is_proved(tokens)
         self._batches: list[tuple[list[int], dict[str, Any], Prompt]] = []
         if not self.cached:
             return
@@ -142,12 +141,12 @@ class LastToken:
                 "this LastToken was made under other ablations than are active now, so its prefix is of another model; "
                 "make it anew inside them"
             )
-        if now["model"] != self.about["model"] or settings(self.model) != self._settings:
+        if now["model"] != self.about["model"] or self.model.settings() != self._settings:
             raise TnkitError(
                 f"{self.model.name} was changed after this LastToken was made, so its prefix is of another model; make "
                 "it anew"
             )
-        return dict(self.about)
+        return self.about.copy()
 
     def _run_last_tokens(self, about: dict[str, Any]) -> Iterator[Activations]:
         for index, inputs, prompt in self._batches:
@@ -190,26 +189,27 @@ class LastToken:
         """Whether the last tokens of the shortest and the longest sentence are the same from a prefix as in full."""
         lengths = tokens.lengths()
         both = [lengths.index(min(lengths)), lengths.index(max(lengths))]
-        inputs, last = padded(self.model, [tokens[place] for place in both])
-        with sentences_at(self.model.lm._module, tokens.own_places(both, inputs["input_ids"].shape[1])):
-            full = trace_blocks(self.model, inputs | {"use_cache": False}, last, layers=self.layers, keep=["post"])
+        inputs, last = padded(self.model, [tokens[number] for number in both])
         try:
-            found = self._last_states(*self._prefix(tokens, both), keep=["post"])
-        except Exception as error:  # whatever a cache of an unknown kind does
+            if not _has_positions(self.model, max(lengths)):
+                return False
+            kept = self._last_states(*self._prefix(tokens, both), keep=["post"])
+        except Exception as error:  # a model that runs elsewhere, and whatever a cache of an unknown kind does
             _LOG.debug("%s has no prefix that can be kept: %s", self.model.name, error)
             return False
+        with sentences_at(self.model.lm._module, tokens.own_places(both, inputs["input_ids"].shape[1])):
+            full = trace_blocks(self.model, inputs | {"use_cache": False}, last, layers=self.layers, keep=["post"])
         most = _TOLERANCE if torch.finfo(self.model.dtype).bits >= 32 else _HALF_TOLERANCE
-        pairs = zip(found["post"], full["post"], strict=True)
-        return all(bool((kept - run).abs().max() <= most * run.abs().max()) for kept, run in pairs)
+        pairs = zip(kept["post"], full["post"], strict=True)
+        return all(bool((cached - run).abs().max() <= most * run.abs().max()) for cached, run in pairs)
 
 
 def _has_positions(model: Model, longest: int) -> bool:
     """Whether a cached prefix can be continued at a position of our choice."""
-    if model.remote or longest < 2:
-        return False
     config = model.module.config.get_text_config(decoder=True)
     return (
-        "position_ids" in parameters(decoder_of(model))
+        longest > 1
+        and "position_ids" in parameters(decoder_of(model))
         and not getattr(config, "alibi", False)
         and (model.window is None or longest < model.window)
     )

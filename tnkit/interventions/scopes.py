@@ -11,8 +11,8 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -20,48 +20,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from tnkit.errors import TnkitError
-from tnkit.models.sessions import State, state_of
+from tnkit.models.model import Model
+from tnkit.models.sessions import Given, Prompt, State, state_of
 from tnkit.models.tokens import last_word
 from tnkit.models.trace import chosen_tokens
 
-if TYPE_CHECKING:
-    from tnkit.models.model import Model
-
 TOKENS = ("last", "prompt", "all", "last_word")
-
-
-@dataclass
-class Given:
-    """What the outermost module of a forward pass was called with.
-
-    Attributes:
-        module: the one that was called.
-        mask: its attention_mask.
-        ids: its input_ids, or None.
-        packed: whether positions begin again within a row, which holds several texts then.
-    """
-
-    module: nn.Module
-    mask: Any
-    ids: Tensor | None
-    packed: bool
-
-
-@dataclass
-class Prompt:
-    """The prompts of one call of `generate`, or of any passes that run them in pieces.
-
-    Attributes:
-        width: columns of the prompts.
-        real: which tokens are not padding, (prompt, token), or None where `generate` makes the mask itself.
-        ids: their token ids, or None where embeddings were given.
-        own: which tokens are a sentence's own, where a template is around it.
-    """
-
-    width: int
-    real: Tensor | None
-    ids: Tensor | None
-    own: Tensor | None = None
 
 
 @contextmanager
@@ -75,13 +39,13 @@ def prompts(module: nn.Module, prompt: Prompt) -> Iterator[None]:
         state.prompt = outer
 
 
-def decoder_of(model: "Model") -> nn.Module:
+def decoder_of(model: Model) -> nn.Module:
     """The module whose blocks are ablated."""
     return model.module.get_submodule(model.blocks_path.rpartition(".")[0])
 
 
 @contextmanager
-def watched(model: "Model") -> Iterator[None]:
+def watched(model: Model) -> Iterator[None]:
     """A context in which it is noted what the module, and those around its blocks, are called with."""
     state = state_of(model.module)
     if not state.watchers:
@@ -95,7 +59,7 @@ def watched(model: "Model") -> Iterator[None]:
             state.hooks.close()
 
 
-def _watch(model: "Model", state: State) -> ExitStack:
+def _watch(model: Model, state: State) -> ExitStack:
     module = model.module
     with ExitStack() as stack:
         path = model.blocks_path.split(".")[:-1]
@@ -110,7 +74,7 @@ def _watch(model: "Model", state: State) -> ExitStack:
 
 
 def chosen_now(
-    model: "Model", decoder: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]], tokens: str
+    model: Model, decoder: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]], tokens: str
 ) -> Bool[Tensor, "sentence token"]:
     """The places of the decoder's forward pass that an ablation of a token scope acts on.
 
@@ -168,7 +132,7 @@ def chosen_now(
 
 
 def _of_prompt(
-    model: "Model", prompt: Prompt, here: Tensor, where: tuple[int, Tensor | None], tokens: str
+    model: Model, prompt: Prompt, here: Tensor, where: tuple[int, Tensor | None], tokens: str
 ) -> Bool[Tensor, "sentence token"]:
     """The chosen places of a pass over some columns of prompts, or past them."""
     (rows, width), (before, mask) = here.shape, where

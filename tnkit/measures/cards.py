@@ -1,4 +1,4 @@
-"""One neuron on one card: what it answers to, and what it writes.
+"""One neuron on one card: what activates it, and what it writes.
 
 card = neuron_card(model, captured, texts, (12, 345))    # captures and sentences by language
 card.plot()                                              # its activation in every sentence, by language
@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from tnkit.captures.activations import Activations
 from tnkit.measures.lens import PromotedTokens, promoted
-from tnkit.measures.specificity import top_sentences
+from tnkit.measures.specificity.sentences import top_sentences
 from tnkit.models.model import Model
 from tnkit.models.tokens import last_word
 from tnkit.provenance import check_made_with
@@ -27,15 +27,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class NeuronCard:
-    """What one neuron answers to, and what it writes.
+    """What activates one neuron, and what it writes.
 
     Attributes:
         neuron: (layer, neuron).
         activations: its activation in every sentence, (sentence,) each, by language.
-        sentences: those with the largest absolute activation, as in `tn.specificity.top_sentences`, on the side of
-            zero where the largest is.
-        tokens: what its value vector raises and lowers, where its activation is positive.
-        spans: where the token that was read of each of these sentences begins and ends, or None where it is not known.
+        sentences: those with the largest absolute activation and its sign, as in `tn.specificity.top_sentences`.
+        tokens: the vocabulary that its value vector raises and lowers when its activation is positive.
+        spans: start and end of the token read in each of these sentences, or None if unknown.
     """
 
     neuron: tuple[int, int]
@@ -49,7 +48,7 @@ class NeuronCard:
 
     @property
     def raised(self) -> tuple[str, ...]:
-        """The vocabulary that the neuron raises in its top sentences: the suppressed one where they are negative."""
+        """The vocabulary that the neuron raises in its top sentences: the suppressed one if it is negative there."""
         positive = self.sentences["activation"].iloc[0] >= 0
         return (self.tokens.promoted if positive else self.tokens.suppressed)[0]
 
@@ -65,10 +64,10 @@ class NeuronCard:
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw its activation in every sentence, by language."""
-        from tnkit.plots import figures as plots
+        from tnkit import plots
 
-        layer, place = self.neuron
-        return plots.activations_by_language(self.activations, title=f"layer {layer}, neuron {place}", ax=ax)
+        layer, number = self.neuron
+        return plots.activations_by_language(self.activations, title=f"layer {layer}, neuron {number}", ax=ax)
 
     def _repr_html_(self) -> str:
         left = "style='text-align:left'"
@@ -78,9 +77,9 @@ class NeuronCard:
             for row, span in zip(self.sentences.itertuples(), self.spans, strict=True)
         )
         words = ""
-        for what, tokens in (("raises", self.raised), ("lowers", self.lowered)):
-            items = " · ".join(f"<code>{html.escape(one)}</code>" for one in tokens)
-            words += f"<tr><td {left} colspan=3>{what} there: {items}</td></tr>"
+        for verb, tokens in (("raises", self.raised), ("lowers", self.lowered)):
+            items = " · ".join(f"<code>{html.escape(token)}</code>" for token in tokens)
+            words += f"<tr><td {left} colspan=3>{verb} in these sentences: {items}</td></tr>"
         caption = f"<caption {left}><b>Layer {self.neuron[0]}, neuron {self.neuron[1]}</b></caption>"
         return f"<table>{caption}{rows}{words}</table>"
 
@@ -98,11 +97,11 @@ def neuron_card(
 
     Args:
         model: from `load_model`.
-        captured: a capture of each language with `activations`.
-        sentences: what was captured, by language.
+        captured: a capture with `activations` per language.
+        sentences: the captured sentences, by language.
         neuron: (layer, neuron).
-        n: how many sentences.
-        k: how many items of the vocabulary at each end.
+        n: the number of sentences.
+        k: the number of vocabulary items at each end.
 
     Raises:
         TnkitError: for a capture of another model; as `tn.specificity.top_sentences` and `tn.lens.promoted` do.
@@ -114,32 +113,32 @@ def neuron_card(
     >>> len(card.to_frame()), len(card.raised)
     (2, 8)
     """
-    layer, place = neuron
-    check_made_with(model, [part.provenance for part in captured.values()], "these captured states", states=True)
+    layer, number = neuron
+    check_made_with(model, [capture.provenance for capture in captured.values()], "these captured states", states=True)
     high, low = (top_sentences(captured, sentences, neuron, n=n, lowest=lowest) for lowest in (False, True))
     strongest = high if abs(high["activation"].iloc[0]) >= abs(low["activation"].iloc[0]) else low
     activations = {
-        name: part.tensors()["activations"][part.layers.index(layer), :, place].numpy()
-        for name, part in captured.items()
+        language: capture.tensors()["activations"][capture.layers.index(layer), :, number].numpy()
+        for language, capture in captured.items()
     }
-    about = next(iter(captured.values())).provenance
-    spans = tuple(_token_read(model, text, about) for text in strongest["text"])
-    return NeuronCard((layer, place), activations, strongest, promoted(model, (layer, place), k=k), spans)
+    provenance = next(iter(captured.values())).provenance
+    spans = tuple(_token_read(model, text, provenance) for text in strongest["text"])
+    return NeuronCard((layer, number), activations, strongest, promoted(model, (layer, number), k=k), spans)
 
 
-def _token_read(model: Model, text: str, about: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Where the token that was read begins and ends in a sentence; None for a mean, or for a token not in the text."""
-    position = about.get("position", "last")
-    if not model.tokenizer.is_fast or position not in ("last", "last_word") or about.get("suffix") is not None:
+def _token_read(model: Model, text: str, provenance: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Start and end of the token read in a sentence; None for a mean, or for a token that is not in the text."""
+    position = provenance.get("position", "last")
+    if not model.tokenizer.is_fast or position not in ("last", "last_word") or provenance.get("suffix") is not None:
         return None
     tokens = model.tokenizer(text, return_offsets_mapping=True)
-    place = last_word(model.tokenizer, tokens["input_ids"]) if position == "last_word" else -1
-    start, end = tokens["offset_mapping"][place]
+    index = last_word(model.tokenizer, tokens["input_ids"]) if position == "last_word" else -1
+    start, end = tokens["offset_mapping"][index]
     return (start, end) if end > start else (len(text), len(text))  # a special token comes after the text
 
 
 def _marked(text: str, span: tuple[int, int] | None) -> str:
-    """HTML of a sentence with the token that was read marked; a special token is a mark without letters."""
+    """HTML of a sentence with the token read marked; a special token is shown as an empty mark."""
     start, end = span or (len(text), len(text))
     token = html.escape(text[start:end]) or ("&#9144;" if span else "")
     return html.escape(text[:start]) + (f"<mark>{token}</mark>" if token else "") + html.escape(text[end:])

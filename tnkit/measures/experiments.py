@@ -1,6 +1,6 @@
-"""The two experiments that show what transfer neurons do, ready to run on any model, sentences and neuron sets.
+"""Two experiments on the effect of transfer neurons, for any model, sentences and neuron sets.
 
-compared = tn.ablate(model, test, type1, language="ja", controls=tn.controls(type1))   # beside matched controls
+compared = tn.ablate(model, test, type1, language="ja", controls=tn.controls(type1))   # with matched controls
 matrix = tn.retrieval_matrix(model, test, {"ja": ja_type1, "it": it_type1})            # off in A, read in B
 """
 
@@ -22,7 +22,9 @@ from tnkit.errors import TnkitError
 from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.comparison import Comparison, Control, compare
 from tnkit.interventions.last_token import PLACES, LastToken
-from tnkit.measures import geometry
+from tnkit.measures.behaviour.likelihood import perplexity
+from tnkit.measures.geometry.neighbours import shared_neighbours
+from tnkit.measures.geometry.translation import hits
 from tnkit.models.model import Model, check_layers
 from tnkit.text.rows import check_texts
 
@@ -49,24 +51,22 @@ def ablate(
     layers: Iterable[SupportsIndex] | None = None,
     progress: bool = True,
 ) -> Comparison:
-    """Switch a neuron set off in one language and measure, beside its controls and the untouched model.
-
-    Only the language in question is ablated; the hub is read untouched (as in Tezuka & Inoue, EMNLP 2025).
+    """Switch a neuron set off in one language, and compare with its controls and the untouched model.
 
     Args:
         model: from `load_model`.
-        texts: language → sentences, aligned; not those that the neurons were found in.
+        texts: language → aligned sentences, which were not used to find the neurons.
         neurons: the set.
-        language: which language is read with the neurons off.
+        language: the language to ablate.
         controls: from `tnkit.controls`.
         measure: "retrieval" (is the nearest hub sentence the translation? mean-centred cosine), "similarity" (cosine
-            with the translation) or "mutual_knn" (share of the 10 nearest neighbours that both have), by layer; or
-            "perplexity" (nats a token).
-        hub: the language of the translations.
-        tokens: where the neurons are off: "last", "last_word" (the last token that is not punctuation; states are read
-            at the last token all the same), "prompt" or "all" (for sentences "prompt" and "all" are the same).
+            with the translation) or "mutual_knn" (share of the 10 nearest neighbours common to both), by layer; or
+            "perplexity" (nats per token).
+        hub: the language of the translations, which is never ablated (as in Tezuka & Inoue, EMNLP 2025).
+        tokens: where the neurons are off: "last", "last_word" (the last token that is not punctuation; states are still
+            read at the last token), "prompt" or "all" (the same for sentences).
         position, suffix: which token is read for measures of states, as in `capture`, in both languages.
-        seeds: draws of each random control.
+        seeds: the number of draws of each random control.
         layers: which layers to measure (default: all).
         progress: show a bar.
 
@@ -74,8 +74,7 @@ def ablate(
         `Comparison`, with a value for every layer and sentence.
 
     Raises:
-        TnkitError: for an unknown measure or language, for tokens that come after the one that is read, and for
-            languages of other rows.
+        TnkitError: for an unknown measure or language, unaligned sentences, or tokens after the one that is read.
 
     >>> import tnkit as tn
     >>> from tnkit.testing import tiny_model, SENTENCES
@@ -84,11 +83,7 @@ def ablate(
     >>> ablate(tiny_model(), texts, some, language="it", controls=tn.controls(some), seeds=1, progress=False).layers
     (0, 1, 2, 3)
     """
-    if measure not in MEASURES:
-        raise TnkitError(f"measure={measure!r} must be one of {', '.join(MEASURES)}")
-    for name in (language,) if measure == "perplexity" else (language, hub):
-        if name not in texts:
-            raise TnkitError(f"there are no sentences in {name!r}; there are {', '.join(texts)}")
+    _check_measure(measure, texts, (language,) if measure == "perplexity" else (language, hub))
     run: Callable[[NeuronSet], np.ndarray | Tensor]
     if measure == "perplexity":
         run, layers, label = _nats(model, texts[language], tokens), (0,), f"{MEASURE_NAMES[measure]}, {language}"
@@ -102,15 +97,23 @@ def ablate(
     return compare(run, neurons, controls=controls, seeds=seeds, name=label, layers=layers, progress=progress)
 
 
+def _check_measure(measure: str, texts: Texts, languages: Sequence[str]) -> None:
+    if measure not in MEASURES:
+        raise TnkitError(f"measure={measure!r} must be one of {', '.join(MEASURES)}")
+    for name in languages:
+        if name not in texts:
+            raise TnkitError(f"there are no sentences in {name!r}; there are {', '.join(texts)}")
+
+
 def _similarity(off: Activations, targets: Activations) -> Tensor:
     return torch.nn.functional.cosine_similarity(off.tensors()["post"], targets.tensors()["post"], dim=-1)
 
 
-# What can be measured on the hidden states of a language beside those of the hub: (layer, sentence) each.
+# Measures of a language's hidden states against those of the hub, each (layer, sentence).
 BY_STATES: dict[str, Callable[[Activations, Activations], "np.ndarray | Tensor"]] = {
-    "retrieval": geometry.hits,
+    "retrieval": hits,
     "similarity": _similarity,
-    "mutual_knn": geometry.shared_neighbours,
+    "mutual_knn": shared_neighbours,
 }
 MEASURES = (*BY_STATES, "perplexity")
 MEASURE_NAMES = {
@@ -130,7 +133,7 @@ def _by_states(
     reading: dict[str, Any],
     progress: bool,
 ) -> "Callable[[NeuronSet], np.ndarray | Tensor]":
-    """A function from neurons to a measure of the sentences with them off."""
+    """A function that measures the sentences with a neuron set off."""
     measured, position = BY_STATES[measure], reading["position"]
     if tokens == "last" and position == "last_word":
         raise TnkitError(
@@ -143,15 +146,13 @@ def _by_states(
 
     def off(neurons: NeuronSet) -> "np.ndarray | Tensor":
         with Ablation(model, neurons, tokens=tokens):
-            found = capture(model, sentences, **reading, progress=False)
-        return measured(found, targets)
+            states = capture(model, sentences, **reading, progress=False)
+        return measured(states, targets)
 
     return off
 
 
 def _nats(model: Model, sentences: Sequence[str], tokens: str) -> Callable[[NeuronSet], np.ndarray]:
-    from tnkit.measures.behaviour import perplexity
-
     return lambda neurons: perplexity(model, sentences, neurons=neurons, tokens=tokens, progress=False).nll
 
 
@@ -160,10 +161,10 @@ class RetrievalMatrix:
     """Translation retrieval in each language with each language's neurons off, at one layer.
 
     Attributes:
-        values: (off, read), share of sentences whose nearest hub sentence is their translation, 0 to 1.
-        off: whose neurons are off; the first is "none".
-        read: the language that is read.
-        layer: where it was measured.
+        values: (off, read), the share of sentences whose nearest hub sentence is their translation, 0 to 1.
+        off: the languages whose neurons are off; the first is "none".
+        read: the languages that are read.
+        layer: the layer measured.
     """
 
     values: Float[np.ndarray, "off read"]
@@ -172,16 +173,16 @@ class RetrievalMatrix:
     layer: int
 
     def to_frame(self) -> "pd.DataFrame":
-        """A row for each set that is off, a column for each language that is read."""
+        """One row per ablated set, one column per language that is read."""
         import pandas as pd
 
         return pd.DataFrame(self.values, index=pd.Index(self.off, name="off"), columns=pd.Index(self.read, name="read"))
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw the matrix as a heat map with numbers."""
-        from tnkit.plots import heatmaps
+        from tnkit import plots
 
-        return heatmaps.matrix(
+        return plots.matrix(
             self.to_frame(),
             xlabel="language that is read",
             ylabel="neurons that are off",
@@ -207,20 +208,20 @@ def retrieval_matrix(
     layer: SupportsIndex | None = None,
     progress: bool = True,
 ) -> RetrievalMatrix:
-    """Switch each language's neurons off at the token that is read, and read every language.
+    """Switch each language's neurons off at the token that is read, and measure retrieval in every language.
 
     Args:
         model: from `load_model`.
-        texts: language → sentences, aligned; not those that the neurons were found in.
+        texts: language → aligned sentences, which were not used to find the neurons.
         sets: language → its neurons.
         hub: the language of the translations.
         position: "last", "last_word" or "end", as in `LastToken`.
         suffix: as in `capture`.
-        layer: where to measure (default: where retrieval of the untouched languages together is best).
+        layer: the layer to measure (default: where mean retrieval of the untouched languages is highest).
         progress: show a bar.
 
     Raises:
-        TnkitError: for a language without sentences or with other rows, or a layer that the model does not have.
+        TnkitError: for a language without aligned sentences, or a layer that the model does not have.
 
     >>> from tnkit.testing import tiny_model, SENTENCES
     >>> texts = {"en": SENTENCES[:2], "it": SENTENCES[2:4], "ja": SENTENCES[4:]}
@@ -235,7 +236,7 @@ def retrieval_matrix(
         )
     check_position(model, position, PLACES)
     for name in sets:
-        check_texts({part: texts[part] for part in (hub, name)})
+        check_texts({language: texts[language] for language in (hub, name)})
     layers = check_layers(model, range(model.n_layers) if layer is None else (layer,))
     nothing = NeuronSet((), (model.n_layers, model.n_neurons))
     reading: dict[str, Any] = {"position": position, "suffix": suffix, "keep": ["post"], "layers": layers}
@@ -243,8 +244,7 @@ def retrieval_matrix(
     columns = []
     for name in sets:
         prefix = LastToken(model, texts[name], **reading, progress=progress)
-        hits = [geometry.hits(prefix.capture(off), targets) for off in (nothing, *sets.values())]
-        columns.append([np.asarray(hit).mean(axis=1) for hit in hits])
+        columns.append([hits(prefix.capture(off), targets).mean(axis=1) for off in (nothing, *sets.values())])
     values = np.array(columns).transpose(2, 1, 0)  # (layer, off, read)
-    place = int(values[:, 0].mean(axis=1).argmax())
-    return RetrievalMatrix(values[place], ("none", *sets), tuple(sets), tuple(layers)[place])
+    best = int(values[:, 0].mean(axis=1).argmax())
+    return RetrievalMatrix(values[best], ("none", *sets), tuple(sets), tuple(layers)[best])

@@ -12,23 +12,32 @@ The harness comes with pip install 'tnkit[measures]' and is imported on first us
 
 import contextlib
 import io
-import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
 from tnkit import storage
+from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError, first_line, whole_number
-from tnkit.interventions.ablation import Ablation
+from tnkit.interventions.ablation import Ablation, neurons_of
+from tnkit.interventions.comparison import (
+    NONE,
+    SET,
+    Comparison,
+    Control,
+    compared,
+    each_condition,
+    frame_of_conditions,
+)
+from tnkit.measures.harness_model import harness_of, model_class
 from tnkit.measures.task_files import refuse_code, refuse_dataset_code, sandboxed_templates
-from tnkit.models.fingerprint import check_ready
 from tnkit.models.model import Model
+from tnkit.statistics import interval, resamples
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -37,7 +46,6 @@ if TYPE_CHECKING:
 
 UNPARSED = "unparsed"
 _INVALID = "[invalid]"  # what the harness's extracting filters answer where they find nothing
-_RESAMPLES = 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +60,7 @@ class Evaluation:
         before, after: what the harness returned, with every document under "samples".
         count: (token, neuron) values that were set.
         provenance: model, tasks and their versions, ablations, limit, versions.
+        controls: for each control, the evaluation with each draw of it switched off.
     """
 
     table: "pd.DataFrame"
@@ -59,6 +68,37 @@ class Evaluation:
     after: dict[str, Any]
     count: int
     provenance: dict[str, Any] = field(default_factory=dict)
+    controls: dict[str, tuple["Evaluation", ...]] = field(default_factory=dict)
+
+    def compared(self, task: str, metric: str, *, filter: str | None = None) -> Comparison:
+        """A metric of a task, untouched, with the set off and with each control off.
+
+        Args:
+            task, metric, filter: as in the index of `table`; the filter only where a task has several.
+
+        Returns:
+            `Comparison` with a number for every document: means with intervals, effects and p-values.
+
+        Raises:
+            TnkitError: for no such row, several, or a metric without a number for every document.
+        """
+        names = [name for row, name, column in self.table.index if (row, column) == (task, metric)]
+        names = [name for name in names if filter in (None, name)]
+        if len(names) != 1:
+            rows = "; ".join(", ".join(row) for row in self.table.index)
+            raise TnkitError(
+                f"{len(names)} rows have the task {task}, the metric {metric} and the filter {filter or 'any'}; name "
+                f"one of (task, filter, metric): {rows}"
+            )
+
+        def values(result: Evaluation) -> list[np.ndarray]:
+            return [_by_document(run, task, names[0], metric) for run in (result.before, result.after)]
+
+        return compared(self, f"{task}, {metric}", values)
+
+    def by_condition(self) -> "pd.DataFrame":
+        """`table` for the set and each draw of each control, indexed (off, seed, task, filter, metric)."""
+        return frame_of_conditions(self)
 
     def to_frame(self) -> "pd.DataFrame":
         """The table."""
@@ -66,7 +106,7 @@ class Evaluation:
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw every metric before and after."""
-        from tnkit.plots import figures as plots
+        from tnkit import plots
 
         names = [f"{task}\n{metric}" for task, _, metric in self.table.index]
         if len(set(names)) < len(names):
@@ -87,6 +127,8 @@ def evaluate(
     tasks: str | Sequence[str | dict[str, Any]],
     *,
     neurons: Iterable[tuple[int, int]] = (),
+    controls: Mapping[str, Control] = MappingProxyType({}),
+    seeds: SupportsIndex = 10,
     tokens: str = "prompt",
     limit: SupportsIndex | float | None = None,
     num_fewshot: SupportsIndex | None = None,
@@ -106,6 +148,8 @@ def evaluate(
         model: from `load_model`.
         tasks: names of tasks or groups, paths of YAML files, or configurations as dicts.
         neurons: a `NeuronSet` or (layer, neuron) pairs to switch off; with none, the tasks run once.
+        controls: from `tnkit.controls`; each draw runs the tasks once more.
+        seeds: draws of each random control.
         tokens: as in `Ablation`.
         limit: how many documents of each task, or below 1 which share; None takes all.
         num_fewshot: how many examples each prompt shows (default: the task's own number).
@@ -138,9 +182,9 @@ def evaluate(
         limit = whole_number("limit", limit, at_least=1)
     if num_fewshot is not None:
         num_fewshot = whole_number("num_fewshot", num_fewshot)
-    lm_eval = _lm_eval()
-    check_ready(model)
-    ablation = Ablation(model, neurons, tokens=tokens)
+    lm_eval = harness_of()
+    model.check_ready()
+    Ablation(model, neurons, tokens=tokens)  # refuses what it must before data is read
     options = {"tasks": tasks, "limit": limit, "num_fewshot": num_fewshot, "bootstrap_iters": 1000}
     quiet = contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO())
     padding = model.tokenizer.padding_side, model.tokenizer.pad_token
@@ -148,12 +192,15 @@ def evaluate(
     with quiet, sandbox:
         options["task_manager"] = _manager(tasks, include_path, trust_remote_code)
         try:
-            harnessed = _class()(model, batch_size=batch_size)
-            after = None
-            if ablation.values:  # first, because it may be refused
-                with ablation:
-                    after = lm_eval.simple_evaluate(harnessed, **options)
-            before = lm_eval.simple_evaluate(harnessed, **options)
+            harnessed = model_class()(model, batch_size=batch_size)
+
+            def run(off: NeuronSet) -> tuple[dict[str, Any], Ablation]:
+                ablation = Ablation(model, off, tokens=tokens)
+                with ablation if ablation.values else contextlib.nullcontext():
+                    return lm_eval.simple_evaluate(harnessed, **options), ablation
+
+            chosen = neurons_of(model, neurons)
+            results = each_condition(run, chosen, controls=controls, seeds=seeds, name="conditions", progress=progress)
         except OSError as error:  # so are the errors of the Hub and of the network
             names = ", ".join(task if isinstance(task, str) else str(task.get("task")) for task in tasks)
             raise TnkitError(
@@ -162,88 +209,27 @@ def evaluate(
             ) from error
         finally:
             model.tokenizer.padding_side, model.tokenizer.pad_token = padding
-    after = before if after is None else after
-    about = {
-        "model": model.provenance,
-        "tasks": dict(before["versions"]),
-        "ablations": [*model.ablations, *([ablation.about] if ablation.values else [])],
-        "limit": limit,
-        "versions": storage.versions() | {"lm_eval": lm_eval.__version__},
-    }
-    return Evaluation(_table(before, after), before, after, ablation.count, about)
+    ((before, _),) = results.pop(NONE)
+
+    def beside(drawn: tuple[dict[str, Any], Ablation], **more: Any) -> Evaluation:
+        after, ablation = drawn
+        about = {
+            "model": model.provenance,
+            "tasks": dict(before["versions"]),
+            "ablations": [*model.ablations, *([ablation.about] if ablation.values else [])],
+            "limit": limit,
+            "versions": storage.versions() | {"lm_eval": lm_eval.__version__},
+        }
+        return Evaluation(_table(before, after), before, after, ablation.count, about, **more)
+
+    (ablated,) = results.pop(SET)
+    return beside(ablated, controls={name: tuple(map(beside, draws)) for name, draws in results.items()})
 
 
 def __getattr__(name: str) -> Any:
     if name == "TnkitLM":
-        return _class()
+        return model_class()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-@cache
-def _class() -> type:
-    """The harness's model class for tnkit, made on first use because it inherits from one of the harness."""
-    _lm_eval()
-    from lm_eval.models.huggingface import HFLM
-    from tqdm.auto import tqdm
-
-    class TnkitLM(HFLM):
-        """A loaded `tnkit.Model` for the lm-evaluation-harness; runs inside `tnkit.Ablation` are ablated.
-
-        Args:
-            model: from `load_model`.
-            batch_size: how many requests run at once.
-            **options: as in lm_eval.models.huggingface.HFLM.
-        """
-
-        def __init__(self, model: Model, *, batch_size: int = 8, **options: Any) -> None:
-            log = logging.getLogger("lm_eval.models.huggingface")
-            level = log.level
-            log.setLevel(logging.ERROR)  # it warns of a loaded module, which is the point here
-            try:
-                super().__init__(model.module, tokenizer=model.tokenizer, batch_size=batch_size, **options)
-            finally:
-                log.setLevel(level)
-            self.ablated = model
-
-        def _loglikelihood_tokens(
-            self,
-            requests: Sequence[tuple[Any, list[int], list[int]]],
-            disable_tqdm: bool = False,
-            override_bs: int | None = None,
-        ) -> list[tuple[float, bool]]:
-            """As HFLM's, one length at a time.
-
-            HFLM pads without an attention mask, so that the last token of a padded row would be padding.
-            """
-            scopes = {ablation["tokens"] for ablation in self.ablated.ablations}
-            if "last_word" in scopes or ("last" in scopes and any(len(end) > 1 for *_, end in requests)):
-                raise TnkitError(
-                    'tokens="last" and "last_word" have no meaning for continuations of several tokens, which the '
-                    'harness feeds together with their prompt; use tokens="prompt" or "all"'
-                )
-            places: dict[int, list[int]] = {}
-            for place, (_, start, end) in enumerate(requests):
-                places.setdefault(len(start) + len(end), []).append(place)
-            answers = [(math.nan, False)] * len(requests)
-            with tqdm(total=len(requests), desc="likelihoods", disable=disable_tqdm, leave=False) as bar:
-                for _, group in sorted(places.items(), reverse=True):
-                    found = super()._loglikelihood_tokens([requests[place] for place in group], True, override_bs)
-                    for place, answer in zip(group, found, strict=True):
-                        answers[place] = answer
-                    bar.update(len(group))
-            return answers
-
-    return TnkitLM
-
-
-def _lm_eval() -> ModuleType:
-    try:
-        import lm_eval
-    except ImportError as error:
-        raise TnkitError(
-            "the lm-evaluation-harness (lm_eval) is not installed: pip install 'tnkit[measures]'"
-        ) from error
-    return lm_eval
 
 
 def _manager(tasks: list[str | dict[str, Any]], include_path: str | Path | None, trusted: bool) -> "TaskManager":
@@ -289,6 +275,16 @@ def _table(before: dict[str, Any], after: dict[str, Any]) -> "pd.DataFrame":
     return pd.DataFrame(rows.values(), index=index)
 
 
+def _by_document(run: dict[str, Any], task: str, name: str, metric: str) -> np.ndarray:
+    samples = run["samples"].get(task, [])
+    if metric == UNPARSED:
+        return _unparsed(samples, name, _fallbacks(run["configs"].get(task, {}))[name])
+    values = _values(samples, name, metric)
+    if values is None:
+        raise TnkitError(f"{metric} of {task} has no number for each document; compare a metric that has one")
+    return values
+
+
 def _values(samples: list[dict[str, Any]], name: str, metric: str) -> np.ndarray | None:
     """A metric's value for each document, where it has one number a document."""
     found = [one.get(metric) for one in samples if one["filter"] == name]
@@ -312,8 +308,7 @@ def _row(before: float, after: float, values: list[np.ndarray | None]) -> dict[s
     row["documents"] = documents
     is_mean = np.allclose([values[0].mean(), values[1].mean()], [before, after])
     if documents > 1 and is_mean:
-        weights = np.random.default_rng(0).multinomial(documents, np.full(documents, 1 / documents), _RESAMPLES)
-        row["low"], row["high"] = np.quantile(weights @ (values[1] - values[0]) / documents, (0.025, 0.975))
+        row["low"], row["high"] = interval(resamples(documents) @ (values[1] - values[0]) / documents)
     return row
 
 

@@ -1,8 +1,6 @@
 """What `load_model` is given, turned into a transformers module and its tokenizer: checkpoints and wrapped models."""
 
-import logging
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 
 from tnkit.errors import TnkitError, first_line
 from tnkit.models import reading as architecture
+from tnkit.models.wrapper import Envoy, quiet_loading
 
 _DTYPES = {
     torch.float32: ("float32", "fp32", "float"),
@@ -58,8 +57,6 @@ def unwrapped(source: Any, tokenizer: Any) -> tuple[str | Path | PreTrainedModel
     >>> module is tiny_module("gpt2")
     True
     """
-    from nnsight.intervention.envoy import Envoy
-
     if isinstance(source, Envoy):
         source, tokenizer = source._module, tokenizer or getattr(source, "tokenizer", None)
     elif isinstance(source, transformers.Pipeline):
@@ -208,17 +205,3 @@ def cannot_load(source: str, error: Exception, known: Iterable[str]) -> str:
         f"unknown model {source!r}: it is not a packaged model ({', '.join(known)}), not a local folder, and "
         f"it could not be downloaded from the Hugging Face Hub ({said})"
     )
-
-
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Silence transformers' bars and reports for a moment; tnkit says in a sentence what is wrong."""
-    was_on, verbosity = transformers.utils.logging.is_progress_bar_enabled(), transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        transformers.utils.logging.set_verbosity(verbosity)
-        if was_on:
-            transformers.utils.logging.enable_progress_bar()

@@ -11,14 +11,15 @@ import re
 import shutil
 import tempfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-from tnkit import program as process
+from tnkit import signals
 from tnkit.errors import TnkitError
 from tnkit.storage import cache_folder, private, write_text
 
@@ -61,7 +62,7 @@ def converted_folder(name: str) -> Path:
             if not _is_whole(folder):
                 shutil.rmtree(folder, ignore_errors=True)
                 temporary = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-")
-                with temporary as work, process.unfinished(work):
+                with temporary as work, signals.unfinished(work):
                     target = Path(work) / "converted"
                     _convert(_join(name, model, Path(work)), target)
                     write_text(target / "tnkit.json", json.dumps(_checksums(target)))
@@ -161,9 +162,24 @@ def _parts(name: str, model: PackagedModel) -> list[Path]:
     return parts
 
 
+@contextmanager
+def _parsed_once() -> Iterator[None]:
+    """A context in which transformers, which reads tokenizer, config and weights one by one, parses a GGUF file once.
+
+    Parsing takes half of the minute that a conversion takes.
+    """
+    import gguf
+
+    reader = gguf.GGUFReader
+    setattr(gguf, "GGUFReader", cache(reader))  # noqa: B010 - a type checker refuses to assign to a class
+    try:
+        yield
+    finally:
+        setattr(gguf, "GGUFReader", reader)  # noqa: B010
+
+
 def _convert(joined: Path, target: Path) -> None:
     """Dequantise a Gemma GGUF file into a float32 transformers folder."""
-    import gguf
     import torch
     from tokenizers import processors
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -174,8 +190,7 @@ def _convert(joined: Path, target: Path) -> None:
     logging.disable_progress_bar()
     source: dict[str, Any] = {"pretrained_model_name_or_path": joined.parent, "gguf_file": joined.name}
     load: Any = AutoModelForCausalLM.from_pretrained  # a pair, with loading info
-    # Asked for tokenizer, config and weights, transformers parses the file anew each time: half of the minute.
-    with mock.patch.object(gguf, "GGUFReader", cache(gguf.GGUFReader)):
+    with _parsed_once():
         tokenizer = AutoTokenizer.from_pretrained(**source)
         module, info = load(**source, dtype=torch.float32, output_loading_info=True)
     check_complete(joined.name, info)

@@ -1,31 +1,19 @@
-"""What is asked of a loaded model before anything else: are its neurons read correctly, and which weights are these?
-
-Both questions are put where the weights are, so that they can be put to a remote model as well.
-"""
+"""What is proved of a model when it is loaded: its neurons are read correctly, and its attention is causal."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-import xxhash
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from tnkit.errors import TnkitError, last_line
-from tnkit.models.reading import Sites, real, whole
+from tnkit.models.model import PROBE, Model
+from tnkit.models.reading import Sites
 from tnkit.models.trace import OutOfOrderError, trace_blocks
-from tnkit.storage import tensor_bytes
-
-if TYPE_CHECKING:
-    from tnkit.models.model import Model
-
-_PROBE = "Languages meet in the middle, 2 by 2; 言葉は中で出会う。"
-_ROW = 1 << 14  # words of a weight that are hashed together
-_KNOWN: dict[bytes, str] = {}  # weights hashes, by the XXH3 of the same weights
 
 
 def completeness_error(model: Model) -> Float[Tensor, "layer"]:
@@ -88,7 +76,7 @@ def proved(model: Model, readings: Iterable[Sites]) -> Model:
             _check_causal(model, probe)
             return candidate
         tried.append((float(probe.incomplete.max()), int(probe.incomplete.argmax()), sites, ""))
-    missed, layer, best, reason = min(tried, key=lambda one: one[0])
+    missed, layer, best, reason = min(tried, key=lambda attempt: attempt[0])
     where = f"with {best} in {model.blocks_path}.{layer}"
     if reason:
         raise TnkitError(f"{kind} is not an architecture that tnkit can trace: {where}, the pass failed ({reason})")
@@ -122,27 +110,20 @@ def _probed(model: Model) -> _Probe:
     """Run the beginnings of a short text, padded, and then the whole text, unpadded, read where each of those ends."""
     ids = torch.tensor(_probe_ids(model))
     beginnings = torch.ones(len(ids), len(ids), dtype=torch.long).tril()
-    found = _run(
-        model,
-        ids,
-        beginnings,
-        keep=("mid", "post", "activations", "scale"),
-        reduce=_measured if model.remote else None,
-    )
-    if not model.remote:  # outside the pass, where weights that are spread over processes can be gathered
+    reduce = model.sent(_measured)
+    padded = _run(model, ids, beginnings, keep=("mid", "post", "activations", "scale"), reduce=reduce)
+    if reduce is None:  # outside the pass, where weights that are spread over processes can be gathered
         weights = (model.value_vectors, model.output_gain, model.output_bias)
-        sites = [{site: kept[layer] for site, kept in found.items()} for layer in range(model.n_layers)]
-        checked = [_measured(layer, one, *(ask(layer) for ask in weights)) for layer, one in enumerate(sites)]
-        found = {name: [one[name] for one in checked] for name in checked[0]}
-    whole_text = _run(model, ids, torch.ones_like(beginnings), keep=("post",))["post"]
+        sites = [{site: kept[layer] for site, kept in padded.items()} for layer in range(model.n_layers)]
+        checked = [_measured(layer, kept, *(ask(layer) for ask in weights)) for layer, kept in enumerate(sites)]
+        padded = {name: [measured[name] for measured in checked] for name in checked[0]}
+    whole = _run(model, ids, torch.ones_like(beginnings), keep=("post",))
+    pairs = [(short.cpu(), full.cpu()) for short, full in zip(padded["post"], whole["post"], strict=True)]
     changed = [
-        (
-            (padded.cpu() - unpadded.cpu()).float().norm(dim=1) / unpadded.cpu().float().norm(dim=1).clamp_min(1e-38)
-        ).max()
-        for padded, unpadded in zip(found["post"], whole_text, strict=True)
+        ((short - full).float().norm(dim=1) / full.float().norm(dim=1).clamp_min(1e-38)).max() for short, full in pairs
     ]
-    incomplete = torch.stack([error.cpu() for error in found["error"]])
-    return _Probe(incomplete, torch.stack(changed), float(found["rounding"][0]) < 1e-6)
+    incomplete = torch.stack([error.cpu() for error in padded["error"]])
+    return _Probe(incomplete, torch.stack(changed), float(padded["rounding"][0]) < 1e-6)
 
 
 def _run(model: Model, ids: Tensor, mask: Tensor, **how: Any) -> dict[str, list[Tensor]]:
@@ -158,7 +139,7 @@ def _probe_ids(model: Model) -> list[int]:
     Raises:
         TnkitError: where there are none, or the model has no embedding for one: the tokenizer is another model's.
     """
-    ids = model.tokenizer(_PROBE, verbose=False)["input_ids"][:8]
+    ids = model.tokenizer(PROBE, verbose=False)["input_ids"][:8]
     known = model.lm._module.get_input_embeddings().weight.shape[0]
     if not ids or max(ids) >= known:
         raise TnkitError(
@@ -177,67 +158,3 @@ def _measured(_: int, sites: Mapping[str, Tensor], vectors: Tensor, gain: Tensor
     missed = ((mid + branch - post).norm(dim=1) - eps * post.norm(dim=1)).clamp_min(0)
     error = (missed / branch.norm(dim=1).clamp_min(1e-38)).max()
     return {"error": error, "rounding": torch.tensor(eps), "post": sites["post"]}
-
-
-def fingerprint_there(module: Any, size: int) -> str | None:
-    """`fingerprint` of a model on a server; None where its weights are not there, or not of the expected size."""
-    state = module.state_dict(keep_vars=True)
-    if size != sum(tensor.numel() * (not tensor.is_meta) for tensor in state.values()):
-        return None
-    return fingerprint(module)
-
-
-def fingerprint(module: Any) -> str:
-    """`Model.weights_hash` of a module, or of nnsight's wrapper of one, read from its weights as they are now."""
-    digest, seen = hashlib.sha256(), {}
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:  # tied weights are read once
-            seen[id(tensor)] = row_sums(whole(real(module, name, tensor).detach()))
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {seen[id(tensor)]}\n".encode())
-    return digest.hexdigest()[:32]
-
-
-def row_sums(tensor: Tensor) -> list[int]:
-    """Multilinear hashes (Lemire & Kaser, 2014) of a tensor's bytes, 64 KiB at a time.
-
-    Each is the sum, mod 2^64, of 32-bit words times odd keys that depend on the place of the word. Integers are exact,
-    so every device gives the same, at about the speed of its memory.
-    """
-    data = tensor.contiguous().reshape(-1).view(torch.uint8)
-    if data.storage_offset() % 4:
-        data = data.clone()
-    size = 4 * _ROW
-    end = len(data) // size * size
-    keys = torch.arange(1, _ROW + 1, device=data.device) * -7046029254386353131  # mixed as splitmix64 does
-    keys = (keys ^ keys >> 30) * -4658895280553007687
-    keys = (keys ^ keys >> 27) | 1
-    rest = torch.nn.functional.pad(data[end:], (0, size - len(data) + end))
-    step = 1 if data.device.type == "cpu" else 1024  # rows at a time: one stays in a processor's cache
-    rows = [(part * keys).sum(dim=1) for part in data[:end].view(torch.int32).view(-1, _ROW).split(step)]
-    return torch.cat([*rows, (rest.view(torch.int32) * keys).sum()[None]]).tolist()
-
-
-def weights_hash(module: nn.Module) -> str:
-    """`fingerprint`, taken again only where a weight's bytes have changed, which XXH3 tells several times as fast."""
-    state = module.state_dict(keep_vars=True)
-    if any(tensor.device.type != "cpu" for tensor in state.values()):
-        return fingerprint(module)
-    seen, digest = set(), xxhash.xxh3_128()
-    for name, tensor in state.items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {id(tensor) in seen}\n".encode())
-        if id(tensor) not in seen:
-            digest.update(tensor_bytes(tensor))
-        seen.add(id(tensor))
-    if (bytes_now := digest.digest()) not in _KNOWN:
-        _KNOWN[bytes_now] = fingerprint(module)
-    return _KNOWN[bytes_now]
-
-
-def unread(_module: Any) -> None:
-    """The fingerprint of weights that cannot be read."""
-    return None
-
-
-def part(number: int, *weights: Tensor) -> Tensor:
-    """One of a layer's value vectors, output gain and output bias."""
-    return weights[number]

@@ -12,13 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from tnkit.interventions.scopes import Given, Prompt
 
 _PATIENCE = 10  # seconds of waiting after which the log says so
 _POLL = 0.1  # seconds after which a waiting thread looks for Ctrl-C
@@ -118,6 +115,40 @@ TURN = Turn()
 
 
 @dataclass
+class Given:
+    """What the outermost module of a forward pass was called with.
+
+    Attributes:
+        module: the one that was called.
+        mask: its attention_mask.
+        ids: its input_ids, or None.
+        packed: whether positions begin again within a row, which holds several texts then.
+    """
+
+    module: nn.Module
+    mask: Any
+    ids: Tensor | None
+    packed: bool
+
+
+@dataclass
+class Prompt:
+    """The prompts of one call of `generate`, or of any passes that run them in pieces.
+
+    Attributes:
+        width: columns of the prompts.
+        real: which tokens are not padding, (prompt, token), or None where `generate` makes the mask itself.
+        ids: their token ids, or None where embeddings were given.
+        own: which tokens are a sentence's own, where a template is around it.
+    """
+
+    width: int
+    real: Tensor | None
+    ids: Tensor | None
+    own: Tensor | None = None
+
+
+@dataclass
 class State:
     """What is done to one module.
 
@@ -134,9 +165,9 @@ class State:
     entered: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     hooks: ExitStack = field(default_factory=ExitStack)
     watchers: int = 0
-    given: "Given | None" = None
-    prompt: "Prompt | None" = None
-    own: "Tensor | None" = None
+    given: Given | None = None
+    prompt: Prompt | None = None
+    own: Tensor | None = None
     generated: int = 0
     weights: str | None = None
 

@@ -4,10 +4,7 @@ The pass runs right-padded batches (causal attention leaves the last real token 
 wanted block in forward order, reduces them to one token inside the trace, and stops after the last wanted block, so
 that the output head never runs.
 
-On NDIF the same blocks run on the server. They travel as source, together with the functions that they call, so these
-are plain: defined at the top of a module and imported by name, without decorators, importing nothing themselves, given
-nothing but tensors, numbers, names and other such functions. Weights are read there, never fetched, and only what a
-block saves comes back.
+Blocks also run on NDIF; `tnkit.models.remote` states the rules for the functions that they call.
 """
 
 from __future__ import annotations  # shapes in signatures then travel as text, and need no jaxtyping over there
@@ -15,7 +12,7 @@ from __future__ import annotations  # shapes in signatures then travel as text, 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from operator import attrgetter
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import nnsight
 import torch
@@ -24,17 +21,12 @@ from nnsight.intervention.interleaver import OutOfOrderError as OutOfOrderError 
 from torch import Tensor
 
 from tnkit.errors import TnkitError
-from tnkit.models.fingerprint import check_repeatable, hooks_checked
+from tnkit.models.model import Change, Model
 from tnkit.models.reading import output_gain, value_vectors, whole
-from tnkit.models.remote import served
 from tnkit.models.sessions import TURN
-
-if TYPE_CHECKING:
-    from tnkit.models.model import Model
 
 SITES = ("pre", "mid", "post", "activations", "scale")
 _UNITS = 1024  # unit vectors sent through a linear map at a time
-Change = tuple[Tensor, Tensor, Tensor, float | None]  # of a layer's activations, as `changed` takes it
 
 
 def trace_blocks(
@@ -51,12 +43,12 @@ def trace_blocks(
     """Run one batch and return the sites named in `keep`, as a list over `layers` each.
 
     `scale` is the reciprocal of the denominator of the branch's own output norm, so that contribution =
-    scale · gain ⊙ value vector · activation; it is 1 where there is no such norm. Under a mean over tokens the
-    activations are weighted by `scale`, which keeps mid + sum of contributions + bias = post exact for the means too.
+    scale · gain ⊙ value vector · activation; it is 1 without such a norm. Under a mean over tokens the activations are
+    weighted by `scale`, which keeps mid + sum of contributions + bias = post exact for the means too.
 
     Args:
-        model: a `tnkit.models.model.Model`.
-        inputs: what the model is called with: input_ids and attention_mask, padded on the right, on the model's device.
+        model: from `load_model`.
+        inputs: input_ids and attention_mask, padded on the right, on the model's device, and other arguments.
         last: the place of each sentence's last real token in input_ids.
         layers: blocks to read, ascending; nothing after the last one runs.
         keep: any of `SITES`.
@@ -70,84 +62,33 @@ def trace_blocks(
         in its dtype or float32.
 
     Raises:
-        TnkitError: for a module in training mode or under autocast, or a hook that changes what is read; where a remote
-            model's server fails, in its words.
+        TnkitError: as `Model.tracing` does.
     """
-    if not model.remote:
-        check_repeatable(model.module)
     blocks = attrgetter(model.blocks_path)(model.lm)
     final_norm: Any = attrgetter(model.final_norm_path)(model.lm) if normed_last and model.final_norm_path else None
     names, size, keep = SimpleNamespace(**vars(model.sites)), (model.n_neurons, model.hidden_size), frozenset(keep)
     layers, tokens = tuple(layers), tuple(inputs["input_ids"].shape)
     normed = model.n_layers - 1 if normed_last else None
-    changes: dict[int, list[Change]] = {}
-
-    with TURN, served(model), torch.inference_mode(), hooks_checked(model) as hooked:
-        for edit in model.edits:
-            for layer, change in edit(inputs, layers[-1]).items():
-                changes.setdefault(layer, []).append(change)
+    with TURN, torch.inference_mode(), model.tracing() as hooked:
+        changes = model.edits(inputs, layers[-1])
         beyond = blocks[layers[-1] + 1] if hooked and layers[-1] + 1 < model.n_layers else None
         with model.lm.trace(**inputs, remote=model.remote) as tracer:
-            found = nnsight.save({})
+            kept = nnsight.save({})
             for layer in sorted({*layers, *changes}):
                 wanted = keep if layer in layers else ()
                 values = _read(blocks[layer], names, wanted, (tokens, last, weights), changes.get(layer, ()))
                 if "post" in wanted:
-                    post = _first(blocks[layer].output)
+                    post = first(blocks[layer].output)
                     values["post"] = _pooled(final_norm(post) if layer == normed else post, last, weights)
                 if reduce is not None and wanted:
-                    values = exactly(reduce, layer, values, *_weights(blocks[layer], names, *size))
+                    values = exactly(reduce, layer, values, *weights_of(blocks[layer], names, *size))
                 for name, value in values.items():
-                    found.setdefault(name, []).append(value)
+                    kept.setdefault(name, []).append(value)
             if beyond is not None:  # the last block's own hooks have run by then
                 _begun = beyond.input
             if beyond is not None or not hooked:
                 tracer.stop()
-    return found
-
-
-def ask_weights(model: Model, question: Callable[..., Any], given: Mapping[int, tuple[Any, ...]]) -> dict[int, Any]:
-    """Put a question to the weights of some layers, where they are.
-
-    Args:
-        model: a `tnkit.models.model.Model`.
-        question: a function of a layer's value vectors, output gain and output bias, and of what is given for it.
-        given: the layers, and what else the question is asked with.
-
-    Returns:
-        The answer for each layer.
-
-    >>> from tnkit.testing import tiny_model
-    >>> ask_weights(tiny_model(), lambda vectors, gain, bias, power: vectors.shape[0] ** power, {2: (1,)})
-    {2: 48}
-    """
-    if not model.remote:
-        return {
-            layer: question(model.value_vectors(layer), model.output_gain(layer), model.output_bias(layer), *extra)
-            for layer, extra in given.items()
-        }
-    blocks = attrgetter(model.blocks_path)(model.lm)
-    names, size = SimpleNamespace(**vars(model.sites)), (model.n_neurons, model.hidden_size)
-    token = {"input_ids": torch.zeros(1, 1, dtype=torch.long), "use_cache": False}
-    with TURN, served(model), torch.inference_mode():
-        with model.lm.trace(**token, remote=model.remote) as tracer:
-            answers, _begun = nnsight.save({}), blocks[0].output  # a sandbox answers once the pass has begun
-            for layer, extra in given.items():
-                answers[layer] = exactly(question, *_weights(blocks[layer], names, *size), *extra)
-            tracer.stop()
-    return answers
-
-
-def ask_module(model: Model, question: Callable[..., Any], *extra: Any) -> tuple[Any, str]:
-    """Put a question to the whole model where it runs; the answer, and the dtype that its first block computes in."""
-    block, root = attrgetter(model.blocks_path)(model.lm)[0], model.lm
-    token = {"input_ids": torch.zeros(1, 1, dtype=torch.long), "use_cache": False}
-    with TURN, served(model), torch.inference_mode():
-        with model.lm.trace(**token, remote=model.remote) as tracer:
-            answers = nnsight.save([question(root, *extra)])
-            answers.append(str(_first(block.output).dtype))
-            tracer.stop()
-    return tuple(answers)
+    return kept
 
 
 def chosen_sites(keep: Iterable[str]) -> tuple[str, ...]:
@@ -192,7 +133,7 @@ def changed(
 
 def exactly(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function at full precision: a server runs blocks under autocast, which would round its products."""
-    device = next(one.device.type for one in arguments if isinstance(one, Tensor))
+    device = next(value.device.type for value in arguments if isinstance(value, Tensor))
     with torch.autocast(device, enabled=False):
         return function(*arguments)
 
@@ -220,7 +161,7 @@ def _read(
         if "pre" in keep:
             values["pre"] = pre
     if "mid" in keep and names.mid is None:
-        branch = _pooled(_first(attrgetter(names.attention)(block).output), last, weights)
+        branch = _pooled(first(attrgetter(names.attention)(block).output), last, weights)
         values["mid"] = pre.float() + branch.float()
     elif "mid" in keep:
         values["mid"] = _pooled(attrgetter(names.mid)(block).input.reshape(shape), last, weights)
@@ -239,7 +180,7 @@ def _read(
             norm = attrgetter(names.norm)(block)
             before, after = last_map.output, norm.output
         if weights is None:  # one token of each sentence is enough
-            neurons, before, after = (_pooled(one, last, None) for one in (neurons, before, after))
+            neurons, before, after = (_pooled(value, last, None) for value in (neurons, before, after))
         scale = torch.ones(before.shape[:-1], dtype=torch.float32, device=before.device)
         if names.norm:
             gain = output_gain(norm, names.multiplier, before.reshape(-1, before.shape[-1])[0].to(neurons.dtype))
@@ -248,11 +189,11 @@ def _read(
         if weights is not None:
             mean = _pooled(scale, last, weights)
             neurons, scale = _pooled(neurons * (scale / mean[:, None])[..., None], last, weights), mean
-        values |= {site: one for site, one in (("activations", neurons), ("scale", scale)) if site in keep}
+        values |= {site: value for site, value in (("activations", neurons), ("scale", scale)) if site in keep}
     return values
 
 
-def _weights(block: Any, names: SimpleNamespace, neurons: int, hidden: int) -> tuple[Tensor, Tensor, Tensor]:
+def weights_of(block: Any, names: SimpleNamespace, neurons: int, hidden: int) -> tuple[Tensor, Tensor, Tensor]:
     """A layer's value vectors (neuron, hidden), output gain and output bias, wherever the weights are.
 
     Where this block cannot see a weight whole (a server may run it in a process of its own, beside a model without
@@ -280,5 +221,6 @@ def _pooled(values: Tensor, last: Tensor, weights: Tensor | None) -> Tensor:
     return (values.detach().float() * weights.reshape(*weights.shape, *[1] * (values.ndim - 2))).sum(dim=1)
 
 
-def _first(output: Tensor | tuple[Any, ...]) -> Tensor:
+def first(output: Tensor | tuple[Any, ...]) -> Tensor:
+    """What a module returns first."""
     return output[0] if isinstance(output, tuple) else output

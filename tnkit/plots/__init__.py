@@ -1,4 +1,4 @@
-"""Pictures: arrays and frames in, matplotlib axes or figures out."""
+"""Figures: arrays and pandas frames in, matplotlib axes or figures out."""
 
 import lazy_loader
 

@@ -1,15 +1,17 @@
-"""One look for every figure: palette, markers, names, fonts, and how figures are saved."""
+"""The look of every figure: palette, markers, names, fonts, and how figures are saved."""
 
+import json
 import logging
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.text import Text
 
@@ -19,7 +21,7 @@ from tnkit.errors import visible
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
-# Okabe & Ito's palette, which readers with any colour vision tell apart; a language keeps its colour everywhere.
+# The palette of Okabe & Ito, which is safe for colour-blind readers; a language keeps its colour in every figure.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#000000")
 _FIXED = dict(zip(("en", "ja", "ko", "nl", "it", "zh", "de", "fr"), PALETTE, strict=True))
 _NAMES = {
@@ -32,7 +34,7 @@ _NAMES = {
 KIND_NAMES = {"type1": "Type-1", "type2": "Type-2"}
 KIND_COLOURS = {"type1": "#0072B2", "type2": "#D55E00"}
 MARKERS = "osD^vPX*"
-# Of Linux, macOS and Windows; Japanese first, because shared characters are drawn in the first font that has them.
+# On Linux, macOS and Windows. Japanese fonts come first: a shared character is drawn in the first font that has it.
 _CJK_FONTS = (
     "Noto Sans CJK JP", "Hiragino Sans", "Yu Gothic", "Noto Sans CJK KR", "Apple SD Gothic Neo", "Malgun Gothic",
 )  # fmt: skip
@@ -55,21 +57,21 @@ _STYLE: "dict[RcKeyType, Any]" = {
     "savefig.dpi": 150,
 }
 _UNDATED = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-_LONGEST = 80  # characters of a name in a figure
+_LONGEST = 80  # characters of a text in a figure
 _CJK = re.compile("[\u2e80-\u9fff\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef]")
 _log = logging.getLogger("tnkit")
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The project's matplotlib style, as a context.
+    """Use the project's matplotlib style inside a `with` block.
 
-    Interactive mode stays as it is left: in a notebook, the first figure loads the backend, which turns it on, and
-    without it no later figure would be shown.
+    Interactive mode is not reset: a notebook's first figure loads the backend, which turns it on, and without it no
+    later figure would be shown.
 
     >>> with style():
-    ...     figure = plt.figure()
-    >>> plt.close(figure)
+    ...     plt.rcParams["legend.frameon"]
+    False
     """
     with plt.rc_context({**_STYLE, "font.family": _fonts()}):
         try:
@@ -80,19 +82,40 @@ def style() -> Iterator[None]:
 
 
 def use_style() -> None:
-    """The project's matplotlib style from here on, so that titles and figures of your own in a notebook go with it."""
+    """Use the project's matplotlib style from here on, also for your own figures and titles."""
     plt.rcParams.update({**_STYLE, "font.family": _fonts()})
 
 
 def _fonts() -> list[str]:
     from matplotlib import font_manager
 
-    there = {font.name for font in font_manager.fontManager.ttflist}
-    return [name for name in _STYLE["font.family"] if name in there]
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return [name for name in _STYLE["font.family"] if name in installed]
+
+
+@contextmanager
+def axes(ax: Axes | None, width: float, height: float) -> Iterator[Axes]:
+    """Draw in the project's style, on `ax` or on a new figure of `width` by `height` inches."""
+    with style():
+        yield ax or plt.subplots(figsize=(width, height))[1]
+
+
+def panels(count: int, *, width: float, height: float, title: str = "") -> tuple[Figure, list[Axes]]:
+    """A figure with `count` axes in a row, each of `width` by `height` inches.
+
+    >>> figure, (left, right) = panels(2, width=4.0, height=3.0, title="before and after")
+    >>> figure.get_size_inches().tolist()
+    [8.0, 3.0]
+    """
+    with style():
+        figure, grid = plt.subplots(1, count, figsize=(width * count, height), squeeze=False)
+        if title:
+            figure.suptitle(literal(title))
+    return figure, list(grid[0])
 
 
 def language_name(code: str) -> str:
-    """A language's English name, or its code where tnkit knows none.
+    """A language's English name, or the code itself if tnkit knows no name.
 
     >>> language_name("ja"), language_name("tlh")
     ('Japanese', 'tlh')
@@ -101,10 +124,10 @@ def language_name(code: str) -> str:
 
 
 def literal(text: object) -> str:
-    """Text of others as a figure can draw it: as it is, never as a formula, and of at most 80 characters.
+    """Text from elsewhere, prepared so that a figure shows it as it is, in at most 80 characters.
 
-    matplotlib would read what is between dollar signs as mathematics, and leave a label that begins with an underscore
-    out of a legend. Control characters are shown as escapes.
+    matplotlib would read text between dollar signs as mathematics, and omit a label that begins with an underscore
+    from the legend. Control characters become escapes.
 
     >>> print(literal("$x$\\x1b"))
     \\$x\\$\\x1b
@@ -119,17 +142,17 @@ def _encodable(text: object) -> str:
 
 
 def language_label(code: str) -> str:
-    """A language's name for a figure."""
+    """A language's name, as `literal` text for a figure."""
     return literal(language_name(code))
 
 
 def language_colour(code: str) -> str:
-    """The colour that a language has in every figure."""
+    """The colour of a language, the same in every figure."""
     return _FIXED.get(code) or PALETTE[zlib.crc32(code.encode(errors="replace")) % len(PALETTE)]
 
 
 def is_language(code: object) -> bool:
-    """Whether it is the code of a language whose name tnkit knows.
+    """Whether `code` is a language code that tnkit has a name for.
 
     >>> is_language("ja"), is_language("non-parallel")
     (True, False)
@@ -138,13 +161,16 @@ def is_language(code: object) -> bool:
 
 
 def save_figure(figure: Figure | SubFigure, path: str | Path, *, close: bool = True, about: str = "") -> Path:
-    """Write a figure in the format of its ending, atomically; the same figure gives the same bytes, without a date.
+    """Write a figure atomically, in the format of the path's ending; the same figure gives the same bytes.
 
     Args:
-        figure: what to write, whole.
-        path: where to; its folder is made.
-        close: close it afterwards; False leaves it open, so that a notebook still shows it.
+        figure: to write; of a subfigure, the whole figure.
+        path: of the file; its folder is created.
+        close: whether to close the figure; a notebook shows figures that stay open.
         about: a description for the file's metadata.
+
+    Returns:
+        The path.
     """
     figure, path = figure.get_figure(root=True), Path(path)
     ending = path.suffix.lstrip(".") or "png"
@@ -158,14 +184,44 @@ def save_figure(figure: Figure | SubFigure, path: str | Path, *, close: bool = T
     return written
 
 
+def figure_saver(prefix: str | Path, **parameters: object) -> Callable[..., None]:
+    """A function that saves figures with the parameters they were made with, and leaves them open.
+
+    Args:
+        prefix: folder and beginning of the file names.
+        parameters: written as JSON, with the versions of the packages, into each file's metadata.
+
+    Returns:
+        `save(name, drawn, title="")`, which sets the title of the axes or figure if one is given, and writes
+        PREFIX-NAME.png.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     save = figure_saver(f"{folder}/01", model="gemma-3-270m", top=300)
+    ...     save("empty", plt.figure())
+    ...     [path.name for path in Path(folder).iterdir()]
+    ['01-empty.png']
+    """
+    about = storage.without_folders({"parameters": parameters, "versions": storage.versions()})
+
+    def save(name: str, drawn: Axes | Figure, title: str = "") -> None:
+        if title:
+            with style():
+                drawn.set_title(literal(title)) if isinstance(drawn, Axes) else drawn.suptitle(literal(title))
+        figure = drawn.figure if isinstance(drawn, Axes) else drawn
+        save_figure(figure, f"{prefix}-{name}.png", close=False, about=json.dumps(about, ensure_ascii=False))
+
+    return save
+
+
 def cjk_font() -> str | None:
-    """The font that draws Japanese, Chinese and Korean, or None where there is none."""
+    """The font that draws Japanese, Chinese and Korean, or None if none is installed."""
     return next((name for name in _fonts() if name in _CJK_FONTS), None)
 
 
 def warn_of_boxes(figure: Figure) -> None:
-    """Log, once, which font package is missing where a figure's text would be drawn as boxes."""
-    text = " ".join(part.get_text() for part in figure.findobj(Text))
+    """Warn once, naming the font package to install, if a figure's text would be drawn as boxes."""
+    text = " ".join(element.get_text() for element in figure.findobj(Text))
     if _CJK.search(text) and cjk_font() is None:
         _warn_of_cjk()
 
@@ -173,7 +229,7 @@ def warn_of_boxes(figure: Figure) -> None:
 @cache
 def _warn_of_cjk() -> None:
     _log.warning(
-        "no font with Japanese, Chinese and Korean glyphs was found, so figures show boxes in their place: %s",
+        "no font with Japanese, Chinese and Korean glyphs was found, so figures show boxes instead: %s",
         GET_CJK_FONT,
     )
 

@@ -19,11 +19,11 @@ from nnsight.intervention.backends.remote import RemoteError
 
 import tnkit as tn
 from tnkit.captures.passes import plan
-from tnkit.detection import scoring
 from tnkit.detection.scoring import ScoreAccumulator, contribution_norms
 from tnkit.detection.sums import add_up
 from tnkit.interventions.last_token import LastToken
-from tnkit.models.model import completeness_error
+from tnkit.models.proofs import completeness_error
+from tnkit.models.remote import RemoteModel
 from tnkit.testing import SENTENCES, byte_tokenizer, tiny_module
 from tnkit.tests.server import rehearsing
 
@@ -68,9 +68,9 @@ def compare(folder, remote=SERVER):
     differ("contribution norms", contribution_norms(here, ours), contribution_norms(there, theirs))
     targets = [tn.estimate_centroids([kept]) for kept in (ours, theirs)]
     differ("centroids", *(target.values for target in targets))
-    for distance, parcel in (("cosine", scoring._PARCEL), ("euclidean", 1300)):  # in one request, in several
+    for distance, parcel in (("cosine", RemoteModel.request_bytes), ("euclidean", 1300)):  # in one request, in several
         both = zip((here, there), (ours, theirs), targets, strict=True)
-        with mock.patch.object(scoring, "_PARCEL", parcel):
+        with mock.patch.object(RemoteModel, "request_bytes", parcel):
             differ(f"scores: {distance}", *(tn.score_neurons(*one, distance=distance).values for one in both))
     for position in ("last", "mean"):
         options = {"top": 20, "position": position, **QUIET}

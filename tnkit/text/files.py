@@ -8,8 +8,10 @@ import os
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,46 +20,42 @@ from tnkit.errors import TnkitError, first_line
 
 BYTES = 2 << 30  # of text, of one file or table
 CELLS = 100_000_000
-_FREE, _RATIO = 64 << 20, 200  # bytes that any file may unpack to; beyond them, at most so many for each packed one
+_FREE, _RATIO = 64 << 20, 200  # any file may unpack to the first; beyond it, at most so many bytes per packed byte
 _NAMES = 10_000  # files of a folder or archive
 _PACKED: dict[str, Callable[[Any], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _MARKS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
-_FAILURES = (
-    OSError,
-    EOFError,
-    ValueError,
-    RuntimeError,
-    zlib.error,
-    lzma.LZMAError,
-    tarfile.TarError,
-    zipfile.BadZipFile,
-)
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+_DAMAGE: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, RuntimeError, KeyError)
+_DAMAGE += (zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
 Quoting = Literal["csv", "none"]
+Members = Mapping[str, Callable[[], bytes]]
 
 
 @dataclass(frozen=True)
 class File:
-    """What a file holds, and how the caller said to read it.
+    """The content of a file, and how the caller asked to read it.
 
     Attributes:
-        path: what errors call it.
-        ending: in lower case, without the ending of the packing.
+        path: its name in errors.
         data: its bytes, unpacked.
         languages: the names asked for.
         header: 0 where the first line names the columns, None where it does not.
-        quoting: "csv" or "none"; None to find out.
+        quoting: "csv" or "none"; None to detect it.
     """
 
     path: str
-    ending: str
     data: bytes
     languages: Sequence[str] | None = None
     header: int | None = 0
     quoting: Quoting | None = None
 
+    @property
+    def ending(self) -> str:
+        """The end of its name, in lower case and without the ending of the packing."""
+        return ending_of(self.path)
+
     def text(self) -> str:
-        """Its text, of UTF-8 or of UTF-16 or UTF-32 with a byte-order mark."""
+        """Its text, in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark."""
         encoding = next((name for mark, name in _MARKS.items() if self.data.startswith(mark)), "utf-8-sig")
         try:
             text = self.data.decode(encoding)
@@ -87,29 +85,13 @@ def opened(path: str | Path) -> File:
         if len(members) != 1:
             raise TnkitError(f"{path} holds {len(members)} files, expected one; unpack it and name one of them")
         [(name, read)] = members.items()
-        return File(f"{path}/{name}", Path(name).suffix.lower(), read())
+        return File(f"{path}/{name}", read())
     try:
-        size = path.stat().st_size
-        if size > BYTES:
-            raise _too_large(str(path))
-        return unpacked(str(path), path.read_bytes())
+        if path.stat().st_size > BYTES:
+            raise _too_large(str(path), BYTES)
+        return File(str(path), _unpacked(str(path), path.read_bytes()))
     except OSError as error:
         raise TnkitError(f"cannot read {path}: {error.strerror}") from error
-
-
-def unpacked(name: str, data: bytes) -> File:
-    """A file of those bytes, unpacked where its ending says that it is packed."""
-    ending = Path(name).suffix.lower()
-    if ending not in _PACKED:
-        return File(name, ending, data)
-    try:
-        with _PACKED[ending](io.BytesIO(data)) as file:
-            whole = _bounded(name, file, len(data))
-    except _FAILURES as error:
-        if isinstance(error, TnkitError):
-            raise
-        raise TnkitError(f"{name} is not a readable {ending} file ({first_line(error)}); is it complete?") from error
-    return File(name, Path(unpacked_name(name)).suffix.lower(), whole)
 
 
 def unpacked_name(name: str) -> str:
@@ -122,33 +104,35 @@ def unpacked_name(name: str) -> str:
     return str(path.with_suffix("")) if path.suffix.lower() in _PACKED else name
 
 
+def ending_of(name: str) -> str:
+    """The end of a file's name, in lower case and without the ending of the packing.
+
+    >>> ending_of("pairs.TSV.gz")
+    '.tsv'
+    """
+    return Path(unpacked_name(name)).suffix.lower()
+
+
 def is_archive(path: Path) -> bool:
     """Whether a file's name says that it holds several."""
     return path.name.lower().endswith(_ARCHIVES)
 
 
-def listing(path: Path) -> Mapping[str, Callable[[], bytes]]:
+def listing(path: Path) -> Members:
     """The files of a folder or archive by their path within it, and how to read each.
 
-    Nothing is written to disk, so that no name in an archive can lead outside of it.
+    Nothing is written to disk, so no name in an archive can lead outside of it.
     """
-    try:
-        if path.is_dir():
-            members = _of_folder(path)
-        elif path.suffix.lower() == ".zip":
-            members = _of_zip(path)
-        else:
-            members = _of_tar(path)
-    except _FAILURES as error:
-        if isinstance(error, TnkitError):
-            raise
-        raise TnkitError(f"{path} is not a readable archive ({first_line(error)}); is it complete?") from error
+    with _complaints(f"{path} is not a readable archive"):
+        members = _of_folder(path) if path.is_dir() else _of_archive(path)
+    if len(members) > _NAMES:
+        raise TnkitError(f"{path} holds more than {_NAMES:,} files; unpack or name the folder of the corpus itself")
     hidden = ("__MACOSX", ".")
-    return {name: read for name, read in members.items() if not any(part.startswith(hidden) for part in _parts(name))}
-
-
-def _parts(name: str) -> list[str]:
-    return [part for part in name.split("/") if part not in ("", ".")]
+    return {
+        name: read
+        for name, read in members.items()
+        if not any(piece.startswith(hidden) for piece in name.split("/") if piece != ".")
+    }
 
 
 def _of_folder(path: Path) -> dict[str, Callable[[], bytes]]:
@@ -159,59 +143,61 @@ def _of_folder(path: Path) -> dict[str, Callable[[], bytes]]:
             file = Path(folder, name)
             members[file.relative_to(path).as_posix()] = lambda file=file: opened(file).data  # type: ignore[misc]
         if len(members) > _NAMES:
-            raise TnkitError(f"{path} holds more than {_NAMES:,} files; name the folder of the corpus itself")
+            break
     return members
 
 
-def _of_zip(path: Path) -> dict[str, Callable[[], bytes]]:
-    packed = path.stat().st_size
-    with zipfile.ZipFile(path) as archive:
-        members = [member for member in archive.infolist() if not member.is_dir()]
-    if len(members) > _NAMES:
-        raise TnkitError(f"{path} holds more than {_NAMES:,} files; unpack it and name one of them")
-
-    def read(member: zipfile.ZipInfo) -> bytes:
-        with zipfile.ZipFile(path) as archive, archive.open(member) as file:
-            return unpacked(member.filename, _bounded(f"{path}/{member.filename}", file, packed)).data
-
-    return {member.filename: _reading(path, read, member) for member in members}
+def _of_archive(path: Path) -> dict[str, Callable[[], bytes]]:
+    names: list[str]
+    if path.suffix.lower() == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            names = [member.filename for member in archive.infolist() if not member.is_dir()]
+    else:
+        with tarfile.open(path) as tape:
+            names = [member.name for member, _ in zip((m for m in tape if m.isfile()), range(_NAMES + 1), strict=False)]
+    return {name: partial(_member, path, name) for name in names}
 
 
-def _of_tar(path: Path) -> dict[str, Callable[[], bytes]]:
-    packed, members = path.stat().st_size, {}
-    with tarfile.open(path) as archive:
-        names = [member.name for member in archive if member.isfile()][: _NAMES + 1]
-
-    def read(name: str) -> bytes:
-        with tarfile.open(path) as archive:
-            file = archive.extractfile(name)
-            return unpacked(name, _bounded(f"{path}/{name}", file, packed)).data if file else b""
-
-    for name in names:
-        members[name] = _reading(path, read, name)
-    return members
+def _member(path: Path, name: str) -> bytes:
+    """The content of a file in an archive."""
+    with _complaints(f"{path} is not a readable archive"):
+        packed, whole = path.stat().st_size, f"{path}/{name}"
+        if path.suffix.lower() == ".zip":
+            with zipfile.ZipFile(path) as archive, archive.open(name) as file:
+                return _unpacked(name, _bounded(whole, file, packed))
+        with tarfile.open(path) as tape:
+            member = tape.extractfile(name)
+            return _unpacked(name, _bounded(whole, member, packed)) if member else b""
 
 
-def _reading(path: Path, read: Callable[[Any], bytes], member: Any) -> Callable[[], bytes]:
-    def reading() -> bytes:
-        try:
-            return read(member)
-        except TnkitError:
-            raise
-        except _FAILURES as error:
-            raise TnkitError(f"{path} is not a readable archive ({first_line(error)}); is it complete?") from error
+def _unpacked(name: str, data: bytes) -> bytes:
+    """The bytes of a file, unpacked where its ending says that it is packed."""
+    ending = Path(name).suffix.lower()
+    if ending not in _PACKED:
+        return data
+    with _complaints(f"{name} is not a readable {ending} file"), _PACKED[ending](io.BytesIO(data)) as file:
+        return _bounded(name, file, len(data))
 
-    return reading
+
+@contextmanager
+def _complaints(text: str) -> Iterator[None]:
+    """Turn the errors that damaged archives cause into one sentence."""
+    try:
+        yield
+    except TnkitError:
+        raise
+    except _DAMAGE as error:
+        raise TnkitError(f"{text} ({first_line(error)}); is it complete?") from error
 
 
 def _bounded(name: str, file: Any, packed: int) -> bytes:
     """All that a file unpacks to, within the bounds."""
     limit = min(BYTES, max(_FREE, _RATIO * packed))
-    data = file.read(limit + 1)
+    data: bytes = file.read(limit + 1)
     if len(data) > limit:
         raise _too_large(name, limit)
     return data
 
 
-def _too_large(name: str, limit: int = 0) -> TnkitError:
-    return TnkitError(f"{name} holds more than {(limit or BYTES) >> 20:,} MiB of text; give a part of it")
+def _too_large(name: str, limit: int) -> TnkitError:
+    return TnkitError(f"{name} holds more than {limit >> 20:,} MiB of text; give a part of it")

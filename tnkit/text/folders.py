@@ -1,23 +1,24 @@
 """Folders and archives of a data set, recognised by the names of their files: a layout is one entry of `FOLDERS`.
 
-read(Path("flores200_dataset"), ["en", "ja"])      # dev/eng_Latn.dev, dev/jpn_Jpan.dev, …
+read("flores200", files.listing(path), ["en", "ja"])      # dev/eng_Latn.dev, dev/jpn_Jpan.dev, …
 """
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tnkit.errors import TnkitError
-from tnkit.text import columnar, files, layouts, readers, records
-from tnkit.text.languages import code_of, matching
+from tnkit.text import files, layouts, readers, records
+from tnkit.text.files import Members
+from tnkit.text.languages import matching
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Members = Mapping[str, Callable[[], bytes]]
 _CODE = r"(?P<language>[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{2,8})*)"
 _TAG = r"(?P<language>[a-z]{3}_[A-Z][a-z]{3})"  # jpn_Jpan
 _PACKED = r"(?:\.gz|\.bz2|\.xz)?"
@@ -63,25 +64,17 @@ _SENTENCES = re.compile(r"(?:^|/)(?:[a-z]{3}_)?sentences(?:_detailed)?\.(?:csv|t
 _LINKS = re.compile(r"(?:^|/)(?:[a-z]{3}-[a-z]{3}_)?links\.(?:csv|tsv)" + _PACKED + "$")
 
 
-def read(path: Path, languages: Sequence[str] | None) -> "pd.DataFrame":
+def read(path: str, members: Members, languages: Sequence[str] | None, *, others: bool = True) -> "pd.DataFrame":
     """The table of a folder or archive, with a column for each language and, where there is one, split.
 
-    Raises:
-        TnkitError: for a folder in no layout that is known, and for what a layout's own reading refuses.
-    """
-    return of_members(str(path), files.listing(path), languages)
-
-
-def of_members(path: str, members: Members, languages: Sequence[str] | None) -> "pd.DataFrame":
-    """`read` of files that are listed with how to read each.
-
     Args:
-        path: what errors call the folder.
-        members: of each file's path within the folder, how to read it.
+        path: of the folder, for errors.
+        members: how to read each file, by its path within the folder.
         languages: those that are asked for.
+        others: whether the files of other languages, which decide the split of a row, are read too.
 
     Raises:
-        TnkitError: as `read` does.
+        TnkitError: for a folder in no layout that is known, and for what a layout's own reader refuses.
     """
     members = _of_pair(members, languages)
     if "dataset_dict.json" in members or "state.json" in members:
@@ -91,13 +84,19 @@ def of_members(path: str, members: Members, languages: Sequence[str] | None) -> 
     for layout in FOLDERS:
         chosen = _chosen(layout, members, languages)
         if chosen:
-            return _by_language(path, layout, chosen, members)
-    readable = [name for name in members if is_table(name)]
-    splits = {name: match[1] for name in readable if (match := SPLIT.search(name))}
-    if len(readable) == 1:
-        return layouts.wide(f"{path}/{readable[0]}", _table(path, readable[0], members, languages), languages)
-    if splits:
-        return _by_split(path, splits, members, languages)
+            wanted = [*(languages or chosen)]
+            chosen = chosen if others else {language: chosen[language] for language in wanted}
+            return _by_language(path, layout, chosen, members, wanted)
+    tables = {name: SPLIT.search(name) for name in members if is_table(name)}
+    if len(tables) == 1:
+        return _table(path, next(iter(tables)), members, languages)
+    if any(tables.values()):
+        frames = []
+        for name, match in tables.items():
+            if match:
+                frame = _table(path, name, members, languages)
+                frames.append(frame if "split" in frame else frame.assign(split=match[1]))
+        return _stacked(frames)
     known = ", ".join(dict.fromkeys(layout.name for layout in FOLDERS))
     raise TnkitError(
         f"{path} is a folder in no layout that tnkit knows for {records.listed(languages)} ({known}, Tatoeba, "
@@ -111,77 +110,68 @@ def is_table(name: str) -> bool:
     >>> is_table("data/train.parquet"), is_table("README.txt")
     (True, False)
     """
-    return Path(files.unpacked_name(name)).suffix.lower() in readers.READERS and not _ABOUT.search(name)
+    return files.ending_of(name) in readers.READERS and not _ABOUT.search(name)
 
 
 def _of_pair(members: Members, languages: Sequence[str] | None) -> Members:
-    """Of a data set with a folder or file for each pair of languages (en-ja), those of the pair that is asked for."""
+    """The members in a folder or file of the pair that is asked for (en-ja), in data sets with one for each pair."""
     if languages is None or len(languages) != 2:
         return members
 
-    def fits(part: str) -> bool:
-        one, dash, other = part.partition(".")[0].partition("-")
-        ends = [one, other]
-        return (
-            bool(dash)
-            and all(matching(language, ends) for language in languages)
-            and (matching(languages[0], ends) != matching(languages[1], ends))
-        )
+    def fits(piece: str) -> bool:
+        source, dash, target = piece.partition(".")[0].partition("-")
+        ends = [matching(language, [source, target]) for language in languages]
+        return bool(dash) and all(ends) and ends[0] != ends[1]
 
     return {name: read for name, read in members.items() if any(map(fits, name.split("/")))} or members
 
 
 def _chosen(layout: Folder, members: Members, languages: Sequence[str] | None) -> dict[str, dict[str, str]]:
-    """Of each language the file of each split, or nothing where the layout has not all languages."""
+    """The file of each split of each language, or nothing where the layout lacks a language."""
     pattern = re.compile(rf"(?:.*/)?{layout.pattern}{_PACKED}")
     matches = {name: match for name in members if (match := pattern.fullmatch(name))}
     tags = list(dict.fromkeys(match["language"] for match in matches.values()))
-    if languages:
-        if not all(matching(language, tags) for language in languages):
-            return {}
-        named = {language: layouts.only(layout.name, language, tags) for language in languages}
-    else:
-        named = {tag: tag for tag in tags if code_of(tag)}
+    if not all(matching(language, tags) for language in languages or ()):
+        return {}
+    columns = layouts.columns_of(layout.name, tags, languages)
     chosen: dict[str, dict[str, str]] = {}
-    for language, tag in named.items():
-        for name, match in matches.items():
-            if match["language"] == tag:
-                split = match.groupdict().get("split") or ""
-                if split in chosen.setdefault(language, {}):
-                    raise TnkitError(
-                        f"{name} and {chosen[language][split]} are both in {language}; name one folder of them"
-                    )
-                chosen[language][split] = name
-    return chosen
+    for name, match in matches.items():
+        language, split = columns.get(match["language"], ""), match.groupdict().get("split") or ""
+        known = chosen.setdefault(language, {}).setdefault(split, name)
+        if known != name and language in (languages or columns.values()):
+            raise TnkitError(f"{name} and {known} are both in {language}; name one folder of them")
+    return {language: chosen[language] for language in columns.values()}
 
 
 def _by_language(
-    path: str, layout: Folder, chosen: Mapping[str, Mapping[str, str]], members: Members
+    path: str, layout: Folder, chosen: Mapping[str, Mapping[str, str]], members: Members, wanted: Sequence[str]
 ) -> "pd.DataFrame":
-    import pandas as pd
-
-    common = [split for split in next(iter(chosen.values())) if all(split in ones for ones in chosen.values())]
+    common = [split for split in chosen[wanted[0]] if all(split in chosen[language] for language in wanted)]
     if not common:
-        raise TnkitError(f"{path}: no part is there in every language; it has {_said(chosen)}")
+        listed = "; ".join(f"{language}: {', '.join(chosen[language])}" for language in wanted)
+        raise TnkitError(f"{path}: no part is there in every language; it has {listed:.200}")
     roles = {split: match[1] for split in common if (match := SPLIT.search(split))}
     named = len(roles) == len(common)
     if len(common) > 1 and not named:
         raise TnkitError(f"{path} holds several corpora ({', '.join(common):.200}); name the files of one of them")
     frames = []
     for split in common:
-        parts = {
-            language: _sentences(path, layout, ones[split], language, members) for language, ones in chosen.items()
-        }
-        frame = layouts.joined(f"{path} ({split})" if split else path, parts, layout.keys)
+        sentences = {}
+        for language, names in chosen.items():
+            with suppress(*(() if language in wanted else (TnkitError, KeyError))):
+                sentences[language] = _sentences(path, layout, names[split], language, members)
+        frame = layouts.joined(f"{path} ({split})" if split else path, sentences, layout.keys, wanted)
         frames.append(frame.assign(split=roles[split]) if named else frame)
-        frames[-1].attrs = frame.attrs | ({} if layout.name == "a file a language" else {"matched": ""})
-    return _stacked(pd.concat(frames, ignore_index=True), frames)
+    stacked = _stacked(frames)
+    if layout.name != "a file a language":
+        stacked.attrs["matched"] = ""
+    return stacked
 
 
 def _sentences(path: str, layout: Folder, name: str, language: str, members: Members) -> "pd.DataFrame":
     import pandas as pd
 
-    file = _file(path, name, members)
+    file = files.File(f"{path}/{name}", members[name]())
     if not layout.text:
         return pd.DataFrame({"text": file.lines()}, dtype=object)
     frame = readers.read_table(file, [language], **layout.options)
@@ -190,61 +180,40 @@ def _sentences(path: str, layout: Folder, name: str, language: str, members: Mem
         raise TnkitError(
             f"{file.path} has no column {lacking[0]}, which {layout.name} has; it has {', '.join(map(str, frame))}"
         )
-    if "partition" in frame:  # of MASSIVE
-        frame = frame.rename(columns={"partition": "split"})
-    kept = [layout.text, *layout.keys, *(["split"] if "split" in frame else [])]
-    return frame[kept].rename(columns={layout.text: "text"})
-
-
-def _file(path: str, name: str, members: Members) -> files.File:
-    return files.File(f"{path}/{name}", Path(files.unpacked_name(name)).suffix.lower(), members[name]())
+    frame = frame.rename(columns={layout.text: "text", "partition": "split"})  # the latter in MASSIVE
+    return frame[["text", *layout.keys, *(["split"] if "split" in frame else [])]]
 
 
 def _table(path: str, name: str, members: Members, languages: Sequence[str] | None) -> "pd.DataFrame":
-    return readers.read_table(_file(path, name, members), languages)
+    file = files.File(f"{path}/{name}", members[name]())
+    return layouts.wide(file.path, readers.read_table(file, languages), languages)
 
 
-def _by_split(
-    path: str, splits: Mapping[str, str], members: Members, languages: Sequence[str] | None
-) -> "pd.DataFrame":
+def _stacked(frames: Sequence["pd.DataFrame"]) -> "pd.DataFrame":
     import pandas as pd
 
-    frames = []
-    for name, split in splits.items():
-        frame = layouts.wide(f"{path}/{name}", _table(path, name, members, languages), languages)
-        frames.append(frame if "split" in frame else frame.assign(split=split))
-    return pd.concat(frames, ignore_index=True)
-
-
-def _stacked(whole: "pd.DataFrame", frames: Sequence["pd.DataFrame"]) -> "pd.DataFrame":
-    """The whole, with what its parts dropped."""
-    dropped: dict[str, int] = {}
-    for frame in frames:
-        for reason, count in frame.attrs.get("dropped", {}).items():
-            dropped[reason] = dropped.get(reason, 0) + count
-    whole.attrs = {"dropped": dropped, "matched": next((frame.attrs.get("matched", "") for frame in frames), "")}
-    return whole
+    stacked = pd.concat(frames, ignore_index=True)
+    stacked.attrs = dict(frames[0].attrs)
+    return stacked
 
 
 def _saved(path: str, members: Members) -> "pd.DataFrame":
-    """What `save_to_disk` of the library datasets wrote."""
-    import pandas as pd
-
+    """A data set written by `save_to_disk` of the library datasets."""
     frames = []
     for name in (name for name in members if Path(name).name == "state.json"):
         folder = name.removesuffix("state.json")
         try:
-            parts = [folder + str(part["filename"]) for part in json.loads(members[name]())["_data_files"]]
+            paths = [folder + str(file["filename"]) for file in json.loads(members[name]())["_data_files"]]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise TnkitError(f"{path}/{name} does not name the files of a data set; save it again") from error
-        for part in parts:
-            if part not in members:
-                raise TnkitError(f"{path} has no file {part}, which its state.json names; save it again")
-            frame = columnar.arrow(_file(path, part, members))
+        for file in paths:
+            if file not in members:
+                raise TnkitError(f"{path} has no file {file}, which its state.json names; save it again")
+            frame = readers.READERS[".arrow"](files.File(f"{path}/{file}", members[file]()))
             frames.append(frame.assign(split=folder.strip("/")) if folder and "split" not in frame else frame)
     if not frames:
         raise TnkitError(f"{path} holds no data of the library datasets; save it again")
-    return pd.concat(frames, ignore_index=True)
+    return _stacked(frames)
 
 
 def _tatoeba(path: str, members: Members, languages: Sequence[str] | None) -> "pd.DataFrame":
@@ -253,11 +222,11 @@ def _tatoeba(path: str, members: Members, languages: Sequence[str] | None) -> "p
         raise TnkitError(f"{path} holds Tatoeba's exports; name the languages to read")
     texts: dict[str, dict[str, str]] = {language: {} for language in languages}
     for name in filter(_SENTENCES.search, members):
-        cells = [line.split("\t") for line in _file(path, name, members).lines()]
+        cells = [line.split("\t") for line in files.File(f"{path}/{name}", members[name]()).lines()]
         tags = list(dict.fromkeys(row[1] for row in cells if len(row) > 2))
         for language in languages:
-            found = matching(language, tags)
-            texts[language] |= {row[0]: row[2] for row in cells if len(row) > 2 and row[1] in found}
+            matches = matching(language, tags)
+            texts[language] |= {row[0]: row[2] for row in cells if len(row) > 2 and row[1] in matches}
     empty = [language for language in languages if not texts[language]]
     if empty:
         raise TnkitError(
@@ -266,13 +235,12 @@ def _tatoeba(path: str, members: Members, languages: Sequence[str] | None) -> "p
     first, *others = languages
     translations: dict[str, dict[str, str]] = {language: {} for language in others}
     for name in filter(_LINKS.search, members):
-        for line in _file(path, name, members).lines():
-            one, _, other = line.partition("\t")
-            for source, target in ((one, other), (other, one)):
-                if source in texts[first]:
-                    for language in others:
-                        if target in texts[language]:
-                            translations[language].setdefault(source, texts[language][target])
+        for line in files.File(f"{path}/{name}", members[name]()).lines():
+            left, _, right = line.partition("\t")
+            for source, target in ((left, right), (right, left)):
+                for language in others if source in texts[first] else ():
+                    if target in texts[language]:
+                        translations[language].setdefault(source, texts[language][target])
     return _linked(path, texts[first], first, translations)
 
 
@@ -281,18 +249,12 @@ def _linked(
 ) -> "pd.DataFrame":
     import pandas as pd
 
-    kept = [number for number in texts if all(number in ones for ones in translations.values())]
+    kept = [number for number in texts if all(number in translated for translated in translations.values())]
     if not kept:
         raise TnkitError(
             f"{path}: no link joins {first} to {', '.join(translations)}; download the links of these languages"
         )
-    columns = {first: [texts[number] for number in kept]}
-    columns |= {language: [ones[number] for number in kept] for language, ones in translations.items()}
-    frame = pd.DataFrame(columns, dtype=object)
-    if len(kept) < len(texts):
-        frame.attrs["dropped"] = {"without a translation": len(texts) - len(kept)}
+    columns = {first: texts, **translations}
+    frame = pd.DataFrame({language: [of[number] for number in kept] for language, of in columns.items()}, dtype=object)
+    frame.attrs["dropped"] = {"without a translation": len(texts) - len(kept)}
     return frame
-
-
-def _said(chosen: Mapping[str, Mapping[str, str]]) -> str:
-    return "; ".join(f"{language}: {', '.join(ones)}" for language, ones in chosen.items())[:200]

@@ -18,18 +18,15 @@ _SAMPLE = 1000  # texts
 _JOINED = {
     "Jpan": ({"Hira", "Kana", "Hani"}, {"Hira", "Kana"}),
     "Kore": ({"Hang", "Hani"}, {"Hang"}),
-    "Hans": ({"Hani", "Bopo"}, {"Hani"}),
-    "Hant": ({"Hani", "Bopo"}, {"Hani"}),
-    "Hanb": ({"Hani", "Bopo"}, {"Hani"}),
     "Hrkt": ({"Hira", "Kana"}, {"Hira", "Kana"}),
-}
+} | dict.fromkeys(("Hans", "Hant", "Hanb"), ({"Hani", "Bopo"}, {"Hani"}))
 
 
 @lru_cache(4096)
 def code_of(name: str) -> str | None:
     """The BCP-47 code of a column that names a language; None for a column that names something else.
 
-    A name counts where it is a valid ISO 639 code or the name of a language, and the language has a two-letter code or
+    A name counts if it is a valid ISO 639 code or the name of a language, and the language has a two-letter code or
     two million speakers, or its script is named too; names that end in "id" in lower case are identifiers.
 
     Args:
@@ -43,7 +40,9 @@ def code_of(name: str) -> str | None:
     language = _parsed(name)
     if language is None or name.strip().endswith("id"):
         return None
-    return language.to_tag() if language.script or _is_common(name.strip(), language) else None
+    usual = langcodes.Language.make(language=language.language)
+    common = len(_base(name)) == 2 or usual.speaking_population() >= _SPEAKERS  # src (of Sardinian, sc) is not
+    return language.to_tag() if language.script or common else None
 
 
 def same(name: str, other: str) -> bool:
@@ -52,19 +51,19 @@ def same(name: str, other: str) -> bool:
     >>> same("ja", "jpn_Jpan"), same("pt-BR", "por"), same("pt-BR", "pt-PT"), same("zh_TW", "zho_Hans")
     (True, True, False, False)
     """
-    one, two = _parsed(name), _parsed(other)
-    if one is None or two is None:
+    first, second = _parsed(name), _parsed(other)
+    if first is None or second is None:
         return name == other
-    if one.language != two.language:
+    if first.language != second.language:
         return False
-    if one.territory and two.territory and one.territory != two.territory:
+    if first.territory and second.territory and first.territory != second.territory:
         return False
-    scripts = [_unicode_scripts(_stated_script(language)) for language in (one, two)]
+    scripts = [_unicode_scripts(_stated_script(language)) for language in (first, second)]
     return not all(scripts) or bool(scripts[0] & scripts[1])
 
 
 def matching(name: str, names: Iterable[str]) -> list[str]:
-    """Those of the names that are of a language: the same name, else the same code, else the same language, else parts.
+    """Those of the names that match a language: the same name, or else code, or else language, or else its parts.
 
     Parts are the languages of a macrolanguage, such as nn of no; callers refuse several of them.
 
@@ -78,13 +77,15 @@ def matching(name: str, names: Iterable[str]) -> list[str]:
     names = list(names)
     if name in names:
         return [name]
-    of_one = [other for other in names if same(name, other)]
-    of_one = of_one or [other for other in names if MACROLANGUAGES.get(_individual(other)) == _base(name)]
-    return [other for other in of_one if _base(other) == _base(name)] or of_one
+    matches = [other for other in names if same(name, other)]
+    if not matches:  # Indonesian is never meant by Malay
+        own = {other: _base(other) for other in names if _parsed(other)}
+        matches = [other for other, code in own.items() if code != "id" and MACROLANGUAGES.get(code) == _base(name)]
+    return [other for other in matches if _base(other) == _base(name)] or matches
 
 
 def script_of(name: str) -> str | None:
-    """The ISO 15924 code of the script that a language is usually written in; None for no language.
+    """The ISO 15924 code of the script that a language is usually written in; None if it is not a language.
 
     >>> script_of("ja"), script_of("zh-TW"), script_of("srp_Latn")
     ('Jpan', 'Hant', 'Latn')
@@ -94,7 +95,7 @@ def script_of(name: str) -> str | None:
 
 
 def name_of(name: str) -> str:
-    """A language's English name; the name itself where it is none.
+    """A language's English name; the name itself if it is not a language.
 
     >>> name_of("jpn_Jpan"), name_of("ko"), name_of("text")
     ('Japanese', 'Korean', 'text')
@@ -104,13 +105,13 @@ def name_of(name: str) -> str:
 
 
 def foreign_script(texts: Sequence[str], name: str) -> str | None:
-    """The script that most letters are in, where the texts are plainly not in that language; otherwise None.
+    """The script of most letters, if the texts are clearly not in that language; otherwise None.
 
-    They are not where fewer than half of the letters of a sample are in a script of the language, and where Japanese
-    has hardly any kana or Korean hardly any hangul.
+    They are not if fewer than half of the letters of a sample are in a script of the language, or if Japanese has
+    hardly any kana or Korean hardly any hangul.
 
     Args:
-        texts: at most 1,000 of them, evenly spaced, are looked at.
+        texts: of which at most 1,000 are read, evenly spaced.
         name: of the language.
 
     >>> foreign_script(["Hello!", "Good morning."], "ja"), foreign_script(["お早う。", "OKだ。"], "ja")
@@ -121,10 +122,8 @@ def foreign_script(texts: Sequence[str], name: str) -> str | None:
     language = _parsed(name)
     if language is None:
         return None
-    accepted, needed = set[str](), set[str]()
-    for script in _scripts(language):
-        may, must = _JOINED.get(script, ({script}, {script}))
-        accepted, needed = accepted | may, needed | must
+    sets = [_JOINED.get(script, ({script}, {script})) for script in _scripts(language)]
+    accepted, needed = (set[str]().union(*(pair[index] for pair in sets)) for index in (0, 1))
     letters: Counter[str] = Counter()
     for letter, count in Counter("".join(texts[:: -(-len(texts) // _SAMPLE) or 1])).items():
         if unicodedata.category(letter)[0] in "LM":
@@ -149,14 +148,12 @@ def _parsed(name: str) -> langcodes.Language | None:
     if not language.language or not language.is_valid():
         return _named(name.strip())
     usual = language.prefer_macrolanguage()
-    # A code that stands for a language as written in one script or region (hbs, prs) is one without naming it.
-    if "-" not in tag:
-        return langcodes.Language.make(language=usual.language)
-    return usual
+    # A code of a language in one script or region (hbs, prs) does not name that script or region.
+    return usual if "-" in tag else langcodes.Language.make(language=usual.language)
 
 
 def _named(name: str) -> langcodes.Language | None:
-    """The language of an English name or of its own name for itself."""
+    """The language with this English name, or this name in the language itself."""
     if len(name) < 2 or not any(map(str.isalpha, name)):
         return None
     try:
@@ -167,34 +164,18 @@ def _named(name: str) -> langcodes.Language | None:
     return language.prefer_macrolanguage() if name.casefold() in names else None
 
 
-def _is_common(name: str, language: langcodes.Language) -> bool:
-    """Whether a language has a two-letter code of its own, or many speakers; src (of Sardinian, sc) has neither."""
-    code = _base(name)
-    usual = langcodes.Language.make(language=language.language)
-    return len(code) == 2 or usual.speaking_population() >= _SPEAKERS
-
-
 def _base(name: str) -> str:
-    """The language's own code, not that of the one it counts to: pes and prs, not fa."""
-    tag = name.strip().replace("_", "-")
+    """The language's own code, not that of its macrolanguage: pes and prs, not fa."""
     try:
-        written = langcodes.Language.get(tag, normalize=False)
+        written = langcodes.Language.get(name.strip().replace("_", "-"), normalize=False)
     except ValueError:
         written = _named(name.strip()) or langcodes.Language.get("und")
     return langcodes.standardize_tag(written.language or "und")
 
 
-def _individual(name: str) -> str:
-    """The language's own code, where it is a part of a macrolanguage; Indonesian is never meant by Malay."""
-    code = _base(name) if _parsed(name) else ""
-    return code if code != "id" else ""
-
-
 def _stated_script(language: langcodes.Language) -> str | None:
-    """The script that is named, or that the region that is named has."""
-    if language.script or not language.territory:
-        return language.script
-    return language.maximize().script
+    """The script that is named, or that of the region that is named."""
+    return language.script if language.script or not language.territory else language.maximize().script
 
 
 def _unicode_scripts(script: str | None) -> set[str]:
@@ -212,4 +193,4 @@ def _scripts(language: langcodes.Language) -> set[str]:
     if stated:
         return {stated}
     likely = [tag.split("-") for key, tag in LIKELY_SUBTAGS.items() if key.split("-")[0] == language.language]
-    return {parts[1] for parts in likely if len(parts) > 1 and len(parts[1]) == 4}
+    return {subtags[1] for subtags in likely if len(subtags) > 1 and len(subtags[1]) == 4}

@@ -1,21 +1,27 @@
-"""Files of sentences, read into a table by their ending; every complaint names the file and the line."""
+"""Files of sentences, read into a table by their ending: a format is one function and one entry of `READERS`."""
 
+import io
 import json
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from xml.parsers import expat
 
 from tnkit import pickles
-from tnkit.errors import TnkitError
-from tnkit.text import columnar, files, records, tables, tmx
+from tnkit.errors import TnkitError, first_line
+from tnkit.text import files, records, tables
 from tnkit.text.files import File, Quoting
 from tnkit.text.languages import code_of, matching
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_SHARED = 100  # times that a pickle's text may be longer than its file, which refers to strings again
+_BATCH = 256  # rows of a Parquet file decoded at a time
+_SHARED = 100  # times that the text of a pickle, which can refer to a string again, may be longer than its file
+_MARKUP = ("bpt", "ept", "ph", "it", "ut")  # elements of a TMX segment whose text is formatting
 
 
 def read_table(
@@ -31,7 +37,7 @@ def read_table(
         path: one of the endings in `READERS`, of text also with .gz, .bz2 or .xz, or alone in a .zip or .tar file.
         languages: names for the columns of files that name none (.txt, .pkl, and tables without a header).
         header: None for a .tsv or .csv file whose first line is a row.
-        quoting: of a .tsv file, "csv" where cells may be quoted and "none" where quotes are text; found out otherwise.
+        quoting: of a .tsv file, "csv" where cells may be quoted and "none" where quotes are text; None to detect it.
 
     Raises:
         TnkitError: for a file that is missing, empty, damaged, or not what its ending says.
@@ -47,18 +53,14 @@ def read_table(
     if quoting not in ("csv", "none", None):
         raise TnkitError(f"quoting={quoting!r} must be 'csv', 'none' or None")
     file = path if isinstance(path, File) else files.opened(path)
-    reader = READERS.get(file.ending)
-    if reader is None and file.ending and _is_language(file.ending[1:], languages):
+    reader, tag = READERS.get(file.ending), file.ending[1:]
+    if reader is None and tag and (code_of(tag) or any(matching(language, [tag]) for language in languages or ())):
         reader = _plain  # OPUS names files so: corpus.en
     if reader is None:
         raise TnkitError(f"{file.path} ends in {file.ending or 'nothing'}; tnkit reads {' '.join(READERS)}")
     if header is None and file.ending in READERS and file.ending not in (".tsv", ".csv", ".txt"):
         raise TnkitError(f"header=None is for .tsv and .csv files, and {file.path} is {file.ending}; name its columns")
     return reader(replace(file, languages=languages, header=header, quoting=quoting))
-
-
-def _is_language(ending: str, languages: Sequence[str] | None) -> bool:
-    return any(matching(language, [ending]) for language in languages or ()) or code_of(ending) is not None
 
 
 def _tsv(file: File) -> "pd.DataFrame":
@@ -76,26 +78,26 @@ def _jsonl(file: File) -> "pd.DataFrame":
     for number, line in enumerate(file.text().split("\n"), 1):
         if not line.strip():
             continue
-        row = _json(f"{file.path}, line {number}", line, "; give one object a line")
+        row = _loaded(f"{file.path}, line {number}", line, "; give one object a line")
         if not isinstance(row, dict):
             raise TnkitError(f'{file.path}, line {number}: expected an object such as {{"en": "Hi!", "ja": "やあ！"}}')
         rows.append(row)
     return records.of_rows(file.path, rows)
 
 
-def _json(where: str, text: str, advice: str) -> Any:
+def _json(file: File) -> "pd.DataFrame":
+    content = _loaded(file.path, file.text(), "; for one object a line, end its name in .jsonl")
+    if isinstance(content, dict) and len(content) == 1:  # {"data": [...]}
+        [inner] = content.values()
+        content = inner if isinstance(inner, list) and inner and isinstance(inner[0], dict) else content
+    return records.table(file.path, content, file.languages)
+
+
+def _loaded(where: str, text: str, advice: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise TnkitError(f"{where}: not JSON ({error}){advice}") from error
-
-
-def _json_file(file: File) -> "pd.DataFrame":
-    content = _json(file.path, file.text(), "; for one object a line, end its name in .jsonl")
-    if isinstance(content, dict) and len(content) == 1:  # {"data": [...]}
-        [(_, inner)] = content.items()
-        content = inner if isinstance(inner, list) and inner and isinstance(inner[0], dict) else content
-    return records.table(file.path, content, file.languages)
 
 
 def _plain(file: File) -> "pd.DataFrame":
@@ -119,10 +121,8 @@ def _plain(file: File) -> "pd.DataFrame":
 
 
 def _pickle(file: File) -> "pd.DataFrame":
-    content = pickles.loads(file.path, file.data)
-    frame = records.table(file.path, content, file.languages)
-    limit = max(1 << 20, _SHARED * len(file.data))
-    letters = 0
+    frame = records.table(file.path, pickles.loads(file.path, file.data), file.languages)
+    limit, letters = max(1 << 20, _SHARED * len(file.data)), 0
     for column in frame:
         letters += sum(len(cell) for cell in frame[column] if isinstance(cell, str))
         if letters > limit:
@@ -132,16 +132,171 @@ def _pickle(file: File) -> "pd.DataFrame":
     return frame
 
 
+def _parquet(file: File) -> "pd.DataFrame":
+    from pyarrow.parquet import ParquetFile
+
+    with _complaints(file.path, "Parquet"):
+        with ParquetFile(io.BytesIO(file.data), page_checksum_verification=True) as source:
+            _check_shape(file.path, source.schema_arrow.names, source.metadata.num_rows)
+            return _of_arrow(file.path, source.schema_arrow, source.iter_batches(_BATCH))
+
+
+def _arrow(file: File) -> "pd.DataFrame":
+    """An Arrow file or stream, as the library datasets writes them."""
+    import pyarrow
+
+    with _complaints(file.path, "Arrow"):
+        is_file = file.data.startswith(b"ARROW1")
+        with (pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream)(pyarrow.BufferReader(file.data)) as source:
+            table = source.read_all()
+            table.validate(full=True)
+            _check_shape(file.path, table.column_names, len(table))
+            return _of_arrow(file.path, table.schema, table.to_batches())
+
+
+@contextmanager
+def _complaints(path: str, kind: str) -> Iterator[None]:
+    """Turn the errors of readers of binary files into one sentence."""
+    try:
+        yield
+    except TnkitError:
+        raise
+    except Exception as error:
+        raise TnkitError(f"{path} is not a readable {kind} file ({first_line(error)}); is its ending right?") from error
+
+
+def _check_shape(path: str, names: list[str], rows: int) -> None:
+    if len({*names}) != len(names):
+        raise TnkitError(f"{path}: a column is named twice in {names}; name each column once")
+    if rows * len(names) > files.CELLS:
+        raise TnkitError(f"{path} holds {rows:,} rows of {len(names)} columns; give a part of them")
+
+
+def _of_arrow(path: str, schema: Any, batches: Iterable[Any]) -> "pd.DataFrame":
+    import pyarrow
+
+    kept, size = [], 0
+    for batch in batches:
+        kept.append(batch)
+        size += batch.nbytes
+        if size > files.BYTES:
+            raise TnkitError(f"{path} holds more than {files.BYTES >> 20:,} MiB of text; give a part of it")
+    frame: pd.DataFrame = pyarrow.Table.from_batches(kept, schema).to_pandas()
+    for name in frame.select_dtypes(["object", "string"]):
+        frame[name] = [*frame[name]]  # decoded here, so that damaged text raises here
+    return frame
+
+
+def _spreadsheet(file: File) -> "pd.DataFrame":
+    """The first sheet of an Excel file; its first row names the columns."""
+    import pandas as pd
+
+    with _complaints(file.path, "Excel"):
+        rows = [row for row in _sheet(file) if any(cell is not None for cell in row)]
+    names = ["" if name is None else str(name).strip() for name in (rows[0] if rows else ())]
+    if names[:1] == [""] and all(isinstance(row[0], int | float) for row in rows[1:]):  # the index of a frame
+        rows, names = [row[1:] for row in rows], names[1:]
+    width = max((number for number, name in enumerate(names, 1) if name), default=0)
+    if not width or "" in names[:width] or len({*names[:width]}) != width:
+        raise TnkitError(
+            f"{file.path}, row 1: expected a different name for each column, such as en and ja, not {names}"
+        )
+    if any(cell is not None for row in rows for cell in row[width:]):
+        raise TnkitError(f"{file.path}: a row has more than the {width} cells that row 1 names")
+    cells = [[*row[:width], *[None] * (width - len(row))] for row in rows[1:]]
+    return pd.DataFrame(cells, columns=names[:width], dtype=object)
+
+
+def _sheet(file: File) -> list[tuple[Any, ...]]:
+    import openpyxl
+
+    with zipfile.ZipFile(io.BytesIO(file.data)) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    if size > min(files.BYTES, max(64 << 20, 200 * len(file.data))):
+        raise TnkitError(f"{file.path} unpacks to {size >> 20:,} MiB; give a part of it")
+    rows, cells, letters = [], 0, 0
+    book = openpyxl.load_workbook(io.BytesIO(file.data), read_only=True, data_only=True)
+    for row in book.worksheets[0].iter_rows(values_only=True):
+        cells += len(row)
+        letters += sum(len(cell) for cell in row if isinstance(cell, str))
+        if cells > max(1_000_000, 2 * len(file.data)) or letters > files.BYTES:
+            raise TnkitError(f"{file.path} holds more than {cells:,} cells; give a part of them")
+        rows.append(row)
+    return rows
+
+
+def _tmx(file: File) -> "pd.DataFrame":
+    """A translation memory, a row for each unit and a column for each language, by a parser that loads nothing.
+
+    If a unit has a language twice, its first segment counts; EN and en are one language.
+    """
+    memory, parser = _Memory(file.path), expat.ParserCreate()
+    parser.buffer_text = True
+    parser.StartElementHandler, parser.EndElementHandler = memory.start, memory.end
+    parser.CharacterDataHandler = memory.text
+    parser.StartDoctypeDeclHandler, parser.EntityDeclHandler = memory.doctype, memory.entity
+    try:
+        parser.Parse(file.data, True)
+    except expat.ExpatError as error:
+        raise TnkitError(
+            f"{file.path}, line {error.lineno}: not a readable TMX file ({error}); is it complete?"
+        ) from error
+    except TnkitError:
+        raise
+    except (LookupError, ValueError) as error:
+        raise TnkitError(f"{file.path} is not a readable TMX file ({error}); save it as UTF-8") from error
+    if not memory.units:
+        raise TnkitError(f"{file.path} has no translation units (<tu>); is its ending right?")
+    return records.of_rows(file.path, memory.units)
+
+
+class _Memory:
+    """Collects the units of a TMX file while it is parsed."""
+
+    def __init__(self, path: str):
+        self.path, self.units, self.names = path, list[dict[str, str]](), dict[str, str]()
+        self.language, self.pieces = "", list[str]()
+        self.inside, self.depth = False, 0  # whether in a segment, and of how many markup elements
+
+    def start(self, tag: str, attributes: dict[str, str]) -> None:
+        if tag == "tu":
+            self.units.append({})
+        elif tag == "tuv":
+            language = attributes.get("xml:lang") or attributes.get("lang") or ""
+            self.language = self.names.setdefault(language.lower(), language)
+        elif tag == "seg":
+            self.inside, self.pieces = True, []
+        self.depth += tag in _MARKUP
+
+    def end(self, tag: str) -> None:
+        if tag == "seg":
+            self.inside = False
+            if self.units and self.language:
+                self.units[-1].setdefault(self.language, "".join(self.pieces))
+        self.depth -= tag in _MARKUP
+
+    def text(self, text: str) -> None:
+        if self.inside and not self.depth:
+            self.pieces.append(text)
+
+    def doctype(self, _name: str, _system: Any, _public: Any, internal: Any) -> None:
+        if internal:
+            raise TnkitError(f"{self.path} declares its own document type; take its <!DOCTYPE …[…]> out")
+
+    def entity(self, *_: Any) -> None:
+        raise TnkitError(f"{self.path} declares entities, which could grow without end; take its <!ENTITY …> out")
+
+
 READERS: dict[str, Callable[[File], "pd.DataFrame"]] = {
     ".tsv": _tsv,
     ".csv": _csv,
     ".jsonl": _jsonl,
     ".ndjson": _jsonl,
-    ".json": _json_file,
-    ".parquet": columnar.parquet,
-    ".arrow": columnar.arrow,
-    ".xlsx": columnar.spreadsheet,
-    ".tmx": tmx.table,
+    ".json": _json,
+    ".parquet": _parquet,
+    ".arrow": _arrow,
+    ".xlsx": _spreadsheet,
+    ".tmx": _tmx,
     ".txt": _plain,
     ".pkl": _pickle,
 }

@@ -9,20 +9,19 @@ from tnkit.text import files
 if TYPE_CHECKING:
     import pandas as pd
 
-_SPARSE, _FREE = 20, 1_000_000  # cells of a table for each one given, and so many without asking
+_SPARSE, _FREE = 20, 1_000_000  # cells of a table for each one given, and the number always allowed
 
 
-def table(name: str, content: Any, languages: Sequence[str] | None = None, *, first: str = "item 0") -> "pd.DataFrame":
-    """A table of what a list or dict holds.
+def table(name: str, content: Any, languages: Sequence[str] | None = None) -> "pd.DataFrame":
+    """A table of the content of a list or dict.
 
     Args:
-        name: what errors call it.
+        name: of the source, for errors.
         content: a dict of lists, or a list of dicts, of sentences, or of tuples of sentences.
-        languages: names for what has none: one for a list of sentences, one for each place of tuples.
-        first: what errors call the first item.
+        languages: names where there are none: one for a list of sentences, one for each position of tuples.
 
     Raises:
-        TnkitError: for anything else, and for lists of other lengths.
+        TnkitError: for anything else, and for lists of different lengths.
 
     >>> table("pairs", [("Hi!", "Ciao!")], ["en", "it"]).to_dict("list")
     {'en': ['Hi!'], 'it': ['Ciao!']}
@@ -30,15 +29,13 @@ def table(name: str, content: Any, languages: Sequence[str] | None = None, *, fi
     if isinstance(content, Mapping):
         return _of_columns(name, content)
     if isinstance(content, list | tuple) and content:
-        if isinstance(content[0], Mapping):
-            return of_rows(name, content, first=first)
-        return _of_tuples(name, content, languages, first=first)
+        return of_rows(name, content) if isinstance(content[0], Mapping) else _of_tuples(name, content, languages)
     raise TnkitError(
         f"{name} holds {type(content).__name__}, expected a list, not empty, of sentences or of tuples of them"
     )
 
 
-def of_rows(name: str, rows: Sequence[Any], *, first: str = "item 0") -> "pd.DataFrame":
+def of_rows(name: str, rows: Sequence[Any]) -> "pd.DataFrame":
     """A table of objects; a field that an object lacks is empty."""
     import pandas as pd
 
@@ -46,17 +43,15 @@ def of_rows(name: str, rows: Sequence[Any], *, first: str = "item 0") -> "pd.Dat
     given = 0
     for number, row in enumerate(rows):
         if not isinstance(row, Mapping):
-            raise TnkitError(
-                f'{name}, {_item(first, number)}: expected an object such as {{"en": "Hi!", "ja": "やあ！"}}'
-            )
+            raise TnkitError(f'{name}, item {number}: expected an object such as {{"en": "Hi!", "ja": "やあ！"}}')
         columns |= dict.fromkeys(row)
         given += len(row)
-    bounded(name, len(rows), len(columns), given)
+    _check_size(name, len(rows), len(columns), given)
     return pd.DataFrame({column: [row.get(column) for row in rows] for column in columns}, dtype=object)
 
 
-def bounded(name: str, rows: int, columns: int, given: int) -> None:
-    """Refuse a table that is far larger than what was given for it."""
+def _check_size(name: str, rows: int, columns: int, given: int) -> None:
+    """Refuse a table that is far larger than its source."""
     if rows * columns > min(files.CELLS, max(_FREE, _SPARSE * given)):
         raise TnkitError(f"{name} holds {rows:,} rows of {columns:,} columns; give a part of them")
 
@@ -64,37 +59,27 @@ def bounded(name: str, rows: int, columns: int, given: int) -> None:
 def _of_columns(name: str, content: Mapping[Any, Any]) -> "pd.DataFrame":
     import pandas as pd
 
-    columns = {str(key): _cells(value) for key, value in content.items()}
-    wrong = [key for key, cells in columns.items() if cells is None]
+    columns = {str(key): value.tolist() if hasattr(value, "tolist") else value for key, value in content.items()}
+    wrong = [key for key, cells in columns.items() if not isinstance(cells, Sequence) or isinstance(cells, str | bytes)]
     if wrong or not columns:
         raise TnkitError(f"{name} holds dict, expected a list of sentences for each language, and not for {wrong[:3]}")
-    sizes = {key: len(cells or ()) for key, cells in columns.items()}
+    sizes = {key: len(cells) for key, cells in columns.items()}
     if len({*sizes.values()}) > 1:
         counts = ", ".join(f"{size:,} in {key}" for key, size in sizes.items())
         raise TnkitError(f"{name}: its lists are not of one length ({counts}); give one translation for each sentence")
-    return pd.DataFrame(columns, dtype=object)
+    return pd.DataFrame({key: [*cells] for key, cells in columns.items()}, dtype=object)
 
 
-def _cells(value: Any) -> list[Any] | None:
-    if isinstance(value, list | tuple):
-        return [*value]
-    if hasattr(value, "tolist") and getattr(value, "ndim", 1) == 1:  # an array or a column of a frame
-        return list(value.tolist())
-    return [*value] if isinstance(value, Sequence) and not isinstance(value, str | bytes) else None
-
-
-def _of_tuples(name: str, content: Sequence[Any], languages: Sequence[str] | None, *, first: str) -> "pd.DataFrame":
+def _of_tuples(name: str, content: Sequence[Any], languages: Sequence[str] | None) -> "pd.DataFrame":
     import pandas as pd
 
-    single = isinstance(content[0], str)
-    width = 1 if single else len(content[0]) if isinstance(content[0], list | tuple) else 0
-    bounded(name, len(content), width, len(content))
-    for number, row in enumerate(content):
-        cells = (row,) if isinstance(row, str) else row
-        if not isinstance(cells, list | tuple) or len(cells) != width or not all(isinstance(one, str) for one in cells):
-            expected = f"{width} sentences" if width and not single else "a sentence"
-            raise TnkitError(f"{name}, {_item(first, number)}: expected {expected}")
     rows = [(row,) if isinstance(row, str) else row for row in content]
+    width = len(rows[0]) if isinstance(rows[0], list | tuple) else 0
+    _check_size(name, len(rows), width, len(rows))
+    for number, row in enumerate(rows):
+        if not isinstance(row, list | tuple) or len(row) != width or not all(isinstance(cell, str) for cell in row):
+            expected = f"{width} sentences" if width and not isinstance(content[0], str) else "a sentence"
+            raise TnkitError(f"{name}, item {number}: expected {expected}")
     if languages is None or len(languages) != width:
         holds = "single sentences" if width == 1 else f"tuples of {width} sentences"
         raise TnkitError(
@@ -104,11 +89,6 @@ def _of_tuples(name: str, content: Sequence[Any], languages: Sequence[str] | Non
     return pd.DataFrame(rows, columns=list(languages), dtype=object)
 
 
-def _item(first: str, number: int) -> str:
-    kind, start = first.rsplit(" ", 1)
-    return f"{kind} {int(start) + number}"
-
-
 def listed(languages: Sequence[str] | None) -> str:
-    """The languages asked for, in words."""
+    """The languages asked for, as text."""
     return ", ".join(languages or ()) or "no language"

@@ -1,16 +1,173 @@
-"""Which rows of which source sentences are, so that sentences of other rows are not taken for translations."""
+"""Rows of a corpus: normalised, split for training and testing, and compared where they should be parallel."""
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import combinations
-from typing import Any
+from json.encoder import encode_basestring
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int, UInt64
 
 from tnkit.errors import TnkitError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 _log = logging.getLogger("tnkit")
-Origin = Mapping[str, Any]  # corpus, split, language, source, rows, n: of one language's sentences, what is known
+FIELD = "\0"  # between cells; no text may hold it
+_GAPS = {"-", "--", "---", "–", "—", "_", "N/A", "n/a", "#N/A", "NaN", "NULL", "null", "<NA>"}  # no sentences
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_ROLES = dict.fromkeys(("train", "training"), "train") | dict.fromkeys(("test", "testing", "devtest"), "test")
+_ROLES |= dict.fromkeys(("dev", "val", "valid", "validation"), "dev")
+Origin = Mapping[str, Any]  # what is known of one language's sentences: corpus, split, language, source, rows, n
+
+
+def normalised(name: str, frame: "pd.DataFrame") -> "pd.DataFrame":
+    """Text in Unicode NFC, stripped, and empty where there is none; the rows numbered from 0."""
+    import pandas as pd
+
+    frame = frame.reset_index(drop=True)
+    for language in (column for column in frame.columns if column != "split"):
+        cells = [cell if isinstance(cell, str) else "" for cell in frame[language].tolist()]
+        joined = FIELD.join(cells)  # the checks run once over all of the text, not once per cell
+        if joined.count(FIELD) > max(0, len(cells) - 1) or _SURROGATE.search(joined):
+            row, cell = next((row, cell) for row, cell in enumerate(cells, 1) if re.search("[\0\ud800-\udfff]", cell))
+            wrong = "the character NUL" if FIELD in cell else "an unpaired surrogate"
+            raise TnkitError(f"{name}, {language} in row {row}: {wrong}; fix the text")
+        normal = unicodedata.normalize("NFC", joined).split(FIELD) if cells else []
+        # Python's own strings: those of Arrow are decoded anew at every look.
+        cells = ["" if (stripped := cell.strip()) in _GAPS else stripped for cell in normal]
+        frame[language] = pd.Series(cells, dtype=object)
+    return frame
+
+
+def untranslated(name: str, texts: "pd.DataFrame", key: str) -> Int[np.ndarray, "row"]:
+    """Of rows that a key joins: 1 where some wanted language lacks the row, 2 where all do, 0 elsewhere."""
+    if not key:
+        return np.zeros(len(texts), int)
+    absent = texts.isna().to_numpy()
+    if absent.any(axis=1).all():
+        counts = ", ".join(f"{count:,} in {language}" for language, count in texts.count().items())
+        raise TnkitError(f"{name}: no {key} is in every language ({counts}); its sentences are not translations")
+    return absent.any(axis=1).astype(int) + absent.all(axis=1)
+
+
+def without_leaks(
+    name: str, frame: "pd.DataFrame", wanted: list[str], leaks: str, dropped: dict[str, int]
+) -> "pd.DataFrame":
+    """Training and test rows of a given split that share no sentence; those that do are refused or dropped."""
+    used = frame[frame["split"] != "dev"]
+    is_test = (used["split"] == "test").to_numpy()
+    by_language = {column: used[column].isin({*used[column][is_test]}).to_numpy() & ~is_test for column in wanted}
+    leaking = np.logical_or.reduce(list(by_language.values()))
+    if leaking.any() and leaks == "refuse":
+        language, rows = next((language, rows) for language, rows in by_language.items() if rows.any())
+        raise TnkitError(
+            f"{name}: {leaking.sum()} of {(~is_test).sum()} training rows hold a sentence of the test split, such as "
+            f"{used[language].iloc[rows.argmax()]!r:.60}; drop them with leaks='drop', or drop the column split"
+        )
+    dropped |= {"of the split dev": len(frame) - len(used), "leaking": int(leaking.sum())}
+    return used[~leaking]
+
+
+def roles(name: str, column: Iterable[object]) -> list[str]:
+    """The cells of a column of splits as "train", "test" or "dev", in upper or lower case.
+
+    Rows of dev become the test split if there is none, or the training split if there is none; beside both, or alone,
+    they stay "dev".
+
+    Raises:
+        TnkitError: for another name of a split.
+
+    >>> roles("x", ["Train", "valid"]), roles("x", ["dev", "devtest"])
+    (['train', 'test'], ['train', 'test'])
+    """
+    cells = [str(cell).strip() for cell in column]
+    unknown = sorted({cell for cell in {*cells} if cell.casefold() not in _ROLES})
+    if unknown:
+        raise TnkitError(
+            f"{name}: the column split holds {', '.join(unknown[:3])!r}; expected train and test, dev or validation"
+        )
+    assigned = [_ROLES[cell.casefold()] for cell in cells]
+    dev = next((role for role in ("test", "train") if role not in assigned and {*assigned} != {"dev"}), "dev")
+    return [dev if role == "dev" else role for role in assigned]
+
+
+def by_hash(frame: "pd.DataFrame", hashes: UInt64[np.ndarray, "row"], test: float) -> list[str]:
+    """Group rows that share a sentence, order the groups by hash, and fill the test split with the first.
+
+    Args:
+        frame: one column per language; an empty cell is no sentence.
+        hashes: of the rows, from `row_hashes`.
+        test: the share of the test split among the distinct rows that are not empty.
+
+    Returns:
+        "train" or "test" for each row.
+
+    >>> import pandas as pd
+    >>> frame = pd.DataFrame({"en": ["Hi!", "Hi!", "Bye!", "So?"], "it": ["Ciao!", "Salve!", "A dopo!", "E allora?"]})
+    >>> by_hash(frame, row_hashes(frame), 0.5)
+    ['train', 'train', 'test', 'test']
+    """
+    group = _groups(frame)
+    counted = ~frame.duplicated().to_numpy() & (frame != "").any(axis=1).to_numpy()
+    sizes = np.bincount(group, weights=counted).astype(int) if len(group) else np.zeros(0, int)
+    keys = np.full(len(sizes), np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(keys, group, hashes)
+    left, chosen = round(test * int(counted.sum())), np.zeros(len(sizes), bool)
+    for number in np.argsort(keys, kind="stable"):
+        if sizes[number] <= left:
+            left -= sizes[number]
+            chosen[number] = True
+    return [("train", "test")[is_test] for is_test in chosen[group].tolist()]
+
+
+def row_hashes(frame: "pd.DataFrame") -> UInt64[np.ndarray, "row"]:
+    """The first 8 bytes of the SHA-256 of each row as JSON, the same on every machine.
+
+    >>> import pandas as pd
+    >>> hex(row_hashes(pd.DataFrame({"en": ["Hi!"]}))[0])  # of ["Hi!"]
+    '0xe664632007a83261'
+    """
+    columns = [map(encode_basestring, frame[name]) for name in frame.columns]
+    rows = (hashlib.sha256(f"[{', '.join(row)}]".encode()).digest()[:8] for row in zip(*columns, strict=True))
+    return np.frombuffer(b"".join(rows), dtype=">u8").astype(np.uint64)
+
+
+def lowest(split: Sequence[str], hashes: UInt64[np.ndarray, "row"], limit: int) -> Int[np.ndarray, "kept"]:
+    """The rows with the lowest hashes, as many of each split as keep the splits' shares.
+
+    >>> lowest(["train", "test", "train", "test"], np.array([3, 2, 1, 0], np.uint64), 2).tolist()
+    [2, 3]
+    """
+    is_test = np.array(split) == "test"
+    tests = min(round(limit * int(is_test.sum()) / len(is_test)), int(is_test.sum()))
+    order = np.argsort(hashes, kind="stable")
+    kept = [order[is_test[order]][:tests], order[~is_test[order]][: limit - tests]]
+    return np.sort(np.concatenate(kept))
+
+
+def _groups(frame: "pd.DataFrame") -> Int[np.ndarray, "row"]:
+    """A number for each row, the same where rows share a sentence, directly or through others."""
+    import pandas as pd
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    size = len(frame)
+    filled = [np.flatnonzero(frame[name] != "") for name in frame.columns]
+    sentences = [
+        pd.factorize(frame[name])[0][rows] + size * number
+        for number, (name, rows) in enumerate(zip(frame.columns, filled, strict=True), 1)
+    ]
+    rows, nodes = np.concatenate(filled), np.concatenate(sentences)
+    whole = size * (1 + len(filled))
+    links = coo_matrix((np.ones(len(rows), np.int8), (rows, nodes)), shape=(whole, whole))
+    return connected_components(links, directed=False)[1][:size].astype(np.int64)
 
 
 def fingerprint(ids: Sequence[int]) -> str:
@@ -25,14 +182,14 @@ def fingerprint(ids: Sequence[int]) -> str:
 def check_parallel(origins: Mapping[str, Origin]) -> None:
     """Refuse sentences that are known not to be translations of each other, row by row.
 
-    Rows are compared where both sides say which they are; names of corpus and split where they do not. The same row
-    numbers of two sources may or may not be translations, which a warning says once.
+    Rows are compared where both sides state them, names of corpus and split where they do not. The same row numbers of
+    two sources may or may not be translations, which a warning says once.
 
     Args:
         origins: what is known of each side's sentences, by a name for the message.
 
     Raises:
-        TnkitError: naming two sides of other rows, corpora, splits or numbers of sentences.
+        TnkitError: naming two sides with different rows, corpora, splits or numbers of sentences.
 
     >>> check_parallel({"en": {"rows": "1f", "source": "a"}, "ja": {"rows": "1f", "source": "a"}})
     >>> check_parallel({"en": {"rows": "1f", "source": "a"}, "ja": {"rows": "2e", "source": "a"}})
@@ -40,48 +197,43 @@ def check_parallel(origins: Mapping[str, Origin]) -> None:
     ...
     tnkit.errors.TnkitError: en and ja hold different rows, so their sentences are not translations of each other; ...
     """
-    for (name, one), (other_name, other) in combinations(origins.items(), 2):
-        sides = f"{_described(name, one)} and {_described(other_name, other)}"
-        if "n" in one and "n" in other and one["n"] != other["n"]:
-            raise TnkitError(f"{sides} hold {one['n']} and {other['n']} sentences; give the same rows of one corpus")
-        if one.get("rows") and other.get("rows"):
-            if one["rows"] != other["rows"]:
+    for (name, left), (other_name, right) in combinations(origins.items(), 2):
+        sides = f"{_described(name, left)} and {_described(other_name, right)}"
+        if "n" in left and "n" in right and left["n"] != right["n"]:
+            raise TnkitError(f"{sides} hold {left['n']} and {right['n']} sentences; give the same rows of one corpus")
+        if left.get("rows") and right.get("rows"):
+            if left["rows"] != right["rows"]:
                 raise TnkitError(
                     f"{sides} hold different rows, so their sentences are not translations of each other; "
                     "load both languages as one corpus and take the same split and rows of both"
                 )
-            if one.get("source") != other.get("source"):
-                _tell(
+            if left.get("source") != right.get("source"):
+                _warn_once(
                     f"{sides} come from two sources, so nothing says that their rows are translations of each other; "
                     "load them as one corpus, or check them with tnkit.measures.geometry.alignment"
                 )
             continue
-        for what in ("corpus", "split"):
-            if one.get(what) and other.get(what) and one[what] != other[what]:
-                raise TnkitError(f"{sides} are of {what} {one[what]!r} and {other[what]!r}, so they are not parallel")
+        for key in ("corpus", "split"):
+            if left.get(key) and right.get(key) and left[key] != right[key]:
+                raise TnkitError(f"{sides} are of {key} {left[key]!r} and {right[key]!r}, so they are not parallel")
 
 
 def check_texts(texts: Mapping[str, Sequence[str]]) -> None:
-    """Refuse languages of other rows before a model reads them; plain lists state only their length.
-
-    Raises:
-        TnkitError: as `check_parallel` does.
-    """
-    known = ("corpus", "split", "source", "rows")
+    """Run `check_parallel` on languages before a model reads them; plain lists state only their length."""
+    keys = ("corpus", "split", "source", "rows")
     check_parallel(
         {
-            name: {"n": len(sentences), **{what: getattr(sentences, what, None) for what in known}}
+            name: {"n": len(sentences), **{key: getattr(sentences, key, None) for key in keys}}
             for name, sentences in texts.items()
         }
     )
 
 
 def _described(name: str, origin: Origin) -> str:
-    named = " ".join(str(origin[what]) for what in ("corpus", "split") if origin.get(what))
+    named = " ".join(str(origin[key]) for key in ("corpus", "split") if origin.get(key))
     return f"{name} ({named})" if named else name
 
 
 @lru_cache(1024)
-def _tell(text: str) -> None:
-    """Say something once."""
+def _warn_once(text: str) -> None:
     _log.warning("%s", text)

@@ -1,19 +1,24 @@
-"""Wherever sentences come from: a name, a path, a folder, a data set on the Hub, or an object in memory."""
+"""Where sentences come from: a name, a path, a folder, a data set on the Hugging Face Hub, or an object in memory."""
 
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tnkit.errors import TnkitError
-from tnkit.text import files, folders, hub, layouts, readers
-from tnkit.text.languages import code_of
+from tnkit.errors import TnkitError, first_line
+from tnkit.text import files, folders, layouts, readers
+from tnkit.text.languages import code_of, matching
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _HUB = re.compile(r"hf://datasets/([^/]+/[^/@]+)(?:@(refs/[^/]+/[^/]+|[^/]+))?(?:/(.+))?")
 _OWNER_NAME = re.compile(r"[A-Za-z0-9][\w-]*/[\w.-]+")
+_CONVERTED = "refs/convert/parquet"  # the Hub's own copies
 
 
 def read(
@@ -26,10 +31,7 @@ def read(
     """The name of a source and its table, with a column for each language and, where there is one, split.
 
     Args:
-        source: see `load_corpus`.
-        languages: those that are asked for; names of the columns where the source has none.
-        header: None for tables whose first line is a row.
-        quoting: of tables between tabs, "csv" or "none"; found out otherwise.
+        source, languages, header, quoting: as in `load_corpus`.
 
     Raises:
         TnkitError: for what cannot be read.
@@ -43,10 +45,11 @@ def read(
     if isinstance(source, str | Path):
         name = Path(source).name if Path(source).suffix else str(source)
         return name, _of_path(name, source, languages, how)
-    if isinstance(source, Mapping) and source and all(isinstance(one, str | Path) for one in source.values()):
-        return " + ".join(Path(one).name for one in source.values()), _parallel(source, how)
+    if isinstance(source, Mapping) and source and all(isinstance(path, str | Path) for path in source.values()):
+        columns = {language: language for language in source}
+        return " + ".join(Path(path).name for path in source.values()), _parallel(source, columns, [*source], how)
     if isinstance(source, list | tuple) and source and all(map(_is_file, source)):
-        return " + ".join(Path(one).name for one in source[:4]), _of_files(source, languages, how)
+        return " + ".join(Path(path).name for path in source[:4]), _of_files(source, languages, how)
     name = "frame" if hasattr(source, "columns") else f"the {type(source).__name__}"
     if header is None:
         raise TnkitError(f"header=None is for files of text between tabs or commas, and {name} is in memory; leave it")
@@ -57,59 +60,23 @@ def _of_path(name: str, source: str | Path, languages: Sequence[str] | None, how
     text = str(source)
     if text == "everyday":
         return readers.read_table(Path(__file__).parent / "data" / "everyday.tsv", languages)
-    if text in hub.RECIPES:
-        recipe = hub.RECIPES[text]
-        return layouts.wide(name, recipe.read(recipe, languages), languages)
+    if text in RECIPES:
+        return layouts.wide(name, RECIPES[text].read(RECIPES[text], languages), languages)
     if text.startswith("hf://"):
         return _of_hub(name, text, languages, how)
     path = _expanded(source)
     if _is_folder(path) or (files.is_archive(path) and path.exists() and len(files.listing(path)) > 1):
-        return layouts.wide(name, folders.read(path, languages), languages)
+        return layouts.wide(name, folders.read(str(path), files.listing(path), languages), languages)
     if not _is_file(path):
-        ends = _with_languages(path)
-        if len(ends) > 1:
-            wanted = {language: _end_of(language, ends) for language in languages or _codes(ends)}
-            return _parallel({language: ends[end] for language, end in wanted.items()}, how)
+        paths = _with_languages(path)
+        if len(paths) > 1:
+            return _of_ends(paths, languages, how)
         if _OWNER_NAME.fullmatch(text) and path.suffix.lower() not in readers.READERS and not _is_folder(path.parent):
-            return layouts.wide(name, hub.dataset(text, languages), languages)
+            return layouts.wide(name, _dataset(text, languages), languages)
         if not path.suffix and "/" not in text:
-            known = ", ".join(["everyday", *hub.RECIPES])
+            known = ", ".join(["everyday", *RECIPES])
             raise TnkitError(f"there is no file {path}; check its name and folder (data sets by name: {known})")
-    return _table(name, path, languages, how)
-
-
-def _table(name: str, path: str | Path, languages: Sequence[str] | None, how: dict[str, Any]) -> "pd.DataFrame":
     return layouts.wide(name, readers.read_table(path, languages, **how), languages)
-
-
-def _of_hub(name: str, source: str, languages: Sequence[str] | None, how: dict[str, Any]) -> "pd.DataFrame":
-    match = _HUB.fullmatch(source)
-    if not match or (match[3] is None and match[2] is None and source.count("/") < 4):
-        raise TnkitError(f"{source} is not of the form hf://datasets/OWNER/NAME/FILE or …/NAME@REVISION/FILE")
-    repository, revision, file = match.groups()
-    if file is None:
-        return layouts.wide(name, hub.dataset(repository, languages, revision), languages)
-    return _table(name, hub.download(repository, file, revision), languages, how)
-
-
-def _parallel(paths: Mapping[str, str | Path], how: dict[str, Any]) -> "pd.DataFrame":
-    """A table of one file for each language, whose lines or rows are translations of each other."""
-    import pandas as pd
-
-    parts = {}
-    for language, path in paths.items():
-        file = files.opened(_expanded(path))
-        if file.ending in readers.READERS:
-            frame = layouts.wide(file.path, readers.read_table(file, [language], **how), [language])
-            texts = frame[layouts.only(file.path, language, list(frame.columns))].to_list()
-            split = {"split": frame["split"].to_list()} if "split" in frame else {}
-        else:
-            texts, split = file.lines(), {}
-        parts[language] = pd.DataFrame({"text": texts, **split}, dtype=object)
-    frame = layouts.joined(" + ".join(Path(path).name for path in paths.values()), parts, ())
-    if len({_without_language(path) for path in paths.values()}) == 1:  # a pair by its name: x.en and x.ja
-        frame.attrs["matched"] = ""
-    return frame
 
 
 def _of_files(paths: Sequence[str | Path], languages: Sequence[str] | None, how: dict[str, Any]) -> "pd.DataFrame":
@@ -118,9 +85,11 @@ def _of_files(paths: Sequence[str | Path], languages: Sequence[str] | None, how:
 
     ends = {_language_of(path): path for path in paths}
     if len(ends) == len(paths) and "" not in ends:
-        wanted = {language: _end_of(language, ends) for language in languages or _codes(ends)}
-        return _parallel({language: ends[end] for language, end in wanted.items()}, how)
-    frames = [_table(Path(path).name, _expanded(path), languages, how) for path in paths]
+        return _of_ends(ends, languages, how)
+    frames = [
+        layouts.wide(Path(path).name, readers.read_table(_expanded(path), languages, **how), languages)
+        for path in paths
+    ]
     if any(set(frame) != set(frames[0]) for frame in frames):
         raise TnkitError(
             f"{paths[0]} and the other files have other columns; give files of the same, or one for each language"
@@ -131,36 +100,55 @@ def _of_files(paths: Sequence[str | Path], languages: Sequence[str] | None, how:
     return pd.concat(frames, ignore_index=True)
 
 
-def _end_of(language: str, ends: Mapping[str, Any]) -> str:
-    return layouts.only("the list of files", language, list(ends))
+def _of_ends(paths: Mapping[str, str | Path], languages: Sequence[str] | None, how: dict[str, Any]) -> "pd.DataFrame":
+    """A table of files by the language at the end of their names."""
+    columns = layouts.columns_of("the list of files", [*paths], languages)
+    return _parallel(paths, columns, languages or [*columns.values()], how)
 
 
-def _codes(ends: Iterable[str]) -> list[str]:
-    """The languages that ends of names say, with one for Indonesian that is no column of identifiers."""
-    return ["ind" if end == "id" else end for end in ends]
+def _parallel(
+    paths: Mapping[str, str | Path], columns: Mapping[str, str], wanted: Sequence[str], how: dict[str, Any]
+) -> "pd.DataFrame":
+    """A table of one file for each language, whose lines or rows are translations of each other."""
+    import pandas as pd
+
+    sentences = {}
+    for tag, language in columns.items():
+        with suppress(*(() if language in wanted else (TnkitError,))):
+            file = files.opened(_expanded(paths[tag]))
+            if file.ending in readers.READERS:
+                frame = layouts.wide(file.path, readers.read_table(file, [language], **how), [language])
+                texts = frame[layouts.only(file.path, language, list(frame.columns))].to_list()
+                split = {"split": frame["split"].to_list()} if "split" in frame else {}
+            else:
+                texts, split = file.lines(), {}
+            sentences[language] = pd.DataFrame({"text": texts, **split}, dtype=object)
+    used = [paths[tag] for tag, language in columns.items() if language in wanted]
+    frame = layouts.joined(" + ".join(Path(path).name for path in used), sentences, (), wanted)
+    stems = {
+        files.unpacked_name(str(path)).removesuffix(".txt").removesuffix(f".{_language_of(path)}") for path in used
+    }
+    if len(stems) == 1:  # a pair by its name: x.en and x.ja
+        frame.attrs["matched"] = ""
+    return frame
 
 
 def _language_of(path: str | Path) -> str:
     """The language that the end of a file's name says: en of x.en, x.en.gz and x.en.txt; id of x.id is Indonesian."""
-    pieces = Path(files.unpacked_name(str(path))).name.removesuffix(".txt").split(".")
-    return pieces[-1] if code_of(pieces[-1]) or pieces[-1] == "id" else ""
-
-
-def _without_language(path: str | Path) -> str:
-    return files.unpacked_name(str(path)).removesuffix(".txt").removesuffix("." + _language_of(path))
+    end = Path(files.unpacked_name(str(path))).name.removesuffix(".txt").split(".")[-1]
+    return end if code_of(end) or end == "id" else ""
 
 
 def _with_languages(path: Path) -> dict[str, Path]:
-    """The files whose names are the path's, and a language."""
+    """The files whose names are the path's and a language."""
     try:
         siblings = sorted(path.parent.iterdir())
     except (OSError, ValueError):
         return {}
-    named = [one for one in siblings if one.name.startswith(path.name + ".")]
     return {
-        language: one
-        for one in named
-        if (language := _language_of(one)) and files.unpacked_name(one.name) == f"{path.name}.{language}"
+        language: file
+        for file in siblings
+        if (language := _language_of(file)) and files.unpacked_name(file.name) == f"{path.name}.{language}"
     }
 
 
@@ -183,3 +171,130 @@ def _is_folder(path: Path) -> bool:
         return path.is_dir()
     except (OSError, ValueError):
         return False
+
+
+# The Hugging Face Hub
+
+
+def _of_hub(name: str, source: str, languages: Sequence[str] | None, how: dict[str, Any]) -> "pd.DataFrame":
+    match = _HUB.fullmatch(source)
+    if not match or (match[3] is None and match[2] is None and source.count("/") < 4):
+        raise TnkitError(f"{source} is not of the form hf://datasets/OWNER/NAME/FILE or …/NAME@REVISION/FILE")
+    repository, revision, file = match.groups()
+    if file is None:
+        return layouts.wide(name, _dataset(repository, languages, revision), languages)
+    return layouts.wide(name, readers.read_table(_download(repository, file, revision), languages, **how), languages)
+
+
+def _download(repository: str, file: str, revision: str | None = None) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, file, repo_type="dataset", revision=revision))
+    except Exception as error:
+        raise _unreachable(f"{file} of the data set {repository}", error) from error
+
+
+def _unreachable(name: str, error: Exception) -> TnkitError:
+    return TnkitError(
+        f"{name} could not be downloaded from the Hugging Face Hub ({first_line(error)}); check its name, your "
+        "network, and whether you must log in and accept its terms"
+    )
+
+
+def _listing(repository: str, revision: str | None) -> list[str]:
+    """The files of a data set on the Hub; without a connection, those that were downloaded."""
+    from huggingface_hub import list_repo_files, snapshot_download
+
+    try:
+        return sorted(list_repo_files(repository, repo_type="dataset", revision=revision))
+    except Exception as error:
+        try:
+            folder = snapshot_download(repository, repo_type="dataset", revision=revision, local_files_only=True)
+        except Exception:
+            raise _unreachable(f"the data set {repository}", error) from error
+        return sorted(os.path.relpath(file, folder) for file in Path(folder).rglob("*") if file.is_file())
+
+
+def _dataset(repository: str, languages: Sequence[str] | None, revision: str | None = None) -> "pd.DataFrame":
+    """The table of a data set on the Hub; only the files that it needs are downloaded."""
+    names = _listing(repository, revision)
+    if revision is None and not any(map(folders.is_table, names)):  # a data set of pictures, or made by a script
+        names, revision = _listing(repository, _CONVERTED), _CONVERTED
+    members = {name: partial(_data, repository, name, revision) for name in names}
+    return folders.read(repository, members, languages, others=False)
+
+
+def _data(repository: str, name: str, revision: str | None) -> bytes:
+    return files.opened(_download(repository, name, revision)).data
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A data set by name.
+
+    Attributes:
+        repository: on the Hugging Face Hub.
+        read: its table, with a column for each of the languages asked for.
+        licence: of its sentences.
+        citation: whom to cite.
+        size: of the download, approximately.
+
+    >>> RECIPES["flores+"].licence
+    'CC BY-SA 4.0'
+    """
+
+    repository: str
+    read: "Callable[[Recipe, Sequence[str] | None], pd.DataFrame]"
+    licence: str
+    citation: str
+    size: str
+
+
+def _whole(recipe: Recipe, languages: Sequence[str] | None) -> "pd.DataFrame":
+    """A data set whose files are in a known layout, a file for each language or pair."""
+    if not languages:
+        raise TnkitError(f'name the languages to read of {recipe.repository}, such as ["en", "ja"]')
+    return _dataset(recipe.repository, languages)
+
+
+def _tatoeba(recipe: Recipe, languages: Sequence[str] | None) -> "pd.DataFrame":
+    """English sentences and their first translation into each language."""
+    wanted = [language for language in languages or () if not matching("en", [language])]
+    if not wanted:
+        raise TnkitError('name the languages: load_corpus("tatoeba", ["en", "ja"])')
+    merged: pd.DataFrame | None = None
+    for language in wanted:
+        code = (code_of(language) or language).partition("-")[0]
+        file = _download(recipe.repository, f"en-{code}/train/0000.parquet", _CONVERTED)
+        pairs = readers.read_table(file)[["english", "non_english"]]
+        pairs = pairs.set_axis(["en", language], axis=1).drop_duplicates("en")
+        merged = pairs if merged is None else merged.merge(pairs, on="en")
+    assert merged is not None
+    return merged
+
+
+def _mkqa(recipe: Recipe, languages: Sequence[str] | None) -> "pd.DataFrame":
+    file = _download(recipe.repository, "mkqa/train/0000.parquet", _CONVERTED)
+    return layouts.wide("mkqa", readers.read_table(file)[["queries"]], languages)
+
+
+def _ntrex(recipe: Recipe, languages: Sequence[str] | None) -> "pd.DataFrame":
+    return readers.read_table(_download(recipe.repository, "default/test/0000.parquet", _CONVERTED), languages)
+
+
+# fmt: off
+RECIPES: Mapping[str, Recipe] = {
+    "tatoeba": Recipe("sentence-transformers/parallel-sentences-tatoeba", _tatoeba, "CC BY 2.0 FR",
+                      "Tatoeba (tatoeba.org)", "up to 20 MB a language"),
+    "mkqa": Recipe("apple/mkqa", _mkqa, "CC BY-SA 3.0", "Longpre, Lu & Daiber (2021), MKQA", "15 MB"),
+    "flores+": Recipe("openlanguagedata/flores_plus", _whole, "CC BY-SA 4.0",
+                      "NLLB Team (2024), Scaling neural machine translation to 200 languages", "0.5 MB a language"),
+    "ntrex-128": Recipe("mteb/NTREX", _ntrex, "CC BY-SA 4.0", "Federmann, Kocmi & Xin (2022), NTREX-128", "30 MB"),
+    "belebele": Recipe("facebook/belebele", _whole, "CC BY-SA 4.0",
+                       "Bandarkar et al. (2024), The Belebele benchmark", "1 MB a language"),
+    "opus-100": Recipe("Helsinki-NLP/opus-100", _whole, "that of each of its sources at OPUS",
+                       "Zhang et al. (2020), Improving massively multilingual neural machine translation",
+                       "up to 200 MB a pair"),
+}
+# fmt: on

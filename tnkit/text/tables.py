@@ -1,12 +1,11 @@
-"""Rows of text between tabs or commas: whether quotes are text, and whether the first line names the columns."""
+"""Tables of text between tabs or commas: whether quotes are text, and whether the first line names the columns."""
 
 import csv
 import io
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tnkit.errors import TnkitError
 from tnkit.text.files import File
@@ -24,14 +23,13 @@ _NAMES = {"split", "lang", "language", "text", "sentence", "translation", "trans
 _NAMES |= {"id", "locale", "utt", "dialect", "flores_passage", "iso_639_3", "index_id", "category", "queries"}
 
 
-@dataclass(frozen=True)
-class Export:
-    """A table without names of columns that its cells tell.
+class Export(NamedTuple):
+    """A table without column names that is recognised by its cells.
 
     Attributes:
-        name: of its maker.
+        name: of its source.
         fits: whether a row is one of its own.
-        columns: their names; a number is the place of a language among those asked for.
+        columns: their names; a number is an index into the languages asked for.
     """
 
     name: str
@@ -39,15 +37,18 @@ class Export:
     columns: tuple[str | int, ...]
 
 
+def _sentence(row: Sequence[str], width: int) -> bool:
+    """Whether a row begins with a number and the code of a language."""
+    if len(row) != width or not row[0].isdecimal():
+        return False
+    return row[1] == "\\N" or (2 <= len(row[1]) <= 4 and row[1].isascii() and row[1].isalpha() and row[1].islower())
+
+
 EXPORTS = (
-    Export(
-        "Tatoeba's sentences",
-        lambda row: len(row) == 3 and row[0].isdecimal() and _coded(row[1]),
-        ("id", "lang", "text"),
-    ),
+    Export("Tatoeba's sentences", lambda row: _sentence(row, 3), ("id", "lang", "text")),
     Export(
         "Tatoeba's detailed sentences",
-        lambda row: len(row) == 6 and row[0].isdecimal() and _coded(row[1]),
+        lambda row: _sentence(row, 6),
         ("id", "lang", "text", "user", "added", "modified"),
     ),
     Export(
@@ -66,7 +67,7 @@ def frame(file: File, separator: str) -> "pd.DataFrame":
     Raises:
         TnkitError: for rows of other lengths, quotes that can be read in two ways, and a header that is missing.
 
-    >>> frame(File("x.tsv", ".tsv", b'en\\tit\\n"Hi!\\tCiao!\\n'), "\\t").to_dict("records")
+    >>> frame(File("x.tsv", b'en\\tit\\n"Hi!\\tCiao!\\n'), "\\t").to_dict("records")
     [{'en': '"Hi!', 'it': 'Ciao!'}]
     """
     text = file.text()
@@ -92,10 +93,9 @@ def _headed(file: File, rows: Rows) -> "pd.DataFrame":
 
     export = export_of(rows)
     if export is not None:
-        columns = _export_columns(file, export)
-        found = pd.DataFrame(rows, columns=columns)
-        _check_order(file, export, found)
-        return found
+        table = pd.DataFrame(rows, columns=_export_columns(file, export))
+        _check_order(file, export, table)
+        return table
     if file.header is None:
         if file.languages is None or len(file.languages) != len(rows[0]):
             raise TnkitError(
@@ -106,9 +106,8 @@ def _headed(file: File, rows: Rows) -> "pd.DataFrame":
     header = [name.strip() for name in rows[0]]
     if len({*header}) != len(header):
         raise TnkitError(f"{file.path}, line 1: a column is named twice in {header}; name each column once")
-    if not any(name in _NAMES or _names_language(name) for name in header) and not any(
-        matching(language, header) for language in file.languages or ()
-    ):
+    asked = any(matching(language, header) for language in file.languages or ())
+    if not asked and not any(name in _NAMES or _names_language(name) for name in header):
         raise TnkitError(
             f"{file.path}, line 1: no names of columns; name each by its language code, such as en or ja, or, "
             "for a file without a header, give header=None and languages= in the order of its columns"
@@ -117,44 +116,40 @@ def _headed(file: File, rows: Rows) -> "pd.DataFrame":
 
 
 def _names_language(name: str) -> bool:
-    """Whether a cell of the first line names a language, and is no word such as "No" or "Hi"."""
+    """Whether a cell of the first line names a language, and is not a word such as "No" or "Hi"."""
     is_word = len(name) < 4 and name[:1].isupper() and not name.isupper()
     return len(name) < 40 and not is_word and code_of(name) is not None
 
 
 def _export_columns(file: File, export: Export) -> list[str]:
-    wanted = [place for place in export.columns if isinstance(place, int)]
+    width = sum(isinstance(column, int) for column in export.columns)
     languages = list(file.languages or ())
-    if wanted and len(languages) != len(wanted):
+    if width and len(languages) != width:
         raise TnkitError(
             f"{file.path} looks like {export.name}, which have no header, and was asked for {listed(languages)}; name "
-            f"{len(wanted)} languages in the order of its columns"
+            f"{width} languages in the order of its columns"
         )
-    return [languages[place] if isinstance(place, int) else place for place in export.columns]
+    return [languages[column] if isinstance(column, int) else column for column in export.columns]
 
 
-def _check_order(file: File, export: Export, found: "pd.DataFrame") -> None:
-    """Refuse two languages that were asked for in the other order than the file's name, its maker or its text says."""
-    pair = [str(column) for column, place in zip(found, export.columns, strict=True) if isinstance(place, int)]
+def _check_order(file: File, export: Export, table: "pd.DataFrame") -> None:
+    """Refuse languages in another order than that of the file's name, its source or the scripts of its text."""
+    pair = [str(table.columns[index]) for index, column in enumerate(export.columns) if isinstance(column, int)]
     if len(pair) != 2:
         return
     named = [match for match in _PAIR.findall(Path(file.path).name) if all(map(code_of, match))]
-    said = [("en", "")] if export.name == "Anki's pairs" else named[-1:]
-    one, other = pair
-    by_name = any(not same(one, first) and (same(other, first) or same(one, second)) for first, second in said)
-    texts = {column: found[column].to_list() for column in pair}
-    if by_name or all(
-        foreign_script(texts[column], column) and not foreign_script(texts[column], swapped)
-        for column, swapped in ((one, other), (other, one))
-    ):
+    stated = [("en", "")] if export.name == "Anki's pairs" else named[-1:]
+    left, right = pair
+    by_name = any(not same(left, first) and (same(right, first) or same(left, second)) for first, second in stated)
+    by_script = all(
+        foreign_script(table[column].to_list(), column) and not foreign_script(table[column].to_list(), swapped)
+        for column, swapped in ((left, right), (right, left))
+    )
+    if by_name or by_script:
         raise TnkitError(
-            f"{file.path}: {one} and {other} were asked for, and its columns are in the other order; give "
-            f"languages=[{other!r}, {one!r}]"
+            f"{file.path}: {left} and {right} were asked for, and its columns are in the other order; give "
+            f"languages=[{right!r}, {left!r}]"
         )
-
-
-def _coded(cell: str) -> bool:
-    return cell == "\\N" or (2 <= len(cell) <= 4 and cell.isascii() and cell.isalpha() and cell.islower())
 
 
 def _plain(path: str, text: str, separator: str) -> Rows:
@@ -184,7 +179,7 @@ def _quoted(path: str, text: str, separator: str) -> Rows:
 
 
 def _marked(text: str) -> tuple[str, str]:
-    """The text with carriage returns that end no line as a character that it has not, since csv ends lines at them."""
+    """The text, and the character that replaces carriage returns within lines, at which csv would end a line."""
     mark = next(chr(code) for code in range(0xFDD0, 0x110000) if chr(code) not in text)
     if text.partition("\n")[0].endswith("\r"):
         text = text.replace("\r\n", "\n")
@@ -200,9 +195,9 @@ def _same_width(path: str, number: int, rows: Rows) -> None:
 
 
 def _told_apart(path: str, text: str, separator: str) -> Rows:
-    """Rows of a file with quotes, read the one way in which it can have been written, if there is only one."""
+    """Rows of a file with quotes, if there is only one way in which it can have been written."""
     first = text.split("\n", 1)[0].removesuffix("\r").split(separator)
-    if all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in first):
+    if all(map(_in_quotes, first)):
         return _quoted(path, text, separator)  # no column is named with quotes
     try:
         quoted = _quoted(path, text, separator)
@@ -216,14 +211,12 @@ def _told_apart(path: str, text: str, separator: str) -> Rows:
         if any("\n" in cell and separator in cell for row in quoted for cell in row):
             raise _ambiguous(path) from None
         return quoted
-    if plain == quoted:
-        return plain
     if len(plain) != len(quoted):
         raise _ambiguous(path)
     pairs = [
         (raw, cell) for raws, cells in zip(plain, quoted, strict=True) for raw, cell in zip(raws, cells, strict=True)
     ]
-    if any(raw == cell and '"' in cell for raw, cell in pairs):
+    if plain == quoted or any(raw == cell and '"' in cell for raw, cell in pairs):
         return plain  # csv and pandas quote every cell that holds a quote
     inner = ['"' in cell for raw, cell in pairs if raw != cell]
     if all(inner):
@@ -239,7 +232,7 @@ def _in_quotes(cell: str) -> bool:
 
 
 def _as_written(rows: Rows, separator: str) -> str:
-    """What csv and pandas write of rows."""
+    """Rows as csv and pandas write them."""
     text = io.StringIO(newline="")
     csv.writer(text, delimiter=separator, lineterminator="\n").writerows(rows)
     return text.getvalue().strip("\n")

@@ -3,8 +3,8 @@
 latin = tn.variants.romanised(corpus, ["ja", "ko"])   # the same sentences, in Latin script
 mixed = tn.variants.shuffled(corpus, ["en"], seed=0)  # the same words, in a random order
 
-If neurons found on Japanese answer to its script, they fall silent on the first; if to its grammar, on the second.
-Rows, splits and alignment stay as they are. The packages behind it come with pip install 'tnkit[measures]'.
+Neurons that respond to the Japanese script are inactive on the first, neurons that respond to its grammar on the
+second. Rows, splits and alignment stay as they are. Install the packages with pip install 'tnkit[measures]'.
 """
 
 import random
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _BASE = {"jpn": "ja", "kor": "ko", "cmn": "zh", "yue": "zh", "zho": "zh", "tha": "th"}
 _TRADITIONAL = {"hant", "hk", "mo", "tw", "yue"}
-_UNSEGMENTED = set("bo dz km khm lo lao my mya".split())  # no spaces between words, and nobody here to cut them
+_UNSEGMENTED = set("bo dz km khm lo lao my mya".split())  # no spaces between words, and no package to cut them
 _PUNCTUATION = str.maketrans({"。": ". ", "、": ", ", "「": '"', "」": '"', "『": '"', "』": '"', "・": " ", "〜": "~"})
 _UROMAN = {
     "ar": "ara", "be": "bel", "bg": "bul", "el": "ell", "fa": "fas", "ja": "jpn", "kk": "kaz", "ky": "kir", "mk": "mkd",
@@ -35,11 +35,11 @@ _UROMAN = {
 def romanised(corpus: Corpus, languages: str | Sequence[str] | None = None) -> Corpus:
     """The same corpus with some of its languages written in Latin script.
 
-    Japanese is written as it is read, in modified Hepburn with long vowels spelt out and words apart: readings by
-    SudachiPy (Takaoka et al. 2018), which is right about most but not all homographs. Korean is written in the Revised
-    Romanisation of 2000 (koroman), Chinese in pinyin without tones (pypinyin), its words set apart by BudouX, as are
-    Thai ones. Every other language is spelt letter by letter by uroman (Hermjakob, May & Knight 2018), whose licence
-    asks publications to acknowledge it.
+    Japanese is written in modified Hepburn, with long vowels spelt out and words apart; SudachiPy (Takaoka et al. 2018)
+    gives the readings, correct for most but not all homographs. Korean follows the Revised Romanisation of 2000
+    (koroman), Chinese is pinyin without tones (pypinyin); BudouX separates the words of Chinese and Thai. Every other
+    language is spelt letter by letter by uroman (Hermjakob, May & Knight 2018), whose licence asks publications to
+    acknowledge it.
 
     Args:
         corpus: from `load_corpus`.
@@ -59,31 +59,31 @@ def romanised(corpus: Corpus, languages: str | Sequence[str] | None = None) -> C
     """
     latin = [name for name in corpus.languages if not _is_foreign("".join(corpus.frame[name]), share=0.5)]
     chosen = _chosen(corpus, languages) if languages is not None else [n for n in corpus.languages if n not in latin]
-    done = [name for name in chosen if name in latin]
-    if done or not chosen:
-        raise TnkitError(f"{corpus.name}: {', '.join(done or latin)} is in Latin script already; leave it out")
+    refused = [name for name in chosen if name in latin]
+    if refused or not chosen:
+        raise TnkitError(f"{corpus.name}: {', '.join(refused or latin)} is in Latin script already; leave it out")
     return _rewritten(corpus, chosen, languages is None, "romanised", romanise)
 
 
 def shuffled(corpus: Corpus, languages: str | Sequence[str] | None = None, *, seed: int = 0) -> Corpus:
     """The same corpus with the words of each sentence in a random order.
 
-    Every order of the words is as likely, the sentence's own excepted: a sentence of two or more different words never
-    stays as it was. Punctuation stays where it is (the second word keeps its comma, whichever word that becomes), and
-    letters keep their case. Words are what stands between spaces; in Japanese a verb with its endings, a noun, or a
-    particle (SudachiPy, Takaoka et al. 2018), in Chinese and Thai what BudouX takes for one.
+    All orders are equally likely except the sentence's own: two or more different words never stay as they were.
+    Punctuation keeps its position (the second word keeps its comma, whichever word that becomes), and letters keep
+    their case. Words are separated by spaces; in Japanese a word is a verb with its endings, a noun, or a particle
+    (SudachiPy, Takaoka et al. 2018), and in Chinese and Thai what BudouX cuts.
 
     Args:
         corpus: from `load_corpus`, or a corpus of `romanised`.
         languages: which of its languages (default: all).
-        seed: with language and sentence it decides the order, so that a sentence falls the same way in every corpus.
+        seed: decides the order, with language and sentence, so that a sentence gets the same order in every corpus.
 
     Returns:
         A `Corpus` with the same rows and splits, named "…, shuffled with seed 0".
 
     Raises:
         TnkitError: for a language that the corpus lacks or that is written without spaces and cannot be cut into words
-            here (Khmer, Lao, Burmese, Tibetan), and where a package is missing.
+            (Khmer, Lao, Burmese, Tibetan), and where a package is missing.
 
     >>> from tnkit.text.corpus import load_corpus
     >>> shuffled(load_corpus("everyday", ["en", "it"]), ["en"])["train"]["en"][1]
@@ -95,8 +95,8 @@ def shuffled(corpus: Corpus, languages: str | Sequence[str] | None = None, *, se
         raise TnkitError(
             f"{', '.join(uncut)} is written without spaces, and tnkit cannot cut it into words; leave it out"
         )
-    what = f"shuffled with seed {seed}"
-    return _rewritten(corpus, chosen, languages is None, what, lambda text, name: shuffle(text, name, seed=seed))
+    change = f"shuffled with seed {seed}"
+    return _rewritten(corpus, chosen, languages is None, change, lambda text, name: shuffle(text, name, seed=seed))
 
 
 def romanise(text: str, language: str) -> str:
@@ -114,7 +114,7 @@ def romanise(text: str, language: str) -> str:
         text = " ".join(_hepburn(reading) for _, reading in _japanese(text))
     elif base == "ko":
         hangul = _need("koroman")
-        text = re.sub("[가-힣]+( +[가-힣]+)*", lambda found: hangul.romanize(found[0]), text)
+        text = re.sub("[가-힣]+( +[가-힣]+)*", lambda run: hangul.romanize(run[0]), text)
     elif base == "zh":
         text = " ".join("".join(_need("pypinyin").lazy_pinyin(word, v_to_u=True)) for word in words(text, language))
     elif base == "th":
@@ -131,22 +131,21 @@ def shuffle(text: str, language: str, *, seed: int = 0) -> str:
     >>> shuffle("¿Dónde está la estación de tren?", "es")
     '¿tren Dónde la está estación de?'
     """
-    parts = words(text, language)
-    ends = [_bare(part) for part in parts]
-    places = [place for place, (start, end) in enumerate(ends) if start < end]
-    cores = [parts[place][slice(*ends[place])] for place in places]
+    tokens = words(text, language)
+    bounds = [_bare(token) for token in tokens]
+    indices = [index for index, (start, end) in enumerate(bounds) if start < end]
+    cores = [tokens[index][slice(*bounds[index])] for index in indices]
     if len(set(cores)) < 2:
         return text
     joined = _unspaced if _is_foreign(text) and _base(language) in ("ja", "zh", "th") else " ".join
-    before = joined(parts)
     # A generator seeded by a string, and its random(), give the same numbers on every Python.
     generator = random.Random(f"{seed} {language} {text}")
-    for _ in range(100):  # the first draw does, but for very short sentences
-        mixed = list(parts)
-        for place, core in zip(places, sorted(cores, key=lambda _: generator.random()), strict=True):
-            start, end = ends[place]
-            mixed[place] = parts[place][:start] + core + parts[place][end:]
-        if joined(mixed) != before:
+    for _ in range(100):  # the first draw suffices, except in very short sentences
+        mixed = list(tokens)
+        for index, core in zip(indices, sorted(cores, key=lambda _: generator.random()), strict=True):
+            start, end = bounds[index]
+            mixed[index] = tokens[index][:start] + core + tokens[index][end:]
+        if joined(mixed) != joined(tokens):
             break
     return joined(mixed)
 
@@ -160,8 +159,9 @@ def words(text: str, language: str) -> list[str]:
     if _is_foreign(text) and _base(language) == "ja":
         return [word for word, _ in _japanese(text)]
     if _is_foreign(text) and _base(language) in ("zh", "th"):
-        parse = _budoux("th" if _base(language) == "th" else "zh_hant" if _traditional(language) else "zh").parse
-        return [word for chunk in text.split() for word in parse(chunk)]
+        chinese = "traditional" if _TRADITIONAL & {*re.split("[-_]", language.lower())} else "simplified"
+        parser = _budoux("thai" if _base(language) == "th" else f"{chinese}_chinese")
+        return [word for chunk in text.split() for word in parser.parse(chunk)]
     return text.split()
 
 
@@ -176,21 +176,19 @@ def _chosen(corpus: Corpus, languages: str | Sequence[str] | None) -> list[str]:
     return chosen
 
 
-def _rewritten(corpus: Corpus, languages: list[str], whole: bool, what: str, how: Callable[[str, str], str]) -> Corpus:
+def _rewritten(
+    corpus: Corpus, languages: list[str], whole: bool, change: str, rewrite: Callable[[str, str], str]
+) -> Corpus:
     frame = corpus.to_frame()
     for name in languages:
-        frame[name] = [how(text, name) for text in frame[name]]
-    done = what if whole else f"{' and '.join(languages)} {what}"
-    return replace(corpus, name=f"{corpus.name}, {done}", frame=frame)
+        frame[name] = [rewrite(text, name) for text in frame[name]]
+    label = change if whole else f"{' and '.join(languages)} {change}"
+    return replace(corpus, name=f"{corpus.name}, {label}", frame=frame)
 
 
 def _base(language: str) -> str:
     base = re.split("[-_]", language.lower())[0]
     return _BASE.get(base, base)
-
-
-def _traditional(language: str) -> bool:
-    return bool(_TRADITIONAL & {*re.split("[-_]", language.lower())})
 
 
 def _is_foreign(text: str, *, share: float = 0.0) -> bool:
@@ -201,7 +199,7 @@ def _is_foreign(text: str, *, share: float = 0.0) -> bool:
 
 @cache
 def _is_latin(letter: str) -> bool:
-    names = [unicodedata.name(part, "") for part in unicodedata.normalize("NFKC", letter)]
+    names = [unicodedata.name(character, "") for character in unicodedata.normalize("NFKC", letter)]
     return all(name.startswith(("LATIN", "MODIFIER LETTER")) for name in names)
 
 
@@ -227,26 +225,26 @@ def _bare(word: str) -> tuple[int, int]:
     return start, end
 
 
-def _unspaced(parts: Sequence[str]) -> str:
-    """Words without spaces, but for those between two that Latin letters or digits join."""
-    return re.sub("(?<=[!-~])\0(?=[!-~])", " ", "\0".join(parts)).replace("\0", "")
+def _unspaced(tokens: Sequence[str]) -> str:
+    """Words without spaces, except between two Latin letters or digits."""
+    return re.sub("(?<=[!-~])\0(?=[!-~])", " ", "\0".join(tokens)).replace("\0", "")
 
 
 def _japanese(text: str) -> list[tuple[str, str]]:
-    """Japanese words as they are written and as they are read, in katakana; what has no reading stands for itself."""
-    found: list[tuple[str, str]] = []
+    """Japanese words as they are written and as they are read, in katakana; what has no reading as it is written."""
+    pairs: list[tuple[str, str]] = []
     before = ("空白", "*")
     for token in _sudachi().tokenize(text):
         surface, kind = token.surface(), token.part_of_speech()[:2]
         if kind[0] != "空白":
             reading = _reading(surface, token.reading_form(), kind[0])
-            latin = found and (found[-1][0][-1] + surface[0]).isascii() and before[0] != "空白"
-            if latin or (found and _belongs(surface, kind, before)):
-                written, read = found.pop()
+            latin = pairs and (pairs[-1][0][-1] + surface[0]).isascii() and before[0] != "空白"
+            if latin or (pairs and _belongs(surface, kind, before)):
+                written, read = pairs.pop()
                 surface, reading = written + surface, read + reading
-            found.append((surface, reading))
+            pairs.append((surface, reading))
         before = kind
-    return found
+    return pairs
 
 
 def _reading(surface: str, reading: str, kind: str) -> str:
@@ -258,7 +256,7 @@ def _reading(surface: str, reading: str, kind: str) -> str:
 
 
 def _belongs(surface: str, kind: Sequence[str], before: Sequence[str]) -> bool:
-    """Whether a token goes on the word before it: endings, suffixes, what follows a prefix, closing punctuation."""
+    """Whether a token continues the word before it: endings, suffixes, what follows a prefix, closing punctuation."""
     if before[0] == "空白":
         return False
     return (
@@ -271,18 +269,9 @@ def _belongs(surface: str, kind: Sequence[str], before: Sequence[str]) -> bool:
     )
 
 
-_SMALL = dict(zip("ァィゥェォャュョ", "a i u e o ya yu yo".split(), strict=True))
-_ROWS = {
-    "": "アイウエオ", "k": "カキクケコ", "g": "ガギグゲゴ", "s": "サシスセソ", "z": "ザジズゼゾ", "t": "タチツテト",
-    "d": "ダヂヅデド", "n": "ナニヌネノ", "h": "ハヒフヘホ", "b": "バビブベボ", "p": "パピプペポ", "m": "マミムメモ",
-    "r": "ラリルレロ",
-}  # fmt: skip
-_KANA = {kana: row + vowel for row, line in _ROWS.items() for kana, vowel in zip(line, "aiueo", strict=True)} | {
-    "シ": "shi", "ジ": "ji", "チ": "chi", "ヂ": "ji", "ツ": "tsu", "ヅ": "zu", "フ": "fu", "ヴ": "vu", "ン": "n",
-    "ヤ": "ya", "ユ": "yu", "ヨ": "yo", "ワ": "wa", "ヰ": "i", "ヱ": "e", "ヲ": "o", "ヮ": "wa", "ヵ": "ka", "ヶ": "ka",
-    **_SMALL,
-}  # fmt: skip
-_STEM = {"イ": "y", "ウ": "w", "ク": "kw", "グ": "gw"}  # before a small vowel: イェ ye, ウィ wi, クォ kwo
+_HEPBURN = {"si": "shi", "zi": "ji", "ti": "chi", "di": "ji", "tu": "tsu", "du": "zu", "hu": "fu"}
+_HEPBURN |= {"wi": "i", "we": "e", "wo": "o"}  # where it differs from the Unicode names of the kana
+_GLIDES = {"i": "y", "u": "w", "ku": "kw", "gu": "gw"}  # before a small vowel: イェ ye, ウィ wi, クォ kwo
 
 
 def _hepburn(kana: str) -> str:
@@ -291,21 +280,21 @@ def _hepburn(kana: str) -> str:
     >>> " ".join(map(_hepburn, "キッチリ シャシン コンヤ ウェイター デュエット ワァ".split()))
     "kitchiri shashin kon'ya weitaa dyuetto waa"
     """
-    latin = re.sub("ン(?=[アイウエオヤユヨ])", "n'", kana)
-    latin = re.sub("([ァ-ヺ])([ァィゥェォャュョ]?)", _syllable, latin)
+    latin = re.sub("ン(?=[アイウエオヤユヨ])", "n'", kana.replace("ヶ", "カ"))
+    latin = re.sub("([ァ-ヂツ-ヺ])([ァィゥェォャュョ]?)", _syllable, latin)
     latin = re.sub("ッ(?=ch)", "t", latin)
     latin = re.sub("ッ(?=([b-df-hj-np-tv-z]))", r"\1", latin).replace("ッ", "")
-    return re.sub("([aeiou])(ー+)", lambda found: found[1] * (1 + len(found[2])), latin).replace("ー", "")
+    return re.sub("([aeiou])(ー+)", lambda vowel: vowel[1] * (1 + len(vowel[2])), latin).replace("ー", "")
 
 
-def _syllable(found: re.Match[str]) -> str:
-    kana, small = found[1], _SMALL.get(found[2], "")
-    sound = _KANA.get(kana, kana)
+def _syllable(syllable: re.Match[str]) -> str:
+    kana, small = (re.sub(".* ", "", unicodedata.name(part).lower()) if part else "" for part in syllable.groups())
+    sound = _HEPBURN.get(kana, kana)
     if not small or sound[-1] == small:
         return sound + small
     if small[0] == "y":
         return sound[:-1] + (small[1:] if sound[:-1] in ("sh", "ch", "j") else small)
-    return _STEM.get(kana, sound[:-1]) + small
+    return _GLIDES.get(kana, sound[:-1]) + small
 
 
 def _need(package: str) -> "ModuleType":
@@ -327,10 +316,5 @@ def _sudachi() -> Any:
 
 
 @cache
-def _budoux(parser: str) -> Any:
-    load = {
-        "th": "load_default_thai_parser",
-        "zh": "load_default_simplified_chinese_parser",
-        "zh_hant": "load_default_traditional_chinese_parser",
-    }
-    return getattr(_need("budoux"), load[parser])()
+def _budoux(script: str) -> Any:
+    return getattr(_need("budoux"), f"load_default_{script}_parser")()

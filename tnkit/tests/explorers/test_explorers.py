@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import tnkit as tn
+from tnkit.explorers.neurons import MEASUREMENTS
 from tnkit.explorers.study import OFFS, Study
 from tnkit.testing import SENTENCES, byte_tokenizer, tiny_corpus, tiny_model, tiny_module
 from tnkit.tests.oracle import assert_near
@@ -150,10 +151,19 @@ def test_neurons_say_what_their_card_says_and_escape_it(explore):
     explorer = explore("neurons")
     explorer.layer.value, explorer.number.value = 3, 17
     assert "Layer 3, neuron 17" in explorer.card.value
-    captured = explorer.study.all_activations()
+    captured = explorer.study.all_captured("train")
     eta2 = tn.specificity.correlation_ratio(captured).eta2
     assert explorer.table.rows[0][4] == eta2[explorer.neurons[0]]
     assert [row[3] for row in explorer.table.rows] == list(explorer.neurons.scores)
+
+
+def test_a_new_measurement_is_one_entry(explore, monkeypatch):
+    """A column that is looked up by layer and neuron, and is empty without a model."""
+    monkeypatch.setitem(MEASUREMENTS, "place", (0, lambda _: np.arange(4 * 48).reshape(4, 48)))
+    explorer = explore("neurons")
+    assert explorer.table.columns == ["rank", "layer", "neuron", "score", "η²", "place"]
+    assert [row[5] for row in explorer.table.rows] == [48 * layer + number for layer, number in explorer.neurons]
+    assert [row[5] for row in tn.explore_neurons(explorer.found).table.rows] == [None] * len(explorer.neurons)
 
 
 @pytest.mark.usefixtures("cache")
@@ -315,6 +325,27 @@ def test_a_closed_explorer_lets_go_of_its_model(name, in_a_loop):
     if name != "detection":
         with pytest.raises(tn.TnkitError, match="this explorer is closed; open a new one"):
             explorer.figure()
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.usefixtures("cache")
+def test_a_refused_explorer_releases_its_model(name, monkeypatch):
+    module = copy.deepcopy(tiny_module("llama"))
+    model = tn.load_model(module, tokenizer=copy.deepcopy(byte_tokenizer()))
+    alive = weakref.ref(model), weakref.ref(module)
+
+    def refuse(*_):
+        raise tn.TnkitError("refused")
+
+    monkeypatch.setattr(f"tnkit.explorers.{name}.{name.capitalize()}Explorer._draw", refuse)
+    with pytest.raises(tn.TnkitError, match="refused"):
+        getattr(tn, f"explore_{name}")(model, tiny_corpus())
+    monkeypatch.setattr(f"tnkit.explorers.{name}.controls", refuse)  # before any widget is on the page
+    with pytest.raises(tn.TnkitError, match="refused"):
+        getattr(tn, f"explore_{name}")(model, tiny_corpus())
+    del model, module
+    gc.collect()
+    assert [reference() for reference in alive] == [None, None]
 
 
 @pytest.mark.parametrize("name", ["spaces", "neurons", "ablation"])

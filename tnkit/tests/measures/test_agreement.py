@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 import tnkit as tn
-from tnkit.measures.agreement import overlaps
+from tnkit.measures.specificity import overlaps
 
 SHAPE = (2, 4)
 NEURONS = list(product(range(2), range(4)))

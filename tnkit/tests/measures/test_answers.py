@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tnkit as tn
-from tnkit.measures import answers
+from tnkit.measures.behaviour import answers
 
 
 @pytest.mark.parametrize(

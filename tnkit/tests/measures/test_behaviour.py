@@ -10,8 +10,19 @@ import torch
 from scipy import stats
 
 import tnkit as tn
-from tnkit.measures import behaviour, generation
-from tnkit.measures.behaviour import answer_questions, continuations, languages_of, perplexity, perplexity_matrix
+from tnkit.measures.behaviour import (
+    Perplexity,
+    PerplexityMatrix,
+    answer_questions,
+    continuations,
+    generation,
+    languages,
+    languages_of,
+    likelihood,
+    matrix,
+    perplexity,
+    perplexity_matrix,
+)
 from tnkit.testing import ARCHITECTURES, IMAGE_TEXT, SENTENCES, byte_tokenizer, tiny_model, tiny_module
 
 NEURONS = [(0, 3), (1, 7), (1, 8), (3, 40)]
@@ -89,10 +100,10 @@ def test_perplexity_with_neurons_off_equals_plain_hooks(name):
 
 def test_logits_are_made_a_slice_at_a_time(monkeypatch):
     whole, seen = perplexity(tiny_model("cohere"), SENTENCES, progress=False).nll, []
-    cross_entropy = behaviour.cross_entropy
+    cross_entropy = likelihood.cross_entropy
     spy = lambda logits, *args, **how: seen.append(tuple(logits.shape)) or cross_entropy(logits, *args, **how)  # noqa: E731
-    monkeypatch.setattr(behaviour, "cross_entropy", spy)
-    monkeypatch.setattr(behaviour, "_LOGITS", 7 * 260)
+    monkeypatch.setattr(likelihood, "cross_entropy", spy)
+    monkeypatch.setattr(likelihood, "_LOGITS", 7 * 260)
     assert np.allclose(perplexity(tiny_model("cohere"), SENTENCES, progress=False).nll, whole, rtol=1e-6)
     assert max(rows for rows, _ in seen) == 7
     predicted = sum(len(byte_tokenizer()(sentence)["input_ids"]) - 1 for sentence in SENTENCES)
@@ -150,9 +161,9 @@ def test_the_matrix_holds_each_set_and_language():
 
 def test_the_interval_is_that_of_a_paired_bootstrap():
     random = np.random.default_rng(3)
-    before = behaviour.Perplexity(random.gamma(4, 1, 40), random.integers(3, 30, 40))
-    after = behaviour.Perplexity(before.nll * random.normal(1.1, 0.1, 40), before.tokens)
-    change, low, high = behaviour._change(before, after)
+    before = Perplexity(random.gamma(4, 1, 40), random.integers(3, 30, 40))
+    after = Perplexity(before.nll * random.normal(1.1, 0.1, 40), before.tokens)
+    change, low, high = matrix._change(before, after)
     a, b = before.nll * before.tokens, after.nll * after.tokens
     other = stats.bootstrap(
         (a, b),
@@ -170,11 +181,11 @@ def test_the_interval_is_that_of_a_paired_bootstrap():
 def test_the_matrix_says_what_it_cannot_know(recwarn):
     one = perplexity_matrix(tiny_model(), {"en": ["Hi!"]}, {"en": NEURONS}, progress=False).to_frame()
     assert one[["low", "high"]].isna().all(axis=None) and one["change"].notna().all()
-    certain = behaviour.Perplexity(np.zeros(2), np.array([3, 4]))
-    matrix = behaviour.PerplexityMatrix({("none", "en"): certain, ("x", "en"): certain}, {})
-    assert matrix.to_frame()[["change", "low", "high"]].isna().all(axis=None)
-    matrix.plot()
-    assert behaviour.Perplexity(np.array([800.0]), np.array([1])).value == np.inf
+    certain = Perplexity(np.zeros(2), np.array([3, 4]))
+    uncertain = PerplexityMatrix({("none", "en"): certain, ("x", "en"): certain}, {})
+    assert uncertain.to_frame()[["change", "low", "high"]].isna().all(axis=None)
+    uncertain.plot()
+    assert Perplexity(np.array([800.0]), np.array([1])).value == np.inf
     assert not [warning for warning in recwarn if "tnkit" in warning.filename]
     for texts, sets in (({}, {"en": NEURONS}), ({"en": ["Hi!"]}, {}), ({"en": ["Hi!"]}, {"none": NEURONS})):
         with pytest.raises(tn.TnkitError, match="expected languages"):
@@ -274,7 +285,7 @@ def test_continuations_refuse_what_cannot_be(monkeypatch):
     ):
         with pytest.raises(tn.TnkitError, match=message):
             continuations(model, ["Hi"], **({"languages": ["en", "ja"]} | how), progress=False)
-    generation._detector.cache_clear()
+    languages.detector_of.cache_clear()
     monkeypatch.setitem(sys.modules, "lingua", None)
     with pytest.raises(tn.TnkitError, match=r"pip install 'tnkit\[measures\]'"):
         continuations(model, ["Hi"], progress=False)
@@ -290,7 +301,7 @@ def test_languages_of_the_packaged_corpus_are_told():
     assert np.mean(right) > 0.97
     assert languages_of(["", "…?! 12", "Ja", "はい。", "네"], candidates=["nl", "ja", "ko"]) == (None,) * 5
     assert languages_of(["<strong><em><strong>コーン</em>です", "<b><em>"], candidates=["en", "ja"]) == ("ja", None)
-    assert generation._detector(("nl", "ja")) is generation._detector(("nl", "ja"))
+    assert languages.detector_of(("nl", "ja")) is languages.detector_of(("nl", "ja"))
 
 
 def test_shares_count_outputs():
@@ -429,3 +440,59 @@ def test_what_would_not_come_again_or_has_no_head_is_refused():
             run(model)
         with pytest.raises(tn.TnkitError, match="no output head"):
             run(headless)
+
+
+OTHERS = [tn.NeuronSet(tuple((layer, neuron) for layer in range(4)), (4, 48)) for neuron in (11, 22, 33)]
+CONTROLS = {"other": OTHERS[0], "drawn": lambda seed: OTHERS[1 + seed]}
+
+
+def test_each_draw_of_each_control_is_as_if_it_ran_alone():
+    model, how = tiny_model(), {"tokens": "all", "max_new_tokens": 6, "languages": ["en", "ja"], "progress": False}
+    found = continuations(model, SENTENCES[:3], neurons=NEURONS, controls=CONTROLS, seeds=2, **how)
+    alone = [continuations(model, SENTENCES[:3], neurons=off, **how) for off in (NEURONS, *OTHERS)]
+    drawn = [found, *found.controls["other"], *found.controls["drawn"]]
+    for one, expected in zip(drawn, alone, strict=True):
+        assert (one.before, one.after, one.count) == (expected.before, expected.after, expected.count)
+        assert one.provenance == expected.provenance and one.after_languages == expected.after_languages
+    table = found.compared().at()
+    changed = [one.changed for one in alone]
+    assert any(changed)
+    means = {"none": 0, "the set": changed[0], "other": changed[1], "drawn": np.mean(changed[2:])}
+    assert table["mean"].to_dict() == pytest.approx(means)
+    assert table["seeds"].to_dict() == {"none": 1, "the set": 1, "other": 1, "drawn": 2}
+    assert found.by_condition().loc[("drawn", 1), "after"].tolist() == list(alone[3].after)
+    with pytest.raises(tn.TnkitError, match="a control is named 'none'"):
+        continuations(model, ["Hi"], neurons=NEURONS, controls={"none": OTHERS[0]}, **how)
+
+
+def test_the_shares_of_a_language_have_intervals_beside_the_controls():
+    said, english, mixed = ("a",) * 40, ("en",) * 40, ("en", "ja") * 20
+    drawn = [generation.Continuations(said, said, said, english, languages, 0) for languages in (english, mixed)]
+    found = generation.Continuations(said, said, said, english, ("ja",) * 40, 0, controls={"random": tuple(drawn)})
+    table = found.compared("ja").at()
+    assert table["mean"].to_dict() == {"none": 0, "the set": 1, "random": 0.25}
+    assert table.loc["random", "low"] < 0.25 < table.loc["random", "high"]
+    assert table.loc["random", "effect"] == 0.75 and table.loc["random", "p"] < 0.001
+    assert found.shares().loc["ja"].tolist() == [0, 1, 0.25]
+
+
+def test_answers_are_scored_in_every_condition(monkeypatch):
+    model = tiny_model()
+    right = {NEURONS[0]: 0, (0, 11): 1, (0, 22): 2, (0, 33): 1}  # how many questions are right with this neuron off
+    active, enter, leave = [], tn.Ablation.__enter__, tn.Ablation.__exit__
+
+    def say(_, prompts, **__):
+        count = right[active[-1]] if active else 2
+        return tuple("Roma" if number < count else "Parigi" for number, _ in enumerate(prompts))
+
+    monkeypatch.setattr(tn.Ablation, "__enter__", lambda self: active.append(next(iter(self.neurons))) or enter(self))
+    monkeypatch.setattr(tn.Ablation, "__exit__", lambda self, *error: active.clear() or leave(self, *error))
+    monkeypatch.setattr(generation, "_generate", say)
+    asked = {"neurons": NEURONS, "controls": CONTROLS, "seeds": 2, "language": "it", "progress": False}
+    found = answer_questions(model, ["Capitale?", "Dove?"], [["Roma"], ["Roma"]], **asked)
+    for measure in ("F1", "exact match"):
+        means = found.compared(measure).at()["mean"].to_dict()
+        assert means == {"none": 1, "the set": 0, "other": 0.5, "drawn": 0.75}
+    assert found.by_condition().loc[("drawn", 1), "after F1"].tolist() == [1, 0]
+    with pytest.raises(tn.TnkitError, match="measure"):
+        found.compared("bleu")

@@ -15,7 +15,7 @@ from tnkit.testing import cloud, held
 
 
 def rotation(width, seed=0):
-    return torch.linalg.qr(cloud(width, width, seed=seed, offset=0).double())[0].float()
+    return torch.linalg.qr(cloud(width, width, seed=seed, offset=0.0).double())[0].float()
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def pair():
     """Two noisy views of the same 30 sentences in 3 layers: from hardly to closely alike."""
     base = cloud(3, 30, 12, seed=1)
     noise = torch.tensor([2.0, 0.7, 0.2])[:, None, None]
-    return held(base), held(base + noise * cloud(3, 30, 12, seed=2, offset=0) + 1)
+    return held(base), held(base + noise * cloud(3, 30, 12, seed=2, offset=0.0) + 1)
 
 
 # One number a layer
@@ -153,7 +153,7 @@ def test_queries_seek_among_targets_and_not_the_other_way():
 
 def test_centred_retrieval_knows_no_mean_shift_and_the_uncentred_does(pair):
     queries, targets = pair
-    shift = 30 * cloud(3, 1, 12, seed=5, offset=0)
+    shift = 30 * cloud(3, 1, 12, seed=5, offset=0.0)
     moved = held(targets.post + shift)
     assert np.array_equal(geometry.hits(queries, moved), geometry.hits(queries, targets))
     before, after = (geometry.hits(queries, part, centred=False)[2].mean() for part in (targets, moved))
@@ -169,7 +169,7 @@ def test_identical_spaces_retrieve_everything_and_misplaced_ones_nothing():
 
 
 def test_unrelated_spaces_give_chance():
-    left, right = held(cloud(200, 25, 10, seed=1, offset=0)), held(cloud(200, 25, 10, seed=2, offset=0))
+    left, right = held(cloud(200, 25, 10, seed=1, offset=0.0)), held(cloud(200, 25, 10, seed=2, offset=0.0))
     assert geometry.retrieval(left, right).columns["retrieval@1"].mean() == pytest.approx(1 / 25, abs=0.01)
     shares = geometry.mutual_knn(left, right, k=6).columns["mutual 6-NN"]
     assert shares.mean() == pytest.approx(6 / 24, abs=0.01)
@@ -194,7 +194,7 @@ def test_small_differences_on_a_large_common_direction_are_seen():
     """In float32 all these cosines round to the same number."""
     alike = held(torch.cat([torch.full((1, 9, 1), 1e4), torch.eye(9)[None]], dim=2))
     assert geometry.mexa(alike, alike).columns["MEXA"][0] == 1
-    points = cloud(1, 40, 6, offset=0)
+    points = cloud(1, 40, 6, offset=0.0)
     near, far = (held(torch.cat([torch.full((1, 40, 1), size), points], dim=2)) for size in (1e3, 1e4))
     assert geometry.mutual_knn(near, far, k=5).columns["mutual 5-NN"][0] == 1
 
@@ -315,7 +315,7 @@ def test_the_uncentred_dimension_is_that_of_the_raw_singular_values():
 
 
 def test_a_planted_subspace_has_its_dimension_wherever_it_lies():
-    flat = cloud(1, 40, 3, offset=0).double() @ cloud(3, 20, seed=6, offset=0).double()
+    flat = cloud(1, 40, 3, offset=0.0).double() @ cloud(3, 20, seed=6, offset=0.0).double()
     for shift in (0, 100):
         found = geometry.effective_dimension(held(flat + shift), shares=(0.9999999,))
         assert found.columns["100%"].tolist() == [3]

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 import tnkit as tn
-from tnkit.measures.language_neurons import average_precision, lape
+from tnkit.measures.specificity import average_precision, lape
 from tnkit.tests.measures.test_specificity import made
 
 LANGUAGES = ("en", "ja", "ko")

@@ -7,8 +7,8 @@ import torch
 from scipy.spatial.distance import cdist
 
 import tnkit as tn
+from tnkit import plots
 from tnkit.measures import geometry
-from tnkit.plots import heatmaps
 from tnkit.testing import SENTENCES, cloud, held, tiny_model
 
 
@@ -52,6 +52,19 @@ def test_the_plot_marks_centroids_and_the_mean_of_them(captured):
     expected = [points[0].mean(axis=0) for points in found.coordinates.values()]
     assert np.allclose(means, expected)
     assert np.allclose(shared, np.mean(expected, axis=0))
+
+
+def test_one_layer_is_drawn_in_the_plane_of_any_two_components(captured):
+    found = geometry.pca(captured, layers=[1, 2], components=3)
+    ax = found.plot_at(2, pair=(0, 2), joined=True)
+    assert ax.get_title(loc="left") == "layer 2"
+    assert np.allclose(ax.collections[1].get_offsets(), found.coordinates["en"][1][:, [0, 2]])
+    assert ax.get_ylabel() == f"PC 3 ({found.explained[1, 2]:.0%})"
+
+
+def test_a_layer_without_components_is_refused(captured):
+    with pytest.raises(tn.TnkitError, match="no principal components of layer 3; choose one of 1, 2"):
+        geometry.pca(captured, layers=[1, 2]).plot([3])
 
 
 def test_states_that_do_not_vary_have_no_components():
@@ -123,7 +136,7 @@ def test_cosine_panels_share_one_scale(captured):
 
 def test_rounding_errors_are_drawn_as_zero_on_the_panels_scale():
     def drawn(*values, **options):
-        ax = heatmaps.distance_map(np.array(values).reshape(2, 2), ["en", "it"], label="", **options)
+        ax = plots.distance_map(np.array(values).reshape(2, 2), ["en", "it"], label="", **options)
         return [text.get_text() for text in ax.texts], ax.collections[0].get_clim()
 
     assert drawn(0, 2.2e-16, 2.2e-16, 0) == (["0"] * 4, (0, 1))
@@ -134,9 +147,9 @@ def test_rounding_errors_are_drawn_as_zero_on_the_panels_scale():
 
 
 def test_numbers_that_round_to_zero_have_no_sign():
-    ax = heatmaps.similarity_map(np.array([[1, -0.0001], [-0.0001, 1]]), ["en", "it"], lowest=-1.0)
+    ax = plots.similarity_map(np.array([[1, -0.0001], [-0.0001, 1]]), ["en", "it"], lowest=-1.0)
     assert [text.get_text() for text in ax.texts] == ["1.000", "0.000", "0.000", "1.000"]
-    ax = heatmaps.matrix(pd.DataFrame({"it": [-0.001]}, index=["ja"]), xlabel="", ylabel="", value="")
+    ax = plots.matrix(pd.DataFrame({"it": [-0.001]}, index=["ja"]), xlabel="", ylabel="", value="")
     assert [text.get_text() for text in ax.texts] == ["0.00"]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tnkit as tn
-from tnkit.models.model import completeness_error
+from tnkit.models.proofs import completeness_error
 from tnkit.testing import ARCHITECTURES, SENTENCES, tiny_model, tiny_module
 from tnkit.tests import oracle
 from tnkit.tests.oracle import assert_near

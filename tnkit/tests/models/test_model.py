@@ -22,8 +22,8 @@ from transformers import (
 
 import tnkit as tn
 from tnkit import provenance
-from tnkit.models import proofs as checks
-from tnkit.models.model import completeness_error
+from tnkit.models import weights as checks
+from tnkit.models.proofs import completeness_error
 from tnkit.models.reading import Sites
 from tnkit.provenance import check_made_with
 from tnkit.testing import SENTENCES, byte_tokenizer, tiny_model, tiny_module
@@ -311,7 +311,7 @@ def test_hash_provenance_and_gains_are_those_of_the_model_as_it_is_now(edit):
     edit(module)
     fresh = tn.load_model(module, tokenizer=byte_tokenizer())
     assert model.provenance == fresh.provenance != before
-    assert model.weights_hash == checks.fingerprint(module)
+    assert model.weights_hash == checks.hash_of(module)
 
 
 def test_an_output_gain_that_was_edited_is_read_anew():

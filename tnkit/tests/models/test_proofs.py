@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations, prune
 from transformers import AutoModelForCausalLM, PaliGemmaForConditionalGeneration
 
 import tnkit as tn
-from tnkit.models.model import causality_error
+from tnkit.models.proofs import causality_error
 from tnkit.testing import (
     SENTENCES,
     byte_tokenizer,

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields
 from pathlib import Path
 
 import httpx
@@ -15,6 +15,7 @@ from nnsight.intervention.backends.remote import RemoteError
 from nnsight.modeling.transformers import TransformersModel
 
 import tnkit as tn
+from tnkit.models.remote import RemoteModel
 from tnkit.testing import SENTENCES, byte_tokenizer, tiny_model, tiny_module
 from tnkit.tests.rehearsal import BLIND, NAMES
 
@@ -161,6 +162,12 @@ def test_what_cannot_be_remote_is_refused(folder, options, words):
         tn.load_model(folder, **options)
 
 
+def elsewhere(remote):
+    """A tiny model that is taken to run on a server."""
+    model = tiny_model()
+    return RemoteModel(**{field.name: getattr(model, field.name) for field in fields(model)} | {"remote": remote})
+
+
 def test_a_loaded_module_stays_where_it_is():
     with pytest.raises(tn.TnkitError, match="runs where it is"):
         tn.load_model(tiny_module("llama"), tokenizer=byte_tokenizer(), remote=URL)
@@ -169,7 +176,7 @@ def test_a_loaded_module_stays_where_it_is():
 def test_true_means_the_host_that_nnsight_is_set_to(monkeypatch):
     monkeypatch.setattr(nnsight.CONFIG.API, "HOST", "https://ndif.example")
     with pytest.raises(tn.TnkitError, match=r"runs on https://ndif\.example, where"):
-        _ = replace(tiny_model(), remote=True).module
+        _ = elsewhere(True).module
 
 
 @pytest.mark.parametrize(
@@ -184,7 +191,7 @@ def test_true_means_the_host_that_nnsight_is_set_to(monkeypatch):
     ids=["module", "perplexity", "generation", "lens", "export"],
 )
 def test_what_needs_the_weights_here_says_so(use, tmp_path):
-    model = replace(tiny_model(), remote=URL)
+    model = elsewhere(URL)
     with pytest.raises(tn.TnkitError, match=r"runs on http://127\.0\.0\.1:8001, where .* load_model\(.*\) here"):
         use(model, tmp_path)
     assert list(tmp_path.iterdir()) == []

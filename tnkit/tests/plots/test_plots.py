@@ -1,8 +1,10 @@
 """Figures draw what the results say."""
 
+import ast
+import json
 import re
 import warnings
-from types import SimpleNamespace
+from pathlib import Path
 from xml.etree import ElementTree
 
 import matplotlib as mpl
@@ -14,8 +16,8 @@ from matplotlib.text import Text
 from PIL import Image
 
 import tnkit as tn
-from tnkit.plots import figures as plots
-from tnkit.plots import heatmaps, style
+from tnkit import plots
+from tnkit.plots import style
 
 
 def test_languages_keep_distinct_colours():
@@ -37,8 +39,8 @@ def test_equal_scores_can_be_drawn():
 
 def test_sets_that_share_a_layer_stand_side_by_side():
     a, b = tn.NeuronSet(((0, 1),), (2, 4)), tn.NeuronSet(((0, 2),), (2, 4))
-    assert plots.neurons_by_layer({"type1": a, "type2": b}).patches[0].get_width() == pytest.approx(0.4)
-    apart = plots.neurons_by_layer({"type1": a, "type2": tn.NeuronSet(((1, 2),), (2, 4))})
+    assert plots.neurons_by_layer({"type1": a, "type2": b}, n_layers=2).patches[0].get_width() == pytest.approx(0.4)
+    apart = plots.neurons_by_layer({"type1": a, "type2": [(1, 2)]}, n_layers=2)
     assert apart.patches[0].get_width() == pytest.approx(0.8)
     assert [text.get_text() for text in apart.get_legend().get_texts()] == ["Type-1 (1)", "Type-2 (1)"]
 
@@ -79,7 +81,7 @@ def test_interactive_mode_that_a_backend_turns_on_stays_on():
     import matplotlib.pyplot as plt
 
     was_on = plt.isinteractive()
-    with plots.style():
+    with style.style():
         plt.ion()
     assert plt.isinteractive()
     plt.interactive(was_on)
@@ -121,12 +123,32 @@ def test_a_figure_says_what_it_is_about(tmp_path):
         assert image.text["Description"] == "layer 3"
 
 
+def test_saved_figures_keep_their_parameters_and_stay_open(tmp_path):
+    import matplotlib.pyplot as plt
+
+    save = plots.figure_saver(tmp_path / "01", model="/home/ann/llama", top=300)
+    ax = tn.NeuronSet(((0, 1),), (2, 4)).plot()
+    assert save("neurons", ax, title="all") is None
+    assert ax.get_title(loc="left") == "all"
+    assert plt.fignum_exists(ax.figure.number)
+    with Image.open(tmp_path / "01-neurons.png") as image:
+        about = json.loads(image.text["Description"])
+    assert about["parameters"] == {"model": "llama", "top": 300}
+    assert about["versions"]["tnkit"] == tn.__version__
+
+
+def test_a_neuron_of_no_layer_is_refused():
+    with pytest.raises(tn.TnkitError, match=r"layer 5, which a model of 4 layers does not have.*n_layers"):
+        plots.neurons_by_layer({"ja": [(5, 0)]}, n_layers=4)
+
+
 HOSTILE = [
     "$\\frac{$", "$$", "$x$", r"a\$b", r"\frac{", "{}%s%(a)d", "nul\0", "esc\x1b[31m", "two\nlines", "x" * 5000,
     "_hidden", "\u202eright to left\u202c", "العربية", "😀", "<b>&amp;--></b>",
 ]  # fmt: skip
-FIGURES = ("detections", "spaces", "distance_maps", "distance_maps, apart")  # the others draw on axes
-NAMELESS = ("losses", "score_distribution", "space")  # without a legend of its own
+FIGURES = ("panels", "spaces", "distance_maps", "distance_maps, apart")  # the others draw on axes
+NAMELESS = ("losses", "question_scores")  # no name is drawn
+STYLE = {"figure_saver", "language_colour", "language_label", "language_name", "literal", "save_figure", "use_style"}
 
 
 def figures(name):
@@ -134,46 +156,48 @@ def figures(name):
     sets = {name: tn.NeuronSet(((0, 1),), (2, 4)), "b": tn.NeuronSet(((1, 2),), (2, 4))}
     scores = tn.NeuronScores(torch.linspace(-1, 2, 600).reshape(2, 300).double(), "cosine")
     values, square, random = np.array([0.1, 0.4, 0.2]), np.array([[0.2, 0.5], [0.5, 0.3]]), np.random.default_rng(0)
-    components = SimpleNamespace(
-        layers=[0],
-        coordinates={name: random.normal(size=(1, 5, 2)), "b": random.normal(size=(1, 5, 2))},
-        explained=np.full((1, 2), 0.5),
-    )
+    points = {name: random.normal(size=(1, 5, 2)), "b": random.normal(size=(1, 5, 2))}
+    plane = {language: states[0] for language, states in points.items()}
     index = pd.MultiIndex.from_product([[0, 1], ["none", name]], names=["layer", "condition"])
     by_layer = pd.DataFrame(0.5, index=index, columns=["mean", "low", "high", "seeds"])
     both = pd.MultiIndex.from_product([["none", name], ["en", name]], names=["off", "read"])
     off = pd.DataFrame({"perplexity": 3.0, "change": [0.0, 0.0, 0.1, 0.2], "own": False}, index=both)
-    table = pd.DataFrame({"jaccard": [0.1], "both": [1]}, pd.MultiIndex.from_tuples([(name, "b")]))
-    found = SimpleNamespace(scores=scores, neurons=scores.top(3))
+    jaccard, shared = np.array([[np.nan, 0.1], [0.1, np.nan]]), np.ones((2, 2), dtype=int)
+    chosen, scored = scores.top(3).scores, scores.values.numpy()
     labels = {"xlabel": name, "ylabel": name}
     shares = pd.DataFrame({"before": [0.5], "after": [1.0]}, index=[name])
     cells = pd.DataFrame(square, index=[name, "b"], columns=["c", name])
     pair = [name, "b"]
     return {
         "lines_by_layer": lambda ax: plots.lines_by_layer(pd.DataFrame({name: [1, 2]}), ylabel=name, log=True, ax=ax),
-        "neurons_by_layer": lambda ax: plots.neurons_by_layer(sets, title=name, ax=ax),
-        "score_distribution": lambda ax: plots.score_distribution(scores, chosen=found.neurons, ax=ax),
-        "score_distributions": lambda ax: plots.score_distributions({name: scores}, title=name, ax=ax),
-        "detections": lambda _: plots.detections({"type1": found}, title=name),
-        "space": lambda ax: plots.space(components, 0, ax=ax),
-        "spaces": lambda _: plots.spaces(components, [0]),
+        "neurons_by_layer": lambda ax: plots.neurons_by_layer(sets, n_layers=2, title=name, ax=ax),
+        "score_distribution": lambda ax: plots.score_distribution(
+            scored, distance="cosine", chosen=chosen, title=name, ax=ax
+        ),
+        "score_distributions": lambda ax: plots.score_distributions(
+            {name: scored}, distance="cosine", title=name, ax=ax
+        ),
+        "question_scores": lambda ax: plots.question_scores(values, values > 0.3, language=name, ax=ax),
+        "panels": lambda _: plots.panels(2, width=4.0, height=3.0, title=name)[0],
+        "space": lambda ax: plots.space(plane, explained=(0.5, 0.5), title=name, ax=ax),
+        "spaces": lambda _: plots.spaces(points, explained=np.full((1, 2), 0.5), titles=[name]),
         "paired": lambda ax: plots.paired([0.1, 0.4], [0.4, 0.1], **labels, ax=ax),
         "activations_by_language": lambda ax: plots.activations_by_language({name: values}, title=name, ax=ax),
         "exceedance": lambda ax: plots.exceedance({name: values}, xlabel=name, ax=ax),
-        "language_neurons": lambda ax: plots.language_neurons(sets, ax=ax),
+        "language_neurons": lambda ax: plots.language_neurons(sets, n_layers=2, ax=ax),
         "conditions_by_layer": lambda ax: plots.conditions_by_layer(by_layer, ylabel=name, ax=ax),
         "conditions_by_layer, one": lambda ax: plots.conditions_by_layer(by_layer.loc[[0]], ylabel=name, ax=ax),
         "conditions": lambda ax: plots.conditions(by_layer.loc[0], xlabel=name, title=name, ax=ax),
         "losses": lambda ax: plots.losses(values, whole=0.3, ax=ax),
         "language_shares": lambda ax: plots.language_shares(shares, ax=ax),
         "before_and_after": lambda ax: plots.before_and_after({name: (0.1, 0.2)}, ylabel=name, ax=ax),
-        "distance_map": lambda ax: heatmaps.distance_map(square, pair, label=name, title=name, ax=ax),
-        "similarity_map": lambda ax: heatmaps.similarity_map(square, pair, lowest=0.0, title=name, ax=ax),
-        "distance_maps": lambda _: heatmaps.distance_maps({name: square}, pair, label=name, shared=True),
-        "distance_maps, apart": lambda _: heatmaps.distance_maps({name: square}, pair, label=name, shared=False),
-        "overlap_matrix": lambda ax: heatmaps.overlap_matrix(SimpleNamespace(sets=sets, table=table), ax=ax),
-        "matrix": lambda ax: heatmaps.matrix(cells, **labels, value=name, ax=ax),
-        "perplexities": lambda ax: heatmaps.perplexities(off, ax=ax),
+        "distance_map": lambda ax: plots.distance_map(square, pair, label=name, title=name, ax=ax),
+        "similarity_map": lambda ax: plots.similarity_map(square, pair, lowest=0.0, title=name, ax=ax),
+        "distance_maps": lambda _: plots.distance_maps({name: square}, pair, label=name, shared=True),
+        "distance_maps, apart": lambda _: plots.distance_maps({name: square}, pair, label=name, shared=False),
+        "overlap_matrix": lambda ax: plots.overlap_matrix(jaccard, shared, pair, ax=ax),
+        "matrix": lambda ax: plots.matrix(cells, **labels, value=name, ax=ax),
+        "perplexities": lambda ax: plots.perplexities(off, ax=ax),
     }
 
 
@@ -186,13 +210,15 @@ def texts(figure):
 
 
 def test_every_public_plot_is_tried_with_hostile_names():
-    public = {
-        name
-        for module in (plots, heatmaps)
-        for name, value in vars(module).items()
-        if callable(value) and value.__module__ == module.__name__ and not name.startswith("_")
-    }
-    assert {name.partition(",")[0] for name in figures("x")} == public
+    assert {name.partition(",")[0] for name in figures("x")} == set(plots.__all__) - STYLE
+
+
+def test_plots_import_no_result():
+    folder = Path(plots.__file__).parent
+    trees = [ast.parse(path.read_text()) for path in folder.glob("*.py")]
+    modules = {node.module for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    own = {module for module in modules if module and module.startswith("tnkit")}
+    assert own <= {"tnkit", "tnkit.errors"} | {f"tnkit.plots.{path.stem}" for path in folder.glob("*.py")}
 
 
 @pytest.mark.parametrize("plot", figures("x"))
@@ -215,7 +241,7 @@ def test_names_are_drawn_as_they_are_and_never_as_mathematics(plot):
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
 @pytest.mark.parametrize("name", [*HOSTILE, "\ud800"])
 def test_a_figure_with_any_name_and_description_is_saved_whole(tmp_path, ending, name):
-    figure = plots.neurons_by_layer({name: tn.NeuronSet(((0, 1),), (2, 4))}, title=name).figure
+    figure = plots.neurons_by_layer({name: [(0, 1)]}, n_layers=2, title=name).figure
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         path = plots.save_figure(figure, tmp_path / f"f.{ending}", about=f"about {name}")

@@ -22,7 +22,7 @@ every_language = pytest.mark.parametrize("language", LANGUAGES)
 @pytest.fixture(scope="module")
 def rows():
     """The cells of the file, read by hand."""
-    text = (Path(tn.__file__).parent / "data" / "everyday.tsv").read_bytes().decode()
+    text = (Path(tn.__file__).parent / "text" / "data" / "everyday.tsv").read_bytes().decode()
     header, *lines = (line.split("\t") for line in text.removesuffix("\n").split("\n"))
     assert header == ["split", "topic", *LANGUAGES]
     return [dict(zip(header, line, strict=True)) for line in lines]

@@ -307,15 +307,13 @@ def test_two_files_are_a_corpus_by_a_dict_a_list_or_how_their_names_begin(tmp_pa
 
 def test_rows_are_matched_by_their_ids_and_the_rest_is_counted():
     frame = pd.DataFrame(LONG).drop(index=[0, 14])  # id 0 in en, id 2 in ja
-    found = layouts.wide("x", frame.sample(frac=1, random_state=0), LANGUAGES)
-    assert sorted(found.itertuples(index=False, name=None)) == sorted(
-        pair for n, pair in enumerate(PAIRS) if n not in (0, 2)
-    )
-    assert found.attrs["dropped"] == {"without a translation": 2}
-    corpus = tn.load_corpus(frame, LANGUAGES)
-    assert corpus.dropped == {"without a translation": 2} and len(corpus) == 10
+    matched = PAIRS[1:2] + PAIRS[3:]
+    for rows in (frame, frame.sample(frac=1, random_state=0)):
+        corpus = tn.load_corpus(rows, LANGUAGES)
+        assert pairs_of(corpus) == sorted(matched)
+        assert corpus.dropped == {"without a translation": 2} and len(corpus) == 10
     with pytest.raises(tn.TnkitError, match=r"no id is in every language \(12 in en, 12 in ja\)"):
-        layouts.wide("x", pd.DataFrame([row | {"id": n} for n, row in enumerate(LONG)]), LANGUAGES)
+        tn.load_corpus(pd.DataFrame([row | {"id": n} for n, row in enumerate(LONG)]), LANGUAGES)
     with pytest.raises(tn.TnkitError, match=r"x has no sentences in ko; it has en, ja"):
         layouts.wide("x", frame, ["en", "ko"])
 
@@ -593,3 +591,52 @@ def test_the_names_of_indonesian_files_are_languages(tmp_path):
     for source, languages in ((paths, None), (paths, ["en", "id"]), (tmp_path / "x.en-id", ["en", "Indonesian"])):
         corpus = tn.load_corpus(source, languages)
         assert sorted(corpus.frame[corpus.languages[1]]) == sorted(JA)
+
+
+KO = [f"집 {n}채와 고양이 {n}마리가 보여." for n in range(12)]
+FR = ["Une phrase."] * 6 + [f"Je vois {n} maisons." for n in range(6)]  # rows that share a sentence stay together
+THREE = {"en": EN, "ja": JA, "ko": KO, "fr": FR}
+
+
+def three(shape, folder):
+    """Four languages, of which Korean lacks two rows and French says one sentence six times."""
+    rows = [
+        {"lang": language, "id": n, "text": text}
+        for language, texts in THREE.items()
+        for n, text in enumerate(texts)
+        if language != "ko" or n not in (3, 7)
+    ]
+    if shape == "long":
+        return pd.DataFrame(rows)
+    if shape == "nested":
+        return [{"queries": {row["lang"]: row["text"] for row in rows if row["id"] == n}} for n in range(12)]
+    if shape == "Belebele":
+        tags = dict(zip(THREE, ("eng_Latn", "jpn_Jpan", "kor_Hang", "fra_Latn"), strict=True))
+        for language, tag in tags.items():
+            own = [row for row in rows if row["lang"] == language]
+            put_at(
+                folder / f"{tag}.jsonl",
+                json_lines(
+                    {"link": f"l{row['id']}", "question_number": 1, "flores_passage": row["text"]} for row in own
+                ),
+            )
+        return folder
+    for language, texts in THREE.items():
+        put_at(folder / f"x.{language}", lines(texts))
+    put_at(folder / "x.de", b"\xff")
+    put_at(folder / "x.it", "Another number of rows.\n")
+    return {"folder": folder, "stem": folder / "x", "list": [folder / f"x.{language}" for language in THREE]}[shape]
+
+
+@pytest.mark.parametrize("shape", ["long", "nested", "Belebele", "folder", "stem", "list"])
+def test_the_split_of_a_row_does_not_depend_on_the_languages_asked_for(tmp_path, shape):
+    source, of_text, ids = three(shape, tmp_path), {}, {}
+    for languages in (["en"], ["ja", "en"], ["en", "ko"], ["ko"], ["fr", "en"], [*THREE]):
+        corpus = tn.load_corpus(source, languages)
+        for row, number in zip(corpus.frame.to_dict("records"), corpus.ids, strict=True):
+            for language in languages:
+                assert of_text.setdefault(row[language], row["split"]) == row["split"]
+                if language == "en":
+                    assert ids.setdefault(row["en"], number) == number
+    assert {of_text[text] for text in EN} == {"train", "test"}
+    assert len({of_text[text] for text in EN[:6]}) == 1  # which French joins, also where it is not asked for

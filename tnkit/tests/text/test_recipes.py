@@ -18,7 +18,7 @@ from tnkit.tests.text.test_layouts import (
     put_at,
     rows_of,
 )
-from tnkit.text import hub
+from tnkit.text import sources
 
 
 def stand_ins():
@@ -69,13 +69,13 @@ def stored(tmp_path, monkeypatch):
 
 
 def test_every_recipe_has_a_stand_in():
-    assert stand_ins().keys() == hub.RECIPES.keys()
+    assert stand_ins().keys() == sources.RECIPES.keys()
 
 
-@pytest.mark.parametrize("name", hub.RECIPES)
+@pytest.mark.parametrize("name", sources.RECIPES)
 def test_a_recipe_gives_its_pairs_and_downloads_what_it_needs(stored, name):
     folder, asked = stored
-    recipe = hub.RECIPES[name]
+    recipe = sources.RECIPES[name]
     assert recipe.licence and recipe.citation and recipe.size
     for file, data in stand_ins()[name].items():
         put_at(folder / recipe.repository / file, data)

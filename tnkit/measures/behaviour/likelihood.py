@@ -1,13 +1,7 @@
-"""What the model then says: perplexity, the language of its continuations, answers to questions, neurons on and off.
-
-perplexity(model, test["ja"], neurons=type2).value               # nats and tokens of every sentence beside it
-perplexity_matrix(model, test, {"ja": type2_ja, "it": type2_it}).plot()
-continuations(model, prompts, neurons=type2, tokens="prompt").shares()
-answer_questions(model, questions, answers, language="ja", neurons=type1).to_frame()
-"""
+"""How well a model predicts text: perplexity, with neurons on and off."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, SupportsIndex, cast
@@ -20,35 +14,19 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from tnkit import storage
-from tnkit.captures.batches import Tokens, by_length, padded, provenance_of, tokenised
-from tnkit.detection.neurons import NeuronSet
+from tnkit.captures.batches import Tokens, by_length, padded, tokenised
 from tnkit.errors import TnkitError, whole_number
 from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.scopes import decoder_of
-from tnkit.measures.generation import Answered, Continuations, answer_questions, continuations, languages_of
-from tnkit.models.fingerprint import check_ready
 from tnkit.models.model import Model
 from tnkit.models.sessions import TURN, sentences_at
+from tnkit.provenance import provenance_of
 
 if TYPE_CHECKING:
     import matplotlib.axes
     import pandas as pd
 
-__all__ = [
-    "Answered",
-    "Continuations",
-    "Perplexity",
-    "PerplexityMatrix",
-    "answer_questions",
-    "continuations",
-    "languages_of",
-    "perplexity",
-    "perplexity_matrix",
-]
-
-NONE = "none"
 _LOGITS = 1 << 24  # logits held at once: 64 MiB in float32
-_RESAMPLES = 2000
 _OF_CAPTURES = ("position", "last_layer")
 
 
@@ -90,67 +68,13 @@ class Perplexity:
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw the distribution over sentences, with the whole text's nats per token as a line."""
-        from tnkit.plots import figures as plots
+        from tnkit import plots
 
         return plots.losses(self.nll, whole=self.nats, ax=ax)
 
     def _repr_html_(self) -> str:
         rows = {"perplexity": self.value, "nats per token": self.nats, "tokens": int(self.tokens.sum())}
         return storage.html_card("Perplexity", rows | {"sentences": len(self.tokens)})
-
-
-@dataclass(frozen=True, eq=False)
-class PerplexityMatrix:
-    """Perplexity by which neurons are off (rows) and which language is read (columns).
-
-    Whether a language's neurons serve that language alone is asked on the diagonal.
-
-    Attributes:
-        values: each (set, language); the sets begin with "none".
-        sets: what was switched off.
-    """
-
-    values: dict[tuple[str, str], Perplexity]
-    sets: dict[str, NeuronSet]
-
-    @property
-    def languages(self) -> tuple[str, ...]:
-        """The columns."""
-        return tuple(dict.fromkeys(language for _, language in self.values))
-
-    def to_frame(self) -> "pd.DataFrame":
-        """Indexed (off, read): perplexity and its change.
-
-        `change` = (nats per token with the set off) / (with none off) - 1, positive is worse; `low` and `high` are its
-        95 % bootstrap interval over sentences, resampled together with and without (NaN for one sentence). All three
-        are NaN where the untouched model is certain of every token. `own` marks a set of the language's name.
-        """
-        import pandas as pd
-
-        rows = []
-        for (off, language), found in self.values.items():
-            change, low, high = _change(self.values[NONE, language], found)
-            numbers = {
-                "perplexity": found.value,
-                "nats per token": found.nats,
-                "change": change,
-                "low": low,
-                "high": high,
-            }
-            rows.append(numbers | {"own": off == language, "tokens": int(found.tokens.sum())})
-        return pd.DataFrame(rows, index=pd.MultiIndex.from_tuples(self.values, names=["off", "read"]))
-
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
-        """Draw perplexities as a heat map, coloured by change, with cells of a language's own set framed."""
-        from tnkit.plots import heatmaps
-
-        return heatmaps.perplexities(self.to_frame(), ax=ax)
-
-    def _repr_html_(self) -> str:
-        rows: dict[str, list[str]] = {}
-        for (off, language), found in self.values.items():
-            rows.setdefault(f"{off} off", []).append(f"{language} {found.value:.4g}")
-        return storage.html_card("Perplexity", rows)
 
 
 def perplexity(
@@ -198,7 +122,7 @@ def perplexity(
             f"sentence {short} ({sentences[short]!r:.60}) has one token, of which none follows another; drop it"
         )
     nll = np.empty(len(ids))
-    check_ready(model)
+    model.check_ready()
     ablation = Ablation(model, neurons, tokens=tokens)
     with (
         ablation if ablation.values else nullcontext(),
@@ -227,52 +151,6 @@ def _batches(ids: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[i
     """Batches sorted by length, the shortest sentence in one of its own."""
     first, *others = by_length([len(sentence) for sentence in ids], batch_tokens)
     yield from ([first[:1], first[1:], *others] if len(first) > 1 else [first, *others])
-
-
-def perplexity_matrix(
-    model: Model,
-    sentences: Mapping[str, Sequence[str]],
-    sets: Mapping[str, Iterable[tuple[int, int]]],
-    *,
-    tokens: str = "all",
-    batch_tokens: SupportsIndex = 1024,
-    progress: bool = True,
-) -> PerplexityMatrix:
-    """The perplexity of several languages with nothing off and with each of several neuron sets off.
-
-    Neurons that serve one language alone raise its perplexity and no other's: name each set by its language, and the
-    diagonal shows it. Add controls as sets of their own.
-
-    Args:
-        model: from `load_model`.
-        sentences: language → sentences, such as `corpus["test"]`; they need not be parallel.
-        sets: name → neurons.
-        tokens, batch_tokens, progress: as in `perplexity`.
-
-    Raises:
-        TnkitError: as `perplexity` does, and for no languages, no sets, or a set named "none".
-
-    >>> from tnkit.testing import tiny_model
-    >>> found = perplexity_matrix(tiny_model(), {"en": ["Hi!"], "it": ["Ciao!"]}, {"it": [(1, 7)]}, progress=False)
-    >>> found.to_frame()["own"].tolist()
-    [False, False, False, True]
-    """
-    if not sentences or not sets or NONE in sets:
-        raise TnkitError(f'expected languages ({list(sentences)}) and sets ({list(sets)}), none of them named "{NONE}"')
-    shape = (model.n_layers, model.n_neurons)
-    named = {name: one if isinstance(one, NeuronSet) else NeuronSet(tuple(one), shape) for name, one in sets.items()}
-    cells = [(off, language) for off in (NONE, *named) for language in sentences]
-    values = {}
-    for off, language in tqdm(cells, unit=" cells", desc="perplexity", disable=not progress, leave=False):
-        values[off, language] = perplexity(
-            model,
-            sentences[language],
-            neurons=named.get(off, ()),
-            tokens=tokens,
-            batch_tokens=batch_tokens,
-            progress=False,
-        )
-    return PerplexityMatrix(values, named)
 
 
 class _Losses:
@@ -347,18 +225,3 @@ class _Losses:
         logits = logits * getattr(self.config, "logit_scale", 1) / getattr(self.config, "logits_scaling", 1)
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else (logits / cap).tanh() * cap
-
-
-def _change(before: Perplexity, after: Perplexity) -> tuple[float, float, float]:
-    """The relative change of nats per token, and its bootstrap interval over sentences."""
-    totals = np.stack([before.nll * before.tokens, after.nll * after.tokens])
-    sentences = len(before.nll)
-    if not totals[0].all():
-        return (math.nan,) * 3
-    change = float(totals[1].sum() / totals[0].sum() - 1)
-    if sentences == 1:
-        return change, math.nan, math.nan
-    weights = np.random.default_rng(0).multinomial(sentences, np.full(sentences, 1 / sentences), _RESAMPLES)
-    resampled = totals @ weights.T
-    low, high = np.quantile(resampled[1] / resampled[0] - 1, (0.025, 0.975))
-    return change, float(low), float(high)

@@ -1,12 +1,4 @@
-"""What neurons answer to: correlation ratio with its tests, LAPE and average precision, for every neuron at once.
-
-captured = {name: tn.capture(model, train[name], keep=["activations"]) for name in corpus.languages}
-of_ja = correlation_ratio(captured, language="ja")        # Japanese against the rest; without language: all of them
-of_ja.shares(type1)                                       # of the set beside its layers, as in the paper's tables
-lape(captured).neurons["ja"], average_precision(captured, "ja").top(1000)
-
-Activations come as a mapping from language to capture, with any number of sentences each, at the captured position.
-"""
+"""The correlation ratio of every neuron's activation with the language of the sentence, and its tests."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,32 +10,13 @@ from jaxtyping import Float64
 from tnkit import storage
 from tnkit.captures.activations import Activations
 from tnkit.detection.neurons import NeuronSet
-from tnkit.errors import TnkitError, whole_number
-from tnkit.measures.agreement import overlaps
-from tnkit.measures.language_neurons import (
-    alike,
-    average_precision,
-    extreme,
-    joint_provenance,
-    lape,
-    model_shape,
-    neuron_frame,
-)
+from tnkit.errors import TnkitError
+from tnkit.measures.specificity.neurons import alike, extreme, joint_provenance, model_shape, neuron_frame
+from tnkit.statistics import welch
 
 if TYPE_CHECKING:
     import matplotlib.axes
     import pandas as pd
-
-__all__ = [
-    "FAMILIES",
-    "PUBLISHED_FAMILIES",
-    "Specificity",
-    "average_precision",
-    "correlation_ratio",
-    "lape",
-    "overlaps",
-    "top_sentences",
-]
 
 _FAMILIES = {
     "Germanic": "da de en nl no sv", "Romance": "es fr it pt", "Slavic": "cs pl ru", "Hellenic": "el",
@@ -53,7 +26,6 @@ _FAMILIES = {
 FAMILIES = {language: family for family, codes in _FAMILIES.items() for language in codes.split()}
 # In the published code, the "family" of a language is one of these two.
 PUBLISHED_FAMILIES = {"ja": "ja, ko", "ko": "ja, ko", "en": "en, it, nl", "it": "en, it, nl", "nl": "en, it, nl"}
-_FLOOR = 1e-12  # of the total variance: what Welch's test takes for the variance of a group that has none
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +113,7 @@ class Specificity:
         self, ax: "matplotlib.axes.Axes | None" = None, neurons: NeuronSet | None = None
     ) -> "matplotlib.axes.Axes":
         """Draw the share of neurons above each η², of a set against all others of its layers."""
-        from tnkit.plots import figures as plots
+        from tnkit import plots
 
         values = self.eta2
         if neurons is None:
@@ -150,8 +122,8 @@ class Specificity:
         others = np.zeros(values.shape, dtype=bool)
         others[layers] = True
         others[layers, columns] = False
-        parts = {"the set": values[layers, columns], "all others of its layers": values[others]}
-        return plots.exceedance(parts, xlabel=self._label(), ax=ax)
+        groups = {"the set": values[layers, columns], "all others of its layers": values[others]}
+        return plots.exceedance(groups, xlabel=self._label(), ax=ax)
 
     def _label(self) -> str:
         return f"correlation ratio η² ({' | '.join(self.groups)})"
@@ -227,7 +199,7 @@ def correlation_ratio(
     f = np.where(between > 0, np.inf, 0.0)
     np.divide(between / (k - 1), within / (n - k), out=f, where=within > 0)
     p = stats.f.sf(f, k - 1, n - k)
-    p_welch = stats.f.sf(*_welch(means, np.maximum(squares / (sizes - 1), _FLOOR * total / (n - 1)), sizes))
+    p_welch = welch(means, squares, sizes)
     return Specificity(
         eta2=_over(between, total),
         epsilon2=_over(between - (k - 1) * within / (n - k), total),
@@ -242,75 +214,6 @@ def correlation_ratio(
         shape=model_shape(first),
         provenance=joint_provenance(languages),
     )
-
-
-def top_sentences(
-    captured: Activations | Mapping[str, Activations],
-    sentences: Sequence[str] | Mapping[str, Sequence[str]],
-    neuron: tuple[int, int],
-    *,
-    n: SupportsIndex = 10,
-    lowest: bool = False,
-) -> "pd.DataFrame":
-    """The sentences that a neuron answers to most: those with its largest activation at the captured position.
-
-    Args:
-        captured: a capture with `activations`, or one of each language.
-        sentences: what was captured, in the same shape.
-        neuron: (layer, neuron).
-        n: at most how many.
-        lowest: the smallest activations (the most negative ones) instead.
-
-    Returns:
-        A frame by rank, from 1, with columns language, sentence (its place in the text), activation and text; equal
-        activations keep the order of the text.
-
-    Raises:
-        TnkitError: for sentences that are not those that were captured, or a neuron that was not captured.
-
-    >>> import tnkit as tn
-    >>> from tnkit.testing import tiny_model, SENTENCES
-    >>> captured = tn.capture(tiny_model(), SENTENCES, progress=False)
-    >>> top_sentences(captured, SENTENCES, (3, 5), n=2)[["sentence", "text"]].values.tolist()
-    [[3, 'Non hai mai il tempo per le cose importanti!'], [4, "I can't speak Japanese."]]
-    """
-    import pandas as pd
-
-    if isinstance(captured, Activations):
-        name = captured.provenance.get("sentences", {}).get("language", "")
-        captured, sentences = {name: captured}, {name: list(sentences)}
-    layer, place = neuron
-    n = whole_number("n", n, at_least=1)
-    parts = []
-    for name, part in captured.items():
-        kept = part.require("activations").tensors()["activations"]
-        if layer not in part.layers or not 0 <= place < kept.shape[2]:
-            raise TnkitError(
-                f"neuron {neuron} was not captured; captured are layers {list(part.layers)} of {kept.shape[2]} neurons"
-            )
-        texts = sentences.get(name) if isinstance(sentences, Mapping) else None
-        if texts is None:
-            raise TnkitError(f"the sentences of {name} are missing; give them as a mapping, as the captures come")
-        about = part.provenance.get("sentences", {})
-        if int(part.index.max()) >= len(texts) or about.get("hash", storage.text_hash(texts)) != storage.text_hash(
-            texts
-        ):
-            raise TnkitError(f"these are not the {about.get('n', len(part))} sentences of {name} that were captured")
-        values = kept[part.layers.index(layer), :, place].numpy()
-        frame = pd.DataFrame({"language": name, "sentence": part.index.numpy(), "activation": values})
-        parts.append(frame.assign(text=[texts[row] for row in part.index.tolist()]))
-    frame = pd.concat(parts).sort_values("activation", ascending=lowest, kind="stable")[:n]
-    return frame.set_index(pd.RangeIndex(1, len(frame) + 1, name="rank"))
-
-
-def _welch(means: np.ndarray, variances: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, int, np.ndarray]:
-    """Welch's F and its degrees of freedom; groups come along the first axis."""
-    k = len(means)
-    weights = np.divide(sizes, variances, out=np.ones_like(variances), where=variances > 0)
-    shares = weights / weights.sum(axis=0)
-    between = (weights * (means - (shares * means).sum(axis=0)) ** 2).sum(axis=0) / (k - 1)
-    spread = ((1 - shares) ** 2 / (sizes - 1)).sum(axis=0)
-    return between / (1 + 2 * (k - 2) / (k**2 - 1) * spread), k - 1, (k**2 - 1) / (3 * spread)
 
 
 def _moments(part: Activations) -> tuple[np.ndarray, np.ndarray]:

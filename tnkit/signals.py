@@ -1,4 +1,4 @@
-"""tnkit as a program of its own: standard streams that can be written to, and a clean end at every moment.
+"""Ctrl-C and SIGTERM: a clean end of the program at every moment, with no file left half-written.
 
 `begin` comes before every heavy import. A signal then ends the process at once: nothing is raised, so neither an import
 under way nor another library's `except` can swallow it or turn it into another error.
@@ -6,7 +6,6 @@ under way nor another library's `except` can swallow it or turn it into another 
 
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -17,19 +16,7 @@ _unfinished: set[str] = set()
 
 
 def begin() -> None:
-    """Make the standard streams usable, and end in one line on Ctrl-C (exit code 130) and on SIGTERM (143)."""
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:  # closed: the next file that is opened would be written to as standard output or error
-            os.open(os.devnull, os.O_RDWR)
-    sys.stdin = sys.stdin or os.fdopen(0, encoding="utf-8")
-    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8")
-    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8")
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure:
-            reconfigure(errors="backslashreplace")  # text that the terminal's encoding lacks
+    """End in one line on Ctrl-C (exit code 130) and on SIGTERM (143) from here on."""
     process = os.getpid()
 
     def stop(number: int, _: FrameType | None) -> None:

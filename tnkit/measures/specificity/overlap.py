@@ -1,8 +1,4 @@
-"""How far sets of neurons agree, beside what chance gives.
-
-overlaps({"ja": type1_ja, "ko": type1_ko}, layers=model.early_layers).plot()
-overlaps({"Type-2": type2, "LAPE": lape(captured).neurons["ja"]}).to_frame()
-"""
+"""How far sets of neurons agree, beside what chance gives."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -46,9 +42,16 @@ class Overlaps:
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw Jaccard indices as a heat map, with the numbers of shared neurons written in."""
-        from tnkit.plots import heatmaps
+        from tnkit import plots
 
-        return heatmaps.overlap_matrix(self, ax=ax)
+        names = list(self.sets)
+        jaccard = np.full((len(names), len(names)), np.nan)
+        shared = np.diag([len(neurons) for neurons in self.sets.values()])
+        for first, second in self.table.index:
+            row, column = names.index(first), names.index(second)
+            jaccard[row, column] = jaccard[column, row] = self.table.loc[(first, second), "jaccard"]
+            shared[row, column] = shared[column, row] = self.table.loc[(first, second), "both"]
+        return plots.overlap_matrix(jaccard, shared, names, ax=ax)
 
     def _repr_html_(self) -> str:
         rows = self.table[["both", "expected in layers"]].itertuples()

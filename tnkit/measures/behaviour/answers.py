@@ -1,6 +1,6 @@
 """How well answers match: token F1 and exact match of question answering, as MKQA scores its languages.
 
-# answers.score(["the Eiffel tower"], [["Eiffel Tower", "tour Eiffel"]], "en"), from tnkit.measures
+# score(["the Eiffel tower"], [["Eiffel Tower", "tour Eiffel"]], "en"), from tnkit.measures.behaviour.answers
 found.mean_f1, found.mean_exact                      # shares between 0 and 1; the literature prints them in percent
 
 Strings in, numbers out: what the model says comes from elsewhere. Normalisation follows MKQA's own evaluation (Longpre,
@@ -101,23 +101,9 @@ class QuestionScores:
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw how many questions reach which F1, exact matches apart, and the mean."""
-        import matplotlib.pyplot as plt
+        from tnkit import plots
 
-        from tnkit.plots import figures as plots
-
-        with plots.style():
-            ax = ax or plt.subplots(figsize=(6, 3.4))[1]
-            ax.hist(
-                [self.f1[~self.exact], self.f1[self.exact]],
-                bins=np.linspace(0, 1, 21).tolist(),
-                stacked=True,
-                color=["#b8b8b8", plots.language_colour(self.language)],
-                label=["other", f"exact match ({self.mean_exact:.1%})"],
-            )
-            ax.axvline(self.mean_f1, color="#555555", ls="--", lw=1, label=f"mean F1 ({self.mean_f1:.1%})")
-            ax.set(xlabel="F1 with the best accepted answer", ylabel="questions", xlim=(0, 1))
-            ax.legend()
-        return ax
+        return plots.question_scores(self.f1, self.exact, language=self.language, ax=ax)
 
     def _repr_html_(self) -> str:
         shown = {"F1": f"{self.mean_f1:.3f}", "exact match": f"{self.mean_exact:.3f}"}

@@ -1,0 +1,17 @@
+"""What the model then says: perplexity, the language of its continuations, answers to questions, neurons on and off.
+
+tn.behaviour.perplexity(model, test["ja"], neurons=type2).value        # nats and tokens of every sentence beside it
+tn.behaviour.perplexity_matrix(model, test, {"ja": type2_ja, "it": type2_it}).plot()
+tn.behaviour.continuations(model, prompts, neurons=type2, tokens="prompt").shares()
+tn.behaviour.answer_questions(model, questions, answers, language="ja", neurons=type1).to_frame()
+"""
+
+from tnkit.measures.behaviour.generation import Continuations as Continuations
+from tnkit.measures.behaviour.generation import continuations as continuations
+from tnkit.measures.behaviour.languages import languages_of as languages_of
+from tnkit.measures.behaviour.likelihood import Perplexity as Perplexity
+from tnkit.measures.behaviour.likelihood import perplexity as perplexity
+from tnkit.measures.behaviour.matrix import PerplexityMatrix as PerplexityMatrix
+from tnkit.measures.behaviour.matrix import perplexity_matrix as perplexity_matrix
+from tnkit.measures.behaviour.questions import Answered as Answered
+from tnkit.measures.behaviour.questions import answer_questions as answer_questions

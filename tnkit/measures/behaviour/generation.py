@@ -1,0 +1,308 @@
+"""How a model continues prompts, untouched and with neurons switched off: `Continuations`.
+
+Batches are padded on the left, with their own attention mask, whatever the tokenizer's padding side.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
+
+import numpy as np
+import torch
+import transformers
+from tqdm.auto import tqdm
+
+from tnkit import storage
+from tnkit.captures.batches import by_length, tokenised
+from tnkit.detection.neurons import NeuronSet
+from tnkit.errors import TnkitError, whole_number
+from tnkit.interventions.ablation import Ablation, neurons_of
+from tnkit.interventions.comparison import (
+    NONE,
+    SET,
+    Comparison,
+    Control,
+    compared,
+    each_condition,
+    frame_of_conditions,
+)
+from tnkit.measures.behaviour.languages import detector_of, languages_of
+from tnkit.models.model import Model
+from tnkit.models.sessions import TURN, sentences_at
+from tnkit.provenance import provenance_of
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class Continuations:
+    """How a model goes on after prompts, untouched and with neurons switched off.
+
+    Attributes:
+        prompts: what it was given.
+        before, after: what it added, untouched and ablated.
+        before_languages, after_languages: the language of each, ISO 639-1, or None where it cannot be told.
+        count: (token, neuron) values that were set; under tokens="all", an output that ends before the others of its
+            batch is counted as long as they run.
+        provenance: model, prompts, ablations, parameters, versions.
+        controls: for each control, the continuations with each draw of it switched off.
+    """
+
+    prompts: tuple[str, ...]
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+    before_languages: tuple[str | None, ...]
+    after_languages: tuple[str | None, ...]
+    count: int
+    provenance: dict[str, Any] = field(default_factory=dict)
+    controls: dict[str, tuple["Continuations", ...]] = field(default_factory=dict)
+
+    @property
+    def changed(self) -> float:
+        """The share of prompts that are continued otherwise than before."""
+        return sum(a != b for a, b in zip(self.before, self.after, strict=True)) / len(self.prompts)
+
+    def shares(self) -> "pd.DataFrame":
+        """The share of outputs in each language, `before`, `after` and with each control off; None is "unknown"."""
+        import pandas as pd
+
+        named = {"before": [self.before_languages], "after": [self.after_languages]}
+        named |= {name: [draw.after_languages for draw in draws] for name, draws in self.controls.items()}
+        columns = {
+            name: pd.Series([language or "unknown" for languages in draws for language in languages])
+            for name, draws in named.items()
+        }
+        frame = pd.DataFrame({name: column.value_counts(normalize=True) for name, column in columns.items()})
+        frame = frame.fillna(0.0).rename_axis("language")
+        return frame.sort_values(["before", "after"], ascending=False, kind="stable")
+
+    def compared(self, language: str | None = None) -> Comparison:
+        """How many outputs are in a language (default: differ from the untouched ones), with the set and each control.
+
+        Returns:
+            `Comparison` with 1 or 0 for every prompt: shares with intervals, effects and p-values.
+        """
+        if language is None:
+            differ = lambda result: [np.array(side, object) != self.before for side in (result.before, result.after)]  # noqa: E731
+            return compared(self, "outputs that differ from the untouched ones", differ)
+        spoken = lambda result: np.array([result.before_languages, result.after_languages], dtype=object)  # noqa: E731
+        return compared(self, f"outputs in {language}", lambda result: spoken(result) == language)
+
+    def by_condition(self) -> "pd.DataFrame":
+        """`to_frame` for the set and each draw of each control, indexed (off, seed, number of the prompt)."""
+        return frame_of_conditions(self)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row a prompt: prompt, before, before language, after, after language."""
+        import pandas as pd
+
+        columns = {
+            "prompt": self.prompts,
+            "before": self.before,
+            "before language": self.before_languages,
+            "after": self.after,
+            "after language": self.after_languages,
+        }
+        return pd.DataFrame(columns, dtype=object)
+
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+        """Draw the share of outputs in each language, before and after."""
+        from tnkit import plots
+
+        return plots.language_shares(self.shares(), ax=ax)
+
+    def _repr_html_(self) -> str:
+        rows: dict[str, Any] = {"prompts": len(self.prompts), "changed": self.changed, "values set": self.count}
+        for name, column in self.shares().items():
+            rows[str(name)] = [f"{language} {share:.0%}" for language, share in column.items() if share]
+        return storage.html_card("Continuations", rows)
+
+
+def continuations(
+    model: Model,
+    prompts: Sequence[str],
+    *,
+    neurons: Iterable[tuple[int, int]] = (),
+    controls: Mapping[str, Control] = MappingProxyType({}),
+    seeds: SupportsIndex = 10,
+    tokens: str = "last",
+    max_new_tokens: SupportsIndex = 30,
+    temperature: float | None = None,
+    seed: int = 0,
+    languages: Iterable[str] | None = None,
+    batch_tokens: SupportsIndex = 1024,
+    progress: bool = True,
+) -> Continuations:
+    """Continue prompts untouched and with neurons switched off, and name the language of what was said.
+
+    The model's own defaults of generation (penalties, suppressed tokens, guidance and the rest) are left out, apart
+    from its end of text: what is measured is the model.
+
+    Args:
+        model: from `load_model`.
+        prompts: any sequence of str.
+        neurons: a `NeuronSet` or (layer, neuron) pairs to switch off; none changes nothing.
+        controls: from `tnkit.controls`; each draw generates once more.
+        seeds: draws of each random control.
+        tokens: as in `Ablation`: "last" acts on the last token of the prompt only, "last_word" on the last one that is
+            not punctuation, "prompt" on all of the prompt, "all" on the prompt and on every token that is generated.
+        max_new_tokens: the most tokens to add; a model that ends its text adds fewer.
+        temperature: None takes the likeliest token each time; a number samples from all tokens at that temperature,
+            with the same random numbers before and after.
+        seed: of the sampling.
+        languages: which languages an output may be in, as in `languages_of`.
+        batch_tokens: the most tokens in a batch, padding and new tokens included.
+        progress: show a bar.
+
+    Raises:
+        TnkitError: for prompts that `capture` refuses, too many new tokens for the model's context, a temperature that
+            is not positive, and where the package that tells languages is missing.
+
+    >>> from tnkit.testing import tiny_model
+    >>> found = continuations(tiny_model(), ["Hello", "Hi"], languages=["en", "ja"], max_new_tokens=4, progress=False)
+    >>> found.changed, found.count
+    (0.0, 0)
+    """
+    languages = None if languages is None else tuple(languages)
+    detector_of(languages)  # before minutes of generation, not after
+    how: dict[str, Any] = {
+        "max_new_tokens": whole_number("max_new_tokens", max_new_tokens, at_least=1),
+        "temperature": temperature,
+        "seed": seed,
+    }
+    reading: dict[str, Any] = {"controls": controls, "seeds": seeds, "tokens": tokens, "batch_tokens": batch_tokens}
+    results = texts_of(model, prompts, neurons, **reading, **how, progress=progress)
+    (before,) = results.pop(NONE)
+    before_languages = languages_of(before.texts, candidates=languages)
+
+    def beside(after: Texts, **drawn: Any) -> Continuations:
+        after_languages = languages_of(after.texts, candidates=languages)
+        spoken = (before.texts, after.texts, before_languages, after_languages)
+        return Continuations(tuple(prompts), *spoken, after.values_set, after.provenance | how, **drawn)
+
+    (after,) = results.pop(SET)
+    return beside(after, controls={name: tuple(map(beside, draws)) for name, draws in results.items()})
+
+
+def texts_of(
+    model: Model,
+    prompts: Sequence[str],
+    neurons: Iterable[tuple[int, int]],
+    *,
+    controls: Mapping[str, Control],
+    seeds: SupportsIndex,
+    tokens: str,
+    progress: bool,
+    **options: Any,
+) -> dict[str, list["Texts"]]:
+    """The continuations of prompts, greedy or sampled as the options say, in each condition (`each_condition`)."""
+
+    def run(off: NeuronSet) -> Texts:
+        ablation = Ablation(model, off, tokens=tokens)
+        with ablation if ablation.values else nullcontext():
+            texts = _generate(model, prompts, progress=progress, **options)
+        origin = provenance_of(model, prompts)
+        about = {"model": origin["model"], "prompts": origin["sentences"]}
+        about["ablations"] = [*model.ablations, *([ablation.about] if ablation.values else [])]
+        return Texts(texts, ablation.count, about | {"versions": origin["versions"]})
+
+    neurons = neurons_of(model, neurons)
+    return each_condition(run, neurons, controls=controls, seeds=seeds, name="conditions", progress=progress)
+
+
+class Texts(NamedTuple):
+    """What a model added to prompts, the number of values that were set, and where it comes from."""
+
+    texts: tuple[str, ...]
+    values_set: int
+    provenance: dict[str, Any]
+
+
+def _generate(
+    model: Model,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    temperature: float | None,
+    seed: int,
+    batch_tokens: SupportsIndex,
+    progress: bool,
+) -> tuple[str, ...]:
+    model.check_ready()
+    ids = tokenised(model, prompts, whole=True)
+    longest = max(map(len, ids))
+    batch_tokens = whole_number("batch_tokens", batch_tokens, at_least=1)
+    if model.context and longest + max_new_tokens > model.context:
+        raise TnkitError(
+            f"max_new_tokens={max_new_tokens} after a prompt of {longest} tokens does not end within the "
+            f"{model.context} that {model.name} reads; give fewer"
+        )
+    if temperature is not None and not temperature > 0:
+        raise TnkitError(f"temperature={temperature} must be positive, or None for the likeliest token each time")
+    ends = _ends(model)
+    sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+    options = _Pinned(
+        max_new_tokens=max_new_tokens,
+        do_sample=temperature is not None,
+        use_cache=True,
+        disable_compile=True,
+        guidance_scale=1.0,
+        eos_token_id=ends or None,
+        pad_token_id=_padding(model),
+        **sampling,
+    )
+    texts = [""] * len(ids)
+    with (
+        TURN,
+        torch.inference_mode(),
+        torch.random.fork_rng(range(torch.cuda.device_count()), enabled=temperature is not None),
+        tqdm(total=len(ids), unit=" prompts", desc="generate", disable=not progress, leave=False) as bar,
+    ):
+        if temperature is not None:
+            torch.manual_seed(seed)
+        for index in by_length([len(one) + max_new_tokens for one in ids], batch_tokens):
+            width = max(len(ids[place]) for place in index)
+            batch = torch.full((len(index), width), _padding(model))
+            mask = torch.zeros_like(batch)
+            for row, place in enumerate(index):
+                batch[row, width - len(ids[place]) :] = torch.tensor(ids[place])
+                mask[row, width - len(ids[place]) :] = 1
+            inputs = {"input_ids": batch.to(model.device), "attention_mask": mask.to(model.device)}
+            with sentences_at(model.module, ids.own_places(index, width, left=True)):
+                rows = model.module.generate(**inputs, generation_config=options)  # type: ignore[operator]  # of a mixin
+            for place, row in zip(index, rows, strict=True):
+                new = row[width:].tolist()
+                end = next((at for at, token in enumerate(new) if token in ends), len(new))
+                texts[place] = str(model.tokenizer.decode(new[:end], skip_special_tokens=True))
+            bar.update(len(index))
+    return tuple(texts)
+
+
+class _Pinned(transformers.GenerationConfig):
+    """A configuration of generation that takes nothing over from the model's own.
+
+    `generate` first fills what is None from the model's defaults, custom entries included, then from its own.
+    """
+
+    def update(self, defaults_only: bool = False, allow_custom_entries: bool = False, **values: Any) -> dict[str, Any]:
+        """Change values, other than to those of the model."""
+        if defaults_only and allow_custom_entries:
+            return {}
+        unused: dict[str, Any] = super().update(defaults_only, allow_custom_entries, **values)
+        return unused
+
+
+def _ends(model: Model) -> list[int]:
+    """The tokens that end a text."""
+    ends = model.module.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    return [end for end in dict.fromkeys([*ends, model.tokenizer.eos_token_id]) if end is not None]
+
+
+def _padding(model: Model) -> int:
+    pad = model.tokenizer.pad_token_id
+    return pad if pad is not None else next(iter(_ends(model)), 0)

@@ -1,0 +1,62 @@
+"""Which language a text is in."""
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+from tnkit.errors import TnkitError
+
+if TYPE_CHECKING:
+    from lingua import LanguageDetector
+
+_BYTES = 8  # of letters in UTF-8, below which no language is named: 8 Latin letters, 4 Cyrillic, 3 Japanese
+
+
+def languages_of(texts: Sequence[str], *, candidates: Iterable[str] | None = None) -> tuple[str | None, ...]:
+    """The language of each text, by lingua (https://github.com/pemistahl/lingua-py); tags such as <em> are passed over.
+
+    Args:
+        texts: any sequence of str.
+        candidates: ISO 639-1 codes to choose from, at least two (default: all 75 that lingua knows; the fewer, the
+            surer, but a text in any other language is then named wrongly). Loaded once for each choice of candidates.
+
+    Returns:
+        ISO 639-1 codes; None for a text with fewer than 8 bytes of letters in UTF-8 (8 Latin letters, 3 Japanese ones),
+        and where lingua finds no language.
+
+    Raises:
+        TnkitError: for an unknown or a single candidate, and where lingua is missing.
+
+    >>> languages_of(["時間はいくらでも作れる。", "We are here.", "Ja!", ""], candidates=["en", "ja"])
+    ('ja', 'en', None, None)
+    """
+    detector = detector_of(None if candidates is None else tuple(candidates))
+    found = []
+    for text in texts:
+        text = re.sub("<[^<>]*>", " ", text)
+        enough = len("".join(filter(str.isalpha, text)).encode()) >= _BYTES
+        language = detector.detect_language_of(text) if enough else None
+        found.append(language and language.iso_code_639_1.name.lower())
+    return tuple(found)
+
+
+@cache
+def detector_of(candidates: tuple[str, ...] | None) -> "LanguageDetector":
+    try:
+        from lingua import IsoCode639_1, Language, LanguageDetectorBuilder
+    except ImportError as error:
+        raise TnkitError(
+            "telling languages apart needs lingua-language-detector, which is not installed: "
+            "pip install 'tnkit[measures]'"
+        ) from error
+    if candidates is None:
+        return LanguageDetectorBuilder.from_all_languages().build()
+    known = sorted(language.iso_code_639_1.name.lower() for language in Language.all())
+    unknown = sorted(set(candidates) - set(known))
+    if unknown or len(set(candidates)) < 2:
+        raise TnkitError(
+            f"languages {list(candidates)} must be at least two of {', '.join(known)}"
+            + (f"; {', '.join(unknown)} is not among them" if unknown else "")
+        )
+    return LanguageDetectorBuilder.from_iso_codes_639_1(*(IsoCode639_1.from_str(code) for code in candidates)).build()

@@ -1,0 +1,149 @@
+"""The plane of the largest variance: principal components of several languages together."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from tnkit import storage
+from tnkit.captures.activations import Activations
+from tnkit.errors import TnkitError
+from tnkit.measures.geometry.vectors import common_width, states
+
+if TYPE_CHECKING:
+    import matplotlib.figure
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class PrincipalComponents:
+    """The hidden states of several languages in the plane of their largest variance, layer by layer.
+
+    Attributes:
+        coordinates: (layer, sentence, component) of each language.
+        explained: share of the variance, (layer, component), between 0 and 1; 0 where the states do not vary.
+        layers: what the first axis stands for.
+    """
+
+    coordinates: dict[str, Float[np.ndarray, "layer sentence component"]]
+    explained: Float[np.ndarray, "layer component"]
+    layers: tuple[int, ...]
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row a sentence, indexed (layer, language, sentence)."""
+        import pandas as pd
+
+        names = [f"PC{place + 1}" for place in range(self.explained.shape[1])]
+        frames = {
+            (layer, language): pd.DataFrame(points[place], columns=names)
+            for place, layer in enumerate(self.layers)
+            for language, points in self.coordinates.items()
+        }
+        return pd.concat(frames, names=["layer", "language", "sentence"])
+
+    def plot(self, layers: Sequence[int] | None = None, *, centroids: bool = False) -> "matplotlib.figure.Figure":
+        """Draw one panel per layer, a colour per language; with `centroids`, also their means and the mean of these."""
+        from tnkit import plots
+
+        layers = self.layers if layers is None else layers
+        rows = [self._row(layer) for layer in layers]
+        points = {language: states[rows, :, :2] for language, states in self.coordinates.items()}
+        titles = [f"layer {layer}" for layer in layers]
+        return plots.spaces(points, explained=self.explained[rows, :2], titles=titles, centroids=centroids)
+
+    def plot_at(
+        self,
+        layer: int,
+        ax: "matplotlib.axes.Axes | None" = None,
+        *,
+        pair: tuple[int, int] = (0, 1),
+        centroids: bool = False,
+        joined: bool = False,
+    ) -> "matplotlib.axes.Axes":
+        """Draw one layer in the plane of two components, numbered from 0; with `joined`, link translations by lines."""
+        from tnkit import plots
+
+        row, columns = self._row(layer), list(pair)
+        return plots.space(
+            {language: states[row][:, columns] for language, states in self.coordinates.items()},
+            explained=self.explained[row, columns].tolist(),
+            pair=pair,
+            title=f"layer {layer}",
+            centroids=centroids,
+            joined=joined,
+            ax=ax,
+        )
+
+    def _row(self, layer: int) -> int:
+        if layer not in self.layers:
+            has = ", ".join(map(str, self.layers))
+            raise TnkitError(f"there are no principal components of layer {layer}; choose one of {has}")
+        return self.layers.index(layer)
+
+    def _repr_html_(self) -> str:
+        rows = {
+            "sentences": sum(points.shape[1] for points in self.coordinates.values()),
+            "languages": list(self.coordinates),
+            "layers": self.layers,
+        }
+        return storage.html_card(f"{self.explained.shape[1]} principal components", rows)
+
+
+def pca(
+    languages: Mapping[str, Activations], *, layers: Sequence[int] | None = None, components: int = 2
+) -> PrincipalComponents:
+    """Principal components of `post`, fitted to all languages together, layer by layer.
+
+    A component's sign means nothing; here the first language's mean is never positive, so that layers compare.
+
+    Args:
+        languages: a capture of each language, of the same model.
+        layers: which layers (default: all captured).
+        components: how many.
+
+    Returns:
+        `PrincipalComponents`: coordinates in units of the residual stream, around the mean of all languages.
+
+    Raises:
+        TnkitError: for no languages, a layer that was not captured, or too few sentences.
+
+    >>> from tnkit.testing import tiny_model, SENTENCES
+    >>> import tnkit as tn
+    >>> captured = {"en": tn.capture(tiny_model(), SENTENCES, progress=False)}
+    >>> pca(captured).coordinates["en"].shape
+    (4, 6, 2)
+    """
+    from sklearn.decomposition import PCA
+
+    parts = {language: states(part, "post") for language, part in languages.items()}
+    if not parts:
+        raise TnkitError("there are no languages to find components of; give one capture a language")
+    layers = next(iter(languages.values())).layers if layers is None else tuple(layers)
+    missing = [layer for layer in layers if any(layer not in part.layers for part in languages.values())]
+    if missing or not layers:
+        raise TnkitError(f"layers {missing or 'none'} were not captured in every language; capture them")
+    width = common_width(parts.values())
+    if sum(map(len, languages.values())) < max(components, 2):
+        raise TnkitError(f"{components} components need at least {max(components, 2)} sentences")
+    if not 1 <= components <= width:
+        raise TnkitError(f"components={components} must be between 1 and {width}, the hidden states' width")
+    points: dict[str, list[np.ndarray]] = {language: [] for language in languages}
+    explained = []
+    for layer in layers:
+        here = [part[languages[language].layers.index(layer)] for language, part in parts.items()]
+        together = torch.cat(here).numpy()
+        if not (together != together[0]).any():
+            explained.append(np.zeros(components, together.dtype))
+            for language, part in zip(languages, here, strict=True):
+                points[language].append(np.zeros((len(part), components), together.dtype))
+            continue
+        fit = PCA(components, svd_solver="full").fit(together)
+        explained.append(fit.explained_variance_ratio_)
+        signs = np.where(fit.transform(here[0].numpy()).mean(axis=0) > 0, -1, 1).astype(together.dtype)
+        for language, part in zip(languages, here, strict=True):
+            points[language].append(fit.transform(part.numpy()) * signs)
+    coordinates = {language: np.stack(rows) for language, rows in points.items()}
+    return PrincipalComponents(coordinates, np.stack(explained), tuple(layers))

@@ -1,0 +1,148 @@
+"""How far apart the centroids of languages lie."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tnkit import storage
+from tnkit.captures.activations import Activations
+from tnkit.errors import TnkitError
+from tnkit.measures.geometry.vectors import check_together, common_width, origin, states, unit
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import matplotlib.figure
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class CentroidDistances:
+    """How far apart the centroids of languages lie, layer by layer.
+
+    Attributes:
+        values: (layer, language, language), float64, symmetric, 0 on the diagonal.
+        languages: what the other axes stand for.
+        layers: what the first axis stands for.
+        distance: "cosine" (1 - cosine, between 0 and 2) or "euclidean" (units of the residual stream).
+        provenance: model, and the sentences of each language.
+    """
+
+    values: Float[np.ndarray, "layer language language"]
+    languages: tuple[str, ...]
+    layers: tuple[int, ...]
+    distance: str
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"CentroidDistances({'+'.join(self.languages)}, {self.distance}, {len(self.layers)} layers)"
+
+    def at(self, layer: int) -> Float[np.ndarray, "language language"]:
+        """The distances after a layer.
+
+        Raises:
+            TnkitError: where it was not captured.
+        """
+        if layer not in self.layers:
+            raise TnkitError(f"layer {layer} was not captured; these distances have {', '.join(map(str, self.layers))}")
+        return self.values[self.layers.index(layer)]
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row an ordered pair, indexed (layer, language, other)."""
+        import pandas as pd
+
+        axes = [self.layers, self.languages, self.languages]
+        index = pd.MultiIndex.from_product(axes, names=["layer", "language", "other"])
+        return pd.DataFrame({f"{self.distance} distance": self.values.reshape(-1)}, index=index)
+
+    def by_layer(self, language: str) -> "pd.DataFrame":
+        """How far every other language is from one, indexed by layer, a column a language.
+
+        Raises:
+            TnkitError: for a language that was not captured.
+        """
+        if language not in self.languages:
+            raise TnkitError(f"there is no language {language!r}; there are {', '.join(self.languages)}")
+        column = self.to_frame()[f"{self.distance} distance"]
+        others = [name for name in self.languages if name != language]
+        wide = column.unstack("other")
+        mine = wide[wide.index.get_level_values("language") == language].droplevel("language")
+        return mine[others].rename_axis(columns=None)
+
+    def plot(self, layer: int, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+        """Draw the distances after a layer as a heat map."""
+        from tnkit import plots
+
+        return plots.distance_map(
+            self.at(layer), self.languages, label=f"{self.distance} distance", title=f"layer {layer}", ax=ax
+        )
+
+    def plot_all(self, layers: Sequence[int] | None = None) -> "matplotlib.figure.Figure":
+        """Draw one heat map a layer (default: four, from the first to the last).
+
+        Cosine distances share one scale; Euclidean ones, which grow with the residual stream, have one a panel.
+        """
+        from tnkit import plots
+
+        if layers is None:
+            places = np.linspace(0, len(self.layers) - 1, min(4, len(self.layers))).round().astype(int)
+            layers = [self.layers[place] for place in places]
+        maps = {f"layer {layer}": self.at(layer) for layer in layers}
+        return plots.distance_maps(
+            maps, self.languages, label=f"{self.distance} distance", shared=self.distance == "cosine"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = {"languages": self.languages, "distance": self.distance, "layers": self.layers}
+        return storage.html_card("Distances between centroids", rows)
+
+
+def centroid_distances(languages: Mapping[str, Activations], *, distance: str = "cosine") -> CentroidDistances:
+    """The distance between every two language centroids (means of `post`), layer by layer.
+
+    cosine: 1 - cos(C, C'), so that 1 minus it is the similarity that Tezuka & Inoue (EMNLP 2025) draw; euclidean:
+    |C - C'|. A zero centroid is at cosine distance 1 from every other.
+
+    Args:
+        languages: a capture of each language, of the same model; they need not be parallel.
+        distance: "cosine" or "euclidean".
+
+    Returns:
+        `CentroidDistances` with values (layer, language, language), float64; smaller is nearer.
+
+    Raises:
+        TnkitError: for an unknown distance, fewer than two languages, or incompatible captures.
+
+    >>> from tnkit.testing import tiny_model, SENTENCES
+    >>> import tnkit as tn
+    >>> en, ja = (tn.capture(tiny_model(), part, progress=False) for part in (SENTENCES[:2], SENTENCES[2:3]))
+    >>> centroid_distances({"en": en, "ja": ja}).values.shape
+    (4, 2, 2)
+    """
+    if distance not in ("cosine", "euclidean"):
+        raise TnkitError(f"distance={distance!r} must be one of cosine, euclidean")
+    if len(languages) < 2:
+        raise TnkitError(f"distances need at least two languages, got {', '.join(languages) or 'none'}")
+    check_together(languages)
+    parts = [states(part, "post") for part in languages.values()]
+    common_width(parts)
+    centroids = torch.stack([part.mean(dim=1, dtype=torch.float64) for part in parts], dim=1)
+    if distance == "cosine":
+        units = unit(centroids)
+        zero = ~units.any(dim=-1)
+        values = (_apart(units).square() / 2).clamp_(max=2)  # 1 - cosine, without the rounding of a difference from 1
+        values = torch.where(zero[:, :, None] | zero[:, None], 1, values)
+    else:
+        values = _apart(centroids)
+    values.diagonal(dim1=1, dim2=2).zero_()
+    layers = next(iter(languages.values())).layers
+    return CentroidDistances(values.numpy(), tuple(languages), layers, distance, origin(*languages.values()))
+
+
+def _apart(points: Float[Tensor, "layer row width"]) -> Float[Tensor, "layer row row"]:
+    """Euclidean distances between the rows of each layer, from differences: 0 for equal rows, whatever the kernel."""
+    return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")

@@ -1,0 +1,79 @@
+"""Which sentences are neighbours in two spaces: mutual nearest neighbours."""
+
+from typing import SupportsIndex
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from tnkit.captures.activations import Activations
+from tnkit.errors import whole_number
+from tnkit.measures.geometry.layers import ByLayer
+from tnkit.measures.geometry.vectors import TIE, directions, origin
+
+
+def mutual_knn(left: Activations, right: Activations, *, k: SupportsIndex = 10, site: str = "post") -> ByLayer:
+    """The mean share of each sentence's k nearest neighbours that two spaces have in common (Huh et al. 2024).
+
+    mean_n | N_left(n) ∩ N_right(n) | / k, where N(n) are sentence n's nearest of the same language by cosine, itself
+    excluded. Those that tie for the last places share them equally, which is the expected value of a random choice, so
+    states that do not vary give chance, k / (sentences - 1). Source: "The Platonic Representation Hypothesis", ICML
+    2024; Tezuka & Inoue (EMNLP 2025) take k = 5 and 10.
+
+    Args:
+        left, right: captures of the same sentences in two languages (or models of equal depth), in the same order.
+        k: how many neighbours.
+        site: "pre", "mid", "post" or "activations".
+
+    Returns:
+        `ByLayer` with column "mutual {k}-NN", between 0 and 1.
+
+    Raises:
+        TnkitError: for fewer than k + 1 sentences, or incompatible captures.
+
+    >>> from tnkit.testing import tiny_model, SENTENCES
+    >>> import tnkit as tn
+    >>> en = tn.capture(tiny_model(), SENTENCES, progress=False)
+    >>> mutual_knn(en, en, k=2).columns["mutual 2-NN"].round(6)
+    array([1., 1., 1., 1.])
+    """
+    k = whole_number("k", k, at_least=1)
+    shares = shared_neighbours(left, right, k=k, site=site).mean(axis=1)
+    about = origin(left, right, site=site, k=k)
+    return ByLayer("mutual k-NN", {f"mutual {k}-NN": shares}, left.layers, about, k / (len(left) - 1))
+
+
+def shared_neighbours(
+    left: Activations, right: Activations, *, k: SupportsIndex = 10, site: str = "post"
+) -> Float64[np.ndarray, "layer sentence"]:
+    """The share of each sentence's k nearest neighbours that two spaces have in common; its mean is `mutual_knn`.
+
+    Args:
+        left, right, k, site: as in `mutual_knn`.
+
+    Returns:
+        (layer, sentence), float64, between 0 and 1: resample its second axis for an interval.
+
+    Raises:
+        TnkitError: for fewer than k + 1 sentences, or incompatible captures.
+
+    >>> from tnkit.testing import tiny_model, SENTENCES
+    >>> import tnkit as tn
+    >>> en = tn.capture(tiny_model(), SENTENCES, progress=False)
+    >>> shared_neighbours(en, en, k=2).shape
+    (4, 6)
+    """
+    k = whole_number("k", k, at_least=1)
+    pairs = directions(left, right, site, centred=False, at_least=k + 1, one_width=False)
+    return np.stack([((_neighbours(a, k) * _neighbours(b, k)).sum(dim=1) / k).numpy() for a, b in pairs])
+
+
+def _neighbours(points: Float[Tensor, "sentence width"], k: int) -> Float[Tensor, "sentence sentence"]:
+    """How much of a place each sentence has among the k nearest of each other: 1, 0, or a share where they tie."""
+    cosines = (points @ points.T).fill_diagonal_(-torch.inf)
+    last = cosines.topk(k, dim=1).values[:, -1:]
+    nearer = (cosines > last + TIE).double()
+    equal = ((cosines - last).abs() <= TIE).double()
+    left_over = k - nearer.sum(dim=1, keepdim=True)
+    return nearer + equal * left_over / equal.sum(dim=1, keepdim=True)

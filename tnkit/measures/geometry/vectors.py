@@ -1,0 +1,106 @@
+"""The captured vectors that measures of spaces start from: checked, centred, of unit length, in float64."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tnkit.captures.activations import Activations
+from tnkit.errors import TnkitError
+from tnkit.text.rows import check_parallel
+
+STATES = ("pre", "mid", "post", "activations")
+TIE = 1e-12  # cosines this close are equal: rounding leaves those of parallel vectors about 1e-16 apart
+
+
+def states(captured: Activations, site: str) -> Float[Tensor, "layer sentence width"]:
+    """The captured vectors of a site, (layer, sentence, hidden | neuron).
+
+    Raises:
+        TnkitError: for an unknown site, one that was not kept, no sentences, or values that are not finite.
+    """
+    if site not in STATES:
+        raise TnkitError(f"site={site!r} must be one of {', '.join(STATES)}")
+    found = getattr(captured.require(site), site)
+    if not len(captured):
+        raise TnkitError("this capture holds no sentences; capture some")
+    whole = found.isfinite().flatten(1).all(dim=1)
+    if not bool(whole.all()):
+        layer = captured.layers[int(whole.int().argmin())]
+        raise TnkitError(f"{site} of layer {layer} holds NaN or Inf; capture again, in bfloat16 or float32")
+    return found
+
+
+def check_together(parts: Mapping[str, Activations]) -> None:
+    """Refuse captures of different layers, token positions or last layers.
+
+    Raises:
+        TnkitError: naming the two that are incompatible.
+    """
+    names = list(parts)
+    first = parts[names[0]]
+    for name in names[1:]:
+        if parts[name].layers != first.layers:
+            raise TnkitError(
+                f"{names[0]} has layers {_listed(first.layers)}, {name} has {_listed(parts[name].layers)}; "
+                "capture both with the same layers"
+            )
+        for option in ("position", "suffix", "last_layer"):
+            one, other = first.provenance.get(option), parts[name].provenance.get(option)
+            if one != other:
+                raise TnkitError(f"{names[0]} was captured with {option}={one!r}, {name} with {other!r}; use one")
+
+
+def directions(
+    left: Activations, right: Activations, site: str, *, centred: bool, at_least: int = 2, one_width: bool = True
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Unit vectors of parallel captures, float64, a layer at a time, once they are known to be compatible.
+
+    Raises:
+        TnkitError: for captures of other rows, layers, positions or (with one_width) models.
+    """
+    a, b = states(left, site), states(right, site)
+    check_together({"the first capture": left, "the second": right})
+    sides = {"the first capture": left, "the second": right}
+    check_parallel({side: {**part.provenance.get("sentences", {}), "n": len(part)} for side, part in sides.items()})
+    if not torch.equal(left.index, right.index):
+        raise TnkitError(
+            "the captures hold sentences in different orders; use capture, or batches of the same sentences"
+        )
+    if one_width:
+        common_width([a, b])
+    if len(left) < at_least:
+        raise TnkitError(f"{len(left)} sentences are too few; capture at least {at_least}")
+    prepare = centre if centred else torch.Tensor.clone
+    return ((unit(prepare(one.double())), unit(prepare(other.double()))) for one, other in zip(a, b, strict=True))
+
+
+def unit(points: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
+    """Vectors divided by their norm; a zero vector stays zero, so that its cosine with any other is 0."""
+    norm = points.norm(dim=-1, keepdim=True)
+    return points / torch.where(norm > 0, norm, 1)
+
+
+def centre(points: Float[Tensor, "sentence width"]) -> Float[Tensor, "sentence width"]:
+    """Vectors less their mean; exactly zero where float32 states, summed in float64, are all equal."""
+    return points - points.mean(dim=0)
+
+
+def origin(*parts: Activations, **parameters: Any) -> dict[str, Any]:
+    """The provenance of what was computed from captures: the first's, the sentences of all, and the parameters."""
+    about = {key: value for key, value in parts[0].provenance.items() if key != "sentences"}
+    sentences = [part.provenance.get("sentences", {"n": len(part)}) for part in parts]
+    return {**about, "sentences": sentences, **({"parameters": parameters} if parameters else {})}
+
+
+def common_width(parts: Iterable[Tensor]) -> int:
+    widths = [part.shape[2] for part in parts]
+    if len(set(widths)) > 1:
+        raise TnkitError(f"the captured states are {' and '.join(map(str, widths))} wide; capture with one model")
+    return widths[0]
+
+
+def _listed(layers: Sequence[int]) -> str:
+    return ", ".join(map(str, layers)) if len(layers) <= 6 else f"{layers[0]} to {layers[-1]} ({len(layers)})"

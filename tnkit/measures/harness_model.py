@@ -1,0 +1,78 @@
+"""A loaded `tnkit.Model` as the lm-evaluation-harness takes it: the class `TnkitLM`, made on first use."""
+
+import logging
+import math
+from collections.abc import Sequence
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+from tnkit.errors import TnkitError
+from tnkit.models.model import Model
+
+
+@cache
+def model_class() -> type:
+    """The harness's model class for tnkit, made on first use because it inherits from one of the harness."""
+    harness_of()
+    from lm_eval.models.huggingface import HFLM
+    from tqdm.auto import tqdm
+
+    class TnkitLM(HFLM):
+        """A loaded `tnkit.Model` for the lm-evaluation-harness; runs inside `tnkit.Ablation` are ablated.
+
+        Args:
+            model: from `load_model`.
+            batch_size: how many requests run at once.
+            **options: as in lm_eval.models.huggingface.HFLM.
+        """
+
+        def __init__(self, model: Model, *, batch_size: int = 8, **options: Any) -> None:
+            log = logging.getLogger("lm_eval.models.huggingface")
+            level = log.level
+            log.setLevel(logging.ERROR)  # it warns of a loaded module, which is the point here
+            try:
+                super().__init__(model.module, tokenizer=model.tokenizer, batch_size=batch_size, **options)
+            finally:
+                log.setLevel(level)
+            self.ablated = model
+
+        def _loglikelihood_tokens(
+            self,
+            requests: Sequence[tuple[Any, list[int], list[int]]],
+            disable_tqdm: bool = False,
+            override_bs: int | None = None,
+        ) -> list[tuple[float, bool]]:
+            """As HFLM's, one length at a time.
+
+            HFLM pads without an attention mask, so that the last token of a padded row would be padding.
+            """
+            scopes = {ablation["tokens"] for ablation in self.ablated.ablations}
+            if "last_word" in scopes or ("last" in scopes and any(len(end) > 1 for *_, end in requests)):
+                raise TnkitError(
+                    'tokens="last" and "last_word" have no meaning for continuations of several tokens, which the '
+                    'harness feeds together with their prompt; use tokens="prompt" or "all"'
+                )
+            places: dict[int, list[int]] = {}
+            for place, (_, start, end) in enumerate(requests):
+                places.setdefault(len(start) + len(end), []).append(place)
+            answers = [(math.nan, False)] * len(requests)
+            with tqdm(total=len(requests), desc="likelihoods", disable=disable_tqdm, leave=False) as bar:
+                for _, group in sorted(places.items(), reverse=True):
+                    found = super()._loglikelihood_tokens([requests[place] for place in group], True, override_bs)
+                    for place, answer in zip(group, found, strict=True):
+                        answers[place] = answer
+                    bar.update(len(group))
+            return answers
+
+    return TnkitLM
+
+
+def harness_of() -> ModuleType:
+    try:
+        import lm_eval
+    except ImportError as error:
+        raise TnkitError(
+            "the lm-evaluation-harness (lm_eval) is not installed: pip install 'tnkit[measures]'"
+        ) from error
+    return lm_eval

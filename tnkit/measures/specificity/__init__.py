@@ -1,0 +1,23 @@
+"""What neurons answer to: correlation ratio with its tests, LAPE and average precision, for every neuron at once.
+
+captured = {name: tn.capture(model, train[name], keep=["activations"]) for name in corpus.languages}
+of_ja = tn.specificity.correlation_ratio(captured, language="ja")    # Japanese against the rest
+of_ja.shares(type1)                                                  # of the set beside its layers
+tn.specificity.lape(captured).neurons["ja"]                          # Tang et al., 2024
+tn.specificity.average_precision(captured, "ja").top(1000)           # Kojima et al., 2024
+tn.specificity.overlaps({"ja": type1_ja, "ko": type1_ko}, layers=model.early_layers).plot()
+
+Activations come as a mapping from language to capture, with any number of sentences each, at the captured position.
+"""
+
+from tnkit.measures.specificity.correlation import FAMILIES as FAMILIES
+from tnkit.measures.specificity.correlation import PUBLISHED_FAMILIES as PUBLISHED_FAMILIES
+from tnkit.measures.specificity.correlation import Specificity as Specificity
+from tnkit.measures.specificity.correlation import correlation_ratio as correlation_ratio
+from tnkit.measures.specificity.entropy import ActivationEntropy as ActivationEntropy
+from tnkit.measures.specificity.entropy import lape as lape
+from tnkit.measures.specificity.overlap import Overlaps as Overlaps
+from tnkit.measures.specificity.overlap import overlaps as overlaps
+from tnkit.measures.specificity.precision import AveragePrecision as AveragePrecision
+from tnkit.measures.specificity.precision import average_precision as average_precision
+from tnkit.measures.specificity.sentences import top_sentences as top_sentences

@@ -1,0 +1,131 @@
+"""How well each neuron tells one language from the others: average precision."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64
+
+from tnkit import storage
+from tnkit.captures.activations import Activations
+from tnkit.detection.neurons import NeuronSet
+from tnkit.errors import TnkitError
+from tnkit.measures.specificity.neurons import (
+    activations_of,
+    alike,
+    extreme,
+    joint_provenance,
+    model_shape,
+    neuron_frame,
+)
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import pandas as pd
+
+_NEURONS = 256  # at a time
+
+
+@dataclass(frozen=True, eq=False)
+class AveragePrecision:
+    """How well each neuron's activation tells one language's sentences from the others'.
+
+    Attributes:
+        values: average precision, (layer, neuron), float64, between 0 and 1.
+        language: which language.
+        chance: the share of its sentences, which a neuron of constant activation scores.
+        layers: what the first axis stands for.
+        shape: the model's numbers of layers and of neurons in a layer.
+        provenance: model, sentences, token position, versions.
+    """
+
+    values: Float64[np.ndarray, "layer neuron"]
+    language: str
+    chance: float
+    layers: tuple[int, ...]
+    shape: tuple[int, int]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def top(self, n: SupportsIndex, *, layers: Iterable[SupportsIndex] | None = None) -> NeuronSet:
+        """The n neurons that are highest in the language, best first."""
+        return extreme(self, self.values, n, layers, {"average precision": self.language, "top": n})
+
+    def bottom(self, n: SupportsIndex, *, layers: Iterable[SupportsIndex] | None = None) -> NeuronSet:
+        """The n neurons that are lowest in the language, lowest average precision first."""
+        return extreme(self, self.values, n, layers, {"average precision": self.language, "bottom": n}, lowest=True)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """The average precision of every neuron, indexed (layer, neuron)."""
+        return neuron_frame(self.layers, {"average precision": self.values})
+
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+        """Draw the share of neurons above each average precision."""
+        from tnkit import plots
+
+        label = f"average precision for {plots.language_name(self.language)}"
+        return plots.exceedance({"all neurons": self.values.ravel()}, xlabel=label, marks=(self.chance,), ax=ax)
+
+    def _repr_html_(self) -> str:
+        rows = {"language": self.language, "chance": self.chance, "highest": float(self.values.max())}
+        return storage.html_card("Average precision", rows)
+
+
+def average_precision(languages: Mapping[str, Activations], language: str) -> AveragePrecision:
+    """The average precision of every neuron's activation as a score for "is this language" (Kojima et al., NAACL 2024).
+
+    AP = Σ_t (R_t − R_{t−1}) P_t over thresholds t, the distinct activations from high to low, with recall R_t and
+    precision P_t, as in scikit-learn. They take the top and the bottom 1000; their activations are pooled over the
+    tokens of a text, for which `capture(..., position="mean")` is nearest.
+
+    Args:
+        languages: a capture of each language with `activations`, of the same model and layers.
+        language: whose sentences are to be told from all others.
+
+    Returns:
+        `AveragePrecision`, (layer, neuron), float64.
+
+    Raises:
+        TnkitError: for a missing language, one language only, or incompatible captures.
+
+    >>> import tnkit as tn
+    >>> from tnkit.testing import tiny_model, SENTENCES
+    >>> halves = {"en": SENTENCES[:3], "ja": SENTENCES[3:]}
+    >>> captured = {name: tn.capture(tiny_model(), texts, progress=False) for name, texts in halves.items()}
+    >>> found = average_precision(captured, "ja")
+    >>> found.values.shape, found.chance, found.top(10)
+    ((4, 48), 0.5, NeuronSet(10 neurons, layers 0 to 3))
+    """
+    first = alike(languages, least=2)
+    if language not in languages:
+        raise TnkitError(f"there is no capture of {language!r}; there are {', '.join(languages)}")
+    positive = np.concatenate([np.full(len(part), name == language) for name, part in languages.items()])
+    values = [np.concatenate([_precision(one, positive) for one in blocks]) for blocks in _blocks(languages)]
+    chance = float(positive.mean())
+    return AveragePrecision(
+        np.stack(values), language, chance, first.layers, model_shape(first), joint_provenance(languages)
+    )
+
+
+def _precision(
+    block: Float[np.ndarray, "neuron sentence"], positive: Bool[np.ndarray, "sentence"]
+) -> Float64[np.ndarray, "neuron"]:
+    """Average precision of each row. The label rides in a last bit that float32 values leave free in float64."""
+    keys = np.negative(block, dtype=np.float64)
+    keys.view(np.int64)[...] |= positive
+    keys.sort(axis=1)
+    scores = keys.astype(np.float32)
+    found = (keys.view(np.int64) & 1).cumsum(axis=1)
+    found[:, :-1][scores[:, 1:] == scores[:, :-1]] = 0  # a threshold takes equal activations together
+    np.maximum.accumulate(found, axis=1, out=found)
+    gained = np.diff(found, axis=1, prepend=0)
+    return np.einsum("ns,ns->n", gained, found / np.arange(1, len(positive) + 1)) / positive.sum()
+
+
+def _blocks(languages: Mapping[str, Activations]) -> Iterator[list[np.ndarray]]:
+    """Of each layer the activations of all sentences, (neuron, sentence), in pieces that stay in the cache."""
+    for layers in zip(*map(activations_of, languages.values()), strict=True):
+        whole = np.concatenate(layers)
+        yield [
+            np.ascontiguousarray(whole[:, start : start + _NEURONS].T) for start in range(0, whole.shape[1], _NEURONS)
+        ]

@@ -1,0 +1,70 @@
+"""The sentences that a neuron answers to most."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, SupportsIndex
+
+from tnkit import storage
+from tnkit.captures.activations import Activations
+from tnkit.errors import TnkitError, whole_number
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def top_sentences(
+    captured: Activations | Mapping[str, Activations],
+    sentences: Sequence[str] | Mapping[str, Sequence[str]],
+    neuron: tuple[int, int],
+    *,
+    n: SupportsIndex = 10,
+    lowest: bool = False,
+) -> "pd.DataFrame":
+    """The sentences that a neuron answers to most: those with its largest activation at the captured position.
+
+    Args:
+        captured: a capture with `activations`, or one of each language.
+        sentences: what was captured, in the same shape.
+        neuron: (layer, neuron).
+        n: at most how many.
+        lowest: the smallest activations (the most negative ones) instead.
+
+    Returns:
+        A frame by rank, from 1, with columns language, sentence (its place in the text), activation and text; equal
+        activations keep the order of the text.
+
+    Raises:
+        TnkitError: for sentences that are not those that were captured, or a neuron that was not captured.
+
+    >>> import tnkit as tn
+    >>> from tnkit.testing import tiny_model, SENTENCES
+    >>> captured = tn.capture(tiny_model(), SENTENCES, progress=False)
+    >>> top_sentences(captured, SENTENCES, (3, 5), n=2)[["sentence", "text"]].values.tolist()
+    [[3, 'Non hai mai il tempo per le cose importanti!'], [4, "I can't speak Japanese."]]
+    """
+    import pandas as pd
+
+    if isinstance(captured, Activations):
+        name = captured.provenance.get("sentences", {}).get("language", "")
+        captured, sentences = {name: captured}, {name: list(sentences)}
+    layer, place = neuron
+    n = whole_number("n", n, at_least=1)
+    parts = []
+    for name, part in captured.items():
+        kept = part.require("activations").tensors()["activations"]
+        if layer not in part.layers or not 0 <= place < kept.shape[2]:
+            raise TnkitError(
+                f"neuron {neuron} was not captured; captured are layers {list(part.layers)} of {kept.shape[2]} neurons"
+            )
+        texts = sentences.get(name) if isinstance(sentences, Mapping) else None
+        if texts is None:
+            raise TnkitError(f"the sentences of {name} are missing; give them as a mapping, as the captures come")
+        about = part.provenance.get("sentences", {})
+        if int(part.index.max()) >= len(texts) or about.get("hash", storage.text_hash(texts)) != storage.text_hash(
+            texts
+        ):
+            raise TnkitError(f"these are not the {about.get('n', len(part))} sentences of {name} that were captured")
+        values = kept[part.layers.index(layer), :, place].numpy()
+        frame = pd.DataFrame({"language": name, "sentence": part.index.numpy(), "activation": values})
+        parts.append(frame.assign(text=[texts[row] for row in part.index.tolist()]))
+    frame = pd.concat(parts).sort_values("activation", ascending=lowest, kind="stable")[:n]
+    return frame.set_index(pd.RangeIndex(1, len(frame) + 1, name="rank"))

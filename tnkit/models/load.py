@@ -1,0 +1,168 @@
+"""`load_model`: a model from a name, a folder or a module, which it proves to be read correctly.
+
+model = tn.load_model("gemma-3-270m")                       # the packaged demo model
+model = tn.load_model("meta-llama/Meta-Llama-3-8B", dtype="bfloat16", device_map="auto")
+model = tn.load_model("meta-llama/Meta-Llama-3-70B", tp_plan="auto")     # spread over the processes of torchrun
+model = tn.load_model("path/to/folder")
+model = tn.load_model(module, tokenizer=tokenizer)          # a transformers model you already have
+model = tn.load_model("meta-llama/Llama-3.1-70B", remote=True)   # one that runs on NDIF (`tnkit.models.remote`)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+import transformers
+from torch import nn
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers.distributed.configuration_utils import DistributedConfig
+
+from tnkit import parallel
+from tnkit.errors import TnkitError, last_line
+from tnkit.models import checkpoints, packaged
+from tnkit.models import reading as architecture
+from tnkit.models import remote as servers
+from tnkit.models.model import Model
+from tnkit.models.proofs import proved
+from tnkit.models.tokens import template_of
+from tnkit.models.wrapper import TransformersModel, max_tp_size, traceable
+
+_FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "layer_norm", "norm_f")
+
+
+def load_model(
+    source: Any,
+    *,
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+    revision: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    device_map: str | dict[str, Any] | None = None,
+    tp_plan: Literal["auto"] | dict[str, str] | None = None,
+    trust_remote_code: bool = False,
+    remote: bool | str = False,
+    chat: bool = False,
+    template: str | None = None,
+) -> Model:
+    """Load a decoder-only model and prove that its neurons are read correctly.
+
+    One tiny forward pass checks, in every layer, that mid + sum of contributions + bias = post, and that neither later
+    tokens nor padding change a token's state. The module is put into eval mode, and stays so.
+
+    Args:
+        source: the packaged model's name, a Hub id, a local folder, or a loaded transformers model, with or without
+            its head, also inside a pipeline, a wrapper of nnsight, `DataParallel` or `torch.compile`.
+        tokenizer: needed with a loaded model, unless its wrapper brings one; it stays as it is.
+        revision: branch, tag or commit of the Hub repository.
+        dtype: "auto" (as stored), "float32", "bfloat16", "float16", "float64", or their short names.
+        device_map: as in transformers; "auto" spreads the model over the GPUs that are there.
+        tp_plan: "auto" spreads the weights over the processes of torchrun, for a model that is larger than one GPU; all
+            of them then run every batch together.
+        trust_remote_code: run code that comes with the model; never on by default.
+        remote: True leaves the weights on NDIF and runs there; a URL names another server of its kind.
+        chat: wrap every sentence in the tokenizer's chat template, as a user's message.
+        template: wrap every sentence in a text of your own, such as "Translate: {sentence}".
+
+    Raises:
+        TnkitError: for a model that cannot be loaded, divided by `tp_plan`, or reached on its server; one that lacks
+            weights, has an adapter or experts, is an encoder-decoder, or fails the checks.
+
+    >>> from tnkit.testing import byte_tokenizer, tiny_module
+    >>> model = load_model(tiny_module("gemma3"), tokenizer=byte_tokenizer())
+    >>> print(model.sites)
+    neurons at mlp.down_proj, mid = the input of pre_feedforward_layernorm, branch norm post_feedforward_layernorm
+    """
+    dtype = checkpoints.dtype_of(dtype)
+    source, tokenizer = checkpoints.unwrapped(source, tokenizer)
+    name = str(source) if isinstance(source, str | Path) else str(source.name_or_path or type(source).__name__)
+    there = servers.checked(remote, source, dtype=dtype, device_map=device_map or tp_plan)
+    about = {"name": name, "revision": revision, **({"remote": there} if there else {})}
+    if isinstance(source, nn.Module):
+        with _explained(type(source).__name__):
+            tokenizer = cast(PreTrainedTokenizerBase, tokenizer)  # a module without one is refused
+            return _proved(traceable(source, tokenizer), tokenizer, template_of(tokenizer, chat, template), about)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    how: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "tp_plan": tp_plan}
+    try:
+        lm, tokenizer = _loaded(source, tokenizer, how, options, remote=bool(there))
+        template = template_of(tokenizer, chat, template)
+    except TnkitError:
+        raise
+    except Exception as error:
+        raise TnkitError(checkpoints.cannot_load(name, error, packaged.MODELS)) from error
+    if not there:
+        about["revision"] = revision or getattr(lm._module.config, "_commit_hash", None)
+    with _explained(type(lm._module).__name__):
+        return _proved(lm, tokenizer, template, about)
+
+
+def _loaded(
+    source: str | Path, tokenizer: Any, how: dict[str, Any], options: dict[str, Any], *, remote: bool
+) -> tuple[TransformersModel, PreTrainedTokenizerBase]:
+    """The wrapper of a model of that name or folder, and its tokenizer."""
+    name = str(source)
+    if name in packaged.MODELS:
+        source = packaged.converted_folder(name)
+    config = transformers.AutoConfig.from_pretrained(source, **options)
+    if config.is_encoder_decoder:
+        raise TnkitError(f"{name} is an encoder-decoder model ({config.model_type}); load a decoder-only model")
+    tp_plan, device_map = how.pop("tp_plan"), how.pop("device_map")
+    if tp_plan is None:
+        how["device_map"] = parallel.own_device(device_map)
+    elif device_map is not None:
+        raise TnkitError(f"tp_plan and device_map={device_map!r} both say where the weights go; give one")
+    else:
+        parallel.check_divides(name, max_tp_size(config))
+        how["distributed_config"] = DistributedConfig(tp_plan=tp_plan)
+    tokenizer = tokenizer or transformers.AutoTokenizer.from_pretrained(source, **options)
+    if remote:
+        return traceable(source, tokenizer, partial(servers.undispatched, **options)), tokenizer
+    return traceable(checkpoints.checkpoint(source, config, how, options), tokenizer), tokenizer
+
+
+def _proved(
+    lm: TransformersModel, tokenizer: PreTrainedTokenizerBase, template: str | None, about: dict[str, Any]
+) -> Model:
+    """A model with the reading of its blocks that is complete."""
+    module = lm._module.eval()
+    path, blocks = architecture.decoder_blocks(module)
+    config = module.config.get_text_config(decoder=True)
+    parent, _, _ = path.rpartition(".")
+    norm = next((norm for norm in _FINAL_NORMS if architecture.has(module.get_submodule(parent), norm)), None)
+    sites, *others = architecture.readings(blocks[0], config)
+    kind = servers.RemoteModel if "remote" in about else Model
+    model = kind(
+        **about,
+        lm=lm,
+        tokenizer=tokenizer,
+        sites=sites,
+        blocks_path=path,
+        final_norm_path=norm and f"{parent}.{norm}",
+        n_layers=len(blocks),
+        n_neurons=architecture.width(blocks, path, sites.last_map, config.hidden_size),
+        hidden_size=config.hidden_size,
+        template=template,
+    )
+    model.check_unchanged()
+    model = proved(model, (sites, *others))
+    if model.sharded:
+        model.provenance  # noqa: B018 - gathers the weights, which all processes must do together
+    return model
+
+
+@contextmanager
+def _explained(kind: str) -> Iterator[None]:
+    """What goes wrong while a model of that class is read, as one sentence."""
+    try:
+        yield
+    except TnkitError:
+        raise
+    except Exception as error:
+        raise TnkitError(
+            f"{kind} is not a model that tnkit can read ({type(error).__name__}: {last_line(error)}); load a "
+            "decoder-only language model of transformers"
+        ) from error

@@ -1,0 +1,69 @@
+"""nnsight's wrapper of a transformers module, through which its inside is traced: `traceable`."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import torch
+import transformers
+from nnsight.intervention.envoy import Envoy as Envoy
+from nnsight.modeling.tp import max_tp_size as max_tp_size
+from nnsight.modeling.transformers import TransformersModel as TransformersModel
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tnkit.models.reading import device_of
+
+
+def traceable(
+    source: str | Path | nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    wrap: Callable[..., TransformersModel] | None = None,
+) -> TransformersModel:
+    """The wrapper of a module; the tokenizer, which nnsight sets up in its own way, stays as it was.
+
+    Args:
+        source: a loaded module, or with `wrap` what that takes.
+        tokenizer: of the module.
+        wrap: makes the wrapper.
+
+    >>> from tnkit.testing import byte_tokenizer, tiny_module
+    >>> tokenizer = byte_tokenizer()
+    >>> traceable(tiny_module("llama"), tokenizer)._module is tiny_module("llama"), tokenizer.padding_side
+    (True, 'right')
+    """
+    if wrap is None:
+        wrap = _Offloaded if next(cast(nn.Module, source).parameters()).is_meta else TransformersModel
+    before = {name: getattr(tokenizer, name, None) for name in ("padding_side", "truncation_side", "pad_token")}
+    generates = not isinstance(source, PreTrainedModel) or source.can_generate()
+    with quiet_loading():
+        lm = wrap(source, tokenizer=tokenizer, task="text-generation" if generates else "feature-extraction")
+    for name, value in before.items():
+        setattr(tokenizer, name, value)
+    return lm
+
+
+class _Offloaded(TransformersModel):
+    """The wrapper of a model whose weights accelerate brings for each pass: inputs go to where it computes."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its embedding computes, for it lies on the meta device."""
+        return device_of(cast(nn.Embedding, self._module.get_input_embeddings()))
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Silence transformers' progress bars and reports for a moment; tnkit says in a sentence what is wrong."""
+    log = transformers.utils.logging
+    was_on, verbosity = log.is_progress_bar_enabled(), log.get_verbosity()
+    log.disable_progress_bar()
+    log.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.set_verbosity(verbosity)
+        if was_on:
+            log.enable_progress_bar()

@@ -1,0 +1,206 @@
+"""Heat maps of numbers between languages or neuron sets."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
+
+from tnkit.plots.style import axes, language_label, literal, panels, style
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_ROUNDING = 1e-12  # distances that are all smaller than this are zeros with rounding errors
+
+
+def distance_map(
+    values: Float[np.ndarray, "language language"],
+    languages: Sequence[str],
+    *,
+    label: str,
+    title: str = "",
+    highest: float | None = None,
+    bar: bool = True,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw distances between languages as an annotated heat map.
+
+    A distance below a millionth of the scale is written as 0: its digits are rounding errors.
+
+    Args:
+        values: symmetric.
+        languages: the codes of rows and columns.
+        label: of the colour bar.
+        title: of the axes.
+        highest: the end of the scale (default: the largest value).
+        bar: draw the colour bar.
+        ax: where to draw (default: a new figure).
+
+    >>> drawn = distance_map(np.array([[0, 1.5], [1.5, 0]]), ["en", "ja"], label="distance")
+    >>> [text.get_text() for text in drawn.texts]
+    ['0', '1.5', '1.5', '0']
+    """
+    names = [language_label(language) for language in languages]
+    top = highest or values.max()
+    top = top if top > _ROUNDING else 1
+    written = [["0" if value < 1e-6 * top else _short(value) for value in row] for row in values]
+    look = {"cmap": "Blues", "vmin": 0, "vmax": top, "square": True}
+    with axes(ax, *_size(len(names))) as ax:
+        _heatmap(ax, values, written, (names, names), label if bar else None, **look)
+        ax.set_title(literal(title))
+        ax.tick_params(length=0)
+        ax.tick_params(axis="x", rotation=40)
+    return ax
+
+
+def distance_maps(
+    maps: Mapping[str, Float[np.ndarray, "language language"]], languages: Sequence[str], *, label: str, shared: bool
+) -> Figure:
+    """Draw one `distance_map` per title side by side, on one scale if `shared`."""
+    highest = max(values.max() for values in maps.values()) if shared else None
+    side = 1.2 + 0.6 * len(languages)
+    figure, row = panels(len(maps), width=side + 1 / len(maps), height=side + 0.6)
+    for ax, (title, values) in zip(row, maps.items(), strict=True):
+        distance_map(values, languages, label=label, title=title, highest=highest, bar=False, ax=ax)
+        if ax is not row[0]:
+            ax.set_yticklabels([])
+    with style():
+        if shared:
+            figure.colorbar(row[-1].collections[0], ax=row, label=literal(label), shrink=0.8)
+        else:
+            figure.suptitle(literal(label))
+    return figure
+
+
+def similarity_map(
+    values: Float[np.ndarray, "language language"],
+    languages: Sequence[str],
+    *,
+    lowest: float,
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw cosines between languages as an annotated heat map on a scale from `lowest` to 1."""
+    names = [language_label(language) for language in languages]
+    with axes(ax, *_size(len(names))) as ax:
+        _image(ax, values, np.vectorize("{:z.3f}".format)(values), scale=(lowest, 1.0), fontsize=8.5, aspect="auto")
+        ax.set_xticks(range(len(names)), names)
+        ax.set_yticks(range(len(names)), names)
+        ax.set_title(literal(title))
+        ax.tick_params(length=0)
+    return ax
+
+
+def overlap_matrix(
+    jaccard: Float[np.ndarray, "set set"],
+    shared: Int[np.ndarray, "set set"],
+    names: Sequence[str],
+    *,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw Jaccard indices of neuron sets as a heat map, with the numbers of shared neurons written in.
+
+    Args:
+        jaccard: NaN for cells without colour, such as the diagonal.
+        shared: neurons in both sets; on the diagonal, the set's size.
+        names: of the sets.
+        ax: where to draw (default: a new figure).
+    """
+    labels, side = list(map(literal, names)), 1.6 + 0.62 * len(names)
+    top = _largest(jaccard)
+    with axes(ax, side + 1.2, side) as ax:
+        image = _image(ax, jaccard, np.vectorize("{:,}".format)(shared), scale=(0.0, top), fontsize=8.0)
+        ax.set_xticks(range(len(names)), labels, rotation=45, ha="right")
+        ax.set_yticks(range(len(names)), labels)
+        ax.figure.colorbar(image, ax=ax, label="Jaccard index", shrink=0.8)
+    return ax
+
+
+def matrix(frame: "pd.DataFrame", *, xlabel: str, ylabel: str, value: str, ax: Axes | None = None) -> Axes:
+    """Draw a frame as a heat map with its numbers; language codes among the labels become names."""
+    names = [language_label(name) for name in frame.columns], [language_label(name) for name in frame.index]
+    written = np.vectorize("{:z.2f}".format)(frame)
+    with axes(ax, 2.4 + 1.1 * frame.shape[1], 1.5 + 0.55 * frame.shape[0]) as ax:
+        _heatmap(ax, frame.to_numpy(), written, names, value, cmap="viridis")
+        ax.set(xlabel=literal(xlabel), ylabel=literal(ylabel))
+    return ax
+
+
+def perplexities(frame: "pd.DataFrame", *, ax: Axes | None = None) -> Axes:
+    """Draw perplexities as a heat map coloured by change, with the cells of a language's own set framed.
+
+    Args:
+        frame: columns `perplexity`, `change` and `own`, indexed (off, read); the first `off` is the untouched model.
+        ax: where to draw (default: a new figure).
+    """
+    sets, languages = (list(dict.fromkeys(frame.index.get_level_values(level))) for level in ("off", "read"))
+    values, changes, own = (
+        frame[column].unstack("read").loc[sets, languages].to_numpy() for column in ("perplexity", "change", "own")
+    )
+    numbers = np.vectorize(lambda value: f"{value:,.0f}" if 99.5 <= value < 1e6 else f"{value:.3g}")(values)
+    ablated = [
+        [f"{number}\n{change:+z.1%}" for number, change in zip(*row, strict=True)]
+        for row in zip(numbers[1:], changes[1:], strict=True)
+    ]
+    top = _largest(np.abs(changes))
+    names = [language_label(language) for language in languages], [language_label(name) for name in sets]
+    look = {"cmap": "RdBu_r", "vmin": -top, "vmax": top}
+    label = "relative change of nats per token"
+    with axes(ax, 3.2 + 1.1 * len(languages), 1.4 + 0.7 * len(sets)) as ax:
+        _heatmap(ax, np.nan_to_num(changes, posinf=top), [numbers[0].tolist(), *ablated], names, label, **look)
+        for row, column in zip(*own.astype(bool).nonzero(), strict=True):
+            ax.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="black", lw=2, clip_on=False))
+        ax.set(xlabel="language read", ylabel="neurons switched off")
+        ax.tick_params(length=0)
+    return ax
+
+
+def _heatmap(
+    ax: Axes,
+    values: np.ndarray,
+    written: Sequence[Sequence[str]] | np.ndarray,
+    names: tuple[list[str], list[str]],
+    label: str | None,
+    **look: Any,
+) -> None:
+    """Cells with what is written in them, names of columns and rows, and a colour bar if it has a label."""
+    import seaborn
+
+    bar = {"cbar": False} if label is None else {"cbar_kws": {"label": literal(label)}}
+    axis = {"xticklabels": names[0], "yticklabels": names[1], "ax": ax}
+    seaborn.heatmap(values, annot=np.array(written), fmt="", linewidths=1, **bar, **axis, **look)
+    ax.tick_params(axis="y", rotation=0)
+
+
+def _image(
+    ax: Axes, values: np.ndarray, written: np.ndarray, *, scale: tuple[float, float], fontsize: float, **options: Any
+) -> AxesImage:
+    """Cells in shades of blue, NaN without, and what is written in them."""
+    low, high = scale
+    image = ax.imshow(np.ma.masked_invalid(values), cmap="Blues", vmin=low, vmax=high, **options)
+    for (row, column), text in np.ndenumerate(written):
+        dark = values[row, column] > low + 0.6 * (high - low)  # never for NaN
+        shade = "white" if dark else "black"
+        ax.text(column, row, text, ha="center", va="center", color=shade, fontsize=fontsize)
+    ax.grid(visible=False)
+    return image
+
+
+def _size(count: int) -> tuple[float, float]:
+    return 1.8 + 0.75 * count, 1.2 + 0.6 * count
+
+
+def _short(distance: float) -> str:
+    """Two digits, and whole numbers from 100 on."""
+    return f"{distance:,.0f}" if distance >= 99.5 else f"{distance:.2g}"
+
+
+def _largest(values: np.ndarray) -> float:
+    """The largest finite value, or 1 where none is above 0."""
+    finite = values[np.isfinite(values)]
+    return float(finite.max()) if len(finite) and finite.max() > 0 else 1.0
