@@ -161,7 +161,11 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 @cache
 def tiny_model(name: str = "llama") -> "Model":
-    """A loaded `tnkit.Model` around the tiny random model."""
+    """A loaded `tnkit.Model` around the tiny random model.
+
+    >>> tiny_model().n_layers, tiny_model().n_neurons
+    (4, 48)
+    """
     import tnkit as tn
 
     return tn.load_model(tiny_module(name), tokenizer=byte_tokenizer())

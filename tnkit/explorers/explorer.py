@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from tnkit import storage
 from tnkit.errors import TnkitError
-from tnkit.explorers.parts import Frame, Picture, Places, rendered, slug
+from tnkit.explorers.parts import Frame, Picture, Places, below, rendered, slug
 from tnkit.explorers.study import Study
 from tnkit.plots.style import save_figure
 
@@ -37,9 +37,13 @@ class Explorer(ipywidgets.VBox):
 
     An explorer whose construction fails closes itself, which releases the model.
 
-    Attributes:
-        picture: the picture.
-        errors: the error messages so far, oldest first.
+    `picture` shows it, and `errors` keeps the error messages, oldest first.
+
+    >>> from tnkit.explorers.spaces import explore_spaces
+    >>> from tnkit.testing import tiny_corpus, tiny_model
+    >>> explorer = explore_spaces(tiny_model(), tiny_corpus())
+    >>> explorer.parameters()["controls"]["layer"], explorer.errors
+    (2, [])
     """
 
     name = "explorer"
@@ -339,15 +343,8 @@ class Explorer(ipywidgets.VBox):
 
     def _widgets(self) -> Iterator[ipywidgets.Widget]:
         """The widgets of this explorer: those on the page, and those kept as attributes, which may not be on it yet."""
-        yield from _below(self)
+        yield from below(self)
         for value in list(vars(self).values()):
             for item in list(value.values()) if isinstance(value, dict) else [value]:
                 if isinstance(item, ipywidgets.Widget):
                     yield item
-
-
-def _below(widget: ipywidgets.Widget) -> Iterator[ipywidgets.Widget]:
-    """The widgets inside a widget, innermost first."""
-    for child in getattr(widget, "children", ()):
-        yield from _below(child)
-        yield child

@@ -6,7 +6,7 @@ Picture and table draw in the browser and need nothing from the network.
 import html
 import io
 import re
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,3 +147,10 @@ def slug(name: str, value: Any) -> str:
         value = f"{name} {value}"
     text = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     return re.sub(r"[^\w.]+", "-", text).strip("-")
+
+
+def below(widget: ipywidgets.Widget) -> Iterator[ipywidgets.Widget]:
+    """The widgets inside a widget, innermost first."""
+    for child in getattr(widget, "children", ()):
+        yield from below(child)
+        yield child

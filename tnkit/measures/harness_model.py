@@ -69,6 +69,14 @@ def model_class() -> type:
 
 
 def harness_of() -> ModuleType:
+    """The lm-evaluation-harness.
+
+    Raises:
+        TnkitError: where it is not installed.
+
+    >>> harness_of().__name__
+    'lm_eval'
+    """
     try:
         import lm_eval
     except ImportError as error:

@@ -1,7 +1,5 @@
 """A decoder-only language model whose MLP neurons can be read: `Model`; `tnkit.models.load` makes one."""
 
-from __future__ import annotations
-
 import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -367,7 +365,7 @@ class Model(Origin):
     def _last_map(self, layer: int) -> nn.Linear | Conv1D:
         return attrgetter(self.sites.last_map)(self._blocks[layer])
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Model:
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Model":
         """A model with a module and a tokenizer of its own, whose ablations are its own, too."""
         if self.sharded:
             raise TnkitError(f"{self.name} cannot be copied, for its weights are not all here; load it again")

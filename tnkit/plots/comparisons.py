@@ -57,6 +57,11 @@ def conditions(frame: "pd.DataFrame", *, xlabel: str, title: str = "", ax: Axes 
         xlabel: the measure.
         title: of the axes.
         ax: where to draw (default: a new figure).
+
+    >>> import pandas as pd
+    >>> frame = pd.DataFrame({"mean": [0.9], "low": [0.8], "high": [0.95], "seeds": [4]}, index=["same layers"])
+    >>> [label.get_text() for label in conditions(frame, xlabel="retrieval").get_yticklabels()]
+    ['same layers (4 seeds)']
     """
     with axes(ax, 7.0, 1.1 + 0.36 * len(frame)) as ax:
         names = list(map(str, frame.index))

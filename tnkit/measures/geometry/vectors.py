@@ -84,7 +84,12 @@ def unit(points: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
 
 
 def centre(points: Float[Tensor, "sentence width"]) -> Float[Tensor, "sentence width"]:
-    """Vectors less their mean; exactly zero where float32 states, summed in float64, are all equal."""
+    """Vectors less their mean; exactly zero where float32 states, summed in float64, are all equal.
+
+    >>> centre(torch.tensor([[1.0, 4.0], [3.0, 0.0]]))
+    tensor([[-1.,  2.],
+            [ 1., -2.]])
+    """
     return points - points.mean(dim=0)
 
 

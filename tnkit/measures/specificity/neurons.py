@@ -53,7 +53,11 @@ def joint_provenance(languages: Mapping[str, Activations]) -> dict[str, Any]:
 
 
 def neuron_frame(layers: Sequence[int], columns: Mapping[str, np.ndarray]) -> "pd.DataFrame":
-    """Values (layer, neuron) as columns, indexed (layer, neuron)."""
+    """Values (layer, neuron) as columns, indexed (layer, neuron).
+
+    >>> neuron_frame([0, 2], {"score": np.array([[0.0, 1.0], [2.0, 3.0]])}).loc[(2, 1), "score"].item()
+    3.0
+    """
     import pandas as pd
 
     width = next(iter(columns.values())).shape[1]
