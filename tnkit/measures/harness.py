@@ -201,12 +201,8 @@ def evaluate(
 
             chosen = neurons_of(model, neurons)
             results = each_condition(run, chosen, controls=controls, seeds=seeds, name="conditions", progress=progress)
-        except OSError as error:  # so are the errors of the Hub and of the network
-            names = ", ".join(task if isinstance(task, str) else str(task.get("task")) for task in tasks)
-            raise TnkitError(
-                f"the data of {names} could not be read ({first_line(error)}); check the network, and whether the "
-                "data set asks for a token (hf auth login); once read, it stays in the cache"
-            ) from error
+        except OSError as error:  # errors of the Hub and of the network are OSErrors too
+            raise _unread(tasks, error) from error
         finally:
             model.tokenizer.padding_side, model.tokenizer.pad_token = padding
     ((before, _),) = results.pop(NONE)
@@ -224,6 +220,14 @@ def evaluate(
 
     (ablated,) = results.pop(SET)
     return beside(ablated, controls={name: tuple(map(beside, draws)) for name, draws in results.items()})
+
+
+def _unread(tasks: Sequence[Any], error: OSError) -> TnkitError:
+    names = ", ".join(task if isinstance(task, str) else str(task.get("task")) for task in tasks)
+    return TnkitError(
+        f"the data of {names} could not be read ({first_line(error)}); check the network, and whether the data set "
+        "asks for a token (hf auth login); once read, it stays in the cache"
+    )
 
 
 def __getattr__(name: str) -> Any:
