@@ -91,6 +91,7 @@ COMMON = "--model_id model --lang_for_TN ja --sentence_path pairs.tsv"
 CENTROIDS = f"centroids {COMMON} --TN_Type typeV --out c"
 DETECT = f"detect {COMMON} --TN_Type type1 --top_n 2V --out n.json --quiet --centroids_path cV.safetensors"
 ABLATE = f"ablate {COMMON} --neurons kept.json --seeds 2V --out t.csv"
+TEXTS = ABLATE.replace("pairs", "pairsV")
 SAVES = {  # how a version is saved, and in how many files
     "captures": (lambda version: captured(version).save("x"), 1),
     "centroids": (lambda version: tn.estimate_centroids([captured(version)]).save("x"), 1),
@@ -108,7 +109,7 @@ SAVES = {  # how a version is saved, and in how many files
     "tnkit centroids, pickle": (lambda version: run(version, f"{CENTROIDS}.pkl --format reference"), 1),
     "tnkit detect": (lambda version: run(version, f"{DETECT} --scores s.safetensors"), 2),
     "tnkit ablate": (lambda version: run(version, f"{ABLATE} --figure f.png"), 2),
-    "tnkit ablate, texts": (lambda version: run(version, f"{ABLATE} --measure generation"), 1),
+    "tnkit ablate, texts": (lambda version: run(version, f"{TEXTS} --measure generation"), 1),
     "tnkit evaluate": (lambda version: run(version, "evaluate --model_id model --neurons kept.json --tasks V"), 1),
 }
 
@@ -121,6 +122,8 @@ def prepared(saved_models, tmp_path_factory):
     tn.load_corpus(tiny_corpus().frame.drop(columns="split"), ["en", "ja"], test=0.0).save(folder / "pairs.tsv")
     model = tn.load_model(folder / "model")
     for version in (1, 2):
+        rows = tiny_corpus().frame.drop(columns="split").head(10 * version)
+        tn.load_corpus(rows, ["en", "ja"], test=0.0).save(folder / f"pairs{version}.tsv")
         texts = {language: tiny_corpus()["train"][language][: 7 * version] for language in ("en", "ja")}
         found = tn.detect(model, texts, language="ja", top=9, **QUIET)
         found.centroids.save(folder / f"c{version}.safetensors")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import tnkit as tn
-from tnkit.measures import harness
+from tnkit.measures import harness, harness_model
 from tnkit.measures.task_files import refuse_code, refuse_dataset_code
 from tnkit.testing import byte_tokenizer, tiny_model, tiny_module
 from tnkit.tests.measures.test_behaviour import planted
@@ -343,7 +343,7 @@ def test_what_cannot_be_run_is_refused(folder, monkeypatch):
     )
     with pytest.raises(tn.TnkitError, match=r"the harness has no task nothing, nor does .* hold one"):
         harness.evaluate(model, "nothing", include_path=folder, progress=False)
-    harness._class.cache_clear()
+    harness_model.model_class.cache_clear()
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(tn.TnkitError, match=r"pip install 'tnkit\[measures\]'"):
         harness.evaluate(model, "choice", include_path=folder, progress=False)
