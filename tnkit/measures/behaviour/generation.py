@@ -87,10 +87,17 @@ class Continuations:
             `Comparison` with 1 or 0 for every prompt: shares with intervals, effects and p-values.
         """
         if language is None:
-            differ = lambda result: [np.array(side, object) != self.before for side in (result.before, result.after)]  # noqa: E731
-            return compared(self, "outputs that differ from the untouched ones", differ)
-        spoken = lambda result: np.array([result.before_languages, result.after_languages], dtype=object)  # noqa: E731
-        return compared(self, f"outputs in {language}", lambda result: spoken(result) == language)
+            measure = "outputs that differ from the untouched ones"
+
+            def changed(result: Continuations) -> list[np.ndarray]:
+                return [np.array(side, object) != self.before for side in (result.before, result.after)]
+
+            return compared(self, measure, changed)
+
+        def spoken(result: Continuations) -> np.ndarray:
+            return np.array([result.before_languages, result.after_languages], dtype=object) == language
+
+        return compared(self, f"outputs in {language}", spoken)
 
     def by_condition(self) -> "pd.DataFrame":
         """`to_frame` for the set and each draw of each control, indexed (off, seed, number of the prompt)."""
