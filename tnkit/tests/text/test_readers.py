@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from pyarrow.parquet import write_table
 
@@ -229,6 +229,7 @@ _ROWS = st.lists(st.tuples(_TEXT, _TEXT), min_size=1, max_size=5)
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=_ROWS, how=st.sampled_from(["pandas", "csv", "all quoted", "plain", "saved"]), width=st.integers(1, 2))
+@example(rows=[("\r", ""), ("\r", ""), ("\n", ""), ("\n", "")], how="pandas", width=1)
 def test_a_tsv_comes_back_exactly_or_is_refused(tmp_path, rows, how, width):
     """Whoever wrote it; but for a plain file whose cells all are, letter by letter, what csv writes of another text."""
     names = LANGUAGES[:width]
