@@ -86,10 +86,10 @@ def alignment(
 
 
 def similarity(left: Activations, right: Activations, *, site: str = "post", seed: int = 0) -> ByLayer:
-    """The mean cosine of parallel sentences, and of sentences that are no translations of each other, layer by layer.
+    """The mean cosine of parallel and of non-parallel sentences, layer by layer.
 
-    Non-parallel pairs come from the same captures: sentences stand in a random circle, and each meets the translation
-    of the next, so none meets its own. Capture sentences that were not used to find neurons (the test split). A zero
+    Non-parallel pairs come from a random cyclic shift of the same captures, so no sentence meets its own translation.
+    Capture sentences that were not used to find neurons (the test split). A zero
     vector has cosine 0 with every other. Source: Tezuka & Inoue (EMNLP 2025), for hidden states and for activation
     patterns (site="activations").
 
