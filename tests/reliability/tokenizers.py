@@ -74,7 +74,9 @@ def setups() -> dict[str, Setup]:
         "no pad token": Setup(byte("<bos> $A", pad_token=None)),
         "pad is EOS": Setup(byte("<bos> $A", pad_token="<eos>")),
         "a small maximal length": Setup(byte("<bos> $A", model_max_length=4)),
-        "a chat template without BOS": Setup(byte("<bos> $A", chat_template=CHAT), {"chat": True}, "does not add it"),
+        "a chat template without BOS": Setup(
+            byte("<bos> $A", chat_template=CHAT), {"chat": True}, "does not begin with the tokenizer's BOS token"
+        ),
         "a chat template with BOS": Setup(byte("<bos> $A", chat_template="{{ bos_token }}" + CHAT), {"chat": True}),
         "a chat template, EOS appended": Setup(
             byte("<bos> $A <eos>", chat_template="{{ bos_token }}" + CHAT), {"chat": True}
