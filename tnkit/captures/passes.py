@@ -35,7 +35,7 @@ from tnkit.captures.batches import (
 from tnkit.captures.shards import Shards
 from tnkit.errors import TnkitError, one_of, whole_number
 from tnkit.models.model import Model, check_layers
-from tnkit.models.sessions import TURN, sentences_at
+from tnkit.models.sessions import TURN, running
 from tnkit.models.tokens import special_ids
 from tnkit.models.trace import chosen_sites, trace_blocks
 
@@ -228,7 +228,7 @@ class Pass:
     def _trace(self, index: Sequence[int], reduce: Callable[..., dict[str, Tensor]] | None) -> dict[str, list[Tensor]]:
         inputs, last = padded(self.model, [self.tokens[place] for place in index])
         own = self.tokens.own_places(index, inputs["input_ids"].shape[1])
-        with TURN, sentences_at(self.model.lm._module, own):
+        with TURN, running(self.model.lm._module, own=own):
             return trace_blocks(
                 self.model,
                 inputs | {"use_cache": False},

@@ -28,9 +28,9 @@ from tnkit.captures.batches import (
 from tnkit.captures.passes import KEEP, capture
 from tnkit.errors import TnkitError, whole_number
 from tnkit.interventions.ablation import Ablation
-from tnkit.interventions.scopes import decoder_of, parameters, prompts
+from tnkit.interventions.scopes import decoder_of, parameters
 from tnkit.models.model import Model, check_layers, hashed_once
-from tnkit.models.sessions import TURN, Prompt, sentences_at
+from tnkit.models.sessions import TURN, Prompt, running
 from tnkit.models.trace import chosen_sites, trace_blocks
 from tnkit.provenance import provenance_of
 
@@ -159,7 +159,7 @@ class LastToken:
         cache = copy.copy(inputs["past_key_values"])
         cache.layers = [copy.copy(layer) for layer in cache.layers]  # each makes new tensors when it grows
         last = torch.zeros(len(inputs["input_ids"]), dtype=torch.long, device=self.model.device)
-        with prompts(self.model.module, prompt):
+        with running(self.model.module, prompt=prompt):
             return trace_blocks(self.model, {**inputs, "past_key_values": cache}, last, layers=self.layers, keep=keep)
 
     def _prefix(self, tokens: Tokens, index: Sequence[int]) -> tuple[dict[str, Any], Prompt]:
@@ -173,7 +173,7 @@ class LastToken:
         if (own := tokens.own_places(index, whole.shape[1])) is not None:
             own = torch.cat([own[:, :-1], own[rows.cpu(), last.cpu()][:, None]], dim=1)
         prompt = Prompt(whole.shape[1], whole.bool(), torch.cat([ids, final], dim=1), own)
-        with torch.inference_mode(), prompts(self.model.module, prompt):
+        with torch.inference_mode(), running(self.model.module, prompt=prompt):
             cache = decoder_of(self.model)(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values
         if not isinstance(cache, Cache) or not {*map(type, cache.layers)} <= {DynamicLayer, DynamicSlidingWindowLayer}:
             raise TnkitError(f"the cache of {self.model.name} is more than keys and values")
@@ -197,7 +197,7 @@ class LastToken:
         except Exception as error:  # a model that runs elsewhere, and whatever a cache of an unknown kind does
             _LOG.debug("%s has no prefix that can be kept: %s", self.model.name, error)
             return False
-        with sentences_at(self.model.lm._module, tokens.own_places(both, inputs["input_ids"].shape[1])):
+        with running(self.model.lm._module, own=tokens.own_places(both, inputs["input_ids"].shape[1])):
             full = trace_blocks(self.model, inputs | {"use_cache": False}, last, layers=self.layers, keep=["post"])
         most = _TOLERANCE if torch.finfo(self.model.dtype).bits >= 32 else _HALF_TOLERANCE
         pairs = zip(kept["post"], full["post"], strict=True)

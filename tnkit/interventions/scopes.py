@@ -21,22 +21,11 @@ from transformers import PreTrainedTokenizerBase
 
 from tnkit.errors import TnkitError
 from tnkit.models.model import Model
-from tnkit.models.sessions import Given, Prompt, State, state_of
+from tnkit.models.sessions import Given, Prompt, State, running, state_of
 from tnkit.models.tokens import last_word
 from tnkit.models.trace import chosen_tokens
 
 TOKENS = ("last", "prompt", "all", "last_word")
-
-
-@contextmanager
-def prompts(module: nn.Module, prompt: Prompt) -> Iterator[None]:
-    """A context in which forward passes run pieces of these prompts and what follows them."""
-    state = state_of(module)
-    outer, state.prompt = state.prompt, prompt
-    try:
-        yield
-    finally:
-        state.prompt = outer
 
 
 def decoder_of(model: Model) -> nn.Module:
@@ -252,7 +241,7 @@ def _generate_noted(module: Any, state: State) -> Iterator[None]:
                 'guidance_scale runs the model on parts of the prompt too; set it to 1 or use tokens="all"'
             )
         state.generated += 1
-        with prompts(module, replace(_prompt_of(arguments), own=state.own)):
+        with running(module, prompt=replace(_prompt_of(arguments), own=state.own)):
             return original(**arguments)
 
     module.generate = generate

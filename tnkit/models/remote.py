@@ -240,7 +240,7 @@ class RemoteModel(Model):
 
     @contextmanager
     def tracing(self) -> Iterator[bool]:
-        """A context in which what goes wrong on the way to the server and back is told as one sentence.
+        """A context that turns errors of the server, or of the connection to it, into one sentence.
 
         Raises:
             TnkitError: saying what the server, or the way to it, answered, and what to do; it never holds an API key.

@@ -191,11 +191,20 @@ def state_of(module: nn.Module) -> State:
 
 
 @contextmanager
-def sentences_at(module: nn.Module, own: Tensor | None) -> Iterator[None]:
-    """A context in which passes run sentences within a template; the last word is looked for in their own tokens."""
+def running(module: nn.Module, **known: Any) -> Iterator[None]:
+    """A context in which something is known of the passes that run: the `prompt` or `own` of `State`.
+
+    >>> module, own = nn.Linear(1, 1), Tensor([1])
+    >>> with running(module, own=own):
+    ...     print(state_of(module).own is own)
+    True
+    >>> state_of(module).own is None
+    True
+    """
     state = state_of(module)
-    outer, state.own = state.own, own
+    outer = {name: getattr(state, name) for name in known}
+    vars(state).update(known)
     try:
         yield
     finally:
-        state.own = outer
+        vars(state).update(outer)

@@ -30,7 +30,7 @@ from tnkit.interventions.comparison import (
 )
 from tnkit.measures.behaviour.languages import detector_of, languages_of
 from tnkit.models.model import Model
-from tnkit.models.sessions import TURN, sentences_at
+from tnkit.models.sessions import TURN, running
 from tnkit.provenance import provenance_of
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ def _generate(
                 batch[row, width - len(ids[place]) :] = torch.tensor(ids[place])
                 mask[row, width - len(ids[place]) :] = 1
             inputs = {"input_ids": batch.to(model.device), "attention_mask": mask.to(model.device)}
-            with sentences_at(model.module, ids.own_places(index, width, left=True)):
+            with running(model.module, own=ids.own_places(index, width, left=True)):
                 rows = model.module.generate(**inputs, generation_config=options)  # type: ignore[operator]  # of a mixin
             for place, row in zip(index, rows, strict=True):
                 new = row[width:].tolist()

@@ -19,7 +19,7 @@ from tnkit.errors import TnkitError, whole_number
 from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.scopes import decoder_of
 from tnkit.models.model import Model
-from tnkit.models.sessions import TURN, sentences_at
+from tnkit.models.sessions import TURN, running
 from tnkit.provenance import provenance_of
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class _Losses:
         targets, real = inputs["input_ids"][:, 1:], inputs["attention_mask"][:, 1:].bool()
         if (own := tokens.own_places(index, inputs["input_ids"].shape[1])) is not None:
             real = real & own[:, 1:].to(real.device)
-        with TURN, torch.inference_mode(), sentences_at(self.model.module, own):
+        with TURN, torch.inference_mode(), running(self.model.module, own=own):
             slices = self._from_states(inputs, real) if self.proved else self._from_module(inputs, real, own)
             losses = [
                 cross_entropy(logits.float(), wanted.to(logits.device), reduction="none").double().cpu()
@@ -198,7 +198,7 @@ class _Losses:
             for start in range(0, len(real), size):
                 some = {name: tensor[start : start + size] for name, tensor in inputs.items()}
                 here = real[start : start + size]
-                with sentences_at(self.model.module, None if own is None else own[start : start + size]):
+                with running(self.model.module, own=None if own is None else own[start : start + size]):
                     whole = self.model.module(**some, use_cache=False).logits[:, :-1]
                 logits.append(whole[here.to(whole.device)])
                 if self.proved is None:
