@@ -12,7 +12,7 @@ import torch
 
 import tnkit as tn
 from tnkit.testing import SENTENCES, tiny_model
-from tnkit.tests.interventions.test_scopes import GREEDY, OFF, PROMPTS, WAYS, batch, oracle
+from tnkit.tests.interventions.test_scopes import GREEDY, OFF, PROMPTS, WAYS, batch, decoded
 
 NEURONS = [(0, 3), (1, 7), (1, 8), (3, 40)]
 
@@ -98,7 +98,7 @@ def scoped(names: tuple[str, ...]) -> Counter[str]:
     for name in names:
         model = tiny_model(name)
         for tokens in ("last", "last_word", "prompt", "all"):
-            expected = [oracle(model, prompt, tokens) for prompt in PROMPTS]
+            expected = [decoded(model, prompt, tokens) for prompt in PROMPTS]
             for how in WAYS.values():
                 prompts = PROMPTS[:1] if "prompt_lookup_num_tokens" in how else PROMPTS
                 inputs = batch(prompts)

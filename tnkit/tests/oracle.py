@@ -84,3 +84,28 @@ def scores(mids: list[Tensor], added: list[Tensor], centroids: Tensor, distance:
         else:
             rows.append((mid - centroid).norm() - (moved - centroid).norm(dim=-1))
     return torch.stack(rows)
+
+
+class switched_off:
+    """Neurons set to 0 by plain hooks at some places of every pass of one row; None is all of them."""
+
+    def __init__(self, model, neurons, places=None):
+        self.model, self.neurons, self.places = model, neurons, places
+
+    def __enter__(self):
+        blocks, self.handles = attrgetter(self.model.blocks_path)(self.model.module), []
+        for layer in {layer for layer, _ in self.neurons}:
+            columns = [neuron for at, neuron in self.neurons if at == layer]
+
+            def hook(_, args, columns=columns):
+                flat = args[0].clone().reshape(-1, args[0].shape[-1])
+                for place in range(len(flat)) if self.places is None else self.places:
+                    flat[place, columns] = 0
+                return (flat.reshape(args[0].shape),)
+
+            last_map = attrgetter(self.model.sites.last_map)(blocks[layer])
+            self.handles.append(last_map.register_forward_pre_hook(hook))
+
+    def __exit__(self, *_):
+        for handle in self.handles:
+            handle.remove()

@@ -280,7 +280,7 @@ def test_prompts_within_a_template_are_ablated_at_their_own_last_word():
     model, texts = chat_model(), ["?!", "Hello there."]
     neurons = [(layer, neuron) for layer in range(2) for neuron in range(48)]
     how = {"languages": ["en", "ja"], "max_new_tokens": 3, "progress": False}
-    found = tn.generation.continuations(model, texts, neurons=neurons, tokens="last_word", **how)
+    found = tn.behaviour.continuations(model, texts, neurons=neurons, tokens="last_word", **how)
     for text, after, word in zip(texts, found.after, [2, 11], strict=True):
         message = [{"role": "user", "content": text}]
         ids = list(model.tokenizer.apply_chat_template(message, add_generation_prompt=True)["input_ids"])

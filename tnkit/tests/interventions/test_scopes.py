@@ -10,36 +10,12 @@ from transformers import DynamicCache, GenerationConfig
 import tnkit as tn
 from tnkit.models.tokens import last_word
 from tnkit.testing import IMAGE_TEXT, SENTENCES, byte_tokenizer, tiny_model, tiny_module
+from tnkit.tests import oracle
 
 WRAPPERS = [name for name in IMAGE_TEXT if name != "paligemma"]
 PROMPTS = ["Hello there.", "Hi!", "Ja, ja..."]
 OFF = [(layer, neuron) for layer in range(4) for neuron in range(0, 48, 2)]
 NEW = 4
-
-
-class at_places:
-    """Neurons set to 0 at some places of every pass of one row by plain hooks."""
-
-    def __init__(self, model, places):
-        self.model, self.places, self.handles = model, places, []
-
-    def __enter__(self):
-        blocks = attrgetter(self.model.blocks_path)(self.model.module)
-        for layer in {layer for layer, _ in OFF}:
-            columns = [neuron for at, neuron in OFF if at == layer]
-
-            def hook(_, args, columns=columns):
-                flat = args[0].clone().reshape(-1, args[0].shape[-1])
-                for place in self.places if self.places is not None else range(len(flat)):
-                    flat[place, columns] = 0
-                return (flat.reshape(args[0].shape),)
-
-            last_map = attrgetter(self.model.sites.last_map)(blocks[layer])
-            self.handles.append(last_map.register_forward_pre_hook(hook))
-
-    def __exit__(self, *_):
-        for handle in self.handles:
-            handle.remove()
 
 
 def places_of(ids, tokens):
@@ -52,12 +28,12 @@ def places_of(ids, tokens):
     }[tokens]
 
 
-def oracle(model, prompt, tokens, new=NEW):
+def decoded(model, prompt, tokens, new=NEW):
     """Greedy decoding of one prompt with neurons off, everything computed again for each token."""
     ids = list(byte_tokenizer()(prompt)["input_ids"])
     places, length = places_of(ids, tokens), len(ids)
     for _ in range(new):
-        with torch.inference_mode(), at_places(model, places):
+        with torch.inference_mode(), oracle.switched_off(model, OFF, places):
             ids.append(int(model.module(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
     return ids[length:]
 
@@ -92,7 +68,7 @@ def test_generation_equals_full_recomputation(name, way, tokens):
     inputs = batch(prompts)
     with tn.Ablation(model, OFF, tokens=tokens) as ablation:
         rows = model.module.generate(**inputs, **GREEDY, **WAYS[way])
-    assert rows[:, inputs["input_ids"].shape[1] :].tolist() == [oracle(model, prompt, tokens) for prompt in prompts]
+    assert rows[:, inputs["input_ids"].shape[1] :].tolist() == [decoded(model, prompt, tokens) for prompt in prompts]
     assert "generate" not in vars(model.module)
     lengths = inputs["attention_mask"].sum(dim=1).tolist()
     once = {"last": len(prompts), "last_word": len(prompts), "prompt": sum(lengths)}
@@ -104,7 +80,7 @@ def test_generation_equals_full_recomputation(name, way, tokens):
 
 def test_the_oracle_tells_the_scopes_apart():
     model = tiny_model("llama")
-    said = {scope: [oracle(model, prompt, scope) for prompt in PROMPTS] for scope in ("last", "prompt", "all")}
+    said = {scope: [decoded(model, prompt, scope) for prompt in PROMPTS] for scope in ("last", "prompt", "all")}
     with_none = [list(row[-NEW:]) for row in model.module.generate(**batch(), **GREEDY).tolist()]
     assert len({str(one) for one in (*said.values(), with_none)}) == 4
 
@@ -122,7 +98,7 @@ def test_beams_act_on_each_rows_own_prompt(tokens, how):
     for number, (row, score) in enumerate(zip(found.sequences, found.sequences_scores, strict=True)):
         prompt = byte_tokenizer()(PROMPTS[number // per])["input_ids"]
         ids = torch.tensor([[*prompt, *row[inputs["input_ids"].shape[1] :].tolist()]])
-        with torch.inference_mode(), at_places(model, places_of(prompt, tokens)):
+        with torch.inference_mode(), oracle.switched_off(model, OFF, places_of(prompt, tokens)):
             logits = model.module(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
         steps = [logits[place - 1, ids[0, place]] for place in range(len(prompt), ids.shape[1])]
         assert float(sum(steps)) == pytest.approx(float(score), abs=1e-4)
@@ -134,7 +110,7 @@ def test_prompts_without_a_mask_and_without_padding(name, way):
     model, ids = tiny_model(name), torch.tensor(byte_tokenizer()(["Ja.", "Hi!"])["input_ids"])
     with tn.Ablation(model, OFF, tokens="last_word") as ablation:
         rows = model.module.generate(input_ids=ids, **GREEDY, **way)
-    assert rows[:, ids.shape[1] :].tolist() == [oracle(model, text, "last_word") for text in ("Ja.", "Hi!")]
+    assert rows[:, ids.shape[1] :].tolist() == [decoded(model, text, "last_word") for text in ("Ja.", "Hi!")]
     assert ablation.count == 2 * len(OFF)
 
 
@@ -148,7 +124,7 @@ def test_a_prefix_that_was_cached_before_is_continued(tokens):
         row = model.module.generate(input_ids=torch.tensor([ids]), past_key_values=cache, **GREEDY)
     places, said = (range(6, len(ids)) if tokens == "prompt" else [len(ids) - 1]), list(ids)
     for _ in range(NEW):
-        with torch.inference_mode(), at_places(model, places):
+        with torch.inference_mode(), oracle.switched_off(model, OFF, places):
             said.append(int(model.module(input_ids=torch.tensor([said]), use_cache=False).logits[0, -1].argmax()))
     assert row[0].tolist() == said
     assert ablation.count == len(OFF) * len(places)
@@ -205,13 +181,13 @@ def test_nnsights_own_tracing_is_ablated():
     with tn.Ablation(model, OFF, tokens="last") as ablation:
         with model.lm.generate(batch(), **GREEDY) as tracer:
             rows = tracer.result.save()
-    assert rows[0, -NEW:].tolist() == oracle(model, PROMPTS[0], "last")
+    assert rows[0, -NEW:].tolist() == decoded(model, PROMPTS[0], "last")
     assert ablation.count == len(OFF) * len(PROMPTS)
     with tn.Ablation(model, OFF, tokens="last") as ablation:
         with model.lm.trace(batch()):
             logits = model.lm.lm_head.output.save()
     ids = byte_tokenizer()(PROMPTS[0])["input_ids"]
-    with torch.inference_mode(), at_places(model, [len(ids) - 1]):
+    with torch.inference_mode(), oracle.switched_off(model, OFF, [len(ids) - 1]):
         expected = model.module(input_ids=torch.tensor([ids])).logits[0, -1]
     assert torch.allclose(logits[0, -1], expected, atol=1e-5)
     assert ablation.count == len(OFF) * len(PROMPTS)
@@ -250,7 +226,7 @@ def test_every_token_needs_no_mask_to_be_told():
         found = model.module(input_ids=ids, attention_mask=whole).logits
         cache = model.module(input_ids=ids[:, :5]).past_key_values
         later = model.module(input_ids=ids[:, 5:], past_key_values=cache).logits
-    with torch.inference_mode(), at_places(model, None):
+    with torch.inference_mode(), oracle.switched_off(model, OFF, None):
         expected = model.module(input_ids=ids).logits
     assert torch.allclose(found, expected, atol=1e-5) and torch.allclose(later, expected[:, 5:], atol=1e-5)
     assert ablation.count == 2 * len(OFF) * 13

@@ -2,7 +2,6 @@
 
 import copy
 import sys
-from operator import attrgetter
 
 import numpy as np
 import pytest
@@ -24,34 +23,10 @@ from tnkit.measures.behaviour import (
     perplexity_matrix,
 )
 from tnkit.testing import ARCHITECTURES, IMAGE_TEXT, SENTENCES, byte_tokenizer, tiny_model, tiny_module
+from tnkit.tests import oracle
 
 NEURONS = [(0, 3), (1, 7), (1, 8), (3, 40)]
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
-
-
-class hooked:
-    """Neurons set to 0 at some tokens by plain hooks; `places` of None are all of them."""
-
-    def __init__(self, model, neurons, places=None):
-        self.model, self.neurons, self.places = model, neurons, places
-
-    def __enter__(self):
-        blocks, self.handles = attrgetter(self.model.blocks_path)(self.model.module), []
-        for layer in {layer for layer, _ in self.neurons}:
-            columns = [neuron for at, neuron in self.neurons if at == layer]
-
-            def hook(_, args, columns=columns):
-                flat = args[0].clone().reshape(-1, args[0].shape[-1])
-                for place in range(len(flat)) if self.places is None else self.places:
-                    flat[place, columns] = 0
-                return (flat.reshape(args[0].shape),)
-
-            last_map = attrgetter(self.model.sites.last_map)(blocks[layer])
-            self.handles.append(last_map.register_forward_pre_hook(hook))
-
-    def __exit__(self, *_):
-        for handle in self.handles:
-            handle.remove()
 
 
 def own_loss(model, sentence):
@@ -88,7 +63,7 @@ def test_perplexity_is_the_loss_of_transformers(name):
 def test_perplexity_with_neurons_off_equals_plain_hooks(name):
     model = tiny_model(name)
     found = perplexity(model, SENTENCES, neurons=NEURONS, progress=False)
-    with hooked(model, NEURONS):
+    with oracle.switched_off(model, NEURONS):
         expected = [own_loss(model, sentence)[0] for sentence in SENTENCES]
     assert np.allclose(found.nll, expected, atol=2e-5, rtol=1e-5)
     assert np.abs(found.nll - perplexity(model, SENTENCES, progress=False).nll).max() > 1e-3
@@ -198,7 +173,7 @@ def plain_greedy(model, prompt, new, neurons=(), tokens="all"):
     length = len(ids)
     places = {"last": [length - 1], "prompt": list(range(length)), "all": None}[tokens]
     for _ in range(new):
-        with torch.inference_mode(), hooked(model, neurons, places):
+        with torch.inference_mode(), oracle.switched_off(model, neurons, places):
             ids.append(int(model.module(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
         if ids[-1] == model.tokenizer.eos_token_id:
             break
