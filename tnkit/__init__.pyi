@@ -24,7 +24,7 @@ from .explorers.spaces import explore_spaces as explore_spaces
 from .interventions.ablation import Ablation as Ablation
 from .interventions.comparison import Comparison as Comparison
 from .interventions.comparison import compare as compare
-from .interventions.comparison import controls as controls
+from .interventions.controls import controls as controls
 from .interventions.export import export_ablated as export_ablated
 from .interventions.last_token import LastToken as LastToken
 from .measures import behaviour as behaviour

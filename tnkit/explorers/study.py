@@ -17,7 +17,7 @@ from tnkit.detection.neurons import NeuronSet
 from tnkit.detection.scoring import contribution_norms
 from tnkit.errors import TnkitError
 from tnkit.interventions.ablation import Ablation
-from tnkit.interventions.comparison import Control, controls
+from tnkit.interventions.controls import Control, controls
 from tnkit.interventions.last_token import PLACES, LastToken
 from tnkit.measures.experiments import BY_STATES
 from tnkit.models.model import Model

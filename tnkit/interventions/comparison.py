@@ -1,4 +1,4 @@
-"""What switching a neuron set off does, beside what its controls do: `Comparison`, `compare`, `controls`.
+"""What switching a neuron set off does, beside what its controls do: `Comparison`, `compare`.
 
 off = tn.LastToken(model, test["ja"], keep=["post"])
 english = tn.capture(model, test["en"], keep=["post"])
@@ -23,15 +23,14 @@ from tqdm.auto import tqdm
 
 from tnkit import storage
 from tnkit.detection.neurons import NeuronSet
-from tnkit.detection.scores import NeuronScores
 from tnkit.errors import TnkitError, whole_number, whole_numbers
+from tnkit.interventions.controls import Control
 from tnkit.statistics import flips, interval, resamples, sign_flip_test
 
 if TYPE_CHECKING:
     import matplotlib.axes
     import pandas as pd
 
-Control = NeuronSet | Callable[[int], NeuronSet]
 T = TypeVar("T")
 NONE, SET = "none", "the set"  # conditions beside the controls: what is switched off
 
@@ -137,42 +136,6 @@ def _ratio(these: np.ndarray, those: np.ndarray) -> np.ndarray:
     return np.divide(these, those, out=np.where(both, 1.0, np.inf), where=those != 0)
 
 
-def controls(
-    neurons: NeuronSet,
-    *,
-    layers: Iterable[SupportsIndex] | None = None,
-    norms: Tensor | None = None,
-    scores: NeuronScores | None = None,
-    others: Mapping[str, NeuronSet] | None = None,
-) -> dict[str, Control]:
-    """The controls of a neuron set, for `compare`.
-
-    Args:
-        neurons: the set.
-        layers: the range of the uniform control (default: the set's own first to last layer).
-        norms: from `tnkit.detection.scoring.contribution_norms`, for the control matched by layer and norm.
-        scores: for the control of lowest scores.
-        others: further sets by name, such as another language's transfer neurons.
-
-    Returns:
-        "uniform", "same layers", and, of what was given, "same layers and norms", "lowest scores", and the others; a
-        random control is a function of the seed.
-
-    >>> sorted(controls(NeuronSet(((0, 5),), shape=(4, 48))))
-    ['same layers', 'uniform']
-    """
-    layers = None if layers is None else tuple(whole_numbers("layers", layers))
-    found: dict[str, Control] = {
-        "uniform": lambda seed: neurons.uniform(seed=seed, layers=layers),
-        "same layers": lambda seed: neurons.matched(seed=seed),
-    }
-    if norms is not None:
-        found["same layers and norms"] = lambda seed: neurons.matched(seed=seed, norms=norms)
-    if scores is not None:
-        found["lowest scores"] = scores.bottom(len(neurons), layers=layers)
-    return found | dict(others or {})
-
-
 def compare(
     measure: Callable[[NeuronSet], "np.ndarray | Tensor"],
     neurons: NeuronSet,
@@ -198,6 +161,7 @@ def compare(
     Raises:
         TnkitError: where a measurement is not finite or changes its shape.
 
+    >>> from tnkit.interventions.controls import controls
     >>> spread = lambda neurons: np.arange(6.0) - len(neurons)
     >>> one = NeuronSet(((0, 5),), shape=(4, 48))
     >>> compared = compare(spread, one, controls=controls(one), seeds=2, name="spread", progress=False)

@@ -20,7 +20,8 @@ from tnkit.captures.passes import capture
 from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError
 from tnkit.interventions.ablation import Ablation
-from tnkit.interventions.comparison import Comparison, Control, compare
+from tnkit.interventions.comparison import Comparison, compare
+from tnkit.interventions.controls import Control
 from tnkit.interventions.last_token import PLACES, LastToken
 from tnkit.measures.behaviour.likelihood import perplexity
 from tnkit.measures.geometry.neighbours import shared_neighbours

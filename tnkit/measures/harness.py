@@ -29,11 +29,11 @@ from tnkit.interventions.comparison import (
     NONE,
     SET,
     Comparison,
-    Control,
     compared,
     each_condition,
     frame_of_conditions,
 )
+from tnkit.interventions.controls import Control
 from tnkit.measures.harness_model import harness_of, model_class
 from tnkit.measures.task_files import refuse_code, refuse_dataset_code, sandboxed_templates
 from tnkit.models.model import Model

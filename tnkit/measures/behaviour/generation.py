@@ -23,11 +23,11 @@ from tnkit.interventions.comparison import (
     NONE,
     SET,
     Comparison,
-    Control,
     compared,
     each_condition,
     frame_of_conditions,
 )
+from tnkit.interventions.controls import Control
 from tnkit.measures.behaviour.languages import detector_of, languages_of
 from tnkit.models.model import Model
 from tnkit.models.sessions import TURN, running

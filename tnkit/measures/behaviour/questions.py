@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from tnkit import storage
 from tnkit.errors import TnkitError, one_of, whole_number
-from tnkit.interventions.comparison import NONE, SET, Comparison, Control, compared, frame_of_conditions
+from tnkit.interventions.comparison import NONE, SET, Comparison, compared, frame_of_conditions
+from tnkit.interventions.controls import Control
 from tnkit.measures.behaviour import generation
 from tnkit.measures.behaviour.answers import Answer, QuestionScores, score
 from tnkit.models.model import Model
