@@ -38,6 +38,7 @@ FLAGS = {
         *("position", "suffix", "chat"),
     ],
     "evaluate": "model_id neurons tokens tasks limit include_path out quiet".split(),
+    "neurons": "model_id neurons lang_for_TN beside sentence_path position suffix out figure quiet".split(),
     "cache": ["clear", "models", "yes"],
     "doctor": ["model"],
 }

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, TextIO
 
 from tnkit import __version__, parallel
-from tnkit.cli import ablate, cache, centroids, demo, detect, doctor, evaluate
+from tnkit.cli import ablate, cache, centroids, demo, detect, doctor, evaluate, neurons
 from tnkit.errors import TnkitError, visible
 
 _COMMANDS = {
@@ -24,6 +24,7 @@ _COMMANDS = {
     "detect": detect,
     "ablate": ablate,
     "evaluate": evaluate,
+    "neurons": neurons,
     "cache": cache,
     "doctor": doctor,
 }

@@ -1,6 +1,6 @@
 """Which neurons were found, where they are, what activates each one and what it writes: `explore_neurons`."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ipywidgets
@@ -15,17 +15,12 @@ from tnkit.explorers.explorer import Explorer
 from tnkit.explorers.parts import Places, Table, controls
 from tnkit.explorers.study import Study
 from tnkit.measures.cards import NeuronCard, neuron_card
-from tnkit.measures.specificity import correlation_ratio
+from tnkit.measures.specificity.table import MEASUREMENTS
 from tnkit.models.model import Model
 from tnkit.plots.style import KIND_NAMES, language_name, style
 from tnkit.text.corpus import Corpus
 
 _AHEAD = 6  # rows whose pictures are drawn ahead on each side of the chosen one
-
-# The measurements in the table: heading → significant digits, and a value for every neuron (layer, neuron).
-MEASUREMENTS: dict[str, tuple[int, Callable[[Study], np.ndarray]]] = {
-    "η²": (3, lambda study: study.per_neuron(correlation_ratio).eta2),
-}
 
 
 class _Key(NamedTuple):
@@ -97,7 +92,7 @@ class NeuronsExplorer(Explorer):
                 f"no {KIND_NAMES[self.kind.value]} neurons of {self.language.value} were given; select another type"
             )
         neurons = self.neurons
-        measured = [measure(self.study) if self.study else None for _, measure in MEASUREMENTS.values()]
+        measured = [self.study.per_neuron(measure) if self.study else None for _, measure in MEASUREMENTS.values()]
         rows = [
             [rank, *neuron, float(score), *(None if values is None else float(values[neuron]) for values in measured)]
             for rank, (neuron, score) in enumerate(zip(neurons, neurons.scores, strict=True), 1)
@@ -160,9 +155,13 @@ class NeuronsExplorer(Explorer):
             violins = figure.add_axes((0.085, 0.07, 0.885, 0.35))
             title = f"layer {layer}, neuron {number}"
             if self.study:
-                eta2 = self.study.per_neuron(correlation_ratio).eta2[layer, number]
                 self._cards[key.neuron].plot(violins)
-                title += f": activation at the token read, η² = {eta2:.2f}"
+                values = {
+                    name: self.study.per_neuron(measure)[layer, number] for name, (_, measure) in MEASUREMENTS.items()
+                }
+                title += ": activation at the token read, " + ", ".join(
+                    f"{name} {value:.2f}" for name, value in values.items()
+                )
             else:
                 violins.set_axis_off()
                 title += ": give a model and a corpus to see what activates it"

@@ -5,6 +5,7 @@ of_ja = tn.specificity.correlation_ratio(captured, language="ja")    # Japanese 
 of_ja.shares(type1)                                                  # of the set beside its layers
 tn.specificity.lape(captured).neurons["ja"]                          # Tang et al., 2024
 tn.specificity.average_precision(captured, "ja").top(1000)           # Kojima et al., 2024
+tn.specificity.table(type1, captured).to_frame()                      # every measurement of each neuron of a set
 tn.specificity.overlaps({"ja": type1_ja, "ko": type1_ko}, layers=model.early_layers).plot()
 
 Activations come as a mapping from language to capture, with any number of sentences each, at the captured position.
@@ -21,3 +22,5 @@ from tnkit.measures.specificity.overlap import overlaps as overlaps
 from tnkit.measures.specificity.precision import AveragePrecision as AveragePrecision
 from tnkit.measures.specificity.precision import average_precision as average_precision
 from tnkit.measures.specificity.sentences import top_sentences as top_sentences
+from tnkit.measures.specificity.table import NeuronTable as NeuronTable
+from tnkit.measures.specificity.table import table as table

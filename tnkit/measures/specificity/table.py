@@ -1,0 +1,105 @@
+"""A neuron set as a table of measurements: `table`.
+
+tn.specificity.table(type1, captured).to_frame()     # one row per neuron, one column per measurement
+tn.specificity.table(type1, captured).plot()         # the set beside all other neurons of its layers
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+from tnkit import storage
+from tnkit.captures.activations import Activations
+from tnkit.detection.neurons import NeuronSet
+from tnkit.errors import TnkitError
+from tnkit.measures.specificity.correlation import correlation_ratio
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+Measurement = Callable[[Mapping[str, Activations]], Float[np.ndarray, "layer neuron"]]
+
+# Heading → significant digits, and a value from 0 to 1 for every neuron of the captured layers. An entry here is a
+# column of `table`, of the neuron explorer, and of `tnkit neurons`, and a panel of its figure.
+MEASUREMENTS: dict[str, tuple[int, Measurement]] = {
+    "η²": (3, lambda languages: correlation_ratio(languages).eta2),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronTable:
+    """The measurements of a neuron set.
+
+    Attributes:
+        neurons: the set.
+        layers: what the first axis of `values` stands for.
+        values: measurement → (layer, neuron), of all neurons of these layers.
+    """
+
+    neurons: NeuronSet
+    layers: tuple[int, ...]
+    values: dict[str, Float[np.ndarray, "layer neuron"]]
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Rank, score and measurements of each neuron of the set, in its order, indexed (layer, neuron)."""
+        rows, columns = self._indices()
+        return self.neurons.to_frame().assign(**{name: of_all[rows, columns] for name, of_all in self.values.items()})
+
+    def plot(self) -> "Figure":
+        """Draw, for each measurement, the share of the set's neurons above each value, and of the others there."""
+        from tnkit import plots
+
+        rows, columns = self._indices()
+        others = np.zeros((len(self.layers), self.neurons.shape[1]), dtype=bool)
+        others[rows] = True
+        others[rows, columns] = False
+        figure, grid = plots.panels(len(self.values), width=5.0, height=3.4)
+        for (name, of_all), axes in zip(self.values.items(), grid, strict=True):
+            groups = {"the set": of_all[rows, columns], "all others of its layers": of_all[others]}
+            plots.exceedance(groups, xlabel=name, marks=(), ax=axes)
+        return figure
+
+    def _indices(self) -> tuple[np.ndarray, np.ndarray]:
+        layers, columns = np.array(self.neurons.pairs).T
+        return np.searchsorted(self.layers, layers), columns
+
+    def _repr_html_(self) -> str:
+        means = self.to_frame()[[*self.values]].mean()
+        return storage.html_card("Neuron table", {"neurons": len(self.neurons), **means.round(3).to_dict()})
+
+
+def table(neurons: NeuronSet, languages: Mapping[str, Activations]) -> NeuronTable:
+    """Measure every neuron of a set by everything in `MEASUREMENTS`.
+
+    Args:
+        neurons: the set.
+        languages: a capture of each language with `activations`, of the model of the set and of its layers.
+
+    Raises:
+        TnkitError: for an empty set, one of another model, a layer that was not captured, or incompatible captures.
+
+    >>> import tnkit as tn
+    >>> from tnkit.testing import tiny_model, SENTENCES
+    >>> halves = {"en": SENTENCES[:3], "ja": SENTENCES[3:]}
+    >>> captured = {name: tn.capture(tiny_model(), texts, progress=False) for name, texts in halves.items()}
+    >>> frame = table(NeuronSet(((3, 17), (0, 5)), shape=(4, 48)), captured).to_frame()
+    >>> frame.index.tolist(), bool(frame["η²"].between(0, 1).all())
+    ([(3, 17), (0, 5)], True)
+    """
+    if not len(neurons):
+        raise TnkitError("the neuron set is empty; give a set of at least one neuron")
+    values = {name: measure(languages) for name, (_, measure) in MEASUREMENTS.items()}
+    captured = next(iter(languages.values()))
+    if missing := sorted({layer for layer, _ in neurons} - set(captured.layers)):
+        raise TnkitError(f"layers {missing} were not captured; captured are {list(captured.layers)}")
+    width = next(iter(values.values())).shape[1]
+    if width != neurons.shape[1]:
+        raise TnkitError(
+            f"the set is of a model of {neurons.shape[1]} neurons a layer, the captures of one of {width}; give "
+            "captures of the same model"
+        )
+    return NeuronTable(neurons, captured.layers, values)
