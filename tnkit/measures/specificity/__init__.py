@@ -11,6 +11,7 @@ tn.specificity.overlaps({"ja": type1_ja, "ko": type1_ko}, layers=model.early_lay
 Activations come as a mapping from language to capture, with any number of sentences each, at the captured position.
 """
 
+from tnkit.measures.specificity.constancy import constant_share as constant_share
 from tnkit.measures.specificity.correlation import FAMILIES as FAMILIES
 from tnkit.measures.specificity.correlation import PUBLISHED_FAMILIES as PUBLISHED_FAMILIES
 from tnkit.measures.specificity.correlation import Specificity as Specificity

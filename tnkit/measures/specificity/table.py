@@ -15,6 +15,7 @@ from tnkit import storage
 from tnkit.captures.activations import Activations
 from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError
+from tnkit.measures.specificity.constancy import constant_share
 from tnkit.measures.specificity.correlation import correlation_ratio
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ Measurement = Callable[[Mapping[str, Activations]], Float[np.ndarray, "layer neu
 # column of `table`, of the neuron explorer, and of `tnkit neurons`, and a panel of its figure.
 MEASUREMENTS: dict[str, tuple[int, Measurement]] = {
     "η²": (3, lambda languages: correlation_ratio(languages).eta2),
+    "constant share": (3, constant_share),
 }
 
 

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 import tnkit as tn
-from tnkit.explorers.neurons import MEASUREMENTS
 from tnkit.explorers.study import OFFS, Study
+from tnkit.measures.specificity.table import MEASUREMENTS
 from tnkit.testing import SENTENCES, byte_tokenizer, tiny_corpus, tiny_model, tiny_module
 from tnkit.tests.oracle import assert_near
 
@@ -161,9 +161,9 @@ def test_a_new_measurement_is_one_entry(explore, monkeypatch):
     """A column that is looked up by layer and neuron, and is empty without a model."""
     monkeypatch.setitem(MEASUREMENTS, "place", (0, lambda _: np.arange(4 * 48).reshape(4, 48)))
     explorer = explore("neurons")
-    assert explorer.table.columns == ["rank", "layer", "neuron", "score", "η²", "place"]
-    assert [row[5] for row in explorer.table.rows] == [48 * layer + number for layer, number in explorer.neurons]
-    assert [row[5] for row in tn.explore_neurons(explorer.found).table.rows] == [None] * len(explorer.neurons)
+    assert explorer.table.columns == ["rank", "layer", "neuron", "score", *MEASUREMENTS]
+    assert [row[-1] for row in explorer.table.rows] == [48 * layer + number for layer, number in explorer.neurons]
+    assert [row[-1] for row in tn.explore_neurons(explorer.found).table.rows] == [None] * len(explorer.neurons)
 
 
 @pytest.mark.usefixtures("cache")
