@@ -6,6 +6,8 @@ from .captures.activations import Activations as Activations
 from .captures.passes import capture as capture
 from .captures.passes import stream as stream
 from .detection import scoring as scoring
+from .detection.algebra import own as own
+from .detection.algebra import shared as shared
 from .detection.centroids import Centroids as Centroids
 from .detection.centroids import estimate_centroids as estimate_centroids
 from .detection.detect import Step as Step
