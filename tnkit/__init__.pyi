@@ -24,6 +24,8 @@ from .explorers.detection import explore_detection as explore_detection
 from .explorers.neurons import explore_neurons as explore_neurons
 from .explorers.spaces import explore_spaces as explore_spaces
 from .interventions.ablation import Ablation as Ablation
+from .interventions.balance import Balance as Balance
+from .interventions.balance import balance as balance
 from .interventions.comparison import Comparison as Comparison
 from .interventions.comparison import compare as compare
 from .interventions.controls import controls as controls
