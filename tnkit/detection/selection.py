@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 class Selection:
     """The procedure that chose a neuron set, to be repeated with another target.
 
-    Every set it returns has as many neurons, from the same layers and sentences, by the same distance. What the sets
-    share with the first one is due to the procedure, not to the target.
+    Every set it returns has as many neurons, from the same layers and sentences, by the same distance. What a set
+    towards a target without meaning shares with the first, or does like it, is due to the procedure.
 
     Attributes:
         model: the model.

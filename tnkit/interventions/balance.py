@@ -81,13 +81,13 @@ class Balance:
         return pd.DataFrame(columns).loc[whole.index]
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
-        """Draw how far each condition moves the residual stream, by layer."""
+        """Draw how far each condition moves the residual stream in the set's layers, as a share of the set."""
         from tnkit import plots
 
-        frame = self.table["displacement"].drop("all", level="layer").unstack("condition")
-        frame = frame[self.at().index].where(lambda lengths: lengths > 0)
-        frame.index = frame.index.astype(int)
-        return plots.lines_by_layer(frame, ylabel="joint displacement", log=True, ax=ax)
+        lengths = self.table["displacement"].unstack("layer").loc[self.at().index]
+        shares = lengths.loc[:, lengths.iloc[0] > 0] / lengths.iloc[0]
+        value = "joint displacement, share of the set's"
+        return plots.matrix(shares.rename(columns=str), xlabel="layer", ylabel="", value=value, ax=ax)
 
     def _repr_html_(self) -> str:
         lines, matches = {}, self.matched().to_dict("index")

@@ -56,8 +56,10 @@ def test_the_frame_is_a_copy_and_the_plot_shows_every_condition(planted):
     assert frame.index.names == ["condition", "layer"] and {*frame.index.levels[1]} == {1, "all"}
     frame["size"] = 9
     assert planted.at()["size"].tolist() == [4, 4, 4, 1.5, 0]
-    texts = [text.get_text() for text in planted.plot().get_legend().get_texts()]
-    assert texts == ["the set", "same norms", "half", "draws", "nothing"]
+    drawn = planted.plot()
+    assert [label.get_text() for label in drawn.get_yticklabels()] == [*frame.index.unique("condition")]
+    assert [label.get_text() for label in drawn.get_xticklabels()] == ["1", "all"]
+    assert [text.get_text() for text in drawn.texts][::2] == ["1.00", "0.00", "0.50", "0.38", "0.00"]
 
 
 @pytest.mark.parametrize("name", ["gemma3", "gpt2"])
