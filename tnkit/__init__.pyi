@@ -6,6 +6,8 @@ from .captures.activations import Activations as Activations
 from .captures.passes import capture as capture
 from .captures.passes import stream as stream
 from .detection import scoring as scoring
+from .detection.algebra import own as own
+from .detection.algebra import shared as shared
 from .detection.centroids import Centroids as Centroids
 from .detection.centroids import estimate_centroids as estimate_centroids
 from .detection.detect import Step as Step
@@ -22,6 +24,8 @@ from .explorers.detection import explore_detection as explore_detection
 from .explorers.neurons import explore_neurons as explore_neurons
 from .explorers.spaces import explore_spaces as explore_spaces
 from .interventions.ablation import Ablation as Ablation
+from .interventions.balance import Balance as Balance
+from .interventions.balance import balance as balance
 from .interventions.comparison import Comparison as Comparison
 from .interventions.comparison import compare as compare
 from .interventions.controls import controls as controls

@@ -159,7 +159,7 @@ class Study:
         """The highest-scoring neurons of a language that has been detected."""
         return self.found[language, kind].scores.top(self.top if count is None else count)
 
-    def controls(self, language: str, kind: str, count: int | None = None) -> dict[str, Control]:
+    def controls(self, language: str, kind: str, count: int | None = None) -> Mapping[str, Control]:
         """The controls of a set, as in `tnkit.controls`, and the sets of other detected languages."""
         scores = self.found[language, kind].scores
         norms = self._once(

@@ -21,6 +21,7 @@ import tnkit as tn
 from tnkit.captures.passes import plan
 from tnkit.detection.scoring import ScoreAccumulator, contribution_norms
 from tnkit.detection.sums import add_up
+from tnkit.interventions.displacement import displacement, equal_displacement
 from tnkit.interventions.last_token import LastToken
 from tnkit.models.proofs import completeness_error
 from tnkit.models.remote import RemoteModel
@@ -66,6 +67,10 @@ def compare(folder, remote=SERVER):
     }.items():
         captured(label, *(tn.capture(model, text, **how, **QUIET) for model in (here, there)))
     differ("contribution norms", contribution_norms(here, ours), contribution_norms(there, theirs))
+    some, both = tn.NeuronSet(tuple(NEURONS), (here.n_layers, here.n_neurons)), ((here, ours), (there, theirs))
+    differ("displacement", *(displacement(*one, some) for one in both))
+    controls = [equal_displacement(*one, some, seed=0, more=True) for one in both]
+    found["equal displacement"] = float(controls[0].pairs != controls[1].pairs)
     targets = [tn.estimate_centroids([kept]) for kept in (ours, theirs)]
     differ("centroids", *(target.values for target in targets))
     for distance, parcel in (("cosine", RemoteModel.request_bytes), ("euclidean", 1300)):  # in one request, in several

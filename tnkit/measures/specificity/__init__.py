@@ -22,6 +22,7 @@ from tnkit.measures.specificity.overlap import Overlaps as Overlaps
 from tnkit.measures.specificity.overlap import overlaps as overlaps
 from tnkit.measures.specificity.precision import AveragePrecision as AveragePrecision
 from tnkit.measures.specificity.precision import average_precision as average_precision
+from tnkit.measures.specificity.rivals import rivals as rivals
 from tnkit.measures.specificity.sentences import top_sentences as top_sentences
 from tnkit.measures.specificity.table import NeuronTable as NeuronTable
 from tnkit.measures.specificity.table import table as table

@@ -71,6 +71,21 @@ def test_two_empty_sets_have_no_jaccard_index_and_can_be_drawn():
     assert found.plot().texts
 
 
+def test_nulls_show_what_the_way_of_choosing_gives():
+    """Every draw for "a" shares one neuron more than the one before; "b" has no null, "c" and "b" therefore none."""
+    sets = {name: tn.NeuronSet(pairs, SHAPE) for name, pairs in {"a": A, "b": B, "c": B[:1]}.items()}
+    draws = [sets["b"][:number] for number in range(4)]
+    plain, found = overlaps(sets).table, overlaps(sets, nulls={"a": lambda seed: draws[seed]}, seeds=4).table
+    assert found[plain.columns].equals(plain)
+    assert found.loc[("a", "b"), ["both", "expected of nulls", "p of nulls"]].tolist() == [2, 1.5, (1 + 2) / (1 + 4)]
+    assert found.loc[("a", "c"), ["expected of nulls", "p of nulls"]].tolist() == [0.75, (1 + 3) / (1 + 4)]
+    assert np.isnan(found.loc[("b", "c"), "p of nulls"])
+    both = overlaps(sets, nulls={"a": lambda seed: draws[seed], "b": lambda _: sets["a"]}, seeds=4).table
+    assert both.loc[("a", "b"), "expected of nulls"] == (0 + 1 + 2 + 3 + 4 * 3) / 8
+    with pytest.raises(tn.TnkitError, match="there are nulls of d, which is none of the sets a, b, c"):
+        overlaps(sets, nulls={"d": lambda _: sets["a"]})
+
+
 def test_what_does_not_compare_is_refused():
     a = tn.NeuronSet(A, SHAPE)
     with pytest.raises(tn.TnkitError, match="give at least 2"):

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 import tnkit as tn
-from tnkit.measures.specificity import average_precision, lape
+from tnkit.measures.specificity import average_precision, lape, rivals
 from tnkit.tests.measures.test_specificity import made
 
 LANGUAGES = ("en", "ja", "ko")
@@ -150,3 +150,20 @@ def test_what_cannot_be_compared_is_refused(captured):
         lape(captured, top_share=1.5)
     with pytest.raises(tn.TnkitError, match="hold post"):
         lape({name: tn.Activations((0,), part.index, post=part.activations[:1]) for name, part in captured.items()})
+
+
+def test_rivals_are_as_many_from_the_same_layers(captured):
+    """Against a sort by entropy of all that pass both filters, and by scikit-learn's average precision."""
+    neurons = tn.NeuronSet(tuple((1, neuron) for neuron in range(4)), (2, 50))
+    found = rivals(captured, neurons, language="ja", filter_quantile=0.6, language_quantile=0.5)
+    entropy, sets = plain_lape(captured, 1.0, 0.6, 0.5)
+    assert list(found["LAPE"]) == [pair for pair in sets[1] if pair[0] == 1][:4]
+    assert found["LAPE"].scores == pytest.approx([entropy[pair] for pair in found["LAPE"]])
+    labels = np.concatenate([np.full(len(part), name == "ja") for name, part in captured.items()])
+    values = np.concatenate([part.activations[1].numpy() for part in captured.values()])
+    precision = [average_precision_score(labels, values[:, neuron]) for neuron in range(50)]
+    best = sorted(range(50), key=lambda neuron: -precision[neuron])[:4]
+    assert list(found["average precision"]) == [(1, neuron) for neuron in best]
+    many = tn.NeuronSet(tuple((1, neuron) for neuron in range(50)), (2, 50))
+    with pytest.raises(tn.TnkitError, match=r"LAPE gives ja .* fewer than the 50 of the set"):
+        rivals(captured, many, language="ja")

@@ -1,0 +1,60 @@
+"""Language-specific neurons by other methods, as controls of a neuron set: `rivals`."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, SupportsIndex
+
+from tnkit.captures.activations import Activations
+from tnkit.detection.neurons import NeuronSet
+from tnkit.detection.ranking import chosen_layers
+from tnkit.errors import TnkitError
+from tnkit.measures.specificity.entropy import lape
+from tnkit.measures.specificity.neurons import alike
+from tnkit.measures.specificity.precision import average_precision
+
+
+def rivals(
+    languages: Mapping[str, Activations],
+    neurons: NeuronSet,
+    *,
+    language: str,
+    layers: Iterable[SupportsIndex] | None = None,
+    **options: Any,
+) -> dict[str, NeuronSet]:
+    """As many neurons of a language as a set has, from the same layers, by two other methods.
+
+    "LAPE" are those of lowest entropy among the neurons that pass the filters of `lape` and are given to the language;
+    "average precision" those of highest `average_precision`. For the `others` of `tn.controls`.
+
+    Args:
+        languages: a capture of each language with `activations`, of the same model and layers.
+        neurons: the set whose size they take.
+        language: whose neurons.
+        layers: where to look (default: from the set's first layer to its last).
+        **options: filter_quantile, language_quantile, threshold, as in `lape`.
+
+    Raises:
+        TnkitError: where LAPE gives the language fewer neurons in these layers, and as `lape` and `average_precision`
+            do.
+
+    >>> import tnkit as tn
+    >>> from tnkit.testing import tiny_model, SENTENCES
+    >>> halves = {"en": SENTENCES[:3], "ja": SENTENCES[3:]}
+    >>> captured = {name: tn.capture(tiny_model(), texts, progress=False) for name, texts in halves.items()}
+    >>> some, lower = NeuronSet(((0, 5), (1, 2)), (4, 48)), {"filter_quantile": 0.5, "language_quantile": 0.5}
+    >>> found = rivals(captured, some, language="ja", **lower)
+    >>> {name: len(rival) for name, rival in found.items()}
+    {'LAPE': 2, 'average precision': 2}
+    """
+    counts, size = neurons.by_layer(), len(neurons)
+    searched = range(min(counts, default=0), max(counts, default=0) + 1) if layers is None else layers
+    chosen = chosen_layers(searched, alike(languages, least=2).layers, verb="captured")
+    precise = average_precision(languages, language).top(size, layers=chosen)
+    given = lape(languages, top_share=1.0, **options).neurons[language]
+    places = [place for place, (layer, _) in enumerate(given) if layer in chosen][:size]
+    if len(places) < size:
+        raise TnkitError(
+            f"LAPE gives {language} {len(places)} neurons in these layers, fewer than the {size} of the set; compare a "
+            "smaller set, look in more layers, or lower language_quantile"
+        )
+    pairs, scores = tuple(given.pairs[place] for place in places), tuple(given.scores[place] for place in places)
+    return {"LAPE": NeuronSet(pairs, given.shape, scores, given.provenance), "average precision": precise}
