@@ -4,7 +4,8 @@ With r = m (cosine) or m - C (euclidean) and c = a v, every neuron's move r + c 
 
     q² = 1 + 2 β (r · v) / |r| + (β |v|)²,    β = a / |r|,
 
-so that one matrix product serves all neurons of a layer. Changes are computed as small differences, not as differences
+so that one matrix product serves all neurons of a layer. For centred scores, m and C are seen from an origin G: m - G
+takes the place of m, and C - G that of C. Changes are computed as small differences, not as differences
 of large numbers, which keeps float32 products exact to about 1e-7 of a contribution's size. Sums over sentences are in
 float64.
 
@@ -92,6 +93,7 @@ def sizes_written(
 
 def layer_totals(
     centroids: Mapping[int, Tensor],
+    origins: Mapping[int, Tensor],
     distance: str,
     layer: int,
     sites: Mapping[str, Tensor],
@@ -103,7 +105,7 @@ def layer_totals(
     if layer not in centroids:
         return None
     mid, activations, scale = sites["mid"], sites["activations"], sites["scale"]
-    return layer_total(vectors, gain, bias, mid, activations, scale, centroids[layer], distance)
+    return layer_total(vectors, gain, bias, mid, activations, scale, centroids[layer], origins[layer], distance)
 
 
 def layer_total(
@@ -114,14 +116,19 @@ def layer_total(
     activations: Float[Tensor, "sentence neuron"],
     scale: Float[Tensor, "sentence"],
     centroid: Float[Tensor, "hidden"],
+    origin: Float[Tensor, "hidden"],
     distance: str,
 ) -> Float[Tensor, "neuron"]:
-    """The summed scores in one layer, from what a pass keeps of the sentences and the layer's weights."""
+    """The summed scores in one layer, from what a pass keeps of the sentences and the layer's weights.
+
+    States and centroid are seen from the origin: zeros for raw scores.
+    """
     device = vectors.device
+    origin = origin.to(device)
     return summed_scores(
-        mid.to(device).float(),
+        mid.to(device).float() - origin,
         activations.to(device).float() * scale.to(device)[:, None],
         vectors.float() * gain,
-        centroid.to(device),
+        centroid.to(device) - origin,
         distance=distance,
     )

@@ -27,7 +27,8 @@ class Detection:
 
     Attributes:
         language: whose neurons.
-        kind: "type1" (towards the shared centroid) or "type2" (towards the language's own).
+        kind: "type1" (towards the shared centroid; with centred scores, the hub's) or "type2" (towards the language's
+            own).
         neurons, scores, centroids: the results of each step.
     """
 
@@ -63,7 +64,8 @@ class Detection:
         figure, axes = plots.panels(len(shown), width=5.2, height=3.4, title=title)
         for ax, detection in zip(axes, shown, strict=True):
             scores, kind = detection.scores, detection.kind
-            target = "the shared centroid" if kind == "type1" else "the own centroid"
+            shared = "the shared centroid" if scores.score == "raw" else "the hub's centroid"
+            target = (shared if kind == "type1" else "the own centroid") + (" (centred)" * (scores.score == "centred"))
             plots.score_distribution(
                 scores.values.numpy(),
                 distance=scores.distance,
@@ -119,7 +121,7 @@ class Detection:
     def _check_files(self, folder: Path) -> None:
         """Refuse results of different detections, whatever wrote them."""
         chosen, scored, target = self.neurons.provenance, self.scores.provenance, self.centroids.provenance
-        for name in ("model", "sentences", "position", "centroid"):
+        for name in ("model", "sentences", "position", "centroid", "origin"):
             if chosen.get(name) != scored.get(name):
                 raise _mixed(folder, _SCORES, f"its {name}")
         if chosen.get("distance", self.scores.distance) != self.scores.distance:
@@ -136,7 +138,8 @@ class Detection:
             raise _mixed(folder, _CENTROIDS, "its sentences")
 
     def _repr_html_(self) -> str:
-        rows = {"language": self.language, "kind": self.kind, "distance": self.scores.distance}
+        scores = self.scores
+        rows = {"language": self.language, "kind": self.kind, "distance": scores.distance, "score": scores.score}
         rows |= {f"last tokens, {name}": text for name, text in ends_lines(self._sentences()).items()}
         return storage.html_card("Transfer neurons", rows) + self.neurons._repr_html_()
 

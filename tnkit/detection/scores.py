@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DISTANCES = ("cosine", "euclidean")
+SCORES = ("raw", "centred")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +33,7 @@ class NeuronScores:
         values: (layer, neuron), float64; positive is nearer; NaN in layers that were not scored. Cosines for "cosine",
             units of the residual stream for "euclidean".
         distance: "cosine" or "euclidean".
-        provenance: model, sentences, centroid, versions.
+        provenance: model, sentences, centroid, origin (of centred scores), versions.
     """
 
     values: Float[Tensor, "layer neuron"]
@@ -41,7 +42,13 @@ class NeuronScores:
 
     def __repr__(self) -> str:
         language = self.provenance.get("sentences", {}).get("language", "unnamed")
-        return f"NeuronScores({language}, {self.distance}, layers {self.layers[0]} to {self.layers[-1]})"
+        kind = f"{self.score} {self.distance}" if self.score == "centred" else self.distance
+        return f"NeuronScores({language}, {kind}, layers {self.layers[0]} to {self.layers[-1]})"
+
+    @property
+    def score(self) -> str:
+        """ "raw", or "centred" where states and centroid were seen from an origin."""
+        return "centred" if "origin" in self.provenance else "raw"
 
     @property
     def layers(self) -> list[int]:
@@ -133,8 +140,14 @@ class NeuronScores:
 
     def _provenance(self, layers: Sequence[int], **selection: Any) -> dict[str, Any]:
         """Of neurons chosen from these scores."""
-        return {**self.provenance, "distance": self.distance, "selection": {**selection, "layers": span(layers)}}
+        selection = {"score": self.score, **selection, "layers": span(layers)}
+        return {**self.provenance, "distance": self.distance, "selection": selection}
 
     def _repr_html_(self) -> str:
-        rows = {"distance": self.distance, "layers": span(self.layers), "neurons a layer": self.values.shape[1]}
+        rows = {
+            "distance": self.distance,
+            "score": self.score,
+            "layers": span(self.layers),
+            "neurons a layer": self.values.shape[1],
+        }
         return storage.html_card("Neuron scores", rows | {"highest": float(self.values.nan_to_num(-torch.inf).max())})
