@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tnkit import storage
 from tnkit.detection.centroids import Centroids
@@ -12,6 +12,7 @@ from tnkit.detection.neurons import NeuronSet
 from tnkit.detection.scores import NeuronScores
 from tnkit.errors import TnkitError
 from tnkit.models.tokens import ends_frame, ends_lines
+from tnkit.provenance import Sentences, sentences_of
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -46,9 +47,26 @@ class Detection:
         """How the sentences of each language end, as `Activations.ends` says, indexed by language."""
         return ends_frame(self._sentences())
 
-    def _sentences(self) -> list[dict[str, Any]]:
-        own = self.scores.provenance.get("sentences", {})
-        return [*self.centroids.provenance.get("sentences", []), {"language": self.language, **own}]
+    def _sentences(self) -> list[Sentences]:
+        """Those of the centroid, then those that were scored."""
+        own: list[Sentences] = [{"language": self.language, **one} for one in sentences_of(self.scores.provenance)]
+        return [*sentences_of(self.centroids.provenance), *own]
+
+    def target(self) -> "pd.DataFrame":
+        """What the target of the scores is like in each layer, seen from their origin.
+
+        Returns:
+            A frame indexed by layer: `largest share` of the squared length in one coordinate, and the target's `cosine
+            with the rival`: of Type-1 the language's own centroid, of Type-2 the shared one (of centred scores, the
+            hub's). NaN where a rival was not captured, or an older tnkit wrote the file. Where either is near 1, scores
+            hardly tell the target from others.
+        """
+        import pandas as pd
+
+        known, layers = self.scores.provenance.get("target", {}), self.scores.layers
+        columns = {"largest share": "largest_share", "cosine with the rival": "cosines"}
+        values = {name: known.get(key, [float("nan")] * len(layers)) for name, key in columns.items()}
+        return pd.DataFrame(values, index=pd.Index(layers, name="layer"))
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw the score distribution with the chosen tail."""
@@ -140,6 +158,9 @@ class Detection:
     def _repr_html_(self) -> str:
         scores = self.scores
         rows = {"language": self.language, "kind": self.kind, "distance": scores.distance, "score": scores.score}
+        for name, values in self.target().items():
+            if values.notna().any():
+                rows[str(name)] = f"{values.min():.3f} to {values.max():.3f}"
         rows |= {f"last tokens, {name}": text for name, text in ends_lines(self._sentences()).items()}
         return storage.html_card("Transfer neurons", rows) + self.neurons._repr_html_()
 

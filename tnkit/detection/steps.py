@@ -18,6 +18,7 @@ from tnkit.detection.detections import Detection
 from tnkit.detection.ranking import check_size
 from tnkit.detection.scoring import ScoreAccumulator, check_origin
 from tnkit.detection.sums import RunningSum, add_up, share_sums
+from tnkit.detection.targets import described, warn
 from tnkit.errors import TnkitError
 from tnkit.models.model import Model
 from tnkit.text.rows import check_texts
@@ -181,7 +182,16 @@ class Job:
         return scores
 
     def _detections(self, name: str, scores: dict[str, ScoreAccumulator]) -> tuple[Detection, ...]:
-        return tuple(detection_of(name, kind, running, self.top) for kind, running in scores.items())
+        return tuple(
+            detection_of(name, kind, running, self.top, rival=self._rival(kind, name))
+            for kind, running in scores.items()
+        )
+
+    def _rival(self, kind: str, name: str) -> Centroids | None:
+        """The target of the other kind, where its languages have run and are others."""
+        languages = self._towards("type2" if kind == "type1" else "type1", name)
+        known = set(languages) <= set(self.centroids) and set(languages) != set(self._towards(kind, name))
+        return estimate_centroids([self.centroids[language] for language in languages]) if known else None
 
 
 def _add(captured: Activations | None, share: Pass, running: Mapping[str, RunningSum]) -> None:
@@ -192,9 +202,13 @@ def _add(captured: Activations | None, share: Pass, running: Mapping[str, Runnin
     share_sums(share, running)
 
 
-def detection_of(language: str, kind: str, running: ScoreAccumulator, top: int) -> Detection:
-    """The transfer neurons of summed scores."""
-    scores = running.result()
+def detection_of(
+    language: str, kind: str, running: ScoreAccumulator, top: int, *, rival: Centroids | None = None
+) -> Detection:
+    """The transfer neurons of summed scores; the rival is the target that `described` compares theirs with."""
+    scores, target = running.result(), described(running, rival)
+    warn(scores.provenance["model"], f"{language}, {kind},", target, centred=scores.score == "centred")
+    scores = replace(scores, provenance={**scores.provenance, "target": target})
     neurons = scores.top(top)
     selection = {"kind": kind, "language": language, **neurons.provenance["selection"]}
     neurons = replace(neurons, provenance={**neurons.provenance, "selection": selection})

@@ -1,5 +1,6 @@
 """Detection in one call equals its steps, streamed or stored, and refuses early."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 import tnkit as tn
 from tnkit.detection.centroids import centroid
 from tnkit.detection.detect import detect_towards
-from tnkit.testing import tiny_corpus, tiny_model
+from tnkit.testing import byte_tokenizer, tiny_corpus, tiny_model, tiny_module
 from tnkit.text.corpus import Sentences
 
 CORPUS = tn.load_corpus("everyday", ["en", "ja", "it"])
@@ -69,6 +70,52 @@ def test_with_two_languages_the_centred_targets_are_opposite():
     how = {"language": "ja", "score": "centred", "top": 9, "layers": range(4)} | QUIET
     towards, away = (tn.detect(model, texts, kind=kind, **how).scores.values for kind in ("type1", "type2"))
     assert torch.allclose(towards, -away, atol=1e-6) and towards.abs().max() > 1e-3
+
+
+@pytest.fixture
+def massive(monkeypatch):
+    """A model whose residual stream has one massive coordinate in every token, as if never warned about."""
+    monkeypatch.setattr("tnkit.detection.targets._TOLD", set())
+    module = copy.deepcopy(tiny_module("llama"))
+    module.model.embed_tokens.weight.data[:, 3] = 50
+    return tn.load_model(module, tokenizer=byte_tokenizer())
+
+
+def test_a_target_that_scores_hardly_depend_on_is_warned_about_once(massive, caplog):
+    for _ in range(2):
+        raw = tn.detect_all(massive, TEXTS, top=3, **QUIET)
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "ja, type1, has a cosine of up to" in message and "squared length in one coordinate" in message
+    own, shared = raw["ja", "type2"].centroids, raw["ja", "type1"].centroids
+    for found, target, rival in ((raw["ja", "type1"], shared, own), (raw["ja", "type2"], own, shared)):
+        frame, layers = found.target(), found.scores.layers
+        assert list(frame.index) == layers
+        expected = torch.nn.functional.cosine_similarity(target.values.double(), rival.values.double())[layers]
+        assert torch.allclose(torch.tensor(frame["cosine with the rival"].values), expected, atol=1e-4)
+        squares = target.values.double().square()[layers]
+        expected = squares.amax(dim=1) / squares.sum(dim=1)
+        assert torch.allclose(torch.tensor(frame["largest share"].values), expected, atol=1e-4)
+    assert "cosine with the rival" in raw["ja", "type1"]._repr_html_()
+
+
+def test_a_centred_target_is_described_from_its_origin(massive, caplog):
+    found = tn.detect_all(massive, TEXTS, top=3, score="centred", **QUIET)
+    assert caplog.records == []
+    assert all(detection.target()["largest share"].max() < 0.5 for detection in found.values())
+    captured = {name: tn.capture(massive, TEXTS[name], **QUIET).post.double().mean(dim=1) for name in TEXTS}
+    origin = torch.stack([*captured.values()]).mean(dim=0)
+    expected = torch.nn.functional.cosine_similarity(captured["en"] - origin, captured["ja"] - origin)
+    for kind in ("type1", "type2"):
+        frame = found["ja", kind].target()
+        cosines = torch.tensor(frame["cosine with the rival"].values)
+        assert torch.allclose(cosines, expected[list(frame.index)], atol=1e-3)
+
+
+def test_a_rival_that_was_not_captured_is_unknown():
+    found = tn.detect(tiny_model(), TEXTS, language="ja", kind="type2", top=3, **QUIET)
+    assert found.target()["cosine with the rival"].isna().all() and found.target()["largest share"].notna().all()
+    hub = tn.detect_all(tiny_model(), TEXTS, ["en"], ["type2"], top=3, **QUIET)
+    assert hub["en", "type2"].target()["cosine with the rival"].isna().all()
 
 
 def test_centred_scores_are_shown_saved_and_told_apart(tmp_path):
