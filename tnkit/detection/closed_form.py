@@ -31,15 +31,19 @@ def summed_scores(
     centroid: Float[Tensor, "hidden"],
     *,
     distance: str,
-) -> Float[Tensor, "neuron"]:
-    """The sum over sentences of every neuron's score in one layer, float64.
+    folds: Float[Tensor, "fold sentence"] | None = None,
+) -> Float[Tensor, "sum neuron"]:
+    """The sum over sentences of every neuron's score in one layer, float64, and under it those over folds of them.
 
     Products run in the dtype of `mid`. Contributions are activations × vectors. In float32 one may be up to 10^18 times
     as long as the state it is added to; beyond that the sum is not finite, which `ScoreAccumulator.result` refuses.
 
+    Args:
+        folds: 1 where a sentence is in a fold. Their sums are products in the dtype of `mid`, added up in float64.
+
     >>> mid, vectors, centroid = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), torch.tensor([0.0, 1.0])
     >>> summed_scores(mid, torch.tensor([[1.0]]), vectors, centroid, distance="cosine")
-    tensor([0.7071], dtype=torch.float64)
+    tensor([[0.7071]], dtype=torch.float64)
     """
     origin = mid if distance == "cosine" else mid - centroid
     length, unit = _length_and_unit(origin)
@@ -49,6 +53,8 @@ def summed_scores(
     nonzero = (length > 0).to(mid.dtype)
     length = torch.where(length > 0, length, 1)
     total = torch.zeros(len(vectors), dtype=torch.float64, device=mid.device)
+    folds = mid.new_zeros(0, len(mid)) if folds is None else folds.to(mid)
+    parts = torch.zeros(len(folds), len(vectors), dtype=torch.float64, device=mid.device)
     at_once = _ROWS if mid.device.type == "cpu" else _ROWS_ELSEWHERE
     for start in range(0, len(mid), at_once):
         rows = slice(start, start + at_once)
@@ -63,7 +69,8 @@ def summed_scores(
         else:
             change = growth.mul_(-length[rows, None])
         total += change.sum(dim=0, dtype=torch.float64)
-    return total
+        parts += folds[:, rows] @ change
+    return torch.cat([total[None], parts])
 
 
 def _length(vectors: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows"]:
@@ -105,7 +112,7 @@ def layer_totals(
     if layer not in centroids:
         return None
     mid, activations, scale = sites["mid"], sites["activations"], sites["scale"]
-    return layer_total(vectors, gain, bias, mid, activations, scale, centroids[layer], origins[layer], distance)
+    return layer_total(vectors, gain, bias, mid, activations, scale, centroids[layer], origins[layer], None, distance)
 
 
 def layer_total(
@@ -117,9 +124,10 @@ def layer_total(
     scale: Float[Tensor, "sentence"],
     centroid: Float[Tensor, "hidden"],
     origin: Float[Tensor, "hidden"],
+    folds: Float[Tensor, "fold sentence"] | None,
     distance: str,
-) -> Float[Tensor, "neuron"]:
-    """The summed scores in one layer, from what a pass keeps of the sentences and the layer's weights.
+) -> Float[Tensor, "column"]:
+    """The summed scores in one layer, and then those of folds, from what a pass keeps and the layer's weights.
 
     States and centroid are seen from the origin: zeros for raw scores.
     """
@@ -131,4 +139,5 @@ def layer_total(
         vectors.float() * gain,
         centroid.to(device) - origin,
         distance=distance,
-    )
+        folds=folds,
+    ).flatten()

@@ -4,12 +4,13 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsIndex
 
 from tnkit import storage
 from tnkit.detection.centroids import Centroids
 from tnkit.detection.neurons import NeuronSet
 from tnkit.detection.scores import NeuronScores
+from tnkit.detection.stability import Stability, stability
 from tnkit.errors import TnkitError
 from tnkit.models.tokens import ends_frame, ends_lines
 from tnkit.provenance import Sentences, sentences_of
@@ -67,6 +68,23 @@ class Detection:
         columns = {"largest share": "largest_share", "cosine with the rival": "cosines"}
         values = {name: known.get(key, [float("nan")] * len(layers)) for name, key in columns.items()}
         return pd.DataFrame(values, index=pd.Index(layers, name="layer"))
+
+    def stability(self, n: SupportsIndex | None = None) -> Stability:
+        """How many neurons the sets from two halves of the sentences share, beside chance.
+
+        Args:
+            n: neurons in a set (default: as many as the detection has).
+
+        Raises:
+            TnkitError: for the scores of a remote model, of an older tnkit's file or of one sentence.
+
+        >>> from tnkit.detection.detect import detect
+        >>> from tnkit.testing import tiny_corpus, tiny_model
+        >>> found = detect(tiny_model(), tiny_corpus(), language="it", top=10, progress=False).stability()
+        >>> found.n, found.candidates, bool(found.mean > found.chance[0])
+        (10, 96, True)
+        """
+        return stability(self.scores, len(self.neurons) if n is None else n)
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw the score distribution with the chosen tail."""
@@ -161,6 +179,8 @@ class Detection:
         for name, values in self.target().items():
             if values.notna().any():
                 rows[str(name)] = f"{values.min():.3f} to {values.max():.3f}"
+        if scores.folds is not None and int(scores.folds.flatten(1).any(dim=1).sum()) > 1:
+            rows["halves of the sentences share"] = self.stability()
         rows |= {f"last tokens, {name}": text for name, text in ends_lines(self._sentences()).items()}
         return storage.html_card("Transfer neurons", rows) + self.neurons._repr_html_()
 

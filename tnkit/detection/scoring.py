@@ -15,6 +15,7 @@ from typing import Any, SupportsIndex
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from tnkit import storage
 from tnkit.captures.activations import Activations
@@ -25,6 +26,8 @@ from tnkit.detection.sums import RunningSum
 from tnkit.errors import TnkitError, one_of
 from tnkit.models.model import Model, check_layers
 from tnkit.provenance import check_alike, check_fits, check_made_with
+
+_FOLDS = 8  # of the sentences, for halves; every eighth sentence is in the same fold
 
 
 class ScoreAccumulator(RunningSum):
@@ -66,6 +69,7 @@ class ScoreAccumulator(RunningSum):
         self.model, self.centroids, self.distance = model, centroids.check(model), distance
         self.origin = None if origin is None else _seen_from(origin.check(model), centroids, distance)
         super().__init__(check_layers(model, centroids.layers if layers is None else layers))
+        self.folds = _FOLDS if model.request_bytes is None else 0  # nine times as much would travel
         self._views = {layer: (centroids.at(layer), self._origin_at(layer)) for layer in self.layers}
 
     def _origin_at(self, layer: int) -> Float[Tensor, "hidden"]:
@@ -83,7 +87,8 @@ class ScoreAccumulator(RunningSum):
 
     def totals(self, batch: Activations) -> Float[Tensor, "layer neuron"]:
         kept = batch.require("mid", "activations", "scale").tensors()
-        total = torch.zeros(len(self.layers), self.model.n_neurons, dtype=torch.float64)
+        total = torch.zeros(len(self.layers), self.columns(self.model), dtype=torch.float64)
+        folds = None if self.folds == 0 else one_hot(batch.index % self.folds, self.folds).T.float()
         sentence = 4 * (self.model.n_neurons + self.model.hidden_size + 1) * len(self.layers)
         limit = self.model.request_bytes
         at_once = max(1, len(batch) if limit is None else limit // sentence)
@@ -92,7 +97,7 @@ class ScoreAccumulator(RunningSum):
             for layer in self.layers:
                 place = batch.layers.index(layer)
                 states = [kept[name][place][rows] for name in ("mid", "activations", "scale")]
-                parcel[layer] = (*states, *self._views[layer], self.distance)
+                parcel[layer] = (*states, *self._views[layer], folds, self.distance)
             summed = self.model.ask_weights(layer_total, parcel)
             total += torch.stack([summed[layer].cpu() for layer in self.layers])
         return total
@@ -112,13 +117,13 @@ class ScoreAccumulator(RunningSum):
             raise TnkitError(f"layers {missing} were not captured; capture them or score layers={layers}")
 
     def columns(self, model: Model) -> int:
-        return model.n_neurons
+        return (1 + self.folds) * model.n_neurons
 
     @property
     def identity(self) -> list[Any]:
         used = [self.centroids] if self.origin is None else [self.centroids, self.origin]
         values = ((points.layers, storage.text_hash(map(str, points.values.tolist()))) for points in used)
-        return [self.distance, self.layers, *chain.from_iterable(values)]
+        return [self.distance, self.layers, self.folds, *chain.from_iterable(values)]
 
     def result(self) -> NeuronScores:
         """The scores of the sentences that were added.
@@ -128,7 +133,8 @@ class ScoreAccumulator(RunningSum):
         """
         if not self.count:
             raise TnkitError("there are no sentences to score")
-        means = self.total / self.count
+        sums = self.total.unflatten(1, (-1, self.model.n_neurons))  # (layer, all sentences or fold, neuron)
+        means = sums[:, 0] / self.count
         for layer, row in zip(self.layers, means, strict=True):
             if not bool(row.isfinite().all()):
                 raise TnkitError(
@@ -138,7 +144,8 @@ class ScoreAccumulator(RunningSum):
         values[list(self.layers)] = means
         used = {"centroid": self.centroids} | ({} if self.origin is None else {"origin": self.origin})
         points = {name: points.provenance.get("sentences", points.provenance) for name, points in used.items()}
-        return NeuronScores(values, self.distance, {**self.provenance, **points})
+        folds = sums[:, 1:].float().transpose(0, 1).contiguous() if self.folds else None
+        return NeuronScores(values, self.distance, {**self.provenance, **points}, folds)
 
 
 def check_origin(distance: str) -> None:

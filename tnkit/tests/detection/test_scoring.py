@@ -53,7 +53,7 @@ def problems(draw):
 @settings(max_examples=300, deadline=None)
 @given(problem=problems())
 def test_the_closed_form_is_the_definition(distance, problem):
-    found = summed_scores(*problem, distance=distance)
+    found = summed_scores(*problem, distance=distance)[0]
     expected = written_out(*problem, distance)
     mid, activations, vectors, centroid = problem
     moves = (activations.abs() * vectors.norm(dim=-1)).sum(dim=0)
@@ -67,7 +67,7 @@ def test_the_closed_form_is_the_definition(distance, problem):
 def test_float32_errors_are_a_hundred_thousandth_of_the_contribution(distance, problem):
     """Measured against the size of the contribution, not of the much larger states that it is added to."""
     mid, activations, vectors, centroid = (part.float() for part in problem)
-    found = summed_scores(mid, activations, vectors, centroid, distance=distance)
+    found = summed_scores(mid, activations, vectors, centroid, distance=distance)[0]
     expected = written_out(*(part.double() for part in (mid, activations, vectors, centroid)), distance)
     moves = activations.abs().double() * vectors.double().norm(dim=-1)
     origin = (mid if distance == "cosine" else mid - centroid).double().norm(dim=-1)
@@ -101,7 +101,7 @@ def massive_problems(draw):
 def test_centred_scores_are_exact_beside_a_massive_coordinate(problem):
     mid, activations, vectors, target, origin = problem
     ones, none = torch.ones(vectors.shape[1]), torch.zeros(vectors.shape[1])
-    found = layer_total(vectors, ones, none, mid, activations, torch.ones(len(mid)), target, origin, "cosine")
+    found = layer_total(vectors, ones, none, mid, activations, torch.ones(len(mid)), target, origin, None, "cosine")
     mid, activations, vectors, target, origin = (part.double() for part in problem)
     expected = written_out(mid - origin, activations, vectors, target - origin, "cosine")
     assert ((found - expected).abs() <= 1e-5 * len(mid)).all()
@@ -115,15 +115,15 @@ def test_special_cases_have_the_documented_values(distance):
         torch.tensor([[1.0, 0.0], [0.0, 0.0]]),
         torch.tensor([6.0, 8.0]),
     )
-    zero = summed_scores(mid, torch.zeros(1, 2), vectors, centroid, distance=distance)
+    zero = summed_scores(mid, torch.zeros(1, 2), vectors, centroid, distance=distance)[0]
     assert zero.tolist() == [0, 0]
-    still = summed_scores(mid, torch.ones(1, 2), vectors, centroid, distance=distance)
+    still = summed_scores(mid, torch.ones(1, 2), vectors, centroid, distance=distance)[0]
     assert still[1] == 0
-    cancelled = summed_scores(mid, torch.tensor([[-1.0]]), mid, centroid, distance=distance)
+    cancelled = summed_scores(mid, torch.tensor([[-1.0]]), mid, centroid, distance=distance)[0]
     assert cancelled.item() == pytest.approx(-1 if distance == "cosine" else -5, abs=1e-3)
-    arrived = summed_scores(mid, torch.tensor([[1.0]]), mid, centroid, distance=distance)
+    arrived = summed_scores(mid, torch.tensor([[1.0]]), mid, centroid, distance=distance)[0]
     assert arrived.item() == pytest.approx(0 if distance == "cosine" else 5, abs=1e-3)
-    at_zero = summed_scores(torch.zeros(1, 2), torch.tensor([[2.0]]), mid, centroid, distance=distance)
+    at_zero = summed_scores(torch.zeros(1, 2), torch.tensor([[2.0]]), mid, centroid, distance=distance)[0]
     assert at_zero.item() == pytest.approx(1 if distance == "cosine" else 10, abs=1e-3)
 
 
