@@ -32,7 +32,7 @@ ENDS = "tnkit: sentences in ja end: 83% in '。', 100% in punctuation\n"
 FLAGS = {
     "demo": ["language", "model_id", "top_n", "out"],
     "centroids": [*SHARED, "hub", "last_layer"],
-    "detect": [*SHARED, "top_n", "scoring_type", "centroids_path", "layers", "scores"],
+    "detect": [*SHARED, "top_n", "scoring_type", "score", "centroids_path", "origin_path", "layers", "scores"],
     "ablate": [
         *"model_id neurons lang_for_TN sentence_path measure tokens hub seeds scores_path other figure".split(),
         *("position", "suffix", "chat"),
@@ -209,6 +209,23 @@ def test_the_last_word_and_the_suffix_are_read_as_in_the_library(tnkit):
     assert tnkit(f"{DETECT} {how} --chat")[2] == (
         "tnkit: the tokenizer has no chat template; give template='...{sentence}...', or a model tuned for chat\n"
     )
+
+
+def test_centred_scores_take_the_hub_and_the_mean_over_all_languages(tnkit):
+    model = "--model_id model --sentence_path pairs.tsv"
+    tnkit(f"centroids {model} --TN_Type type2 --lang_for_TN en --out en.safetensors")
+    tnkit(f"centroids {model} --TN_Type type1 --lang_for_TN ja --out all.safetensors")
+    line = f"{DETECT} --centroids_path en.safetensors --out n.json"
+    for flags in ("--score centred", "--origin_path all.safetensors"):
+        assert tnkit(f"{line} {flags}")[2] == (
+            "tnkit: centred scores need both --score centred and --origin_path; give both or neither\n"
+        )
+    assert tnkit(f"{line} --score centred --origin_path all.safetensors") == (0, "n.json\n", ENDS)
+    texts = {"en": ENGLISH, "ja": JAPANESE}
+    found = tn.detect(tn.load_model("model"), texts, language="ja", top=10, score="centred", progress=False)
+    loaded = tn.NeuronSet.load("n.json")
+    assert loaded.pairs == found.neurons.pairs and loaded.scores == pytest.approx(found.neurons.scores, rel=1e-4)
+    assert loaded.provenance["selection"]["score"] == "centred"
 
 
 def test_normed_centroids_are_those_of_transformers(tnkit):

@@ -10,7 +10,6 @@ from .detection.algebra import own as own
 from .detection.algebra import shared as shared
 from .detection.centroids import Centroids as Centroids
 from .detection.centroids import estimate_centroids as estimate_centroids
-from .detection.detect import Step as Step
 from .detection.detect import detect as detect
 from .detection.detect import detect_all as detect_all
 from .detection.detect import detect_steps as detect_steps
@@ -18,6 +17,7 @@ from .detection.detections import Detection as Detection
 from .detection.neurons import NeuronSet as NeuronSet
 from .detection.scores import NeuronScores as NeuronScores
 from .detection.scoring import score_neurons as score_neurons
+from .detection.steps import Step as Step
 from .errors import TnkitError as TnkitError
 from .explorers.ablation import explore_ablation as explore_ablation
 from .explorers.detection import explore_detection as explore_detection

@@ -22,6 +22,10 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     flags.flag(command, "centroids_path", text, required=True)
     flags.flag(command, "top_n", "number of neurons (default 1000)", type=flags.positive, default=1000)
     flags.flag(command, "scoring_type", "distance (default cos_sim)", choices=tuple(_DISTANCES), default="cos_sim")
+    text = "raw, or centred on --origin_path: what all languages share taken away (default raw)"
+    flags.flag(command, "score", text, choices=("raw", "centred"), default="raw")
+    text = "for centred scores: centroids over all languages; --centroids_path of type1 is then of the hub alone"
+    flags.flag(command, "origin_path", text)
     text = "START:STOP without STOP itself (default: the first 20/32 of the layers for type1, the rest for type2)"
     flags.flag(command, "layers", text, type=flags.span)
     flags.flag(command, "scores", "also write every neuron's score to this .safetensors file")
@@ -38,7 +42,10 @@ def run(options: argparse.Namespace) -> None:
     suffix = ".pkl" if options.format == "reference" else ".json"
     out = flags.output(options, "out", suffix, f"{file_name(language)}-{options.TN_Type}-neurons{suffix}")
     scores = options.scores and flags.output(options, "scores", ".safetensors")
+    if (options.score == "centred") != bool(options.origin_path):
+        raise TnkitError("centred scores need both --score centred and --origin_path; give both or neither")
     centroids = Centroids.load(options.centroids_path)
+    origin = Centroids.load(options.origin_path) if options.origin_path else None
     texts = flags.sentences(options, [language])
     model = flags.model(options)
     if layers and layers.stop > model.n_layers:
@@ -54,6 +61,7 @@ def run(options: argparse.Namespace) -> None:
         kind=options.TN_Type,
         top=options.top_n,
         distance=_DISTANCES[options.scoring_type],
+        origin=origin,
         layers=layers,
         cache=options.cache,
         **flags.reading(options),

@@ -70,6 +70,45 @@ class Centroids:
             )
         return self.values[self.layers.index(layer)]
 
+    @property
+    def largest_share(self) -> Float[Tensor, "layer"]:
+        """The share of |C|² that the largest coordinate holds, by layer, float32.
+
+        Language models have a few massive coordinates (Sun et al., COLM 2024). Where one holds most of a centroid, the
+        cosine with it says little about the rest.
+
+        >>> Centroids(torch.tensor([[1.0, -3.0], [2.0, 2.0]]), (0, 1)).largest_share
+        tensor([0.9000, 0.5000])
+        """
+        squares = self.values.double().square()
+        return (squares.amax(dim=1) / squares.sum(dim=1)).float()
+
+    def cosines(self, other: "Centroids") -> Float[Tensor, "layer"]:
+        """The cosine with other centroids in each layer of these, float32.
+
+        Raises:
+            TnkitError: where the others lack a layer.
+
+        >>> en, ja = (Centroids(torch.tensor([values]), (0,)) for values in ([3.0, 4.0], [0.0, 2.0]))
+        >>> en.cosines(ja)
+        tensor([0.8000])
+        """
+        others = torch.stack([other.at(layer) for layer in self.layers])
+        return torch.nn.functional.cosine_similarity(self.values.double(), others.double(), dim=1).float()
+
+    def seen_from(self, origin: "Centroids") -> "Centroids":
+        """The differences from an origin, such as the mean over all languages, in each layer of these.
+
+        Raises:
+            TnkitError: where the origin lacks a layer.
+
+        >>> en, ja = (Centroids(torch.tensor([values]), (0,)) for values in ([3.0, 4.0], [1.0, 5.0]))
+        >>> en.seen_from(ja).values
+        tensor([[ 2., -1.]])
+        """
+        values = self.values - torch.stack([origin.at(layer) for layer in self.layers])
+        return Centroids(values, self.layers, self.provenance)
+
     def check(self, model: Model) -> "Centroids":
         """These centroids, if they were made with this model.
 
@@ -87,13 +126,14 @@ class Centroids:
         return self
 
     def to_frame(self) -> "pd.DataFrame":
-        """The centroid's norm in each layer, and its cosine with the centroid of the layer before."""
+        """By layer: the centroid's norm, its cosine with the layer before, and the share of its largest coordinate."""
         import pandas as pd
 
         steps = torch.nn.functional.cosine_similarity(self.values[1:], self.values[:-1], dim=1)
         columns = {
             "norm": self.values.norm(dim=1).numpy(),
             "cosine with the layer before": [float("nan"), *steps.tolist()],
+            "largest share": self.largest_share.numpy(),
         }
         return pd.DataFrame(columns, index=pd.Index(self.layers, name="layer"))
 

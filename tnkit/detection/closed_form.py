@@ -4,7 +4,8 @@ With r = m (cosine) or m - C (euclidean) and c = a v, every neuron's move r + c 
 
     q² = 1 + 2 β (r · v) / |r| + (β |v|)²,    β = a / |r|,
 
-so that one matrix product serves all neurons of a layer. Changes are computed as small differences, not as differences
+so that one matrix product serves all neurons of a layer. For centred scores, m and C are seen from an origin G: m - G
+takes the place of m, and C - G that of C. Changes are computed as small differences, not as differences
 of large numbers, which keeps float32 products exact to about 1e-7 of a contribution's size. Sums over sentences are in
 float64.
 
@@ -30,15 +31,19 @@ def summed_scores(
     centroid: Float[Tensor, "hidden"],
     *,
     distance: str,
-) -> Float[Tensor, "neuron"]:
-    """The sum over sentences of every neuron's score in one layer, float64.
+    folds: Float[Tensor, "fold sentence"] | None = None,
+) -> Float[Tensor, "sum neuron"]:
+    """The sum over sentences of every neuron's score in one layer, float64, and under it those over folds of them.
 
     Products run in the dtype of `mid`. Contributions are activations × vectors. In float32 one may be up to 10^18 times
     as long as the state it is added to; beyond that the sum is not finite, which `ScoreAccumulator.result` refuses.
 
+    Args:
+        folds: 1 where a sentence is in a fold. Their sums are products in the dtype of `mid`, added up in float64.
+
     >>> mid, vectors, centroid = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), torch.tensor([0.0, 1.0])
     >>> summed_scores(mid, torch.tensor([[1.0]]), vectors, centroid, distance="cosine")
-    tensor([0.7071], dtype=torch.float64)
+    tensor([[0.7071]], dtype=torch.float64)
     """
     origin = mid if distance == "cosine" else mid - centroid
     length, unit = _length_and_unit(origin)
@@ -48,6 +53,8 @@ def summed_scores(
     nonzero = (length > 0).to(mid.dtype)
     length = torch.where(length > 0, length, 1)
     total = torch.zeros(len(vectors), dtype=torch.float64, device=mid.device)
+    folds = mid.new_zeros(0, len(mid)) if folds is None else folds.to(mid)
+    parts = torch.zeros(len(folds), len(vectors), dtype=torch.float64, device=mid.device)
     at_once = _ROWS if mid.device.type == "cpu" else _ROWS_ELSEWHERE
     for start in range(0, len(mid), at_once):
         rows = slice(start, start + at_once)
@@ -62,7 +69,8 @@ def summed_scores(
         else:
             change = growth.mul_(-length[rows, None])
         total += change.sum(dim=0, dtype=torch.float64)
-    return total
+        parts += folds[:, rows] @ change
+    return torch.cat([total[None], parts])
 
 
 def _length(vectors: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows"]:
@@ -92,6 +100,7 @@ def sizes_written(
 
 def layer_totals(
     centroids: Mapping[int, Tensor],
+    origins: Mapping[int, Tensor],
     distance: str,
     layer: int,
     sites: Mapping[str, Tensor],
@@ -103,7 +112,7 @@ def layer_totals(
     if layer not in centroids:
         return None
     mid, activations, scale = sites["mid"], sites["activations"], sites["scale"]
-    return layer_total(vectors, gain, bias, mid, activations, scale, centroids[layer], distance)
+    return layer_total(vectors, gain, bias, mid, activations, scale, centroids[layer], origins[layer], None, distance)
 
 
 def layer_total(
@@ -114,14 +123,21 @@ def layer_total(
     activations: Float[Tensor, "sentence neuron"],
     scale: Float[Tensor, "sentence"],
     centroid: Float[Tensor, "hidden"],
+    origin: Float[Tensor, "hidden"],
+    folds: Float[Tensor, "fold sentence"] | None,
     distance: str,
-) -> Float[Tensor, "neuron"]:
-    """The summed scores in one layer, from what a pass keeps of the sentences and the layer's weights."""
+) -> Float[Tensor, "column"]:
+    """The summed scores in one layer, and then those of folds, from what a pass keeps and the layer's weights.
+
+    States and centroid are seen from the origin: zeros for raw scores.
+    """
     device = vectors.device
+    origin = origin.to(device)
     return summed_scores(
-        mid.to(device).float(),
+        mid.to(device).float() - origin,
         activations.to(device).float() * scale.to(device)[:, None],
         vectors.float() * gain,
-        centroid.to(device),
+        centroid.to(device) - origin,
         distance=distance,
-    )
+        folds=folds,
+    ).flatten()

@@ -4,14 +4,16 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, SupportsIndex
 
 from tnkit import storage
 from tnkit.detection.centroids import Centroids
 from tnkit.detection.neurons import NeuronSet
 from tnkit.detection.scores import NeuronScores
+from tnkit.detection.stability import Stability, stability
 from tnkit.errors import TnkitError
 from tnkit.models.tokens import ends_frame, ends_lines
+from tnkit.provenance import Sentences, sentences_of
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -27,7 +29,8 @@ class Detection:
 
     Attributes:
         language: whose neurons.
-        kind: "type1" (towards the shared centroid) or "type2" (towards the language's own).
+        kind: "type1" (towards the shared centroid; with centred scores, the hub's) or "type2" (towards the language's
+            own).
         neurons, scores, centroids: the results of each step.
     """
 
@@ -45,9 +48,43 @@ class Detection:
         """How the sentences of each language end, as `Activations.ends` says, indexed by language."""
         return ends_frame(self._sentences())
 
-    def _sentences(self) -> list[dict[str, Any]]:
-        own = self.scores.provenance.get("sentences", {})
-        return [*self.centroids.provenance.get("sentences", []), {"language": self.language, **own}]
+    def _sentences(self) -> list[Sentences]:
+        """Those of the centroid, then those that were scored."""
+        own: list[Sentences] = [{"language": self.language, **one} for one in sentences_of(self.scores.provenance)]
+        return [*sentences_of(self.centroids.provenance), *own]
+
+    def target(self) -> "pd.DataFrame":
+        """What the target of the scores is like in each layer, seen from their origin.
+
+        Returns:
+            A frame indexed by layer: `largest share` of the squared length in one coordinate, and the target's `cosine
+            with the rival`: of Type-1 the language's own centroid, of Type-2 the shared one (of centred scores, the
+            hub's). NaN where a rival was not captured, or an older tnkit wrote the file. Where either is near 1, scores
+            hardly tell the target from others.
+        """
+        import pandas as pd
+
+        known, layers = self.scores.provenance.get("target", {}), self.scores.layers
+        columns = {"largest share": "largest_share", "cosine with the rival": "cosines"}
+        values = {name: known.get(key, [float("nan")] * len(layers)) for name, key in columns.items()}
+        return pd.DataFrame(values, index=pd.Index(layers, name="layer"))
+
+    def stability(self, n: SupportsIndex | None = None) -> Stability:
+        """How many neurons the sets from two halves of the sentences share, beside chance.
+
+        Args:
+            n: neurons in a set (default: as many as the detection has).
+
+        Raises:
+            TnkitError: for the scores of a remote model, of an older tnkit's file or of one sentence.
+
+        >>> from tnkit.detection.detect import detect
+        >>> from tnkit.testing import tiny_corpus, tiny_model
+        >>> found = detect(tiny_model(), tiny_corpus(), language="it", top=10, progress=False).stability()
+        >>> found.n, found.candidates, bool(found.mean > found.chance[0])
+        (10, 96, True)
+        """
+        return stability(self.scores, len(self.neurons) if n is None else n)
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw the score distribution with the chosen tail."""
@@ -63,7 +100,8 @@ class Detection:
         figure, axes = plots.panels(len(shown), width=5.2, height=3.4, title=title)
         for ax, detection in zip(axes, shown, strict=True):
             scores, kind = detection.scores, detection.kind
-            target = "the shared centroid" if kind == "type1" else "the own centroid"
+            shared = "the shared centroid" if scores.score == "raw" else "the hub's centroid"
+            target = (shared if kind == "type1" else "the own centroid") + (" (centred)" * (scores.score == "centred"))
             plots.score_distribution(
                 scores.values.numpy(),
                 distance=scores.distance,
@@ -119,7 +157,7 @@ class Detection:
     def _check_files(self, folder: Path) -> None:
         """Refuse results of different detections, whatever wrote them."""
         chosen, scored, target = self.neurons.provenance, self.scores.provenance, self.centroids.provenance
-        for name in ("model", "sentences", "position", "centroid"):
+        for name in ("model", "sentences", "position", "centroid", "origin"):
             if chosen.get(name) != scored.get(name):
                 raise _mixed(folder, _SCORES, f"its {name}")
         if chosen.get("distance", self.scores.distance) != self.scores.distance:
@@ -136,7 +174,13 @@ class Detection:
             raise _mixed(folder, _CENTROIDS, "its sentences")
 
     def _repr_html_(self) -> str:
-        rows = {"language": self.language, "kind": self.kind, "distance": self.scores.distance}
+        scores = self.scores
+        rows = {"language": self.language, "kind": self.kind, "distance": scores.distance, "score": scores.score}
+        for name, values in self.target().items():
+            if values.notna().any():
+                rows[str(name)] = f"{values.min():.3f} to {values.max():.3f}"
+        if scores.folds is not None and int(scores.folds.flatten(1).any(dim=1).sum()) > 1:
+            rows["halves of the sentences share"] = self.stability()
         rows |= {f"last tokens, {name}": text for name, text in ends_lines(self._sentences()).items()}
         return storage.html_card("Transfer neurons", rows) + self.neurons._repr_html_()
 

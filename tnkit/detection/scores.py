@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DISTANCES = ("cosine", "euclidean")
+SCORES = ("raw", "centred")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,16 +33,25 @@ class NeuronScores:
         values: (layer, neuron), float64; positive is nearer; NaN in layers that were not scored. Cosines for "cosine",
             units of the residual stream for "euclidean".
         distance: "cosine" or "euclidean".
-        provenance: model, sentences, centroid, versions.
+        provenance: model, sentences, centroid, origin (of centred scores), versions.
+        folds: (fold, scored layer, neuron), float32: sums over eight folds of the sentences, for `Detection.stability`;
+            None where they were not kept.
     """
 
     values: Float[Tensor, "layer neuron"]
     distance: str
     provenance: dict[str, Any] = field(default_factory=dict)
+    folds: Float[Tensor, "fold scored neuron"] | None = None
 
     def __repr__(self) -> str:
         language = self.provenance.get("sentences", {}).get("language", "unnamed")
-        return f"NeuronScores({language}, {self.distance}, layers {self.layers[0]} to {self.layers[-1]})"
+        kind = f"{self.score} {self.distance}" if self.score == "centred" else self.distance
+        return f"NeuronScores({language}, {kind}, layers {self.layers[0]} to {self.layers[-1]})"
+
+    @property
+    def score(self) -> str:
+        """ "raw", or "centred" where states and centroid were seen from an origin."""
+        return "centred" if "origin" in self.provenance else "raw"
 
     @property
     def layers(self) -> list[int]:
@@ -103,7 +113,8 @@ class NeuronScores:
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file."""
         description = {"distance": self.distance, "provenance": self.provenance}
-        return storage.save_tensors(path, "scores", {"values": self.values}, description)
+        tensors = {"values": self.values} | ({} if self.folds is None else {"folds": self.folds})
+        return storage.save_tensors(path, "scores", tensors, description)
 
     @classmethod
     def load(cls, path: str | Path) -> "NeuronScores":
@@ -113,7 +124,7 @@ class NeuronScores:
             TnkitError: for a missing, damaged or foreign file.
         """
         tensors, description = storage.load_tensors(path, "scores")
-        distance = description.get("distance")
+        distance, folds = description.get("distance"), tensors.pop("folds", None)
         if set(tensors) != {"values"} or distance not in DISTANCES or tensors["values"].ndim != 2:
             raise TnkitError(f"{path} lacks the values or the distance of scores; score again")
         values = tensors["values"]
@@ -121,7 +132,9 @@ class NeuronScores:
         storage.finite(path, "values", values[scored], (None, None))
         if not bool(scored.any()):
             raise TnkitError(f"{path} holds no scored layer; score again")
-        return cls(values, distance, stated(path, description))
+        if folds is not None:
+            storage.finite(path, "folds", folds, (None, int(scored.sum()), values.shape[1]))
+        return cls(values, distance, stated(path, description), folds)
 
     def _extreme(self, end: str, n: SupportsIndex, layers: Iterable[SupportsIndex] | None) -> NeuronSet:
         """The n neurons at one end of the scores."""
@@ -133,8 +146,14 @@ class NeuronScores:
 
     def _provenance(self, layers: Sequence[int], **selection: Any) -> dict[str, Any]:
         """Of neurons chosen from these scores."""
-        return {**self.provenance, "distance": self.distance, "selection": {**selection, "layers": span(layers)}}
+        selection = {"score": self.score, **selection, "layers": span(layers)}
+        return {**self.provenance, "distance": self.distance, "selection": selection}
 
     def _repr_html_(self) -> str:
-        rows = {"distance": self.distance, "layers": span(self.layers), "neurons a layer": self.values.shape[1]}
+        rows = {
+            "distance": self.distance,
+            "score": self.score,
+            "layers": span(self.layers),
+            "neurons a layer": self.values.shape[1],
+        }
         return storage.html_card("Neuron scores", rows | {"highest": float(self.values.nan_to_num(-torch.inf).max())})

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import chain
 from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from tnkit import storage
 from tnkit.captures.activations import Activations
@@ -25,6 +27,8 @@ from tnkit.errors import TnkitError, one_of
 from tnkit.models.model import Model, check_layers
 from tnkit.provenance import check_alike, check_fits, check_made_with
 
+_FOLDS = 8  # of the sentences, for halves; every eighth sentence is in the same fold
+
 
 class ScoreAccumulator(RunningSum):
     """The running sum of scores against one centroid.
@@ -32,11 +36,12 @@ class ScoreAccumulator(RunningSum):
     Args:
         model: the model that the batches come from.
         centroids: from `estimate_centroids`.
-        distance: "cosine" or "euclidean".
+        origin, distance: as in `score_neurons`.
         layers: the layers to score (default: all that the centroids have).
 
     Raises:
-        TnkitError: for an unknown distance, or centroids of another model.
+        TnkitError: for an unknown distance, centroids of another model, an origin that the euclidean distance does not
+            depend on, or one that is the centroid itself.
 
     >>> from tnkit.testing import tiny_model, SENTENCES
     >>> import tnkit as tn
@@ -56,18 +61,34 @@ class ScoreAccumulator(RunningSum):
         model: Model,
         centroids: Centroids,
         *,
+        origin: Centroids | None = None,
         distance: str = "cosine",
         layers: Iterable[SupportsIndex] | None = None,
     ) -> None:
         one_of("distance", distance, DISTANCES)
         self.model, self.centroids, self.distance = model, centroids.check(model), distance
+        self.origin = None if origin is None else _seen_from(origin.check(model), centroids, distance)
         super().__init__(check_layers(model, centroids.layers if layers is None else layers))
-        for layer in self.layers:
-            centroids.at(layer)
+        self.folds = _FOLDS if model.request_bytes is None else 0  # nine times as much would travel
+        self._views = {layer: (centroids.at(layer), self._origin_at(layer)) for layer in self.layers}
+
+    def _origin_at(self, layer: int) -> Float[Tensor, "hidden"]:
+        """The origin after a layer: zeros for raw scores."""
+        target = self.centroids.at(layer)
+        if self.origin is None:
+            return torch.zeros_like(target)
+        origin = self.origin.at(layer)
+        if (target - origin).norm() <= 1e-6 * origin.norm():
+            raise TnkitError(
+                f"the centroid of layer {layer} is the origin itself, which no neuron can move towards; give the mean "
+                "over more languages as the origin"
+            )
+        return origin
 
     def totals(self, batch: Activations) -> Float[Tensor, "layer neuron"]:
         kept = batch.require("mid", "activations", "scale").tensors()
-        total = torch.zeros(len(self.layers), self.model.n_neurons, dtype=torch.float64)
+        total = torch.zeros(len(self.layers), self.columns(self.model), dtype=torch.float64)
+        folds = None if self.folds == 0 else one_hot(batch.index % self.folds, self.folds).T.float()
         sentence = 4 * (self.model.n_neurons + self.model.hidden_size + 1) * len(self.layers)
         limit = self.model.request_bytes
         at_once = max(1, len(batch) if limit is None else limit // sentence)
@@ -75,34 +96,34 @@ class ScoreAccumulator(RunningSum):
             rows, parcel = slice(start, start + at_once), {}
             for layer in self.layers:
                 place = batch.layers.index(layer)
-                states = [
-                    *(kept[name][place][rows] for name in ("mid", "activations", "scale")),
-                    self.centroids.at(layer),
-                ]
-                parcel[layer] = (*states, self.distance)
+                states = [kept[name][place][rows] for name in ("mid", "activations", "scale")]
+                parcel[layer] = (*states, *self._views[layer], folds, self.distance)
             summed = self.model.ask_weights(layer_total, parcel)
             total += torch.stack([summed[layer].cpu() for layer in self.layers])
         return total
 
     def reduction(self) -> Callable[..., Tensor | None]:
-        return partial(layer_totals, {layer: self.centroids.at(layer).clone() for layer in self.layers}, self.distance)
+        targets, origins = ({layer: views[side].clone() for layer, views in self._views.items()} for side in (0, 1))
+        return partial(layer_totals, targets, origins, self.distance)
 
     def check(self, layers: tuple[int, ...], provenance: dict[str, Any]) -> None:
         if provenance is not self.provenance:  # batches of one pass share theirs
             check_made_with(self.model, provenance, "these captured states", states=True)
             check_alike([self.provenance, provenance])
-            check_fits(provenance, self.centroids.provenance)
+            for centroids in (self.centroids, self.origin):
+                check_fits(provenance, centroids.provenance if centroids else {})
         missing = [layer for layer in self.layers if layer not in layers]
         if missing:
             raise TnkitError(f"layers {missing} were not captured; capture them or score layers={layers}")
 
     def columns(self, model: Model) -> int:
-        return model.n_neurons
+        return (1 + self.folds) * model.n_neurons
 
     @property
     def identity(self) -> list[Any]:
-        values = storage.text_hash(str(row) for row in self.centroids.values.tolist())
-        return [self.distance, self.layers, self.centroids.layers, values]
+        used = [self.centroids] if self.origin is None else [self.centroids, self.origin]
+        values = ((points.layers, storage.text_hash(map(str, points.values.tolist()))) for points in used)
+        return [self.distance, self.layers, self.folds, *chain.from_iterable(values)]
 
     def result(self) -> NeuronScores:
         """The scores of the sentences that were added.
@@ -112,7 +133,8 @@ class ScoreAccumulator(RunningSum):
         """
         if not self.count:
             raise TnkitError("there are no sentences to score")
-        means = self.total / self.count
+        sums = self.total.unflatten(1, (-1, self.model.n_neurons))  # (layer, all sentences or fold, neuron)
+        means = sums[:, 0] / self.count
         for layer, row in zip(self.layers, means, strict=True):
             if not bool(row.isfinite().all()):
                 raise TnkitError(
@@ -120,8 +142,29 @@ class ScoreAccumulator(RunningSum):
                 )
         values = torch.full((self.model.n_layers, self.model.n_neurons), torch.nan, dtype=torch.float64)
         values[list(self.layers)] = means
-        target = self.centroids.provenance.get("sentences", self.centroids.provenance)
-        return NeuronScores(values, self.distance, {**self.provenance, "centroid": target})
+        used = {"centroid": self.centroids} | ({} if self.origin is None else {"origin": self.origin})
+        points = {name: points.provenance.get("sentences", points.provenance) for name, points in used.items()}
+        folds = sums[:, 1:].float().transpose(0, 1).contiguous() if self.folds else None
+        return NeuronScores(values, self.distance, {**self.provenance, **points}, folds)
+
+
+def check_origin(distance: str) -> None:
+    """Refuse to centre distances, which would be the raw ones.
+
+    >>> check_origin("cosine")
+    """
+    if distance != "cosine":
+        raise TnkitError(
+            f"{distance} distances are the same from every origin, so a centred score would be the raw one; leave the "
+            "origin (or score='centred') out, or use distance='cosine'"
+        )
+
+
+def _seen_from(origin: Centroids, centroids: Centroids, distance: str) -> Centroids:
+    """The origin of centred scores, if it was captured as the centroids were."""
+    check_origin(distance)
+    check_alike([centroids.provenance, origin.provenance])
+    return origin
 
 
 def score_neurons(
@@ -129,6 +172,7 @@ def score_neurons(
     activations: Activations,
     centroids: Centroids,
     *,
+    origin: Centroids | None = None,
     distance: str = "cosine",
     layers: Iterable[SupportsIndex] | None = None,
 ) -> NeuronScores:
@@ -137,10 +181,16 @@ def score_neurons(
     cosine: mean over sentences of cos(m + c, C) - cos(m, C); euclidean: of |m - C| - |m + c - C|, where m is `mid`, c a
     neuron's contribution and C the centroid of the layer. The cosine with a zero vector counts as 0.
 
+    The centroids of all languages are nearly parallel, so raw cosines hardly tell one target from another. An origin G,
+    mostly the mean over the centroids of all languages, takes away what they share. The centred score, which is not
+    published, is the mean over sentences of cos(m - G + c, C - G) - cos(m - G, C - G).
+
     Args:
         model: the model that was captured.
         activations: from `capture`, with `mid` and `activations`.
         centroids: the target, from `estimate_centroids`.
+        origin: G, from `estimate_centroids`, for centred scores; None gives the raw, published ones. Euclidean
+            distances are the same from every origin.
         distance: "cosine" or "euclidean".
         layers: the layers to score (default: all that centroids and capture share).
 
@@ -148,10 +198,11 @@ def score_neurons(
         `NeuronScores`, (layer, neuron), float64; positive is nearer.
 
     Raises:
-        TnkitError: for an unknown distance, centroids or a capture of another model (or of this one before its weights
-            or dtype changed), a capture that lacks what is needed, or one made under other ablations, at another
-            position, with another template or attention implementation than the centroids. Where both were made under
-            one ablation, the scores' provenance says so.
+        TnkitError: for an unknown distance, an origin with the euclidean one or equal to the centroid in some layer,
+            centroids or a capture of another model (or of this one before its weights or dtype changed), a capture that
+            lacks what is needed, or one made under other ablations, at another position, with another template or
+            attention implementation than the centroids. Where both were made under one ablation, the scores' provenance
+            says so.
 
     >>> from tnkit.testing import tiny_model, SENTENCES
     >>> import tnkit as tn
@@ -160,7 +211,8 @@ def score_neurons(
     torch.Size([4, 48])
     """
     shared = [layer for layer in centroids.layers if layer in activations.layers]
-    running = ScoreAccumulator(model, centroids, distance=distance, layers=shared if layers is None else layers)
+    layers = shared if layers is None else layers
+    running = ScoreAccumulator(model, centroids, origin=origin, distance=distance, layers=layers)
     running.add(activations)
     return running.result()
 

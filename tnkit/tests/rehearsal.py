@@ -73,17 +73,22 @@ def compare(folder, remote=SERVER):
     found["equal displacement"] = float(controls[0].pairs != controls[1].pairs)
     targets = [tn.estimate_centroids([kept]) for kept in (ours, theirs)]
     differ("centroids", *(target.values for target in targets))
+    origins = [tn.Centroids(target.values.roll(1, 0), target.layers, target.provenance) for target in targets]
+    seen = zip((here, there), (ours, theirs), targets, strict=True)
+    centred = (tn.score_neurons(*one, origin=origin).values for one, origin in zip(seen, origins, strict=True))
+    differ("scores: centred", *centred)
     for distance, parcel in (("cosine", RemoteModel.request_bytes), ("euclidean", 1300)):  # in one request, in several
         both = zip((here, there), (ours, theirs), targets, strict=True)
         with mock.patch.object(RemoteModel, "request_bytes", parcel):
             differ(f"scores: {distance}", *(tn.score_neurons(*one, distance=distance).values for one in both))
-    for position in ("last", "mean"):
-        options = {"top": 20, "position": position, **QUIET}
+    for position, score in (("last", "raw"), ("mean", "raw"), ("last", "centred")):
+        options = {"top": 20, "position": position, "score": score, **QUIET}
         both = [tn.detect_all(model, CORPUS, hub="en", languages=["ja"], **options) for model in (here, there)]
         for kind in ("type1", "type2"):
             ours, theirs = (found["ja", kind] for found in both)
-            differ(f"{kind}, {position}: centroids", ours.centroids.values, theirs.centroids.values)
-            differ(f"{kind}, {position}: scores", ours.scores.values.nan_to_num(), theirs.scores.values.nan_to_num())
+            label = f"{kind}, {position}" if score == "raw" else f"{kind}, {score}"
+            differ(f"{label}: centroids", ours.centroids.values, theirs.centroids.values)
+            differ(f"{label}: scores", ours.scores.values.nan_to_num(), theirs.scores.values.nan_to_num())
 
     found |= compare_ablations(here, there, captured)
     return found

@@ -93,7 +93,7 @@ def test_half_precision_scores_are_summed_in_full(name, dtype):
         written = captured.activations[layer].double() * captured.scale[layer].double()[:, None]
         vectors = there.value_vectors(layer).cpu().double() * there.output_gain(layer).cpu().double()
         mid, centroid = captured.mid[layer].double(), target.at(layer).double()
-        expected = summed_scores(mid, written, vectors, centroid, distance="cosine") / len(SENTENCES)
+        expected = summed_scores(mid, written, vectors, centroid, distance="cosine")[0] / len(SENTENCES)
         torch.testing.assert_close(found.values[layer], expected, rtol=0, atol=1e-6)
 
 

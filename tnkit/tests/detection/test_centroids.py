@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import cosine
 
 import tnkit as tn
 from tnkit.detection.centroids import CentroidAccumulator
@@ -85,3 +86,18 @@ def test_languages_are_remembered():
     parts = [captured(corpus["train"][language][:2]) for language in ("en", "ja")]
     assert tn.estimate_centroids(parts).languages == ["en", "ja"]
     assert "en" in tn.estimate_centroids(parts)._repr_html_()
+
+
+def test_shares_and_cosines_are_those_of_numpy_and_scipy():
+    values = torch.randn(3, 7, generator=torch.Generator().manual_seed(1))
+    others = torch.randn(3, 7, generator=torch.Generator().manual_seed(2))
+    one, other = tn.Centroids(values, (1, 2, 5)), tn.Centroids(others.flip(0), (5, 2, 1))
+    squares = values.double().numpy() ** 2
+    np.testing.assert_allclose(one.largest_share, squares.max(axis=1) / squares.sum(axis=1), rtol=1e-5)
+    expected = [1 - cosine(*rows) for rows in zip(values.double().numpy(), others.double().numpy(), strict=True)]
+    np.testing.assert_allclose(one.cosines(other), expected, rtol=1e-5)
+    assert torch.equal(one.seen_from(other).values, values - others)
+    huge = tn.Centroids(values * 1e30, (1, 2, 5))
+    np.testing.assert_allclose(huge.largest_share, one.largest_share, rtol=1e-5)
+    with pytest.raises(tn.TnkitError, match="not 5; estimate it"):
+        one.cosines(tn.Centroids(values[:2], (1, 2)))

@@ -1,5 +1,6 @@
 """Detection in one call equals its steps, streamed or stored, and refuses early."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 import tnkit as tn
 from tnkit.detection.centroids import centroid
 from tnkit.detection.detect import detect_towards
-from tnkit.testing import tiny_corpus, tiny_model
+from tnkit.testing import byte_tokenizer, tiny_corpus, tiny_model, tiny_module
 from tnkit.text.corpus import Sentences
 
 CORPUS = tn.load_corpus("everyday", ["en", "ja", "it"])
@@ -38,6 +39,108 @@ def test_streaming_equals_storing(distance, hub):
     for key, one in stored.items():
         assert torch.allclose(one.centroids.values, streamed[key].centroids.values, atol=1e-6)
         assert torch.allclose(one.scores.values, streamed[key].scores.values, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("hub", ["en", ["en", "it"]])
+@pytest.mark.parametrize("languages", [["ja"], ["ja", "it"]])
+def test_a_centred_detection_equals_its_steps(hub, languages):
+    model = tiny_model("gemma3")
+    captured = {name: tn.capture(model, TEXTS[name], **QUIET) for name in TEXTS}
+    origin = tn.estimate_centroids([*captured.values()])
+    shared = tn.estimate_centroids([captured[name] for name in ([hub] if hub == "en" else hub)])
+    steps = list(tn.detect_steps(model, TEXTS, languages, hub=hub, top=9, score="centred", batch_tokens=300))
+    assert steps[-1].done == steps[-1].total == 12 * (3 + len(languages))
+    found = {(result.language, result.kind): result for step in steps for result in step.found}
+    assert len(found) == 2 * len(languages)
+    for (name, kind), detection in found.items():
+        target = shared if kind == "type1" else tn.estimate_centroids([captured[name]])
+        layers = model.early_layers if kind == "type1" else model.late_layers
+        scores = tn.score_neurons(model, captured[name], target, origin=origin, layers=layers)
+        assert torch.allclose(detection.scores.values, scores.values, atol=1e-6, equal_nan=True)
+        assert len(set(detection.neurons) & set(scores.top(9))) >= 8  # rounding may swap the last two
+        assert detection.scores.provenance["origin"] == origin.provenance["sentences"]
+        known = {"language": name, "kind": kind, "top": 9} | QUIET
+        again = detect_towards(model, TEXTS[name], target, origin=origin, **known)
+        assert torch.allclose(detection.scores.values, again.scores.values, atol=1e-6, equal_nan=True)
+    assert tn.detect(model, TEXTS, language="ja", top=9, **QUIET).neurons != found["ja", "type1"].neurons
+
+
+def test_with_two_languages_the_centred_targets_are_opposite():
+    texts, model = {name: TEXTS[name] for name in ("en", "ja")}, tiny_model("llama")
+    how = {"language": "ja", "score": "centred", "top": 9, "layers": range(4)} | QUIET
+    towards, away = (tn.detect(model, texts, kind=kind, **how).scores.values for kind in ("type1", "type2"))
+    assert torch.allclose(towards, -away, atol=1e-6) and towards.abs().max() > 1e-3
+
+
+@pytest.fixture
+def massive(monkeypatch):
+    """A model whose residual stream has one massive coordinate in every token, as if never warned about."""
+    monkeypatch.setattr("tnkit.detection.targets._TOLD", set())
+    module = copy.deepcopy(tiny_module("llama"))
+    module.model.embed_tokens.weight.data[:, 3] = 50
+    return tn.load_model(module, tokenizer=byte_tokenizer())
+
+
+def test_a_target_that_scores_hardly_depend_on_is_warned_about_once(massive, caplog):
+    for _ in range(2):
+        raw = tn.detect_all(massive, TEXTS, top=3, **QUIET)
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "ja, type1, has a cosine of up to" in message and "squared length in one coordinate" in message
+    own, shared = raw["ja", "type2"].centroids, raw["ja", "type1"].centroids
+    for found, target, rival in ((raw["ja", "type1"], shared, own), (raw["ja", "type2"], own, shared)):
+        frame, layers = found.target(), found.scores.layers
+        assert list(frame.index) == layers
+        expected = torch.nn.functional.cosine_similarity(target.values.double(), rival.values.double())[layers]
+        assert torch.allclose(torch.tensor(frame["cosine with the rival"].values), expected, atol=1e-4)
+        squares = target.values.double().square()[layers]
+        expected = squares.amax(dim=1) / squares.sum(dim=1)
+        assert torch.allclose(torch.tensor(frame["largest share"].values), expected, atol=1e-4)
+    assert "cosine with the rival" in raw["ja", "type1"]._repr_html_()
+
+
+def test_a_centred_target_is_described_from_its_origin(massive, caplog):
+    found = tn.detect_all(massive, TEXTS, top=3, score="centred", **QUIET)
+    assert caplog.records == []
+    assert all(detection.target()["largest share"].max() < 0.5 for detection in found.values())
+    captured = {name: tn.capture(massive, TEXTS[name], **QUIET).post.double().mean(dim=1) for name in TEXTS}
+    origin = torch.stack([*captured.values()]).mean(dim=0)
+    expected = torch.nn.functional.cosine_similarity(captured["en"] - origin, captured["ja"] - origin)
+    for kind in ("type1", "type2"):
+        frame = found["ja", kind].target()
+        cosines = torch.tensor(frame["cosine with the rival"].values)
+        assert torch.allclose(cosines, expected[list(frame.index)], atol=1e-3)
+
+
+def test_a_rival_that_was_not_captured_is_unknown():
+    found = tn.detect(tiny_model(), TEXTS, language="ja", kind="type2", top=3, **QUIET)
+    assert found.target()["cosine with the rival"].isna().all() and found.target()["largest share"].notna().all()
+    hub = tn.detect_all(tiny_model(), TEXTS, ["en"], ["type2"], top=3, **QUIET)
+    assert hub["en", "type2"].target()["cosine with the rival"].isna().all()
+
+
+def test_centred_scores_are_shown_saved_and_told_apart(tmp_path):
+    model = tiny_model()
+    found = tn.detect(model, TEXTS, language="ja", top=3, score="centred", **QUIET)
+    again = tn.Detection.load(found.save(tmp_path))
+    assert again.scores.score == "centred" and again.scores.provenance == found.scores.provenance
+    assert "centred" in again._repr_html_() and "centred" in repr(again.scores)
+    assert "towards the hub's centroid (centred)" in tn.Detection.plot_all([again]).axes[0].get_title(loc="left")
+    raw = tn.detect(model, TEXTS, language="ja", top=3, **QUIET)
+    assert "raw" in raw._repr_html_()
+    (tmp_path / "scores.safetensors").unlink()
+    raw.scores.save(tmp_path / "scores.safetensors")
+    with pytest.raises(tn.TnkitError, match="belongs to another detection"):
+        tn.Detection.load(tmp_path)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_all_languages_of_the_hub_may_be_in_question(streaming):
+    model, hub = tiny_model("llama"), ["en", "it"]
+    found = tn.detect_all(model, TEXTS, ["it", "en"], ["type1"], hub=hub, top=9, streaming=streaming, **QUIET)
+    shared = tn.estimate_centroids([tn.capture(model, TEXTS[name], **QUIET) for name in hub])
+    for name in hub:
+        scores = tn.score_neurons(model, tn.capture(model, TEXTS[name], **QUIET), shared, layers=model.early_layers)
+        assert torch.allclose(found[name, "type1"].scores.values, scores.values, atol=1e-6, equal_nan=True)
 
 
 def test_known_centroids_in_flat_memory_give_the_same():
@@ -81,7 +184,7 @@ def test_a_corpus_gives_its_split_and_its_names():
     found = tn.detect(tiny_model(), short, language="ja", kind="type2", top=3, split="test", **QUIET)
     about = found.neurons.provenance
     assert about["sentences"]["split"] == "test"
-    assert about["selection"] == {"kind": "type2", "language": "ja", "top": 3, "layers": "2 to 3"}
+    assert about["selection"] == {"kind": "type2", "language": "ja", "score": "raw", "top": 3, "layers": "2 to 3"}
     assert about["centroid"][0]["language"] == "ja"
 
 
@@ -174,6 +277,11 @@ def test_a_loaded_detection_has_the_provenance_of_the_saved_one(tmp_path):
         ({"language": "ja", "kind": "type3"}, "kind='type3' must be one of type1, type2"),
         ({"language": "en"}, "Type-1 neurons of en need another hub"),
         ({"language": "ja", "hub": "de"}, "no sentences in de"),
+        ({"language": "ja", "distance": "manhattan"}, "distance='manhattan' must be one of"),
+        ({"language": "ja", "score": "centered"}, "score='centered' must be one of raw, centred"),
+        ({"language": "ja", "score": "centred", "distance": "euclidean"}, "the same from every origin"),
+        ({"language": "ja", "score": "centred", "streaming": False}, "leave streaming out"),
+        ({"language": "ja", "score": "centred", "hub": ["en", "ja", "it"]}, "needs a corpus with more languages than"),
         ({"language": "ja", "top": 97}, "top 97 was asked for; 2 layers of 48 neurons hold 96"),
         ({"language": "ja", "layers": range(3, 5)}, "layer 4 is not in"),
     ],
@@ -228,7 +336,7 @@ def test_a_cached_detection_runs_nothing_twice_and_gives_the_same(streaming, tmp
     for key, one in fresh.items():
         assert torch.equal(one.scores.values.nan_to_num(9), again[key].scores.values.nan_to_num(9))
         assert one.neurons == again[key].neurons and one.scores.provenance == again[key].scores.provenance
-    for changed in ({"distance": "euclidean"}, {"hub": ["en", "it"]}) if streaming else ():
+    for changed in ({"distance": "euclidean"}, {"hub": ["en", "it"]}, {"score": "centred"}) if streaming else ():
         with pytest.raises(pytest.fail.Exception, match="a pass was run"):
             tn.detect_all(model, TEXTS, ["ja"], cache=True, **options | changed, **QUIET)
 

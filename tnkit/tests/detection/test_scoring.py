@@ -8,12 +8,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import tnkit as tn
-from tnkit.detection.closed_form import summed_scores
+from tnkit.detection.closed_form import layer_total, summed_scores
 from tnkit.detection.scores import DISTANCES
 from tnkit.detection.scoring import ScoreAccumulator, contribution_norms
 from tnkit.testing import SENTENCES, byte_tokenizer, tiny_model, tiny_module
+from tnkit.tests import oracle
 from tnkit.tests.oracle import assert_near
 
+TEXTS = SENTENCES[:3], SENTENCES[2:]
 every_distance = pytest.mark.parametrize("distance", DISTANCES)
 
 
@@ -51,7 +53,7 @@ def problems(draw):
 @settings(max_examples=300, deadline=None)
 @given(problem=problems())
 def test_the_closed_form_is_the_definition(distance, problem):
-    found = summed_scores(*problem, distance=distance)
+    found = summed_scores(*problem, distance=distance)[0]
     expected = written_out(*problem, distance)
     mid, activations, vectors, centroid = problem
     moves = (activations.abs() * vectors.norm(dim=-1)).sum(dim=0)
@@ -65,7 +67,7 @@ def test_the_closed_form_is_the_definition(distance, problem):
 def test_float32_errors_are_a_hundred_thousandth_of_the_contribution(distance, problem):
     """Measured against the size of the contribution, not of the much larger states that it is added to."""
     mid, activations, vectors, centroid = (part.float() for part in problem)
-    found = summed_scores(mid, activations, vectors, centroid, distance=distance)
+    found = summed_scores(mid, activations, vectors, centroid, distance=distance)[0]
     expected = written_out(*(part.double() for part in (mid, activations, vectors, centroid)), distance)
     moves = activations.abs().double() * vectors.double().norm(dim=-1)
     origin = (mid if distance == "cosine" else mid - centroid).double().norm(dim=-1)
@@ -82,6 +84,30 @@ def test_float32_errors_are_a_hundred_thousandth_of_the_contribution(distance, p
     assert ((found - expected).abs() <= allowed + 1e-14).all()  # the definition itself is exact to about 1e-16
 
 
+@st.composite
+def massive_problems(draw):
+    """Float32 states that share a coordinate of 5,000 beside others of 30, the mean of half of them and of all."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    sentences, neurons, hidden = draw(st.integers(4, 8)), draw(st.integers(5, 9)), draw(st.integers(8, 40))
+    mid = 30 * torch.randn(sentences, hidden, generator=generator)
+    mid[:, 1] = 5000 + 50 * torch.randn(sentences, generator=generator)
+    origin, target = mid.mean(dim=0), mid[: sentences // 2].mean(dim=0)
+    activations = torch.randn(sentences, neurons, generator=generator)
+    return mid, activations, 5 * torch.randn(neurons, hidden, generator=generator), target, origin
+
+
+@settings(max_examples=200, deadline=None)
+@given(problem=massive_problems())
+def test_centred_scores_are_exact_beside_a_massive_coordinate(problem):
+    mid, activations, vectors, target, origin = problem
+    ones, none = torch.ones(vectors.shape[1]), torch.zeros(vectors.shape[1])
+    found = layer_total(vectors, ones, none, mid, activations, torch.ones(len(mid)), target, origin, None, "cosine")
+    mid, activations, vectors, target, origin = (part.double() for part in problem)
+    expected = written_out(mid - origin, activations, vectors, target - origin, "cosine")
+    assert ((found - expected).abs() <= 1e-5 * len(mid)).all()
+    assert expected.abs().max() > 1e-3
+
+
 @every_distance
 def test_special_cases_have_the_documented_values(distance):
     mid, vectors, centroid = (
@@ -89,15 +115,15 @@ def test_special_cases_have_the_documented_values(distance):
         torch.tensor([[1.0, 0.0], [0.0, 0.0]]),
         torch.tensor([6.0, 8.0]),
     )
-    zero = summed_scores(mid, torch.zeros(1, 2), vectors, centroid, distance=distance)
+    zero = summed_scores(mid, torch.zeros(1, 2), vectors, centroid, distance=distance)[0]
     assert zero.tolist() == [0, 0]
-    still = summed_scores(mid, torch.ones(1, 2), vectors, centroid, distance=distance)
+    still = summed_scores(mid, torch.ones(1, 2), vectors, centroid, distance=distance)[0]
     assert still[1] == 0
-    cancelled = summed_scores(mid, torch.tensor([[-1.0]]), mid, centroid, distance=distance)
+    cancelled = summed_scores(mid, torch.tensor([[-1.0]]), mid, centroid, distance=distance)[0]
     assert cancelled.item() == pytest.approx(-1 if distance == "cosine" else -5, abs=1e-3)
-    arrived = summed_scores(mid, torch.tensor([[1.0]]), mid, centroid, distance=distance)
+    arrived = summed_scores(mid, torch.tensor([[1.0]]), mid, centroid, distance=distance)[0]
     assert arrived.item() == pytest.approx(0 if distance == "cosine" else 5, abs=1e-3)
-    at_zero = summed_scores(torch.zeros(1, 2), torch.tensor([[2.0]]), mid, centroid, distance=distance)
+    at_zero = summed_scores(torch.zeros(1, 2), torch.tensor([[2.0]]), mid, centroid, distance=distance)[0]
     assert at_zero.item() == pytest.approx(1 if distance == "cosine" else 10, abs=1e-3)
 
 
@@ -130,6 +156,47 @@ def test_a_planted_neuron_comes_out_first(distance):
     scores = tn.score_neurons(model, captured, target, distance=distance)
     assert scores.top(1).pairs == ((1, 7),)
     assert before.top(1).pairs != ((1, 7),)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "cohere"])
+def test_centred_scores_equal_the_oracle(name):
+    """States and target are shifted by hand, in float64, at plain hooks; adding batch after batch gives the same."""
+    model = tiny_model(name)
+    captured = tn.capture(model, SENTENCES, progress=False)
+    target, origin = (tn.estimate_centroids([tn.capture(model, text, progress=False)]) for text in (TEXTS[0], TEXTS[1]))
+    expected = torch.zeros(model.n_layers, model.n_neurons, dtype=torch.float64)
+    for sentence in SENTENCES:
+        ids = torch.tensor([model.tokenizer(sentence)["input_ids"]])
+        mids, added = oracle.contributions(tiny_module(name), model.blocks_path, model.sites, ids)
+        mids = [mid - shift for mid, shift in zip(mids, origin.values.double(), strict=True)]
+        expected += oracle.scores(mids, added, target.values.double() - origin.values.double(), "cosine")
+    scores = tn.score_neurons(model, captured, target, origin=origin)
+    assert_near(scores.values, expected / len(SENTENCES))
+    raw = tn.score_neurons(model, captured, target)
+    assert (raw.score, scores.score, scores.top(3).provenance["selection"]["score"]) == ("raw", "centred", "centred")
+    assert scores.provenance["origin"] == origin.provenance["sentences"] and "origin" not in raw.provenance
+    assert not torch.allclose(raw.values, scores.values, atol=1e-3)
+    running = ScoreAccumulator(model, target, origin=origin)
+    for batch in tn.stream(model, SENTENCES, batch_tokens=60, progress=False):
+        running.add(batch)
+    assert_near(running.result().values, scores.values)
+    assert running.identity != ScoreAccumulator(model, target).identity
+
+
+def test_an_origin_that_changes_nothing_or_leaves_no_direction_is_refused():
+    model = tiny_model("llama")
+    captured = tn.capture(model, SENTENCES, progress=False)
+    own = tn.estimate_centroids([captured])
+    with pytest.raises(tn.TnkitError, match="euclidean distances are the same from every origin"):
+        tn.score_neurons(model, captured, own, origin=own, distance="euclidean")
+    with pytest.raises(tn.TnkitError, match="the centroid of layer 0 is the origin itself"):
+        tn.score_neurons(model, captured, own, origin=tn.Centroids(own.values * (1 + 1e-8), own.layers))
+    elsewhere = tn.estimate_centroids([tn.capture(model, SENTENCES[:3], position="mean", progress=False)])
+    with pytest.raises(tn.TnkitError, match="of different position"):
+        tn.score_neurons(model, captured, own, origin=elsewhere)
+    unnamed = tn.Centroids(own.values, own.layers)
+    with pytest.raises(tn.TnkitError, match="position='mean', the sentences captured at position='last'"):
+        tn.score_neurons(model, captured, unnamed, origin=elsewhere)
 
 
 def test_layers_that_were_not_scored_are_nan_and_never_chosen():

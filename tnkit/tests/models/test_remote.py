@@ -48,7 +48,13 @@ def test_a_remote_model_equals_the_same_one_here(rehearsed, name):
     """Weights, captures, centroids, scores, detection, and ablation in every scope and way of changing."""
     found = rehearsed["remote"][name]
     assert differing(found) == {}
-    assert {"capture: activations", "scores: cosine", "type1, mean: scores", "ablated tokens=last: post"} <= set(found)
+    assert {
+        "capture: activations",
+        "scores: cosine",
+        "type1, mean: scores",
+        "type2, centred: scores",
+        "ablated tokens=last: post",
+    } <= set(found)
 
 
 @pytest.mark.parametrize("name", BLIND)

@@ -1,0 +1,215 @@
+"""The passes of a detection, in order: `Job`, which yields a `Step` after each batch.
+
+for step in tn.detect_steps(model, corpus):
+    print(step.language, step.done, step.total, step.found)
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, product
+from typing import Any
+
+from tnkit import parallel
+from tnkit.captures.activations import Activations, Gathering
+from tnkit.captures.batches import free_memory
+from tnkit.captures.passes import Pass, plan
+from tnkit.detection.centroids import CentroidAccumulator, Centroids, estimate_centroids
+from tnkit.detection.detections import Detection
+from tnkit.detection.ranking import check_size
+from tnkit.detection.scoring import ScoreAccumulator, check_origin
+from tnkit.detection.sums import RunningSum, add_up, share_sums
+from tnkit.detection.targets import described, warn
+from tnkit.errors import TnkitError
+from tnkit.models.model import Model
+from tnkit.text.rows import check_texts
+
+SCORED = ("activations", "mid", "scale")
+_Work = Iterator[tuple[int, tuple[Detection, ...]]]  # sentences done, and the detections that this finished
+_Run = Callable[[str, Pass, str | None], _Work]
+_HELD = 2 << 30  # bytes of activations held at once, on a CPU; a larger corpus is streamed in two passes
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """The progress of a detection.
+
+    Attributes:
+        done, total: sentences run so far and in all; a language whose activations are too large to be held runs twice.
+        language: of the last sentences.
+        found: the detections that this step finished, mostly none.
+    """
+
+    done: int
+    total: int
+    language: str
+    found: tuple[Detection, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """The checked arguments of `detect_steps`, and its steps."""
+
+    model: Model
+    texts: Mapping[str, Sequence[str]]
+    hub: tuple[str, ...]
+    languages: list[str]
+    layers: dict[str, tuple[int, ...]]  # where to look, by kind
+    top: int
+    distance: str
+    score: str
+    streaming: bool | None
+    cache: bool
+    options: dict[str, Any]  # of `plan`
+    centroids: dict[str, Centroids] = field(default_factory=dict)  # of each language so far
+
+    def check(self) -> None:
+        """Refuse what cannot be done before a long pass begins."""
+        if not self.languages or not self.layers:
+            raise TnkitError(f"name at least one language and kind; the corpus has {', '.join(self.texts)}")
+        hub = self.hub if "type1" in self.layers else ()
+        missing = [name for name in (*self.languages, *hub) if name not in self.texts]
+        if missing:
+            raise TnkitError(f"the corpus has no sentences in {', '.join(missing)}; it has {', '.join(self.texts)}")
+        for name in self.languages if "type1" in self.layers else ():
+            if set(hub) <= {name}:
+                raise TnkitError(
+                    f"Type-1 neurons of {name} need another hub: with hub={name!r} the shared centroid is its own"
+                )
+            check_texts({language: self.texts[language] for language in dict.fromkeys([*hub, name])})
+        if self.score == "centred":
+            self._check_centred()
+        for layers in self.layers.values():
+            check_size("top", self.top, layers, self.model.n_neurons)
+
+    def _check_centred(self) -> None:
+        """Refuse a centred score that does not differ from the raw one, or has no direction."""
+        check_origin(self.distance)
+        if self.streaming is False:
+            raise TnkitError(
+                "a centred score needs the centroids of all languages first and runs its sentences again; leave "
+                "streaming out"
+            )
+        check_texts(dict(self.texts))
+        for kind, name in product(self.layers, self.languages):
+            if set(self._towards(kind, name)) == set(self.texts):
+                raise TnkitError(
+                    f"a centred score of {name} ({kind}) needs a corpus with more languages than "
+                    f"{', '.join(self.texts)}: the mean over all languages is both its origin and its target"
+                )
+
+    def steps(self) -> Iterator[Step]:
+        """Every pass, batch by batch."""
+        passes = [*self._passes()]
+        total = sum(len(self.texts[name]) for name, _ in passes)
+        key, done = self.model.fingerprint() if self.cache else None, 0
+        for name, run in passes:
+            # no name for the plan: the token ids of one language are gone before those of the next are there
+            for sentences, detections in run(name, plan(self.model, self.texts[name], **self.options), key):
+                done += sentences
+                yield Step(done, total, name, detections)
+
+    def _passes(self) -> Iterator[tuple[str, _Run]]:
+        """The centroids that other languages need first, then each language: whose sentences run, and what for."""
+        hub = self.hub if "type1" in self.layers else ()
+        names = sorted(self.languages, key=lambda name: name not in hub)
+        first = set(self.texts) if self.score == "centred" else set(hub) - set(names[:1])
+        for name in self.texts:
+            if name in first:
+                yield name, self._centroid
+        for name in names:
+            if name not in first and not self._streamed(name):
+                yield name, self._hold
+                continue
+            if name not in first:
+                yield name, self._centroid
+            yield name, self._score
+
+    def _streamed(self, name: str) -> bool:
+        """Whether the activations of a language are too large to be held."""
+        if self.streaming is not None:
+            return self.streaming
+        columns = 2 * self.model.hidden_size + self.model.n_neurons + 1
+        size = 4 * len(self.options["layers"]) * columns * len(self.texts[name])
+        device = self.model.home
+        room = free_memory(device) // 3 if device.type == "cuda" and not self.cache else _HELD
+        return self.model.request_bytes is not None or size > room
+
+    # Each of these yields (sentences, detections) as it runs; the first and the last add the language's centroid.
+
+    def _centroid(self, name: str, planned: Pass, key: str | None) -> _Work:
+        running = CentroidAccumulator()
+        for sentences in add_up(replace(planned, keep=("post",)), {"centroid": running}, fingerprint=key):
+            yield sentences, ()
+        self.centroids[name] = running.result()
+
+    def _score(self, name: str, planned: Pass, key: str | None) -> _Work:
+        """A second pass in flat memory, once the centroids are known."""
+        scores = self._scores(name)
+        for sentences in add_up(replace(planned, keep=SCORED), scores, fingerprint=key):
+            yield sentences, ()
+        yield 0, self._detections(name, scores)
+
+    def _hold(self, name: str, planned: Pass, key: str | None) -> _Work:
+        """One pass, whose activations are held for both."""
+        share = planned.share()
+        gathering = Gathering(chain(*share.batches))
+        batches = share.kept(key, device=self.model.home)
+        for sentences in parallel.scaled(gathering.fill(batches), len(share), len(planned)):
+            yield sentences, ()
+        captured = gathering.result() if len(share) else None
+        running = CentroidAccumulator()
+        _add(captured, share, {"centroid": running})
+        self.centroids[name] = running.result()
+        scores = self._scores(name)
+        _add(captured, share, scores)
+        yield 0, self._detections(name, scores)
+
+    def _towards(self, kind: str, name: str) -> list[str]:
+        """The languages whose mean centroid is the target."""
+        if kind == "type2":
+            return [name]
+        return list(self.hub) if self.score == "centred" else list(dict.fromkeys([*self.hub, name]))
+
+    def _scores(self, name: str) -> dict[str, ScoreAccumulator]:
+        """Empty sums of the scores of each kind, against its target."""
+        options: dict[str, Any] = {"distance": self.distance, "origin": None}
+        if self.score == "centred":
+            options["origin"] = estimate_centroids([self.centroids[language] for language in self.texts])
+        scores = {}
+        for kind, layers in self.layers.items():
+            target = estimate_centroids([self.centroids[language] for language in self._towards(kind, name)])
+            scores[kind] = ScoreAccumulator(self.model, target, layers=layers, **options)
+        return scores
+
+    def _detections(self, name: str, scores: dict[str, ScoreAccumulator]) -> tuple[Detection, ...]:
+        return tuple(
+            detection_of(name, kind, running, self.top, rival=self._rival(kind, name))
+            for kind, running in scores.items()
+        )
+
+    def _rival(self, kind: str, name: str) -> Centroids | None:
+        """The target of the other kind, where its languages have run and are others."""
+        languages = self._towards("type2" if kind == "type1" else "type1", name)
+        known = set(languages) <= set(self.centroids) and set(languages) != set(self._towards(kind, name))
+        return estimate_centroids([self.centroids[language] for language in languages]) if known else None
+
+
+def _add(captured: Activations | None, share: Pass, running: Mapping[str, RunningSum]) -> None:
+    """Add captured states; a process without a share has none."""
+    if captured is not None:
+        for running_sum in running.values():
+            running_sum.add(captured)
+    share_sums(share, running)
+
+
+def detection_of(
+    language: str, kind: str, running: ScoreAccumulator, top: int, *, rival: Centroids | None = None
+) -> Detection:
+    """The transfer neurons of summed scores; the rival is the target that `described` compares theirs with."""
+    scores, target = running.result(), described(running, rival)
+    warn(scores.provenance["model"], f"{language}, {kind},", target, centred=scores.score == "centred")
+    scores = replace(scores, provenance={**scores.provenance, "target": target})
+    neurons = scores.top(top)
+    selection = {"kind": kind, "language": language, **neurons.provenance["selection"]}
+    neurons = replace(neurons, provenance={**neurons.provenance, "selection": selection})
+    return Detection(language, kind, neurons, scores, running.centroids)
