@@ -211,7 +211,7 @@ def _told_apart(path: str, text: str, separator: str) -> Rows:
         if any("\n" in cell and separator in cell for row in quoted for cell in row):
             raise _ambiguous(path) from None
         return quoted
-    if len(plain) != len(quoted):
+    if [*map(len, plain)] != [*map(len, quoted)]:
         raise _ambiguous(path)
     pairs = [
         (raw, cell) for raws, cells in zip(plain, quoted, strict=True) for raw, cell in zip(raws, cells, strict=True)

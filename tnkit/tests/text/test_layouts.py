@@ -419,6 +419,12 @@ def test_rows_with_ever_new_names_are_refused(tmp_path):
         tn.load_corpus(path, LANGUAGES)
 
 
+@pytest.mark.parametrize("text", ['"\t"', '"\t"\n"\t"\n'])
+def test_a_separator_between_two_quotes_is_a_cell_or_two(tmp_path, text):
+    with pytest.raises(tn.TnkitError, match="its quotes can be read in two ways"):
+        tn.load_corpus(put_at(tmp_path / "x.tsv", text), LANGUAGES, header=None)
+
+
 @pytest.mark.parametrize("quoting", ["csv", "none"])
 def test_a_file_that_can_be_read_in_two_ways_is_refused_and_the_option_settles_it(tmp_path, quoting):
     path = put_at(tmp_path / "x.tsv", 'en\tja\n"a ""b"" c"\tx\n"d"\ty\n')
