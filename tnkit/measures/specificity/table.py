@@ -70,8 +70,9 @@ class NeuronTable:
         return np.searchsorted(self.layers, layers), columns
 
     def _repr_html_(self) -> str:
-        means = self.to_frame()[[*self.values]].mean()
-        return storage.html_card("Neuron table", {"neurons": len(self.neurons), **means.round(3).to_dict()})
+        means = self.to_frame()[[*self.values]].mean().round(3)
+        rows = {f"mean {name}": value for name, value in means.items()}
+        return storage.html_card("Neuron table", {"neurons": len(self.neurons), **rows})
 
 
 def table(neurons: NeuronSet, languages: Mapping[str, Activations]) -> NeuronTable:
