@@ -117,13 +117,14 @@ class Selection:
         return scores.top(self.size)
 
     def random_direction(self, seed: SupportsIndex) -> Centroids:
-        """A target in a direction drawn at random in each layer.
+        """A target in a random direction, the same in all layers, as the centroids of neighbouring layers nearly are.
 
         For the euclidean distance it lies in that direction from the mean state, as far off as the set's own target.
         """
         seed = whole_number("seed", seed)
-        shape, random = (self.model.n_layers, self.model.hidden_size), torch.Generator().manual_seed(seed)
-        directions = torch.randn(shape, generator=random, dtype=torch.float64)
+        random = torch.Generator().manual_seed(seed)
+        direction = torch.randn(self.model.hidden_size, generator=random, dtype=torch.float64)
+        directions = direction.expand(self.model.n_layers, -1)
         return self._aimed(directions, {"target": "random direction", "seed": seed})
 
     def difference(self) -> Centroids:

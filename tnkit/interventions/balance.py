@@ -85,7 +85,7 @@ class Balance:
         from tnkit import plots
 
         lengths = self.table["displacement"].unstack("layer").loc[self.at().index]
-        shares = lengths.loc[:, lengths.iloc[0] > 0] / lengths.iloc[0]
+        shares = (lengths / lengths.iloc[0]).loc[:, lengths.iloc[0] > 0]
         value = "joint displacement, share of the set's"
         return plots.matrix(shares.rename(columns=str), xlabel="layer", ylabel="", value=value, ax=ax)
 

@@ -98,6 +98,8 @@ def test_a_random_direction_is_as_far_off_as_the_target_where_distance_counts(pl
     drawn = replace(planted, distance="euclidean").random_direction(0)
     mid = planted.captured["ja"].mid.double().mean(dim=1)
     own = torch.stack([planted.captured[name].post.double().mean(dim=1) for name in ("en", "ja")]).mean(dim=0)
+    moved = torch.nn.functional.normalize(drawn.values.double() - mid, dim=1)
+    assert torch.allclose(moved, moved[:1].expand(4, -1), atol=1e-5)
     assert torch.allclose((drawn.values.double() - mid).norm(dim=1), (own - mid).norm(dim=1), rtol=1e-5)
     other = replace(planted, distance="euclidean").random_direction(1).values.double()
     cosines = torch.nn.functional.cosine_similarity(drawn.values.double() - mid, other - mid, dim=1)
