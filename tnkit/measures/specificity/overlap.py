@@ -25,7 +25,8 @@ class Overlaps:
         layers: where the neurons could have been.
         table: indexed (first, second): `first size`, `second size`, `both`, `jaccard` (NaN for two empty sets);
             `expected` by chance and `p` of at least as many, for neurons drawn from all the layers; `expected in
-            layers` and `p in layers`, for neurons drawn with the sets' own numbers in each layer.
+            layers`, `low in layers` and `high in layers` (the central 95 %) and `p in layers`, for neurons drawn with
+            the sets' numbers in each layer.
     """
 
     sets: dict[str, NeuronSet]
@@ -102,6 +103,7 @@ def overlaps(sets: Mapping[str, NeuronSet], *, layers: Iterable[SupportsIndex] |
         for left, right in zip(counts[first], counts[second], strict=True):
             if left and right:
                 chances = np.convolve(chances, stats.hypergeom.pmf(range(min(left, right) + 1), width, left, right))
+        low, high = np.searchsorted(chances.cumsum(), (0.025, 0.975))
         rows[first, second] = {
             "first size": a,
             "second size": b,
@@ -110,6 +112,8 @@ def overlaps(sets: Mapping[str, NeuronSet], *, layers: Iterable[SupportsIndex] |
             "expected": a * b / (len(layers) * width),
             "p": float(stats.hypergeom.sf(both - 1, len(layers) * width, a, b)),
             "expected in layers": float((counts[first] * counts[second]).sum() / width),
+            "low in layers": int(low),
+            "high in layers": int(high),
             "p in layers": min(float(chances[both:].sum()), 1.0),
         }
     index = pd.MultiIndex.from_tuples(rows, names=["first", "second"])
