@@ -21,7 +21,7 @@ from tnkit.captures.passes import plan
 from tnkit.detection.sums import RunningSum, add_up, drain
 from tnkit.errors import TnkitError
 from tnkit.models.model import Model
-from tnkit.provenance import check_alike, check_made_with, stated
+from tnkit.provenance import check_alike, check_made_with, sentences_of, stated
 from tnkit.text.rows import check_parallel
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Centroids:
     @property
     def languages(self) -> list[str]:
         """The languages whose mean this is, where they are known."""
-        named = [origin.get("language") for origin in self.provenance.get("sentences", [])]
+        named = [origin.get("language") for origin in sentences_of(self.provenance)]
         return [language for language in named if language]
 
     def at(self, layer: int) -> Float[Tensor, "hidden"]:
@@ -286,7 +286,7 @@ def estimate_centroids(languages: Sequence[Activations | Centroids]) -> Centroid
         if other.layers != first.layers:
             raise TnkitError(f"captures of layers {first.layers} and {other.layers} do not make one centroid")
     values = torch.stack([centroid.values.double() for centroid in centroids]).mean(dim=0).float()
-    sentences = [origin for centroid in centroids for origin in centroid.provenance.get("sentences", [])]
+    sentences = [origin for centroid in centroids for origin in sentences_of(centroid.provenance)]
     check_parallel(
         {f"language {number} ({origin.get('language')})": _rows(origin) for number, origin in enumerate(sentences, 1)}
     )

@@ -122,11 +122,11 @@ def detect_steps(
             once in the mean, also if it is named twice or is the one in question.
         top: how many neurons a set has.
         distance: "cosine" or "euclidean".
-        score: "raw", as published, or "centred" on the mean over the centroids of all languages of the corpus, as
-            `tn.score_neurons` says of `origin`, with a second pass over each language. The target of a centred Type-1
-            is the mean over the hub's languages alone: from that origin, the shared centroid points mostly to the
-            language's own. With two languages, the targets of Type-1 and Type-2 are the difference of their centroids
-            and its opposite.
+        score: "raw", as published, or "centred" on the mean over the centroids of all languages of the corpus (`origin`
+            in `tn.score_neurons`), which takes two passes over each language. Centred Type-1 neurons are scored
+            towards the mean over the hub's languages alone: seen from the origin, the shared centroid points largely
+            to the language itself. With two languages, the targets of Type-1 and Type-2 are opposite: the difference
+            of their centroids.
         layers: where to look (default: the early layers for Type-1, the late ones for Type-2).
         position, suffix, last_layer, batch_tokens: as in `capture`.
         split: which split of a `Corpus`.

@@ -180,7 +180,7 @@ class Detection:
             if values.notna().any():
                 rows[str(name)] = f"{values.min():.3f} to {values.max():.3f}"
         if scores.folds is not None and int(scores.folds.flatten(1).any(dim=1).sum()) > 1:
-            rows["halves of the sentences share"] = self.stability()
+            rows["halves of the sentences share"] = str(self.stability())
         rows |= {f"last tokens, {name}": text for name, text in ends_lines(self._sentences()).items()}
         return storage.html_card("Transfer neurons", rows) + self.neurons._repr_html_()
 

@@ -50,7 +50,7 @@ class NeuronScores:
 
     @property
     def score(self) -> str:
-        """ "raw", or "centred" where states and centroid were seen from an origin."""
+        """Whether states and centroid were seen from an origin: "centred", or "raw"."""
         return "centred" if "origin" in self.provenance else "raw"
 
     @property

@@ -182,7 +182,7 @@ def score_neurons(
     neuron's contribution and C the centroid of the layer. The cosine with a zero vector counts as 0.
 
     The centroids of all languages are nearly parallel, so raw cosines hardly tell one target from another. An origin G,
-    mostly the mean over the centroids of all languages, takes away what they share. The centred score, which is not
+    usually the mean over the centroids of all languages, takes away what they share. The centred score, which is not
     published, is the mean over sentences of cos(m - G + c, C - G) - cos(m - G, C - G).
 
     Args:

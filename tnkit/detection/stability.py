@@ -81,7 +81,7 @@ def stability(scores: NeuronScores, n: SupportsIndex) -> Stability:
     """How many neurons the n best of one half of the sentences share with the n best of the other half.
 
     The scores keep sums over eight folds of the sentences (every eighth sentence is in the same). Each of the 35 splits
-    of the folds into two halves gives two sets.
+    of the folds into two halves gives two sets. The target is that of all sentences in both.
 
     Args:
         scores: of any sentences.

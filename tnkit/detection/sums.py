@@ -90,7 +90,7 @@ class RunningSum(ABC):
     @property
     @abstractmethod
     def identity(self) -> Any:
-        """What is summed, JSON-able: saved sums of anything else are not taken up."""
+        """What is summed, JSON-able: saved sums of anything else are not used."""
 
 
 def add_up(planned: Pass, running: Mapping[str, RunningSum], *, fingerprint: str | None = None) -> Iterator[int]:

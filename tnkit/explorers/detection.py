@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from tnkit import plots, storage
 from tnkit.detection.detect import KINDS, detect_steps
 from tnkit.detection.detections import Detection
-from tnkit.detection.scores import DISTANCES
+from tnkit.detection.scores import DISTANCES, SCORES
 from tnkit.errors import TnkitError
 from tnkit.explorers.explorer import Explorer
 from tnkit.explorers.parts import Places, controls, html_table, language_boxes
@@ -70,6 +70,7 @@ class DetectionExplorer(Explorer):
         self.chosen = language_boxes(others, ticked=others[:1])
         self.types = ipywidgets.Dropdown(options=list(_TYPES), description="Type")
         self.distance = ipywidgets.Dropdown(options=DISTANCES, description="Distance")
+        self.score = ipywidgets.Dropdown(options=SCORES, description="Score")
         self.top = ipywidgets.BoundedIntText(value=top, min=1, max=model.n_layers * model.n_neurons, description="Top")
         self.position = ipywidgets.Dropdown(options=_positions(model), description="Token")
         self.own_layers = ipywidgets.Checkbox(
@@ -86,7 +87,7 @@ class DetectionExplorer(Explorer):
                 pass
         self._list()
         rows = [
-            controls(self.source, self.types),
+            controls(self.source, self.types, self.score),
             controls(ipywidgets.Label("Languages"), *self.chosen.values()),
             controls(self.distance, self.top, self.position),
             controls(self.layers, self.own_layers),
@@ -148,6 +149,7 @@ class DetectionExplorer(Explorer):
                 hub=self.hub,
                 top=self.top.value,
                 distance=self.distance.value,
+                score=self.score.value,
                 position=self.position.value,
                 layers=None if self.own_layers.value else range(first, last + 1),
                 cache=True,
@@ -179,8 +181,8 @@ class DetectionExplorer(Explorer):
             neurons, scores = self.result[key].neurons, self.result[key].scores
             layers = f"{scores.layers[0]} to {scores.layers[-1]}"
             ends = [f"{neurons.scores[rank]:+z.4g}" for rank in (0, -1)]
-            rows.append([name, str(len(neurons)), scores.distance, layers, *ends])
-        heads = ("", "neurons", "distance", "layers", "highest score", "lowest score")
+            rows.append([name, str(len(neurons)), f"{scores.score} {scores.distance}", layers, *ends])
+        heads = ("", "neurons", "score", "layers", "highest score", "lowest score")
         self.listed.value = f"<div class='tn-sentences'>{html_table(heads, rows)}</div>"
         if self._shown is not None:
             self._turn_to(self._key())
@@ -218,6 +220,7 @@ class DetectionExplorer(Explorer):
             "language": language,
             "type": KIND_NAMES[kind],
             "distance": detection.scores.distance,
+            "score": detection.scores.score,
             "position": detection.scores.provenance["position"],
             "top": len(detection.neurons),
         }

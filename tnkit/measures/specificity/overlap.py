@@ -25,8 +25,9 @@ class Overlaps:
         layers: where the neurons could have been.
         table: indexed (first, second): `first size`, `second size`, `both`, `jaccard` (NaN for two empty sets);
             `expected` by chance and `p` of at least as many, for neurons drawn from all the layers; `expected in
-            layers` and `p in layers`, for neurons drawn with the sets' own numbers in each layer. With `nulls` also
-            `expected of nulls` and `p of nulls`, NaN for two sets without one.
+            layers`, `low in layers` and `high in layers` (the central 95 %) and `p in layers`, for neurons drawn with
+            the sets' numbers in each layer. With `nulls` also `expected of nulls` and `p of nulls`, NaN for two sets
+            without one.
     """
 
     sets: dict[str, NeuronSet]
@@ -123,6 +124,7 @@ def overlaps(
         for left, right in zip(counts[first], counts[second], strict=True):
             if left and right:
                 chances = np.convolve(chances, stats.hypergeom.pmf(range(min(left, right) + 1), width, left, right))
+        low, high = np.searchsorted(chances.cumsum(), (0.025, 0.975))
         rows[first, second] = {
             "first size": a,
             "second size": b,
@@ -131,6 +133,8 @@ def overlaps(
             "expected": a * b / (len(layers) * width),
             "p": float(stats.hypergeom.sf(both - 1, len(layers) * width, a, b)),
             "expected in layers": float((counts[first] * counts[second]).sum() / width),
+            "low in layers": int(low),
+            "high in layers": int(high),
             "p in layers": min(float(chances[both:].sum()), 1.0),
             **(_of_nulls(sets, first, second, draws) if draws else {}),
         }

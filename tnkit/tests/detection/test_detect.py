@@ -341,6 +341,20 @@ def test_a_cached_detection_runs_nothing_twice_and_gives_the_same(streaming, tmp
             tn.detect_all(model, TEXTS, ["ja"], cache=True, **options | changed, **QUIET)
 
 
+def test_a_cached_centred_detection_runs_nothing_twice(tmp_path, monkeypatch):
+    monkeypatch.setenv("TNKIT_CACHE", str(tmp_path))
+    how = {"languages": ["ja"], "score": "centred", "top": 5, "cache": True} | QUIET
+    fresh = tn.detect_all(tiny_model(), TEXTS, **how)
+    monkeypatch.setattr("tnkit.captures.passes.trace_blocks", lambda *_, **__: pytest.fail("a pass was run"))
+    again = tn.detect_all(tiny_model(), TEXTS, **how)
+    for key, found in fresh.items():
+        assert torch.equal(found.scores.folds, again[key].scores.folds)
+        assert found.neurons == again[key].neurons and found.scores.provenance == again[key].scores.provenance
+    fewer = {name: TEXTS[name] for name in ("en", "ja")}  # another origin
+    with pytest.raises(pytest.fail.Exception, match="a pass was run"):
+        tn.detect_all(tiny_model(), fewer, **how)
+
+
 def test_known_centroids_take_up_their_sums(tmp_path, monkeypatch):
     monkeypatch.setenv("TNKIT_CACHE", str(tmp_path))
     model, own = tiny_model("llama"), centroid(tiny_model("llama"), TEXTS["ja"], cache=True, **QUIET)

@@ -186,6 +186,13 @@ def test_a_detection_equals_detect_all_and_is_handed_on(explore):
     assert tn.explore_neurons(explorer.result).neurons.pairs == expected["it", "type1"].neurons.pairs
     explorer.save_results.click()
     assert tn.Detection.load("detections/ja-type2").neurons.pairs == expected["ja", "type2"].neurons.pairs
+    explorer.score.value = "centred"
+    explorer.start.click()
+    centred = tn.detect_all(tiny_model(), tiny_corpus(), top=9, score="centred", progress=False)
+    assert explorer.result["ja", "type1"].neurons.pairs == centred["ja", "type1"].neurons.pairs
+    assert (
+        centred["ja", "type1"].neurons != expected["ja", "type1"].neurons and "centred cosine" in explorer.listed.value
+    )
 
 
 @pytest.mark.usefixtures("cache")

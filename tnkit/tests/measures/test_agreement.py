@@ -48,6 +48,8 @@ def test_sets_that_only_share_their_layers_are_no_more_alike_than_chance():
     restricted = overlaps(dict(zip("ab", picked, strict=True)), layers=[3]).table.iloc[0]
     assert restricted["p"] == pytest.approx(restricted["p in layers"])
     assert restricted["expected"] == restricted["expected in layers"] == 20
+    interval = stats.hypergeom.ppf([0.025, 0.975], 500, 100, 100)
+    assert restricted[["low in layers", "high in layers"]].tolist() == interval.tolist() == [13, 27]
 
 
 def test_every_two_of_several_are_there_and_drawn():
