@@ -124,7 +124,7 @@ save("retrieval-controls", retrieval.plot_at(layer))
 # the signs of single sentences' differences (10,000 times, so that no p is below 0.0001).
 
 # %%
-columns = ["mean", "low", "high", "ratio", "ratio low", "ratio high", "p"]
+columns = ["mean", "low", "high", "ratio", "ratio low", "ratio high", "p sentences", "p sets"]
 retrieval.at(layer)[columns].round(4)
 
 # %% [markdown]
@@ -242,7 +242,8 @@ Markdown(
     f"Type-1 neurons of {name} set to zero at the last token it finds {rows.loc['the set', 'mean']:.0%} (95 % interval "
     f"{rows.loc['the set', 'low']:.0%} to {rows.loc['the set', 'high']:.0%}); with the controls at zero between "
     f"{random['mean'].min():.0%} and {random['mean'].max():.0%}. Of the controls, the nearest to the set is {nearest} "
-    f"({random.loc[nearest, 'mean']:.0%}, p of the difference {random.loc[nearest, 'p']:.4f}). With the set at its "
+    f"({random.loc[nearest, 'mean']:.0%}, p of the difference "
+    f"{random.loc[nearest, 'p sentences']:.4f}). With the set at its "
     f"mean instead of zero it finds {at_means:.0%}: "
     + (
         "most of what zeroing does is the loss of a constant, not of what the neurons say about the sentence."
@@ -260,7 +261,7 @@ Markdown(
     f"Type-2 neurons off {rows.loc['the set', 'mean']:.2f} ({rows.loc['the set', 'low']:.2f} to "
     f"{rows.loc['the set', 'high']:.2f}); with the controls off between {random['mean'].min():.2f} and "
     f"{random['mean'].max():.2f}. Of the controls, the nearest to the set is {nearest} "
-    f"({random.loc[nearest, 'mean']:.2f}, p of the difference {random.loc[nearest, 'p']:.4f})."
+    f"({random.loc[nearest, 'mean']:.2f}, p of the difference {random.loc[nearest, 'p sentences']:.4f})."
 )
 
 # %%

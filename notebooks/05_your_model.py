@@ -248,7 +248,8 @@ Markdown(
     f"neurons set to zero at the last token {rows.loc['the set', 'mean']:.0%} (95 % interval "
     f"{rows.loc['the set', 'low']:.0%} to {rows.loc['the set', 'high']:.0%}), with controls at zero "
     f"{random['mean'].min():.0%} to "
-    f"{random['mean'].max():.0%}. The largest p of a difference from a control is {random['p'].max():.4f}. With the "
+    f"{random['mean'].max():.0%}. The largest p of a difference from a control is "
+    f"{random['p sentences'].max():.4f}. With the "
     f"same neurons at their mean over the training sentences: {at_means:.0%}."
 )
 

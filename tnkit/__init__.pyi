@@ -31,6 +31,8 @@ from .interventions.comparison import compare as compare
 from .interventions.controls import controls as controls
 from .interventions.export import export_ablated as export_ablated
 from .interventions.last_token import LastToken as LastToken
+from .interventions.set_test import SetTest as SetTest
+from .interventions.set_test import set_test as set_test
 from .measures import behaviour as behaviour
 from .measures import geometry as geometry
 from .measures import harness as harness

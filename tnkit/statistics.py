@@ -1,7 +1,10 @@
-"""The intervals and tests of every measurement: bootstrap, sign flips, Welch's analysis of variance.
+"""The intervals and tests of every measurement: bootstrap, sign flips, ranks among draws, Holm, Welch.
 
 weights = resamples(len(values))                     # how often each item comes in each resample
 low, high = interval(weights @ values / len(values))
+p = rank_test(the_set, draws)                        # is the set's value unusual among random sets?
+
+`docs/statistics.md` says what each p-value tests, and how often each is below .05 where nothing is there.
 """
 
 from typing import Any
@@ -11,6 +14,8 @@ from jaxtyping import Float, Float64, Int
 
 RESAMPLES = 2000
 FLIPS = 10_000
+_ROUNDING = 1e-12  # values this near to each other count as equal
+_POWER = 2.801585  # z(.975) + z(.8): how many standard errors a test at 5 % finds with a power of 80 %
 _FLOOR = 1e-12  # of the total variance: what Welch's test takes for the variance of a group that has none
 
 
@@ -55,8 +60,118 @@ def sign_flip_test(
     [1.0]
     """
     flipped = np.abs(signs @ differences.T / differences.shape[1])
-    as_far = flipped >= np.abs(differences.mean(axis=1)) - 1e-12
+    as_far = flipped >= np.abs(differences.mean(axis=1)) - _ROUNDING
     return (1 + as_far.sum(axis=0)) / (1 + len(signs))
+
+
+def mean_interval(values: Float[np.ndarray, "*cells item"]) -> Float[np.ndarray, "2 *cells"]:
+    """The 95 % percentile bootstrap interval of each cell's mean over items, which are resampled together.
+
+    >>> mean_interval(np.ones((3, 2, 10))).shape
+    (2, 3, 2)
+    """
+    items = values.shape[-1]
+    return interval(np.moveaxis(values @ resamples(items).T / items, -1, 0))
+
+
+def rank_test(
+    value: Float[np.ndarray, "layer"], draws: Float[np.ndarray, "draw layer"]
+) -> Float64[np.ndarray, "layer"]:
+    """The two-sided p-value of a value among random draws: is it as one of them?
+
+    p = (1 + draws at least as far from the centre) / (1 + draws), where the centre is the mean of the value and all
+    draws. So the value plays the same role as each draw, and P(p ≤ α) ≤ α for every distribution if it is one of them
+    (Phipson & Smyth 2010, doi:10.2202/1544-6115.1585). The smallest possible p is 1 / (1 + draws); NaN for one draw.
+
+    >>> rank_test(np.array([9.0]), np.arange(4.0)[:, None]).tolist()
+    [0.2]
+    """
+    far = _from_centre(value, draws)
+    if len(draws) == 1:
+        return np.full(far.shape[1:], np.nan)
+    return (1 + (far[1:] >= far[0] - _ROUNDING).sum(axis=0)) / len(far)
+
+
+def largest_rank_test(
+    value: Float[np.ndarray, "layer"], draws: Float[np.ndarray, "draw layer"]
+) -> Float64[np.ndarray, "layer"]:
+    """p-values as of `rank_test`, corrected over layers: the chance that a draw is as unusual at *any* layer.
+
+    Distances from the centre are divided by their root mean square in each layer, and the value's at each layer is
+    ranked among the draws' largest (the single-step method of Westfall & Young 1993).
+
+    >>> largest_rank_test(np.array([9.0, 1.0]), np.array([[0.0, 3.0], [1.0, 2.0], [2.0, 1.0], [3.0, 0.0]])).tolist()
+    [0.2, 1.0]
+    """
+    far = _from_centre(value, draws)
+    if len(draws) == 1:
+        return np.full(far.shape[1:], np.nan)
+    scale = np.sqrt((far**2).mean(axis=0))
+    far = np.divide(far, scale, out=np.zeros_like(far), where=scale > _ROUNDING)
+    return (1 + (far[1:].max(axis=1, keepdims=True) >= far[0] - _ROUNDING).sum(axis=0)) / len(far)
+
+
+def _from_centre(value: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    together = np.concatenate([value[None], draws]).astype(np.float64)
+    return np.abs(together - together.mean(axis=0))
+
+
+def holm(p: Float64[np.ndarray, "test"]) -> Float64[np.ndarray, "test"]:
+    """p-values corrected over a family of tests, so that any is wrongly below 5 % at most 5 % of the time (Holm 1979).
+
+    A NaN is no test: it stays NaN, and the family is smaller by one.
+
+    >>> holm(np.array([0.01, 0.04, np.nan, 0.03])).tolist()
+    [0.03, 0.06, nan, 0.06]
+    """
+    tests = int((~np.isnan(p)).sum())
+    order = np.argsort(p)[:tests]  # NaN sorts last
+    adjusted = np.full(len(p), np.nan)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(tests, 0, -1)))
+    return adjusted
+
+
+def effect_interval(
+    effects: Float[np.ndarray, "resample layer"],
+    differences: Float[np.ndarray, "layer item"],
+    draws: Float[np.ndarray, "draw layer"],
+) -> tuple[Float64[np.ndarray, "layer"], Float64[np.ndarray, "layer"], Float64[np.ndarray, "layer"]]:
+    """The 95 % interval of a mean difference whose units are items and draws, and the smallest effect it would show.
+
+    The percentile interval of the resampled effects, widened about the effect where items or draws are few: by
+    t(.975, df) / z(.975), with Welch and Satterthwaite's degrees of freedom, and by the ratio of the unbiased standard
+    error to that of the resamples (at least 1 together). A single draw counts as the only one of its kind.
+
+    Args:
+        effects: of resampled items and draws.
+        differences: of every item, the mean of the draws taken away; their mean is the effect.
+        draws: the mean of each draw over items.
+
+    Returns:
+        The lower and the upper bound, and the effect that a two-sided test at 5 % finds with a power of 80 %:
+        (z(.975) + z(.8)) × the standard error, widened in the same way. NaN for a single item.
+
+    >>> differences = np.random.default_rng(0).normal(1, 1, (1, 10))
+    >>> low, high, detectable = effect_interval(resamples(10) @ differences.T / 10, differences, np.zeros((1, 1)))
+    >>> bool(low < differences.mean() < high)
+    True
+    """
+    from scipy import stats
+
+    layers, items = differences.shape
+    if items == 1:
+        return (np.full(layers, np.nan),) * 3
+    units = [differences.T] if len(draws) == 1 else [differences.T, draws]
+    freedoms = np.array([[len(unit) - 1] for unit in units])
+    squares = np.stack([unit.var(axis=0, ddof=1) / len(unit) for unit in units])  # squared standard errors
+    total, error = squares.sum(axis=0), effects.std(axis=0)
+    varies = error > _ROUNDING
+    freedom = np.divide(total**2, (squares**2 / freedoms).sum(axis=0), out=np.full(layers, np.inf), where=varies)
+    unbiased = np.divide(np.sqrt(total), error, out=np.ones(layers), where=varies)
+    widening = np.maximum(1, unbiased * stats.t.ppf(0.975, freedom) / stats.norm.ppf(0.975))
+    effect = differences.mean(axis=1)
+    low, high = effect + widening * (interval(effects) - effect)
+    return low, high, _POWER * widening * error
 
 
 def welch(

@@ -71,9 +71,13 @@ def run(options: argparse.Namespace) -> None:
         seeds=options.seeds,
         **reading,
     )
-    where = f" at layer {effect.best_layer}, where the untouched model does best on these sentences" if paired else ""
+    rows = effect.at()
+    where = f" at {effect.layer_name()}" if paired else ""
     flags.show(f"{effect.measure}{where}; neurons set to zero, tokens: {options.tokens}")
-    flags.show(effect.at().round(4).to_string())
+    flags.show(rows.round(4).to_string())
+    flags.show(
+        f"p adjusted: {rows.attrs['p adjusted']}; p sentences: of these very sets; p sets: among the seeds' sets"
+    )
     drawn = [lambda: tn.plots.save_figure(effect.plot().figure, figure)] if figure else []
     flags.write(lambda: tn.storage.write_text(out, effect.to_frame().to_csv()), *drawn)
 

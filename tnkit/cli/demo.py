@@ -152,14 +152,19 @@ def _compared(effect: "tn.Comparison", name: str, layer: int) -> str:
     lines = [
         f"\nTranslations found (mean-centred retrieval@1) of {effect.untouched.shape[1]} {name} test sentences, at "
         f"layer {layer}, the best for training sentences in the untouched model:",
-        f"{'set to zero at the last token':<33}{'found':>6}  {interval}  {'set / this':>10}  {interval}  p",
+        f"{'set to zero at the last token':<33}{'found':>6}  {interval}  {'set / this':>10}  {interval}  "
+        "p sentences  p sets",
     ]
     for condition, row in rows.iterrows():
         label = f"{condition} ({row['seeds']:.0f} seeds)" if row["seeds"] > 1 else str(condition)
-        ratio = f"  {row['ratio']:10.2f}  {row['ratio low']:.2f} – {row['ratio high']:.2f}    {row['p']:.4f}"
+        ratio = (
+            f"  {row['ratio']:10.2f}  {row['ratio low']:.2f} – {row['ratio high']:.2f}    {row['p sentences']:<11.4f}"
+        )
+        ratio += f"  {row['p sets']:.4f}" if row["seeds"] > 1 else ""
         line = f"{label:<33}{row['mean']:6.3f}  {row['low']:.3f} – {row['high']:.3f} "
         lines.append(line if condition == "the set" else line + ratio)
     highest = rows.drop("the set")["ratio high"].max()
+    lines.append("p sentences: of these very sets; p sets: among random sets, at least 1 / (1 + seeds)")
     lines.append(f"with the set at zero, at most {highest:.0%} (upper bounds) of what any row above finds")
     return "\n  ".join(lines)
 

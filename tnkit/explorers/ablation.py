@@ -173,10 +173,11 @@ class AblationExplorer(Explorer):
         for measure, compared in self._compared[key].items():
             table = self._tables[key][measure].loc[compared.best_layer]
             shown = [f"{row['mean']:z.3f} ({row['low']:z.2f} – {row['high']:z.2f})" for _, row in table.iterrows()]
-            p = table.iloc[-1]["p"]
+            p, p_sets, draws = table.iloc[-1][["p sentences", "p sets", "seeds"]]
             shown.append(f"{p:.4f}" if p > 0.0001 else "≤ 0.0001")
+            shown.append("one set" if draws == 1 else f"{p_sets:.2f} (least possible {1 / (1 + draws):.2f})")
             rows.append([MEASURE_NAMES[measure], str(compared.best_layer), *shown])
-        heads = ["", "layer", "nothing off", "set off", f"control off: {key.control}", "p, set against control"]
+        heads = ["", "layer", "nothing off", "set off", f"control off: {key.control}", "p sentences", "p sets"]
         self.summary.value = (
             "<div class='tn-sentences tn-numbers'>Ablation to zero, at the layer where the untouched model scores best "
             f"on these sentences (mean, 95 % interval):{html_table(heads, rows)}</div>"

@@ -8,11 +8,13 @@ compared = tn.compare(
     controls=tn.controls(type1, layers=model.early_layers, norms=norms, scores=scores),
     seeds=10,
 )
-compared.at()       # at the layer where the untouched model does best: means, intervals, effects, p-values
+compared.at(12)     # one layer, chosen beforehand: means, intervals, effects, p-values
 compared.plot()
+
+`docs/statistics.md` says what each p-value tests. `tnkit.interventions.set_test` draws a control a thousand times.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
 
@@ -25,7 +27,7 @@ from tnkit import storage
 from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError, whole_number, whole_numbers
 from tnkit.interventions.controls import Control
-from tnkit.statistics import flips, interval, resamples, sign_flip_test
+from tnkit.statistics import effect_interval, flips, holm, interval, rank_test, resamples, sign_flip_test
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 NONE, SET = "none", "the set"  # conditions beside the controls: what is switched off
+THESE = "these sentences"
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +47,8 @@ class Comparison:
         layers: what the layer axis stands for; (0,) where the measurement has no layers.
         untouched, ablated: (layer, sentence), nothing off and the set off.
         controls: (seed, layer, sentence) for each control.
+        chosen_layer: the layer to report, chosen on other sentences than these.
+        chosen_on: which sentences those are.
     """
 
     measure: str
@@ -51,20 +56,31 @@ class Comparison:
     untouched: Float[np.ndarray, "layer sentence"]
     ablated: Float[np.ndarray, "layer sentence"]
     controls: dict[str, Float[np.ndarray, "seed layer sentence"]]
+    chosen_layer: int | None = None
+    chosen_on: str = ""
 
     @property
     def best_layer(self) -> int:
-        """The layer at which the untouched model's mean is highest."""
-        return self.layers[int(self.untouched.mean(axis=1).argmax())]
+        """The layer at which the untouched model's mean is highest on these sentences."""
+        return best_layer(self.untouched, self.layers)
 
     def to_frame(self) -> "pd.DataFrame":
         """Means and statistics, indexed (layer, condition).
 
-        Conditions are what is switched off: "none", "the set", and each control. `mean` with a 95 % bootstrap interval
-        (`low`, `high`) over sentences and seeds; `effect` = mean with the set off - mean of the condition, with its
-        interval, sentences paired; `ratio` = mean with the set off / mean of the condition, with its interval (infinite
-        or, where both means are 0, 1); `p` of a two-sided permutation test of the effect that flips the sign of each
-        sentence's difference (10,000 flips, so p ≥ 0.0001; 1 for the set itself).
+        Conditions are what is switched off: "none", "the set", and each control.
+
+        - `mean`, with its 95 % bootstrap interval (`low`, `high`) over sentences and seeds.
+        - `effect`: mean with the set off - mean of the condition, sentences paired, with its 95 % interval over
+          sentences and seeds, widened where they are few (`tnkit.statistics.effect_interval`).
+        - `detectable`: the effect that would be found with a power of 80 % at 5 %, two-sided.
+        - `ratio`: mean with the set off / mean of the condition, with its interval (infinite or, where both means are
+          0, 1).
+        - `p sentences`: of the effect of *these very sets*, under sign flips of each sentence's difference (10,000
+          flips; 1 for the set itself). It says nothing of other draws of a control.
+        - `p sets`: of the set among the draws of a random control (`tnkit.statistics.rank_test`), at least
+          1 / (1 + seeds); NaN for a single set.
+        - `p adjusted`: `p sets`, or `p sentences` where there is only one set, corrected (Holm) over all layers and
+          conditions; NaN for the set itself.
         """
         import pandas as pd
 
@@ -76,28 +92,50 @@ class Comparison:
         frames = {}
         for condition, values in self._conditions().items():
             resampled = self._resampled(values, weights, random)
-            difference = self.ablated - values.mean(axis=0)
+            difference, draws = self.ablated - values.mean(axis=0), values.mean(axis=2)
             mean = values.mean(axis=(0, 2))
             columns: dict[str, Any] = {}
             columns["mean"], columns["low"], columns["high"] = mean, *interval(resampled)
-            effects, ratios = interval(base - resampled), interval(_ratio(base, resampled), method="nearest")
-            columns["effect"], columns["effect low"], columns["effect high"] = difference.mean(axis=1), *effects
+            columns["effect"] = difference.mean(axis=1)
+            columns["effect low"], columns["effect high"], columns["detectable"] = effect_interval(
+                base - resampled, difference, draws
+            )
             columns["ratio"] = _ratio(self.ablated.mean(axis=1), mean)
-            columns["ratio low"], columns["ratio high"] = ratios
-            columns |= {"p": sign_flip_test(difference, signs), "seeds": len(values)}
+            columns["ratio low"], columns["ratio high"] = interval(_ratio(base, resampled), method="nearest")
+            columns["p sentences"] = sign_flip_test(difference, signs)
+            columns["p sets"] = rank_test(self.ablated.mean(axis=1), draws)
+            columns |= {"p adjusted": np.nan, "seeds": len(values)}
             frames[condition] = pd.DataFrame(columns, index=pd.Index(self.layers, name="layer"))
-        return pd.concat(frames, names=["condition"]).swaplevel().sort_index(level=0, sort_remaining=False)
+        table = pd.concat(frames, names=["condition"]).swaplevel().sort_index(level=0, sort_remaining=False)
+        return _corrected(table, "all layers and conditions")
 
     def at(self, layer: int | None = None) -> "pd.DataFrame":
-        """The rows of one layer (default: where the untouched model's mean is highest).
+        """The rows of one layer: the one named, or the chosen one, or the untouched model's best on these sentences.
+
+        A layer that is named here counts as chosen beforehand: `p adjusted` is corrected over its conditions alone. The
+        best layer on these very sentences was not, so there `p adjusted` is that of all layers.
+        `attrs` of the frame say which layer it is, how it was chosen, and over what `p adjusted` is corrected.
 
         Raises:
             TnkitError: for a layer that was not measured.
         """
-        layer = self.best_layer if layer is None else layer
+        layer, chosen = self._reported(layer)
         if layer not in self.layers:
             raise TnkitError(f"layer {layer} was not measured; measured are {self.layers[0]} to {self.layers[-1]}")
-        return self.to_frame().loc[[layer]].droplevel("layer")
+        table = self.to_frame()
+        rows = table.loc[[layer]].droplevel("layer")
+        if chosen != THESE:
+            rows = _corrected(rows, "conditions at this layer")
+        rows.attrs = {"layer": layer, "layer chosen on": chosen, **rows.attrs}
+        return rows
+
+    def _reported(self, layer: int | None) -> tuple[int, str]:
+        """The layer to report, and the sentences on which it was chosen."""
+        if layer is not None or len(self.layers) == 1:
+            return self.layers[0] if layer is None else layer, ""
+        if self.chosen_layer is not None:
+            return self.chosen_layer, self.chosen_on
+        return self.best_layer, THESE
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw each condition's mean by layer, with its interval as a band."""
@@ -106,11 +144,17 @@ class Comparison:
         return plots.conditions_by_layer(self.to_frame(), ylabel=self.measure, ax=ax)
 
     def plot_at(self, layer: int | None = None, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
-        """Draw the means of one layer with their intervals (default: where the untouched model's mean is highest)."""
+        """Draw the means of one layer with their intervals; the layer as in `at`."""
         from tnkit import plots
 
-        title = f"layer {self.best_layer if layer is None else layer}" if len(self.layers) > 1 else ""
-        return plots.conditions(self.at(layer), xlabel=self.measure, title=title, ax=ax)
+        rows = self.at(layer)
+        title = self.layer_name(layer) if len(self.layers) > 1 else ""
+        return plots.conditions(rows, xlabel=self.measure, title=title, ax=ax)
+
+    def layer_name(self, layer: int | None = None) -> str:
+        """The layer that `at` reports, and how it was chosen, for titles and tables."""
+        layer, chosen = self._reported(layer)
+        return f"layer {layer}" + (f", chosen on {chosen}" if chosen else "")
 
     def _conditions(self) -> dict[str, Float[np.ndarray, "seed layer sentence"]]:
         return {NONE: self.untouched[None], SET: self.ablated[None], **self.controls}
@@ -124,10 +168,28 @@ class Comparison:
         return sum(chosen[:, seed, None] * (weights @ values[seed].T) for seed in range(seeds))
 
     def _repr_html_(self) -> str:
-        means = self.at()["mean"]
+        rows = {"at": self.layer_name()} if len(self.layers) > 1 else {}
         return storage.html_card(
-            f"Comparison: {self.measure}", {str(name): float(mean) for name, mean in means.items()}
+            f"Comparison: {self.measure}", rows | {str(name): float(mean) for name, mean in self.at()["mean"].items()}
         )
+
+
+def best_layer(values: Float[np.ndarray, "layer sentence"], layers: Sequence[int]) -> int:
+    """The layer with the highest mean over sentences; choose it on other sentences than those of the effect.
+
+    >>> best_layer(np.array([[0.0, 1.0], [1.0, 1.0]]), (4, 5))
+    5
+    """
+    return layers[int(values.mean(axis=1).argmax())]
+
+
+def _corrected(table: "pd.DataFrame", family: str) -> "pd.DataFrame":
+    """The table with `p adjusted`, corrected over all its rows but those of the set itself."""
+    is_set = table.index.get_level_values("condition") == SET
+    adjusted = holm(table["p sets"].fillna(table["p sentences"]).mask(is_set).to_numpy())
+    corrected = table.assign(**{"p adjusted": adjusted})
+    corrected.attrs = {"p adjusted": f"Holm over {family} ({int((~is_set).sum())} tests)"}
+    return corrected
 
 
 def _ratio(these: np.ndarray, those: np.ndarray) -> np.ndarray:
@@ -144,6 +206,8 @@ def compare(
     seeds: SupportsIndex = 10,
     name: str = "measure",
     layers: Iterable[SupportsIndex] | None = None,
+    chosen_layer: SupportsIndex | None = None,
+    chosen_on: str = "other sentences",
     progress: bool = True,
 ) -> Comparison:
     """Run a measurement with a neuron set off, with each of its controls off, and with nothing off.
@@ -156,10 +220,12 @@ def compare(
         seeds: how many draws of each random control.
         name: what is measured, for tables and axes.
         layers: what the layer axis stands for (default: from 0).
+        chosen_layer: the layer to report, chosen on other sentences than those measured here.
+        chosen_on: which sentences those are, such as "training sentences".
         progress: show a bar.
 
     Raises:
-        TnkitError: where a measurement is not finite or changes its shape.
+        TnkitError: where a measurement is not finite or changes its shape, or does not reach the chosen layer.
 
     >>> from tnkit.interventions.controls import controls
     >>> spread = lambda neurons: np.arange(6.0) - len(neurons)
@@ -169,11 +235,14 @@ def compare(
     [-1.0, 0.0, 0.0, 0.0]
     """
     layers = None if layers is None else tuple(whole_numbers("layers", layers))
+    chosen = None if chosen_layer is None else whole_number("chosen_layer", chosen_layer)
 
     def run(off: NeuronSet) -> np.ndarray:
         values = np.atleast_2d(np.asarray(measure(off), dtype=np.float64))
         if not np.isfinite(values).all():
             raise TnkitError(f"{name} is not finite for every sentence with {len(off)} neurons off")
+        if chosen is not None and chosen not in (measured := range(len(values)) if layers is None else layers):
+            raise TnkitError(f"chosen_layer={chosen} is not measured; measured are {measured[0]} to {measured[-1]}")
         return values
 
     results = each_condition(run, neurons, controls=controls, seeds=seeds, name=name, progress=progress)
@@ -182,9 +251,8 @@ def compare(
         raise TnkitError(f"{name} returned different numbers of layers or sentences for different neurons")
     (untouched,), (ablated,) = results.pop(NONE), results.pop(SET)
     layers = tuple(range(len(untouched))) if layers is None else layers
-    return Comparison(
-        name, layers, untouched, ablated, {control: np.stack(draws) for control, draws in results.items()}
-    )
+    drawn = {control: np.stack(draws) for control, draws in results.items()}
+    return Comparison(name, layers, untouched, ablated, drawn, chosen, chosen_on if chosen is not None else "")
 
 
 def each_condition(

@@ -6,6 +6,7 @@ from .distributions import activations_by_language as activations_by_language
 from .distributions import exceedance as exceedance
 from .distributions import losses as losses
 from .distributions import question_scores as question_scores
+from .distributions import random_sets as random_sets
 from .distributions import score_distribution as score_distribution
 from .distributions import score_distributions as score_distributions
 from .layers import language_neurons as language_neurons

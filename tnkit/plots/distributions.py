@@ -80,6 +80,40 @@ def _label_scores(ax: Axes, xlabel: str, title: str) -> None:
     ax.legend()
 
 
+def random_sets(
+    draws: Float[np.ndarray, "draw"],
+    *,
+    value: float,
+    untouched: float,
+    p: float,
+    xlabel: str,
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a histogram of what random sets do, with the set and the untouched model as lines.
+
+    Args:
+        draws: the mean with each random set off.
+        value, untouched: the mean with the set off, and with nothing off.
+        p: of the set among the draws.
+        xlabel: the measure.
+        title: of the axes.
+        ax: where to draw (default: a new figure).
+
+    >>> drawn = random_sets(np.arange(9.0), value=20.0, untouched=8.0, p=0.1, xlabel="retrieval")
+    >>> [text.get_text() for text in drawn.get_legend().get_texts()]
+    ['9 random sets', 'nothing off: 8', 'the set: 20 (p sets = 0.1, the smallest possible)']
+    """
+    floor = ", the smallest possible" if p * (len(draws) + 1) < 1.5 else ""
+    with axes(ax, 6.0, 3.4) as ax:
+        ax.hist(draws, bins=_bins(draws, 40), color=_GREY, label=f"{len(draws):,} random sets")
+        ax.axvline(untouched, color="#555555", lw=1.2, ls="--", label=f"nothing off: {untouched:z.3g}")
+        ax.axvline(value, color="#D55E00", lw=1.8, label=f"the set: {value:z.3g} (p sets = {p:.3g}{floor})")
+        ax.set(xlabel=literal(xlabel), ylabel="random sets", title=literal(title))
+        ax.legend()
+    return ax
+
+
 def losses(values: Float[np.ndarray, "sentence"], *, whole: float, ax: Axes | None = None) -> Axes:
     """Draw a histogram of nats per token over sentences, with those of the whole text as a line."""
     with axes(ax, 6.0, 3.4) as ax:

@@ -84,12 +84,12 @@ def test_a_planted_effect_is_found_where_it_is_and_nowhere_else():
         assert hit["effect low"] < -0.5 < hit["effect high"]
         assert hit["ratio"] == pytest.approx(0.1 / 0.6, abs=0.08)
         assert hit["ratio low"] < hit["ratio"] < hit["ratio high"] < 0.5 < miss["ratio low"]
-        assert hit["p"] < 0.001
+        assert hit["p sentences"] < 0.001
         assert abs(miss["effect"]) < 0.06
-        assert miss["p"] > 0.001
-    assert table.loc[(1, "the set"), ["effect", "ratio", "p"]].tolist() == [0, 1, 1]
+        assert miss["p sentences"] > 0.001
+    assert table.loc[(1, "the set"), ["effect", "ratio", "p sentences"]].tolist() == [0, 1, 1]
     assert found.at().loc["uniform", "seeds"] == 5
-    assert found.at(0).equals(table.loc[0])
+    assert found.at(0).drop(columns="p adjusted").equals(table.loc[0].drop(columns="p adjusted"))
 
 
 def test_intervals_and_p_values_are_those_of_scipy():
@@ -101,18 +101,93 @@ def test_intervals_and_p_values_are_those_of_scipy():
     boot = stats.bootstrap((difference,), np.mean, method="percentile", rng=0).confidence_interval
     assert (row["effect low"], row["effect high"]) == pytest.approx((boot.low, boot.high), abs=0.005)
     test = stats.permutation_test((difference,), np.mean, permutation_type="samples", n_resamples=9999, rng=0)
-    assert row["p"] == pytest.approx(test.pvalue, abs=0.03)
+    assert row["p sentences"] == pytest.approx(test.pvalue, abs=0.03)
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say():
+def noise(random, seeds, sentences, between=0.3):
+    """A set that is as its controls: each sentence adds the same for every set, and each set the same everywhere."""
+    sentence, sets = random.normal(0, 1, sentences), random.normal(0, between, (1 + seeds, 1, 1))
+    values = sentence + sets + random.normal(0, 0.5, (1 + seeds, 1, sentences))
+    return tn.Comparison("noise", (0,), sentence[None], values[0], {"random": values[1:]}), float(sets[0, 0, 0])
+
+
+@pytest.mark.parametrize("seeds", [1, 10])
+def test_intervals_hold_the_truth_as_often_as_they_say(seeds):
+    random, inside = np.random.default_rng(seeds), 0
+    for _ in range(80):
+        found, effect = noise(random, seeds, 40, between=0.3 if seeds > 1 else 0)
+        row = found.to_frame().loc[(0, "random")]
+        inside += row["effect low"] <= effect <= row["effect high"]
+    assert stats.binom.cdf(inside, 80, 0.95) > 1e-3
+
+
+def test_a_random_set_among_random_sets_is_no_finding_though_its_sentences_differ():
     random = np.random.default_rng(0)
-    inside = 0
-    for _ in range(60):
-        values = {name: random.normal(0, 1, (1, 1, 60)) for name in ("a", "b", "c")}
-        one = tn.Comparison("noise", (0,), values["a"][0], values["b"][0], {"c": values["c"]})
-        row = one.to_frame().loc[(0, "c")]
-        inside += row["effect low"] <= 0 <= row["effect high"]
-    assert 51 <= inside <= 60
+    rows = [noise(random, 39, 40)[0].to_frame().loc[(0, "random")] for _ in range(80)]
+    below = {name: sum(row[name] < 0.05 for row in rows) for name in ("p sentences", "p sets")}
+    assert stats.binom.sf(below["p sets"] - 1, 80, 0.05) > 1e-3
+    assert below["p sentences"] > 30  # of these sets, which do differ
+
+
+def test_p_of_sets_is_the_exact_permutation_test_of_one_set_among_its_draws():
+    found, _ = noise(np.random.default_rng(1), 24, 30)
+    means = np.append(found.ablated.mean(), found.controls["random"].mean(axis=(1, 2)))
+    apart = [abs(means[chosen] - np.delete(means, chosen).mean()) for chosen in range(25)]  # each is the set once
+    expected = np.mean([distance >= apart[0] for distance in apart])
+    row = found.to_frame().loc[(0, "random")]
+    assert row["p sets"] == pytest.approx(expected) and 1 / 25 < row["p sets"] < 1
+    alone = tn.Comparison("one", (0,), found.untouched, found.ablated, {"one": found.controls["random"][:1]})
+    assert alone.to_frame()["p sets"].isna().all()
+
+
+def test_what_is_detectable_is_detected_four_times_in_five():
+    random, rows = np.random.default_rng(0), []
+    effect = (stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) * np.sqrt(2 * 0.5**2 / 30)  # of the spread that is known
+    for _ in range(100):
+        sentence, (control, ablated) = random.normal(0, 1, 30), random.normal(0, 0.5, (2, 1, 30))
+        control, ablated = sentence + control, sentence + ablated + effect
+        found = tn.Comparison("planted", (0,), sentence[None], ablated, {"one": control[None]})
+        rows.append(found.to_frame().loc[(0, "one")])
+    assert np.mean([row["detectable"] for row in rows]) == pytest.approx(effect, rel=0.1)
+    detected = sum(row["p sentences"] < 0.05 for row in rows)
+    assert stats.binomtest(detected, 100, 0.8).pvalue > 1e-3
+
+
+def test_p_values_are_corrected_over_what_was_looked_at():
+    found = tn.compare(planted, MEMBERS, controls=tn.controls(MEMBERS), seeds=5, progress=False)
+    table, chosen, picked = found.to_frame(), found.at(1), found.at()
+    others = table[table.index.get_level_values("condition") != "the set"]
+    for rows, family in ((chosen, others.loc[1]), (picked, others)):
+        raw, adjusted = family["p sets"].fillna(family["p sentences"]).tolist(), []
+        for p in raw:  # the first step that would not reject it, at every level
+            steps = [(len(raw) - rank) * other for rank, other in enumerate(sorted(raw)) if other <= p]
+            adjusted.append(min(1, max(steps)))
+        assert rows["p adjusted"].drop("the set").tolist() == pytest.approx(adjusted[-3:])
+        assert np.isnan(rows.loc["the set", "p adjusted"])
+    assert chosen.attrs == {
+        "layer": 1,
+        "layer chosen on": "",
+        "p adjusted": "Holm over conditions at this layer (3 tests)",
+    }
+    assert picked.attrs == {
+        "layer": 1,
+        "layer chosen on": "these sentences",
+        "p adjusted": "Holm over all layers and conditions (6 tests)",
+    }
+
+
+def test_a_layer_chosen_on_other_sentences_is_the_one_reported():
+    options = {"controls": tn.controls(MEMBERS), "seeds": 2, "progress": False}
+    found = tn.compare(planted, MEMBERS, **options, chosen_layer=np.int64(0), chosen_on="training sentences")
+    assert found.best_layer == 1
+    assert found.at().equals(found.at(0)) and not found.at().equals(found.at(1))
+    assert found.at().attrs["layer chosen on"] == "training sentences"
+    assert found.plot_at().get_title(loc="left") == "layer 0, chosen on training sentences"
+    assert found.plot_at(1).get_title(loc="left") == "layer 1"
+    runs = []
+    with pytest.raises(tn.TnkitError, match="chosen_layer=2 is not measured; measured are 0 to 1"):
+        tn.compare(lambda n: runs.append(n) or planted(n), MEMBERS, **options, chosen_layer=2)
+    assert len(runs) == 1  # and not after all of the controls
 
 
 def test_ratios_with_zero_are_documented():
@@ -149,6 +224,6 @@ def test_the_plot_names_every_condition():
     ]
     assert [text.get_text() for text in points.texts] == [f"{mean:.3f}" for mean in found.at(1)["mean"]]
     assert points.get_title(loc="left") == "layer 1"
-    assert found.plot_at().get_title(loc="left") == f"layer {found.best_layer}"
+    assert found.plot_at().get_title(loc="left") == f"layer {found.best_layer}, chosen on these sentences"
     one = tn.compare(lambda n: planted(n)[1], MEMBERS, controls={}, progress=False)
     assert [text.get_text() for text in one.plot().get_xticklabels()] == ["none", "the set"]

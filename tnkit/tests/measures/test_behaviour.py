@@ -447,7 +447,7 @@ def test_the_shares_of_a_language_have_intervals_beside_the_controls():
     table = found.compared("ja").at()
     assert table["mean"].to_dict() == {"none": 0, "the set": 1, "random": 0.25}
     assert table.loc["random", "low"] < 0.25 < table.loc["random", "high"]
-    assert table.loc["random", "effect"] == 0.75 and table.loc["random", "p"] < 0.001
+    assert table.loc["random", "effect"] == 0.75 and table.loc["random", "p sentences"] < 0.001
     assert found.shares().loc["ja"].tolist() == [0, 1, 0.25]
 
 
