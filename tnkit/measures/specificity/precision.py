@@ -13,12 +13,12 @@ from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError
 from tnkit.measures.specificity.neurons import (
     activations_of,
-    alike,
+    comparable,
     extreme,
-    joint_provenance,
     model_shape,
     neuron_frame,
 )
+from tnkit.provenance import joined
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -96,15 +96,13 @@ def average_precision(languages: Mapping[str, Activations], language: str) -> Av
     >>> found.values.shape, found.chance, found.top(10)
     ((4, 48), 0.5, NeuronSet(10 neurons, layers 0 to 3))
     """
-    first = alike(languages, least=2)
+    first = comparable(languages, least=2)
     if language not in languages:
         raise TnkitError(f"there is no capture of {language!r}; there are {', '.join(languages)}")
     positive = np.concatenate([np.full(len(part), name == language) for name, part in languages.items()])
     values = [np.concatenate([_precision(one, positive) for one in blocks]) for blocks in _blocks(languages)]
     chance = float(positive.mean())
-    return AveragePrecision(
-        np.stack(values), language, chance, first.layers, model_shape(first), joint_provenance(languages)
-    )
+    return AveragePrecision(np.stack(values), language, chance, first.layers, model_shape(first), joined(languages))
 
 
 def _precision(
