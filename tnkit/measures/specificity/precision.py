@@ -75,8 +75,9 @@ def average_precision(languages: Mapping[str, Activations], language: str) -> Av
     """The average precision of every neuron's activation as a score for "is this language" (Kojima et al., NAACL 2024).
 
     AP = Σ_t (R_t − R_{t−1}) P_t over thresholds t, the distinct activations from high to low, with recall R_t and
-    precision P_t, as in scikit-learn. They take the top and the bottom 1000; their activations are pooled over the
-    tokens of a text, for which `capture(..., position="mean")` is nearest.
+    precision P_t, as in scikit-learn. The paper takes the top and the bottom 1000 of the outputs of all linear maps,
+    those of attention included; here they are taken among the MLP's neurons alone. The paper averages activations over
+    the tokens of a text, to which `capture(..., position="mean")` is nearest.
 
     Args:
         languages: a capture of each language with `activations`, of the same model and layers.
@@ -108,16 +109,14 @@ def average_precision(languages: Mapping[str, Activations], language: str) -> Av
 def _precision(
     block: Float[np.ndarray, "neuron sentence"], positive: Bool[np.ndarray, "sentence"]
 ) -> Float64[np.ndarray, "neuron"]:
-    """Average precision of each row. The label rides in a last bit that float32 values leave free in float64."""
-    keys = np.negative(block, dtype=np.float64)
-    keys.view(np.int64)[...] |= positive
-    keys.sort(axis=1)
-    scores = keys.astype(np.float32)
-    found = (keys.view(np.int64) & 1).cumsum(axis=1)
-    found[:, :-1][scores[:, 1:] == scores[:, :-1]] = 0  # a threshold takes equal activations together
-    np.maximum.accumulate(found, axis=1, out=found)
-    gained = np.diff(found, axis=1, prepend=0)
-    return np.einsum("ns,ns->n", gained, found / np.arange(1, len(positive) + 1)) / positive.sum()
+    """Average precision of each row."""
+    order = np.argsort(-block, axis=1)
+    scores = np.take_along_axis(block, order, axis=1)
+    hits = positive[order].cumsum(axis=1)
+    hits[:, :-1][scores[:, 1:] == scores[:, :-1]] = 0  # a threshold takes equal activations together
+    np.maximum.accumulate(hits, axis=1, out=hits)
+    gained = np.diff(hits, axis=1, prepend=0)
+    return np.einsum("ns,ns->n", gained, hits / np.arange(1, len(positive) + 1)) / positive.sum()
 
 
 def _blocks(languages: Mapping[str, Activations]) -> Iterator[list[np.ndarray]]:
