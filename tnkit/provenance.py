@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, Protocol, TypedDict, cast, runtime_checkable
 
 from tnkit import storage
 from tnkit.errors import TnkitError
@@ -21,6 +21,7 @@ _OLD_HASH = re.compile("[0-9a-f]{16}")  # of tnkit up to 0.1: sums of weights, b
 _TOLD: set[str] = set()  # which results were warned about
 _DICTS = ("model", "sentences", "centroid", "selection", "versions")  # or, the second and third, lists of dicts
 _HOW = ("position", "suffix", "ablations")  # what decides a state beside the model
+_CAPTURED = ("model", "position", "suffix", "last_layer", "ablations")
 
 
 class ModelOrigin(TypedDict, total=False):
@@ -69,6 +70,16 @@ class Provenance(TypedDict, total=False):
     distance: str
     centroid: Any  # as `sentences`
     selection: dict[str, Any]
+
+
+@runtime_checkable
+class Capture(Protocol):
+    """What measures are computed from: `tnkit.captures.activations.Activations`, for one."""
+
+    @property
+    def provenance(self) -> dict[str, Any]: ...
+
+    def __len__(self) -> int: ...
 
 
 class Origin(ABC):
@@ -126,13 +137,39 @@ def provenance_of(model: Origin, sentences: Sequence[str]) -> dict[str, Any]:
 
 
 def sentences_of(provenance: Mapping[str, Any]) -> list[Sentences]:
-    """The sentences that a result was made of, one entry a language, whatever tnkit wrote its file.
+    """The sentences that a result was made of, one entry per capture, whichever version of tnkit wrote its file.
 
     >>> sentences_of({"sentences": {"language": "ja"}}) == sentences_of({"sentences": [{"language": "ja"}]})
     True
+    >>> sentences_of({"sentences": {"en": {"n": 3}, "ja": {"n": 2}}})
+    [{'language': 'en', 'n': 3}, {'language': 'ja', 'n': 2}]
     """
     sentences = provenance.get("sentences", [])
-    return list(sentences) if isinstance(sentences, list) else [sentences]
+    if isinstance(sentences, list):
+        return list(sentences)
+    if sentences and all(isinstance(entry, dict) for entry in sentences.values()):  # by language, up to tnkit 0.1
+        return [cast(Sentences, {"language": language, **entry}) for language, entry in sentences.items()]
+    return [sentences]
+
+
+def joined(captures: Sequence[Capture] | Mapping[str, Capture], **parameters: Any) -> dict[str, Any]:
+    """The provenance of what was computed from captures: the first one's, the sentences of all, and the parameters.
+
+    Args:
+        captures: in order, or by language; the language is added where a capture does not state its own.
+        **parameters: of the computation.
+
+    >>> from tnkit.testing import cloud, held
+    >>> joined({"en": held(cloud(1, 3, 2)), "ja": held(cloud(1, 2, 2))}, k=5)
+    {'sentences': [{'language': 'en', 'n': 3}, {'language': 'ja', 'n': 2}], 'parameters': {'k': 5}}
+    """
+    named = captures.items() if isinstance(captures, Mapping) else ((None, capture) for capture in captures)
+    sentences: list[Any] = []
+    for language, capture in named:
+        entries = sentences_of(capture.provenance) or [{"n": len(capture)}]
+        sentences += [{"language": language, **entry} if language else entry for entry in entries]
+    first = next(iter(captures.values() if isinstance(captures, Mapping) else captures))
+    return {**first.provenance, "sentences": sentences, **({"parameters": parameters} if parameters else {})}
 
 
 def stated(path: str | Path, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,28 +238,34 @@ def check_made_with(model: Origin, provenance: Any, what: str, *, states: bool =
             )
 
 
-def check_alike(provenances: Iterable[Mapping[str, Any]]) -> None:
-    """Refuse to average what was captured in different ways: from other models, under other ablations, elsewhere.
+def check_alike(
+    provenances: Iterable[Mapping[str, Any]] | Mapping[str, Mapping[str, Any]], options: Iterable[str] = _CAPTURED
+) -> None:
+    """Refuse to compare or average what was captured in different ways: other models, ablations or positions.
 
     Args:
-        provenances: of the captures; those that say nothing of a model or position are not compared.
+        provenances: of the captures, by name or in order; those that state no model, position or layers pass.
+        options: which entries must be equal; "layers" and "width" where the caller adds them.
 
     Raises:
         TnkitError: naming the first difference.
 
-    >>> check_alike([{"position": "last"}, {"position": "mean"}])
+    >>> check_alike({"en": {"position": "last"}, "ja": {"position": "mean"}})
     Traceback (most recent call last):
     ...
-    tnkit.errors.TnkitError: captures of different position ('last' and 'mean') cannot be averaged; capture all alike
+    tnkit.errors.TnkitError: en and ja are captures of different position ('last' and 'mean'); capture all alike
     """
-    first, *others = [one for one in provenances if "model" in one or "position" in one] or [{}]
-    for other, name in product(others, ("model", "position", "suffix", "last_layer", "ablations")):
-        one, two = first.get(name), other.get(name)
-        if isinstance(one, dict) and isinstance(two, dict):
-            one, two = ({key: side[key] for key in side if one.get(key) != two.get(key)} for side in (one, two))
-        if one != two:
+    if not isinstance(provenances, Mapping):
+        provenances = {f"capture {number}": provenance for number, provenance in enumerate(provenances, 1)}
+    stated = {name: one for name, one in provenances.items() if {"model", "position", "layers"} & one.keys()}
+    first = next(iter(stated), "")
+    for name, option in product(list(stated)[1:], options):
+        left, right = stated[first].get(option), stated[name].get(option)
+        if isinstance(left, dict) and isinstance(right, dict):
+            left, right = ({k: side[k] for k in side if left.get(k) != right.get(k)} for side in (left, right))
+        if left != right:
             raise TnkitError(
-                f"captures of different {name} ({one!r} and {two!r}) cannot be averaged; capture all alike"
+                f"{first} and {name} are captures of different {option} ({left!r} and {right!r}); capture all alike"
             )
 
 

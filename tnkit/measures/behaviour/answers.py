@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float
 
 from tnkit import storage
 from tnkit.errors import TnkitError
+from tnkit.statistics import interval, resamples
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -92,6 +93,15 @@ class QuestionScores:
         """The share of questions whose prediction equals an accepted answer, between 0 and 1."""
         return float(self.exact.mean())
 
+    def means(self) -> "pd.DataFrame":
+        """`mean` over questions of F1 and exact match, with its 95 % bootstrap interval `low` to `high`."""
+        import pandas as pd
+
+        scores = np.stack([self.f1, self.exact.astype(np.float64)], axis=1)
+        low, high = interval(resamples(len(self)) @ scores / len(self))
+        columns = {"mean": scores.mean(axis=0), "low": low, "high": high}
+        return pd.DataFrame(columns, index=pd.Index(["F1", "exact match"], name="measure"))
+
     def to_frame(self) -> "pd.DataFrame":
         """One row a question: f1, exact, answerable."""
         import pandas as pd
@@ -106,7 +116,8 @@ class QuestionScores:
         return plots.question_scores(self.f1, self.exact, language=self.language, ax=ax)
 
     def _repr_html_(self) -> str:
-        shown = {"F1": f"{self.mean_f1:.3f}", "exact match": f"{self.mean_exact:.3f}"}
+        rows = self.means().itertuples()
+        shown = {row.Index: f"{row.mean:.3f} (95 % interval {row.low:.3f} to {row.high:.3f})" for row in rows}
         return storage.html_card("Answers", {"language": self.language, "questions": len(self), **shown})
 
 

@@ -51,8 +51,18 @@ class Perplexity:
 
     @property
     def nats(self) -> float:
-        """Nats per token over the whole text: every token counts the same."""
+        """Nats per token over all tokens of the text; a mean over sentences would weigh short ones more."""
         return float(self.nll @ self.tokens / self.tokens.sum())
+
+    @property
+    def by_sentence(self) -> Float[np.ndarray, "sentence"]:
+        """Each sentence's nats divided by the mean number of tokens: the mean over sentences is `nats`.
+
+        >>> result = Perplexity(np.array([4.0, 1.0]), np.array([1, 3]))
+        >>> result.nats, float(result.by_sentence.mean()), float(result.nll.mean())
+        (1.75, 1.75, 2.5)
+        """
+        return self.nll * self.tokens / self.tokens.mean()
 
     @property
     def value(self) -> float:
@@ -60,7 +70,7 @@ class Perplexity:
         return math.exp(self.nats) if self.nats < 709 else math.inf
 
     def to_frame(self) -> "pd.DataFrame":
-        """Nats per token and number of tokens, indexed by sentence."""
+        """Each sentence's nats per token, and its number of tokens, indexed by sentence."""
         import pandas as pd
 
         index = pd.RangeIndex(len(self.nll), name="sentence")
@@ -73,7 +83,11 @@ class Perplexity:
         return plots.losses(self.nll, whole=self.nats, ax=ax)
 
     def _repr_html_(self) -> str:
-        rows = {"perplexity": self.value, "nats per token": self.nats, "tokens": int(self.tokens.sum())}
+        rows = {
+            "perplexity": self.value,
+            "nats per token, over all tokens": self.nats,
+            "tokens": int(self.tokens.sum()),
+        }
         return storage.html_card("Perplexity", rows | {"sentences": len(self.tokens)})
 
 
@@ -102,7 +116,7 @@ def perplexity(
         progress: show a bar.
 
     Returns:
-        `Perplexity`: float64, nats per token; its `value` is the perplexity of the whole text.
+        `Perplexity`: float64, nats per token of each sentence; `nats` and `value` are of all tokens.
 
     Raises:
         TnkitError: for sentences that `capture` refuses, one of a single token, or a model whose output is not finite.

@@ -42,7 +42,7 @@ class PerplexityMatrix:
         return tuple(dict.fromkeys(language for _, language in self.values))
 
     def to_frame(self) -> "pd.DataFrame":
-        """Indexed (off, read): perplexity and its change.
+        """Indexed (off, read): perplexity, nats per token over all tokens, and their change.
 
         `change` = (nats per token with the set off) / (with none off) - 1, positive is worse; `low` and `high` are its
         95 % bootstrap interval over sentences, resampled together with and without (NaN for one sentence). All three

@@ -1,9 +1,11 @@
-"""Questions that a model answers, untouched and with neurons switched off, and how right the answers are."""
+"""Questions that a model answers, untouched and with neurons switched off, and how many answers are correct."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, SupportsIndex
+
+import numpy as np
 
 from tnkit import storage
 from tnkit.errors import TnkitError, one_of, whole_number
@@ -55,8 +57,10 @@ class Answered:
             TnkitError: for another measure.
         """
         one_of("measure", measure, tuple(_MEASURES))
-        name = _MEASURES[measure]
-        scores = lambda result: [getattr(side, name) for side in (result.before_scores, result.after_scores)]  # noqa: E731
+
+        def scores(result: Answered) -> list[np.ndarray]:
+            return [getattr(side, _MEASURES[measure]) for side in (result.before_scores, result.after_scores)]
+
         return compared(self, measure, scores)
 
     def by_condition(self) -> "pd.DataFrame":
@@ -94,6 +98,8 @@ def answer_questions(
     language: str,
     examples: Sequence[tuple[str, str]] = (),
     template: str = "Q: {question}\nA: {answer}",
+    keep_space: bool = False,
+    stop: str | None = "\n",
     neurons: Iterable[tuple[int, int]] = (),
     controls: Mapping[str, Control] = MappingProxyType({}),
     seeds: SupportsIndex = 10,
@@ -102,10 +108,13 @@ def answer_questions(
     batch_tokens: SupportsIndex = 1024,
     progress: bool = True,
 ) -> Answered:
-    """Ask a model questions, untouched and with neurons switched off, and score what it says up to the line's end.
+    """Ask a model questions, untouched and with neurons switched off, and score its answers.
 
     The prompt is each example through the template, an empty line between, and the question through the template with
-    nothing for its answer. Answers are greedy.
+    an empty answer. Answers are greedy, without white space at their ends. By default the prompt loses its trailing
+    white space and an answer ends with its line, which suits base models, whose tokens often begin with a space and
+    who go on with questions of their own. Code that scores whatever is generated corresponds to keep_space=True and
+    stop=None.
 
     Args:
         model: from `load_model`.
@@ -114,6 +123,8 @@ def answer_questions(
         language: of the answers, which decides how they are compared.
         examples: (question, answer) pairs to show first; one or a few tell a base model what is asked of it.
         template: with {question} and, at its end, {answer}.
+        keep_space: keep white space at the end of the prompt.
+        stop: text at which an answer ends, white space before the answer apart; None keeps all that is generated.
         neurons: a `NeuronSet` or (layer, neuron) pairs to switch off.
         controls, seeds: as in `continuations`.
         tokens: as in `Ablation`; Tezuka & Inoue (EMNLP 2025) act on the prompt only, at its last token or at all.
@@ -130,10 +141,14 @@ def answer_questions(
     if "{question}" not in template or not template.endswith("{answer}"):
         raise TnkitError(f"the template {template!r} must hold {{question}} and end in {{answer}}")
     if isinstance(questions, str) or len(questions) != len(answers):
-        raise TnkitError(f"{len(questions)} questions do not go with the answers of {len(answers)}; give one list each")
-    fill = lambda question, answer: template.replace("{answer}", answer).replace("{question}", question)  # noqa: E731
-    shown = "".join(fill(*example) + "\n\n" for example in examples)
-    prompts = [shown + fill(question, "").rstrip() for question in questions]
+        raise TnkitError(
+            f"{len(questions)} questions have the answers of {len(answers)}; give a list of questions, and a list of "
+            "answers for each"
+        )
+    if stop == "":
+        raise TnkitError("stop='' ends every answer before it begins; give a text such as '\\n', or None")
+    prompts = _prompts(questions, examples, template)
+    prompts = prompts if keep_space else [prompt.rstrip() for prompt in prompts]
     how: dict[str, Any] = {
         "max_new_tokens": whole_number("max_new_tokens", max_new_tokens, at_least=1),
         "temperature": None,
@@ -142,17 +157,29 @@ def answer_questions(
     reading: dict[str, Any] = {"controls": controls, "seeds": seeds, "tokens": tokens, "batch_tokens": batch_tokens}
     results = generation.texts_of(model, prompts, neurons, **reading, **how, progress=progress)
     (untouched,) = results.pop(NONE)
-    before = _first_lines(untouched.texts)
+    before = _answers(untouched.texts, stop)
     before_scores = score(before, answers, language)
 
     def beside(spoken: generation.Texts, **drawn: Any) -> Answered:
-        after = _first_lines(spoken.texts)
+        after = _answers(spoken.texts, stop)
         scores = before_scores, score(after, answers, language)
-        return Answered(tuple(questions), before, after, *scores, spoken.values_set, spoken.provenance | how, **drawn)
+        provenance = spoken.provenance | how | {"stop": stop}
+        return Answered(tuple(questions), before, after, *scores, spoken.values_set, provenance, **drawn)
 
     (ablated,) = results.pop(SET)
     return beside(ablated, controls={name: tuple(map(beside, draws)) for name, draws in results.items()})
 
 
-def _first_lines(texts: Sequence[str]) -> tuple[str, ...]:
-    return tuple(text.strip().partition("\n")[0].strip() for text in texts)
+def _prompts(questions: Sequence[str], examples: Sequence[tuple[str, str]], template: str) -> list[str]:
+    """Each question through the template, after the examples."""
+
+    def filled(question: str, answer: str) -> str:
+        return template.replace("{answer}", answer).replace("{question}", question)
+
+    shown = "".join(filled(*example) + "\n\n" for example in examples)
+    return [shown + filled(question, "") for question in questions]
+
+
+def _answers(texts: Sequence[str], stop: str | None) -> tuple[str, ...]:
+    """The generated texts up to `stop`, without white space at their ends."""
+    return tuple((text.strip() if stop is None else text.strip().partition(stop)[0].strip()) for text in texts)

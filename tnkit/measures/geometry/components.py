@@ -11,7 +11,7 @@ from jaxtyping import Float
 from tnkit import storage
 from tnkit.captures.activations import Activations
 from tnkit.errors import TnkitError
-from tnkit.measures.geometry.vectors import common_width, states
+from tnkit.measures.geometry.vectors import check_together, common_width, states
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -121,6 +121,7 @@ def pca(
     parts = {language: states(part, "post") for language, part in languages.items()}
     if not parts:
         raise TnkitError("there are no languages to find components of; give one capture a language")
+    check_together(languages, layers=False)
     layers = next(iter(languages.values())).layers if layers is None else tuple(layers)
     missing = [layer for layer in layers if any(layer not in part.layers for part in languages.values())]
     if missing or not layers:

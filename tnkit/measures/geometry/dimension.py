@@ -7,7 +7,8 @@ import torch
 from tnkit.captures.activations import Activations
 from tnkit.errors import TnkitError
 from tnkit.measures.geometry.layers import ByLayer
-from tnkit.measures.geometry.vectors import TIE, centre, origin, states
+from tnkit.measures.geometry.vectors import TIE, centre, states
+from tnkit.provenance import joined
 
 
 def effective_dimension(
@@ -49,5 +50,5 @@ def effective_dimension(
         reached = torch.searchsorted(variance, goal * variance[-1]) + 1
         needed.append(torch.where(variance[-1] > 0, reached, 0))
     columns = {f"{100 * share:g}%": column.numpy() for share, column in zip(shares, torch.stack(needed).T, strict=True)}
-    about = origin(captured, site=site, centred=centred)
+    about = joined([captured], site=site, centred=centred)
     return ByLayer("principal components", columns, captured.layers, about)

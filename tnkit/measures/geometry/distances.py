@@ -12,7 +12,8 @@ from torch import Tensor
 from tnkit import storage
 from tnkit.captures.activations import Activations
 from tnkit.errors import TnkitError
-from tnkit.measures.geometry.vectors import check_together, common_width, origin, states, unit
+from tnkit.measures.geometry.vectors import check_together, common_width, states, unit
+from tnkit.provenance import joined
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -140,7 +141,7 @@ def centroid_distances(languages: Mapping[str, Activations], *, distance: str = 
         values = _apart(centroids)
     values.diagonal(dim1=1, dim2=2).zero_()
     layers = next(iter(languages.values())).layers
-    return CentroidDistances(values.numpy(), tuple(languages), layers, distance, origin(*languages.values()))
+    return CentroidDistances(values.numpy(), tuple(languages), layers, distance, joined(languages))
 
 
 def _apart(points: Float[Tensor, "layer row width"]) -> Float[Tensor, "layer row row"]:

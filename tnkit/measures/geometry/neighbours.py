@@ -10,7 +10,8 @@ from torch import Tensor
 from tnkit.captures.activations import Activations
 from tnkit.errors import whole_number
 from tnkit.measures.geometry.layers import ByLayer
-from tnkit.measures.geometry.vectors import TIE, directions, origin
+from tnkit.measures.geometry.vectors import TIE, directions
+from tnkit.provenance import joined
 
 
 def mutual_knn(left: Activations, right: Activations, *, k: SupportsIndex = 10, site: str = "post") -> ByLayer:
@@ -40,7 +41,7 @@ def mutual_knn(left: Activations, right: Activations, *, k: SupportsIndex = 10, 
     """
     k = whole_number("k", k, at_least=1)
     shares = shared_neighbours(left, right, k=k, site=site).mean(axis=1)
-    about = origin(left, right, site=site, k=k)
+    about = joined([left, right], site=site, k=k)
     return ByLayer("mutual k-NN", {f"mutual {k}-NN": shares}, left.layers, about, k / (len(left) - 1))
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from tnkit.captures.activations import Activations
 from tnkit.errors import TnkitError
 from tnkit.measures.geometry.layers import ByLayer
-from tnkit.measures.geometry.vectors import TIE, directions, origin
+from tnkit.measures.geometry.vectors import TIE, directions
+from tnkit.provenance import joined
 from tnkit.statistics import interval
 
 _ALIGNED = 0.75  # of sentences of which half are translations of each other
@@ -81,7 +82,7 @@ def alignment(
             "other",
             *(names[best], *(100 * columns[name][best] for name in ("share", "low", "high"))),
         )
-    about = origin(left, right, site=site, seed=seed)
+    about = joined([left, right], site=site, seed=seed)
     return ByLayer("translation nearer than another sentence", columns, names, about, 0.5)
 
 
@@ -118,7 +119,7 @@ def similarity(left: Activations, right: Activations, *, site: str = "post", see
     parallel, other = np.array(cosines).T
     columns = {"parallel": parallel, "non-parallel": other}
     name = "activation patterns" if site == "activations" else site
-    return ByLayer(f"mean cosine of {name}", columns, left.layers, origin(left, right, site=site, seed=seed))
+    return ByLayer(f"mean cosine of {name}", columns, left.layers, joined([left, right], site=site, seed=seed))
 
 
 def hits(
@@ -176,7 +177,7 @@ def retrieval(queries: Activations, targets: Activations, *, site: str = "post",
     (0, 1.0)
     """
     values = hits(queries, targets, site=site, centred=centred).mean(axis=1)
-    about = origin(queries, targets, site=site, centred=centred)
+    about = joined([queries, targets], site=site, centred=centred)
     return ByLayer("retrieval@1", {"retrieval@1": values}, queries.layers, about, 1 / len(queries))
 
 
@@ -209,7 +210,7 @@ def mexa(left: Activations, right: Activations, *, site: str = "post") -> ByLaye
         own, other = _own_and_other(a @ b.T)
         rival = torch.maximum(other.amax(dim=0), other.amax(dim=1))
         shares.append((own > rival + TIE).double().mean().item())
-    return ByLayer("MEXA", {"MEXA": np.array(shares)}, left.layers, origin(left, right, site=site))
+    return ByLayer("MEXA", {"MEXA": np.array(shares)}, left.layers, joined([left, right], site=site))
 
 
 def _own_and_other(

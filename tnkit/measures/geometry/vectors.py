@@ -1,7 +1,6 @@
 """The captured vectors that measures of spaces start from: checked, centred, of unit length, in float64."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from jaxtyping import Float
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from tnkit.captures.activations import Activations
 from tnkit.errors import TnkitError
+from tnkit.provenance import check_alike
 from tnkit.text.rows import check_parallel
 
 STATES = ("pre", "mid", "post", "activations")
@@ -33,24 +33,13 @@ def states(captured: Activations, site: str) -> Float[Tensor, "layer sentence wi
     return found
 
 
-def check_together(parts: Mapping[str, Activations]) -> None:
-    """Refuse captures of different layers, token positions or last layers.
+def check_together(captures: Mapping[str, Activations], *, layers: bool = True) -> None:
+    """Refuse captures of different token positions, suffixes, last layers or (with `layers`) layers.
 
-    Raises:
-        TnkitError: naming the two that are incompatible.
+    Captures of different models or under different ablations may be compared.
     """
-    names = list(parts)
-    first = parts[names[0]]
-    for name in names[1:]:
-        if parts[name].layers != first.layers:
-            raise TnkitError(
-                f"{names[0]} has layers {_listed(first.layers)}, {name} has {_listed(parts[name].layers)}; "
-                "capture both with the same layers"
-            )
-        for option in ("position", "suffix", "last_layer"):
-            one, other = first.provenance.get(option), parts[name].provenance.get(option)
-            if one != other:
-                raise TnkitError(f"{names[0]} was captured with {option}={one!r}, {name} with {other!r}; use one")
+    options = ("position", "suffix", "last_layer", *(["layers"] if layers else []))
+    check_alike({name: {**capture.provenance, "layers": capture.layers} for name, capture in captures.items()}, options)
 
 
 def directions(
@@ -62,8 +51,8 @@ def directions(
         TnkitError: for captures of other rows, layers, positions or (with one_width) models.
     """
     a, b = states(left, site), states(right, site)
-    check_together({"the first capture": left, "the second": right})
     sides = {"the first capture": left, "the second": right}
+    check_together(sides)
     check_parallel({side: {**part.provenance.get("sentences", {}), "n": len(part)} for side, part in sides.items()})
     if not torch.equal(left.index, right.index):
         raise TnkitError(
@@ -93,19 +82,8 @@ def centre(points: Float[Tensor, "sentence width"]) -> Float[Tensor, "sentence w
     return points - points.mean(dim=0)
 
 
-def origin(*parts: Activations, **parameters: Any) -> dict[str, Any]:
-    """The provenance of what was computed from captures: the first's, the sentences of all, and the parameters."""
-    about = {key: value for key, value in parts[0].provenance.items() if key != "sentences"}
-    sentences = [part.provenance.get("sentences", {"n": len(part)}) for part in parts]
-    return {**about, "sentences": sentences, **({"parameters": parameters} if parameters else {})}
-
-
 def common_width(parts: Iterable[Tensor]) -> int:
     widths = [part.shape[2] for part in parts]
     if len(set(widths)) > 1:
         raise TnkitError(f"the captured states are {' and '.join(map(str, widths))} wide; capture with one model")
     return widths[0]
-
-
-def _listed(layers: Sequence[int]) -> str:
-    return ", ".join(map(str, layers)) if len(layers) <= 6 else f"{layers[0]} to {layers[-1]} ({len(layers)})"

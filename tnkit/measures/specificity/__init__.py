@@ -3,7 +3,8 @@
 captured = {name: tn.capture(model, train[name], keep=["activations"]) for name in corpus.languages}
 of_ja = tn.specificity.correlation_ratio(captured, language="ja")    # Japanese against the rest
 of_ja.shares(type1)                                                  # of the set beside its layers
-tn.specificity.lape(captured).neurons["ja"]                          # Tang et al., 2024
+tn.specificity.lape(captured).neurons["ja"]                          # at the captured position
+tn.specificity.lape_of_tokens(model, train).neurons["ja"]            # all tokens, as Tang et al., 2024
 tn.specificity.average_precision(captured, "ja").top(1000)           # Kojima et al., 2024
 tn.specificity.table(type1, captured).to_frame()                      # every measurement of each neuron of a set
 tn.specificity.overlaps({"ja": type1_ja, "ko": type1_ko}, layers=model.early_layers).plot()
@@ -18,6 +19,7 @@ from tnkit.measures.specificity.correlation import Specificity as Specificity
 from tnkit.measures.specificity.correlation import correlation_ratio as correlation_ratio
 from tnkit.measures.specificity.entropy import ActivationEntropy as ActivationEntropy
 from tnkit.measures.specificity.entropy import lape as lape
+from tnkit.measures.specificity.entropy import lape_of_tokens as lape_of_tokens
 from tnkit.measures.specificity.overlap import Overlaps as Overlaps
 from tnkit.measures.specificity.overlap import overlaps as overlaps
 from tnkit.measures.specificity.precision import AveragePrecision as AveragePrecision

@@ -11,7 +11,8 @@ from tnkit import storage
 from tnkit.captures.activations import Activations
 from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError
-from tnkit.measures.specificity.neurons import alike, extreme, joint_provenance, model_shape, neuron_frame
+from tnkit.measures.specificity.neurons import comparable, extreme, model_shape, neuron_frame
+from tnkit.provenance import joined
 from tnkit.statistics import welch
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def correlation_ratio(
     """
     from scipy import stats
 
-    first = alike(languages)
+    first = comparable(languages)
     members = _members(languages, language, groups)
     counts = {name: sum(len(languages[one]) for one in inside) for name, inside in members.items()}
     few = next((name for name, count in counts.items() if count < 2), None)
@@ -212,7 +213,7 @@ def correlation_ratio(
         groups=members,
         counts=counts,
         shape=model_shape(first),
-        provenance=joint_provenance(languages),
+        provenance=joined(languages),
     )
 
 

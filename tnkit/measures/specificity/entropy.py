@@ -1,8 +1,9 @@
 """Language-specific neurons by activation entropy (LAPE)."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 from jaxtyping import Float64
@@ -11,11 +12,16 @@ from tnkit import storage
 from tnkit.captures.activations import Activations
 from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError
-from tnkit.measures.specificity.neurons import activations_of, alike, joint_provenance, model_shape, neuron_frame
+from tnkit.measures.specificity.gates import positive_gates
+from tnkit.measures.specificity.neurons import activations_of, comparable, model_shape, neuron_frame
+from tnkit.models.model import Model
+from tnkit.provenance import joined, provenance_of
 
 if TYPE_CHECKING:
     import matplotlib.axes
     import pandas as pd
+
+_LOG = logging.getLogger("tnkit")
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +31,7 @@ class ActivationEntropy:
     Attributes:
         values: entropy of the activation probabilities over languages, (layer, neuron), float64, in nats: 0 where one
             language alone activates the neuron, ln(languages) where all do alike or none does.
-        probabilities: share of the sentences with an activation above the threshold, (layer, neuron, language).
+        probabilities: share of the sentences (`lape_of_tokens`: tokens) that activate it, (layer, neuron, language).
         neurons: the language-specific neurons of each language, lowest entropy first, with the entropy as score; a
             neuron may belong to several.
         layers, languages: what the first and the last axis stand for.
@@ -41,7 +47,7 @@ class ActivationEntropy:
 
     def to_frame(self) -> "pd.DataFrame":
         """The entropy and each language's activation probability, indexed (layer, neuron)."""
-        shares = {f"P({name})": self.probabilities[..., place] for place, name in enumerate(self.languages)}
+        shares = {f"P({name})": self.probabilities[..., column] for column, name in enumerate(self.languages)}
         return neuron_frame(self.layers, {"entropy": self.values, **shares})
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
@@ -64,66 +70,129 @@ def lape(
     language_quantile: float = 0.95,
     threshold: float = 0.0,
 ) -> ActivationEntropy:
-    """Language-specific neurons by language activation probability entropy (Tang et al., ACL 2024).
+    """Language-specific neurons by the entropy of activation probabilities at the captured position, after LAPE.
 
     P_l = share of language l's sentences with activation > threshold; P'_l = P_l / Σ P; LAPE = −Σ P'_l ln P'_l. Of the
-    neurons that reach the filter in some language, the lowest in entropy are taken, and given to each language whose
-    P_l exceeds the language's quantile. Two things differ here: theirs counts tokens, ours sentences at the captured
-    position; and in gated MLPs theirs looks at the gate's activation, ours at the product of gate and up projection.
+    neurons whose P_l exceeds the filter's quantile in some language, those of lowest entropy are taken, and given to
+    each language whose P_l exceeds the language's quantile. This is not the published LAPE (Tang et al., ACL 2024),
+    which counts gate signs over all tokens and finds other neurons: `lape_of_tokens` does that. Here the activation is
+    the product of gate and up projection, and each sentence counts once.
 
     Args:
-        languages: a capture of each language with `activations`, of the same model and layers.
+        languages: a capture of each language with `activations`, made in the same way.
         top_share: how many neurons are taken, as a share of all (their top_rate).
         filter_quantile: a neuron must exceed this quantile of all probabilities in some language (filter_rate).
         language_quantile: the same, for being given to a language (activation_bar_ratio).
         threshold: what counts as active.
 
     Returns:
-        `ActivationEntropy`, (layer, neuron), float64, in nats.
+        `ActivationEntropy`, (layer, neuron), float64, in nats. Where no neuron exceeds the filter's quantile, which
+        happens with few sentences, all sets are empty and a warning says so.
 
     Raises:
-        TnkitError: for one language, shares outside 0 to 1, no neuron that reaches the filter, or incompatible
-            captures.
+        TnkitError: for one language, shares outside 0 to 1, or incompatible captures.
 
     >>> import tnkit as tn
     >>> from tnkit.testing import tiny_model, SENTENCES
     >>> halves = {"en": SENTENCES[:3], "ja": SENTENCES[3:]}
     >>> captured = {name: tn.capture(tiny_model(), texts, progress=False) for name, texts in halves.items()}
-    >>> found = lape(captured, top_share=0.1, filter_quantile=0.5, language_quantile=0.5)
-    >>> found.values.shape, sum(map(len, found.neurons.values()))
+    >>> entropy = lape(captured, top_share=0.1, filter_quantile=0.5, language_quantile=0.5)
+    >>> entropy.values.shape, sum(map(len, entropy.neurons.values()))
     ((4, 48), 19)
     """
-    first = alike(languages, least=2)
+    first = comparable(languages, least=2)
+    shares = {
+        name: np.count_nonzero(activations_of(capture) > threshold, axis=1) / len(capture)
+        for name, capture in languages.items()
+    }
     options = {"top_share": top_share, "filter_quantile": filter_quantile, "language_quantile": language_quantile}
+    about = joined(languages), {"lape": options, "threshold": threshold}
+    return _entropy(shares, first.layers, model_shape(first), options, about)
+
+
+def lape_of_tokens(
+    model: Model,
+    texts: Mapping[str, Sequence[str]],
+    *,
+    top_share: float = 0.01,
+    filter_quantile: float = 0.95,
+    language_quantile: float = 0.95,
+    batch_tokens: SupportsIndex = 1024,
+    progress: bool = True,
+) -> ActivationEntropy:
+    """Language-specific neurons by language activation probability entropy, LAPE (Tang et al., ACL 2024).
+
+    As `lape`, with the published counts: P_l = share of language l's tokens at which the neuron's gate is positive.
+    Special tokens are left out. It runs the model on all texts.
+
+    Args:
+        model: from `load_model`.
+        texts: language → sentences, such as `corpus["train"]`.
+        top_share, filter_quantile, language_quantile: as in `lape`; the defaults are the published ones.
+        batch_tokens: the most tokens in a batch, padding included.
+        progress: show bars.
+
+    Returns:
+        `ActivationEntropy`, as `lape` does.
+
+    Raises:
+        TnkitError: for one language, shares outside 0 to 1, sentences that `capture` refuses, or an MLP whose gate has
+            no known name.
+
+    >>> from tnkit.testing import tiny_model, SENTENCES
+    >>> texts = {"en": SENTENCES[:2], "ja": SENTENCES[2:3]}
+    >>> entropy = lape_of_tokens(tiny_model(), texts, filter_quantile=0.6, language_quantile=0.6, progress=False)
+    >>> entropy.probabilities.shape, {name: len(neurons) for name, neurons in entropy.neurons.items()}
+    ((4, 48, 2), {'en': 1, 'ja': 1})
+    """
+    if len(texts) < 2:
+        raise TnkitError(f"{len(texts)} language(s) were given; compare at least 2")
+    reading: dict[str, Any] = {"batch_tokens": batch_tokens, "progress": progress}
+    shares = {name: positive_gates(model, sentences, **reading) for name, sentences in texts.items()}
+    made_of = {name: provenance_of(model, sentences) for name, sentences in texts.items()}
+    sentences = [{"language": name, **origin["sentences"]} for name, origin in made_of.items()]
+    provenance = next(iter(made_of.values())) | {"sentences": sentences, "position": "all"}
+    options = {"top_share": top_share, "filter_quantile": filter_quantile, "language_quantile": language_quantile}
+    shape = (model.n_layers, model.n_neurons)
+    return _entropy(shares, tuple(range(model.n_layers)), shape, options, (provenance, {"lape of tokens": options}))
+
+
+def _entropy(
+    shares: Mapping[str, Float64[np.ndarray, "layer neuron"]],
+    layers: tuple[int, ...],
+    shape: tuple[int, int],
+    options: Mapping[str, float],
+    about: tuple[dict[str, Any], dict[str, Any]],
+) -> ActivationEntropy:
+    """Entropies and language-specific neurons of activation probabilities by language."""
     for name, value in options.items():
         if not 0 < value <= 1:
             raise TnkitError(f"{name}={value} must be a share above 0 and at most 1")
-    shares = [np.count_nonzero(activations_of(part) > threshold, axis=1) / len(part) for part in languages.values()]
-    probabilities = np.stack(shares, axis=-1)
+    probabilities = np.stack(list(shares.values()), axis=-1)
     total = probabilities.sum(axis=-1, keepdims=True)
-    relative = np.divide(probabilities, total, out=np.full_like(probabilities, 1 / len(languages)), where=total > 0)
+    relative = np.divide(probabilities, total, out=np.full_like(probabilities, 1 / len(shares)), where=total > 0)
     logs = np.log(relative, out=np.zeros_like(relative), where=relative > 0)
     values = np.maximum(-(relative * logs).sum(axis=-1), 0.0)
-    eligible = (probabilities > _quantile(probabilities, filter_quantile)).any(axis=-1)
+    bar = _quantile(probabilities, options["filter_quantile"])
+    eligible = (probabilities > bar).any(axis=-1)
     if not eligible.any():
-        raise TnkitError(
-            f"no neuron is active in more than {_quantile(probabilities, filter_quantile):.3g} of the sentences of any "
-            f"language, the {filter_quantile:g} quantile of all probabilities; lower filter_quantile"
+        _LOG.warning(
+            "LAPE finds no neurons: none is active more often than in a share of %.3g, the %g quantile of all "
+            "probabilities, in any language; lower filter_quantile, or give more sentences",
+            *(bar, options["filter_quantile"]),
         )
     lowest = np.argsort(np.where(eligible, values, np.inf), axis=None, kind="stable")
-    lowest = lowest[: min(round(top_share * values.size), int(eligible.sum()))]
-    about = {**joint_provenance(languages), "selection": {"lape": options, "threshold": threshold}}
+    lowest = lowest[: min(round(options["top_share"] * values.size), int(eligible.sum()))]
+    provenance, selection = about
     neurons = {}
-    for place, name in enumerate(languages):
-        given = lowest[probabilities[..., place].ravel()[lowest] > _quantile(probabilities, language_quantile)]
-        pairs = tuple((first.layers[at // values.shape[1]], at % values.shape[1]) for at in given.tolist())
+    for name, probability in shares.items():
+        given = lowest[probability.ravel()[lowest] > _quantile(probabilities, options["language_quantile"])]
+        pairs = tuple((layers[index // values.shape[1]], index % values.shape[1]) for index in given.tolist())
         scores = tuple(values.ravel()[given].tolist())
-        neurons[name] = NeuronSet(pairs, model_shape(first), scores, {**about, "language": name})
-    return ActivationEntropy(
-        values, probabilities, neurons, first.layers, tuple(languages), joint_provenance(languages)
-    )
+        neurons[name] = NeuronSet(pairs, shape, scores, {**provenance, "selection": selection, "language": name})
+    return ActivationEntropy(values, probabilities, neurons, layers, tuple(shares), provenance)
 
 
 def _quantile(values: np.ndarray, share: float) -> float:
-    place = max(round(share * values.size), 1) - 1
-    return float(np.partition(values, place, axis=None)[place])
+    rank = max(round(share * values.size), 1) - 1
+    return float(np.partition(values, rank, axis=None)[rank])

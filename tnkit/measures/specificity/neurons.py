@@ -11,45 +11,40 @@ from tnkit.captures.activations import Activations
 from tnkit.detection.neurons import NeuronSet
 from tnkit.detection.ranking import check_size, chosen_layers, ranked
 from tnkit.errors import TnkitError
+from tnkit.provenance import check_alike
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def alike(languages: Mapping[str, Activations], least: int = 1) -> Activations:
-    """The first capture, once all have finite activations of some sentences, of the same layers and width."""
+def comparable(languages: Mapping[str, Activations], least: int = 1) -> Activations:
+    """The first capture, once all are known to hold finite activations of some sentences, captured in the same way."""
     if len(languages) < least:
         raise TnkitError(f"{len(languages)} language(s) were captured; compare at least {least}")
-    first = next(iter(languages.values()))
-    for name, part in languages.items():
-        values = part.require("activations").tensors()["activations"]
-        layers, width = part.layers, values.shape[2]
-        if (layers, width) != (first.layers, activations_of(first).shape[2]):
-            raise TnkitError(
-                f"{name} was captured at layers {list(layers)} of {width} neurons, {next(iter(languages))} at "
-                f"{list(first.layers)} of {activations_of(first).shape[2]}; capture them alike"
-            )
-        if not len(part):
+    values = {name: capture.require("activations").tensors()["activations"] for name, capture in languages.items()}
+    check_alike(
+        {
+            name: {**capture.provenance, "layers": capture.layers, "width": values[name].shape[2]}
+            for name, capture in languages.items()
+        },
+        ("layers", "width", "model", "position", "suffix", "ablations"),
+    )
+    for name, capture in languages.items():
+        if not len(capture):
             raise TnkitError(f"the capture of {name} has no sentences")
-        if not all(bool(bound.isfinite()) for bound in values.aminmax()):
-            finite = values.isfinite().all(dim=2).all(dim=1).tolist()
+        if not all(bool(bound.isfinite()) for bound in values[name].aminmax()):
+            finite = values[name].isfinite().all(dim=2).all(dim=1).tolist()
             raise TnkitError(
-                f"activations of {name} in layer {layers[finite.index(False)]} hold NaN or Inf; capture again with the "
-                "model in float32 or bfloat16"
+                f"activations of {name} in layer {capture.layers[finite.index(False)]} hold NaN or Inf; capture again "
+                "with the model in float32 or bfloat16"
             )
-    return first
+    return next(iter(languages.values()))
 
 
 def model_shape(captured: Activations) -> tuple[int, int]:
     """The model's layers and neurons a layer; a capture of no known model ends at its last layer."""
     layers = captured.provenance.get("model", {}).get("layers", max(captured.layers) + 1)
     return layers, activations_of(captured).shape[2]
-
-
-def joint_provenance(languages: Mapping[str, Activations]) -> dict[str, Any]:
-    """The first capture's, with the sentences of each."""
-    sentences = {name: part.provenance.get("sentences", {}) for name, part in languages.items()}
-    return {**next(iter(languages.values())).provenance, "sentences": sentences}
 
 
 def neuron_frame(layers: Sequence[int], columns: Mapping[str, np.ndarray]) -> "pd.DataFrame":

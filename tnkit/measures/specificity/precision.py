@@ -13,12 +13,12 @@ from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError
 from tnkit.measures.specificity.neurons import (
     activations_of,
-    alike,
+    comparable,
     extreme,
-    joint_provenance,
     model_shape,
     neuron_frame,
 )
+from tnkit.provenance import joined
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -75,8 +75,9 @@ def average_precision(languages: Mapping[str, Activations], language: str) -> Av
     """The average precision of every neuron's activation as a score for "is this language" (Kojima et al., NAACL 2024).
 
     AP = Σ_t (R_t − R_{t−1}) P_t over thresholds t, the distinct activations from high to low, with recall R_t and
-    precision P_t, as in scikit-learn. They take the top and the bottom 1000; their activations are pooled over the
-    tokens of a text, for which `capture(..., position="mean")` is nearest.
+    precision P_t, as in scikit-learn. The paper takes the top and the bottom 1000 of the outputs of all linear maps,
+    those of attention included; here they are taken among the MLP's neurons alone. The paper averages activations over
+    the tokens of a text, to which `capture(..., position="mean")` is nearest.
 
     Args:
         languages: a capture of each language with `activations`, of the same model and layers.
@@ -96,30 +97,26 @@ def average_precision(languages: Mapping[str, Activations], language: str) -> Av
     >>> found.values.shape, found.chance, found.top(10)
     ((4, 48), 0.5, NeuronSet(10 neurons, layers 0 to 3))
     """
-    first = alike(languages, least=2)
+    first = comparable(languages, least=2)
     if language not in languages:
         raise TnkitError(f"there is no capture of {language!r}; there are {', '.join(languages)}")
     positive = np.concatenate([np.full(len(part), name == language) for name, part in languages.items()])
     values = [np.concatenate([_precision(one, positive) for one in blocks]) for blocks in _blocks(languages)]
     chance = float(positive.mean())
-    return AveragePrecision(
-        np.stack(values), language, chance, first.layers, model_shape(first), joint_provenance(languages)
-    )
+    return AveragePrecision(np.stack(values), language, chance, first.layers, model_shape(first), joined(languages))
 
 
 def _precision(
     block: Float[np.ndarray, "neuron sentence"], positive: Bool[np.ndarray, "sentence"]
 ) -> Float64[np.ndarray, "neuron"]:
-    """Average precision of each row. The label rides in a last bit that float32 values leave free in float64."""
-    keys = np.negative(block, dtype=np.float64)
-    keys.view(np.int64)[...] |= positive
-    keys.sort(axis=1)
-    scores = keys.astype(np.float32)
-    found = (keys.view(np.int64) & 1).cumsum(axis=1)
-    found[:, :-1][scores[:, 1:] == scores[:, :-1]] = 0  # a threshold takes equal activations together
-    np.maximum.accumulate(found, axis=1, out=found)
-    gained = np.diff(found, axis=1, prepend=0)
-    return np.einsum("ns,ns->n", gained, found / np.arange(1, len(positive) + 1)) / positive.sum()
+    """Average precision of each row."""
+    order = np.argsort(-block, axis=1)
+    scores = np.take_along_axis(block, order, axis=1)
+    hits = positive[order].cumsum(axis=1)
+    hits[:, :-1][scores[:, 1:] == scores[:, :-1]] = 0  # a threshold takes equal activations together
+    np.maximum.accumulate(hits, axis=1, out=hits)
+    gained = np.diff(hits, axis=1, prepend=0)
+    return np.einsum("ns,ns->n", gained, hits / np.arange(1, len(positive) + 1)) / positive.sum()
 
 
 def _blocks(languages: Mapping[str, Activations]) -> Iterator[list[np.ndarray]]:

@@ -4,6 +4,7 @@ import string
 
 import numpy as np
 import pytest
+from scipy import stats
 
 import tnkit as tn
 from tnkit.measures.behaviour import answers
@@ -200,3 +201,14 @@ def test_what_cannot_be_scored_is_refused():
         answers.score([], [], "en")
     with pytest.raises(tn.TnkitError, match="one str for 1 questions"):
         answers.score("x", [["x"]], "en")
+
+
+def test_means_have_the_percentile_intervals_of_scipy():
+    draw = np.random.default_rng(2)
+    said = ["a b" if right else "a x" if near else "y" for right, near in draw.random((60, 2)) < 0.5]
+    scores = answers.score(said, [["a b"]] * 60, "it")
+    means = scores.means()
+    for name, values in (("F1", scores.f1), ("exact match", scores.exact)):
+        expected = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=20000, rng=draw)
+        assert means.loc[name, "mean"] == pytest.approx(values.mean())
+        assert means.loc[name, ["low", "high"]].tolist() == pytest.approx(expected.confidence_interval, abs=0.02)

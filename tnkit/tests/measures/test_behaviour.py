@@ -308,11 +308,31 @@ def test_questions_are_asked_and_scored(monkeypatch):
     assert found.before_scores.mean_f1 == 0.5 and found.before_scores.language == "it"
 
 
+def test_the_prompt_and_the_end_of_an_answer_are_as_asked_for(monkeypatch):
+    """Code that scores all that is generated finds the whole answer where the first line holds a part of it."""
+    prompts = []
+
+    def say(_, asked, **__):
+        prompts.extend(asked)
+        return tuple(" Roma\nMilano. " for _ in asked)
+
+    monkeypatch.setattr(generation, "_generate", say)
+    how = {"language": "it", "template": "{question} {answer}", "progress": False}
+    scores = [
+        answer_questions(tiny_model(), ["Q?"], [["Roma Milano"]], **how, **more).before_scores.mean_f1
+        for more in ({}, {"stop": None}, {"stop": None, "keep_space": True}, {"stop": "ano"})
+    ]
+    assert scores == [pytest.approx(2 / 3), 1, 1, 0.5]
+    assert list(dict.fromkeys(prompts)) == ["Q?", "Q? "]
+    with pytest.raises(tn.TnkitError, match="stop=''"):
+        answer_questions(tiny_model(), ["Q?"], [["a"]], stop="", **how)
+
+
 def test_questions_that_do_not_fit_are_refused():
     for questions, answers, template, message in (
-        (["A?"], [["a"], ["b"]], "Q: {question} A: {answer}", "1 questions do not go"),
+        (["A?"], [["a"], ["b"]], "Q: {question} A: {answer}", "1 questions have the answers of 2"),
         (["A?"], [["a"]], "Q: {question} A: ", "must hold"),
-        ("A?", ["a", "b"], "Q: {question} A: {answer}", "give one list each"),
+        ("A?", ["a", "b"], "Q: {question} A: {answer}", "give a list of questions"),
     ):
         with pytest.raises(tn.TnkitError, match=message):
             answer_questions(tiny_model(), questions, answers, language="en", template=template, progress=False)

@@ -4,10 +4,12 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import average_precision_score
 
 import tnkit as tn
-from tnkit.measures.specificity import average_precision, lape, rivals
+from tnkit.measures.specificity import average_precision, correlation_ratio, gates, lape, lape_of_tokens, rivals
+from tnkit.testing import ARCHITECTURES, SENTENCES, tiny_model
 from tnkit.tests.measures.test_specificity import made
 
 LANGUAGES = ("en", "ja", "ko")
@@ -70,8 +72,79 @@ def test_a_neuron_of_one_language_is_given_to_it_and_one_that_never_fires_to_non
     lines = {line.get_label(): line.get_ydata() for line in found.plot().lines}
     assert list(lines["Japanese (1)"]) == [1]
     assert list(lines["English (0)"]) == [0]
-    with pytest.raises(tn.TnkitError, match="lower filter_quantile"):
-        lape({name: made(np.ones((1, 5, 4))) for name in LANGUAGES})
+
+
+def test_where_no_neuron_passes_the_filter_the_sets_are_empty_and_a_warning_says_so(caplog):
+    found = lape({name: made(np.ones((1, 5, 4))) for name in LANGUAGES})
+    assert not any(map(len, found.neurons.values()))
+    assert "none is active more often than in a share of 1, the 0.95 quantile" in caplog.text
+
+
+def sets_of_the_published_code(active, counted, top_rate, filter_rate, bar_ratio):
+    """LAPE's identify.py: from counts (layer, neuron, language) and tokens (language) to neurons by language."""
+    probabilities = active / counted
+    normed = probabilities / probabilities.sum(dim=-1, keepdim=True)
+    normed[torch.isnan(normed)] = 0
+    logs = torch.where(normed > 0, normed.log(), 0)
+    entropy = -torch.sum(normed * logs, dim=-1)
+    flat = probabilities.flatten()
+    top_prob_value = flat.kthvalue(round(len(flat) * filter_rate)).values.item()
+    entropy[(probabilities > top_prob_value).sum(dim=-1) == 0] = torch.inf
+    index = entropy.flatten().sort(stable=True).indices[: round(entropy.numel() * top_rate)]  # topk, but for ties
+    bar = flat.kthvalue(round(len(flat) * bar_ratio)).values.item()
+    rows, columns = index // entropy.size(1), index % entropy.size(1)
+    chosen = torch.where((probabilities[rows, columns] > bar).T)
+    sets = {name: set() for name in TEXTS}
+    for language, place in zip(*chosen, strict=True):
+        sets[list(TEXTS)[language]].add((int(rows[place]), int(columns[place])))
+    return sets
+
+
+TEXTS = {"en": SENTENCES[:2], "ja": SENTENCES[2:3], "it": SENTENCES[3:4]}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_lape_of_tokens_counts_as_the_published_code_does(name):
+    """Every token in turn, by a hook at the activation function (published: the gate's half of `gate_up_proj`)."""
+    model = tiny_model(name)
+    active = torch.zeros(model.n_layers, model.n_neurons, len(TEXTS), dtype=torch.float64)
+    counted = torch.zeros(len(TEXTS), dtype=torch.float64)
+    after = []
+    hooks = [
+        child.register_forward_hook(lambda _, __, output: after.append(output.reshape(-1, output.shape[-1])))
+        for path, child in model.module.named_modules()
+        if path.rpartition(".")[2] in ("act_fn", "activation_fn", "act", "gelu_impl", "act_func")
+    ]
+    for language, sentences in enumerate(TEXTS.values()):
+        for sentence in sentences:
+            after.clear()
+            ids = torch.tensor([model.tokenizer(sentence)["input_ids"]])
+            with torch.inference_mode():
+                model.module(input_ids=ids)
+            assert len(after) == model.n_layers
+            for layer, values in enumerate(after):
+                for token in range(1, ids.shape[1]):  # without BOS
+                    active[layer, :, language] += (values[token] > 0).double()
+            counted[language] += ids.shape[1] - 1
+    for hook in hooks:
+        hook.remove()
+    rates = {"top_share": 0.1, "filter_quantile": 0.6, "language_quantile": 0.7}
+    found = lape_of_tokens(model, TEXTS, **rates, batch_tokens=90, progress=False)
+    assert np.allclose(found.probabilities, (active / counted).numpy(), atol=1e-12)
+    published = sets_of_the_published_code(active, counted, *rates.values())
+    assert {language: set(neurons) for language, neurons in found.neurons.items()} == published
+    assert any(published.values()) or name == "gpt-neox-sequential"  # whose probabilities are mostly 1
+    assert found.provenance["position"] == "all"
+    assert [entry["n"] for entry in found.provenance["sentences"]] == [2, 1, 1]
+
+
+def test_an_mlp_whose_gate_has_another_name_is_refused(monkeypatch):
+    monkeypatch.setattr(gates, "_GATES", ())
+    monkeypatch.setattr(gates, "_UNGATED", ())
+    with pytest.raises(tn.TnkitError, match="gate_proj, up_proj, down_proj, act_fn, but no gate of a usual name"):
+        lape_of_tokens(tiny_model(), TEXTS, progress=False)
+    with pytest.raises(tn.TnkitError, match=r"1 language\(s\) were given"):
+        lape_of_tokens(tiny_model(), {"en": SENTENCES}, progress=False)
 
 
 def test_the_threshold_says_what_is_active(captured):
@@ -135,6 +208,24 @@ def test_a_width_that_is_no_multiple_of_the_block_keeps_its_order():
         alone = {name: made(part.activations[:, :, neuron : neuron + 1]) for name, part in parts.items()}
         assert average_precision(alone, "ja").values[0, 0] == found[0, neuron]
     assert found.shape == (1, 600)
+
+
+@pytest.mark.parametrize("measure", [lape, lambda parts: average_precision(parts, "ja"), correlation_ratio])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model": {"weights": "b"}}, r"model \({'weights': 'a'} and {'weights': 'b'}\)"),
+        ({"position": "mean"}, r"position \('last' and 'mean'\)"),
+        ({"ablations": [{"neurons": 3}]}, r"ablations \(None and \[{'neurons': 3}\]\)"),
+        ({"suffix": "."}, r"suffix \(None and '.'\)"),
+    ],
+)
+def test_captures_of_different_models_positions_or_ablations_are_refused(measure, change, words):
+    about = {"model": {"weights": "a"}, "position": "last"}
+    values = np.random.default_rng(1).normal(size=(2, 1, 6, 20))
+    alike = {name: made(part, **about) for name, part in zip(("en", "ja"), values, strict=True)}
+    with pytest.raises(tn.TnkitError, match=f"en and ja are captures of different {words}"):
+        measure(alike | {"ja": made(values[1], **(about | change))})
 
 
 def test_what_cannot_be_compared_is_refused(captured):

@@ -84,6 +84,12 @@ def test_what_cannot_be_decomposed_is_refused(captured):
         geometry.pca({"en": held(cloud(1, 9, 4))}, components=5)
 
 
+def test_states_of_different_positions_have_no_common_components(captured):
+    mean = tn.capture(tiny_model("llama"), SENTENCES[3:], position="mean", progress=False)
+    with pytest.raises(tn.TnkitError, match=r"en and it .* different position \('last' and 'mean'\)"):
+        geometry.pca({"en": captured["en"], "it": mean})
+
+
 # Distances between centroids
 
 

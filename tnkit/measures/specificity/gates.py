@@ -1,0 +1,92 @@
+"""How often each neuron's gate is positive, over all tokens of a text: the counts of the published LAPE."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import SupportsIndex
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tnkit.captures.batches import by_length, padded, token_weights, tokenised
+from tnkit.errors import TnkitError, whole_number
+from tnkit.interventions.scopes import decoder_of
+from tnkit.models.hooks import check_repeatable
+from tnkit.models.model import Model
+from tnkit.models.reading import has
+from tnkit.models.sessions import TURN, running
+
+_GATES = ("gate_proj", "gate_up_proj", "w1")  # the first columns of their output enter the activation function
+_UNGATED = ("c_fc", "fc1", "fc_in", "dense_h_to_4h", "up_proj")  # first linear maps of MLPs without a gate
+
+
+def positive_gates(
+    model: Model, sentences: Sequence[str], *, batch_tokens: SupportsIndex = 1024, progress: bool = True
+) -> Float64[np.ndarray, "layer neuron"]:
+    """The share of a text's tokens at which each neuron's gate is positive.
+
+    In a gated MLP that is the gate projection, whose sign is that of its activation for SiLU, GELU and ReLU; in an MLP
+    without a gate it is the activation itself. Padding, special tokens and a template are not counted.
+
+    Args:
+        model: from `load_model`.
+        sentences: any sequence of str.
+        batch_tokens: the most tokens in a batch, padding included.
+        progress: show a bar.
+
+    Raises:
+        TnkitError: for sentences that `capture` refuses, or an MLP whose gate has no known name.
+
+    >>> from tnkit.testing import tiny_model
+    >>> shares = positive_gates(tiny_model(), ["Hi!"], progress=False)
+    >>> shares.shape, set((3 * shares).round(9).ravel().tolist())
+    ((4, 48), {0.0, 1.0, 2.0, 3.0})
+    """
+    tokens = tokenised(model, sentences)
+    model.check_unchanged()
+    check_repeatable(model.module)
+    counts = torch.zeros(model.n_layers, model.n_neurons, dtype=torch.int64)
+    counted, total = torch.zeros(0), 0
+
+    def count(layer: int, gates: Tensor) -> None:
+        rows = gates.reshape(*counted.shape, -1)[counted.to(gates.device)]
+        counts[layer] += (rows[:, : model.n_neurons] > 0).sum(dim=0).cpu()
+
+    with (
+        TURN,
+        torch.inference_mode(),
+        ExitStack() as hooks,
+        tqdm(total=len(tokens), unit=" sentences", desc="gates", disable=not progress, leave=False) as bar,
+    ):
+        for layer in range(model.n_layers):
+            hooks.callback(_hook(model, layer, partial(count, layer)))
+        for index in by_length(tokens.lengths(), whole_number("batch_tokens", batch_tokens, at_least=1)):
+            inputs, _ = padded(model, [tokens[number] for number in index])
+            counted = token_weights(model, inputs, tokens, index) > 0
+            total += int(counted.sum())
+            with running(model.module, own=tokens.own_places(index, counted.shape[1])):
+                decoder_of(model)(**inputs, use_cache=False)
+            bar.update(len(index))
+    return counts.numpy() / total
+
+
+def _hook(model: Model, layer: int, count: Callable[[Tensor], None]) -> Callable[[], None]:
+    """Let a layer's gates be counted in each pass; the function that ends it."""
+    block = model.module.get_submodule(f"{model.blocks_path}.{layer}")
+    folder, _, _ = model.sites.last_map.rpartition(".")
+    mlp = block.get_submodule(folder)
+
+    for name in _GATES:
+        if has(mlp, name):
+            return mlp.get_submodule(name).register_forward_hook(lambda _, __, output: count(output)).remove
+    if any(has(mlp, name) for name in _UNGATED):
+        last_map = block.get_submodule(model.sites.last_map)
+        return last_map.register_forward_pre_hook(lambda _, inputs: count(inputs[0])).remove
+    children = ", ".join(name for name, _ in mlp.named_children())
+    raise TnkitError(
+        f"the MLP of {model.name} has {children}, but no gate of a usual name ({', '.join(_GATES)}); "
+        "use lape with captured activations"
+    )
