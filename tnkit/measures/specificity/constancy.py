@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from tnkit.captures.activations import Activations
-from tnkit.measures.specificity.neurons import activations_of, alike
+from tnkit.measures.specificity.neurons import activations_of, comparable
 
 
 def constant_share(languages: Mapping[str, Activations]) -> Float64[np.ndarray, "layer neuron"]:
@@ -30,7 +30,7 @@ def constant_share(languages: Mapping[str, Activations]) -> Float64[np.ndarray, 
     >>> constant_share({"ja": Activations((0,), torch.arange(2), activations=values)}).tolist()
     [[1.0, 0.0, 0.0]]
     """
-    alike(languages)
+    comparable(languages)
     captures = [activations_of(captured) for captured in languages.values()]
     sentences = sum(activations.shape[1] for activations in captures)
     mean = sum(activations.sum(axis=1, dtype=np.float64) for activations in captures) / sentences

@@ -8,7 +8,7 @@ from tnkit.detection.neurons import NeuronSet
 from tnkit.detection.ranking import chosen_layers
 from tnkit.errors import TnkitError
 from tnkit.measures.specificity.entropy import lape
-from tnkit.measures.specificity.neurons import alike
+from tnkit.measures.specificity.neurons import comparable
 from tnkit.measures.specificity.precision import average_precision
 
 
@@ -47,7 +47,7 @@ def rivals(
     """
     counts, size = neurons.by_layer(), len(neurons)
     searched = range(min(counts, default=0), max(counts, default=0) + 1) if layers is None else layers
-    chosen = chosen_layers(searched, alike(languages, least=2).layers, verb="captured")
+    chosen = chosen_layers(searched, comparable(languages, least=2).layers, verb="captured")
     precise = average_precision(languages, language).top(size, layers=chosen)
     given = lape(languages, top_share=1.0, **options).neurons[language]
     places = [place for place, (layer, _) in enumerate(given) if layer in chosen][:size]
