@@ -26,6 +26,7 @@ from .interventions.comparison import Comparison as Comparison
 from .interventions.comparison import compare as compare
 from .interventions.controls import controls as controls
 from .interventions.export import export_ablated as export_ablated
+from .interventions.intervention import Intervention as Intervention
 from .interventions.last_token import LastToken as LastToken
 from .measures import behaviour as behaviour
 from .measures import geometry as geometry

@@ -25,6 +25,7 @@ from tnkit import storage
 from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError, whole_number, whole_numbers
 from tnkit.interventions.controls import Control
+from tnkit.interventions.intervention import Neurons
 from tnkit.statistics import flips, interval, resamples, sign_flip_test
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def _ratio(these: np.ndarray, those: np.ndarray) -> np.ndarray:
 
 def compare(
     measure: Callable[[NeuronSet], "np.ndarray | Tensor"],
-    neurons: NeuronSet,
+    neurons: Neurons,
     *,
     controls: Mapping[str, Control],
     seeds: SupportsIndex = 10,
@@ -170,7 +171,7 @@ def compare(
     """
     layers = None if layers is None else tuple(whole_numbers("layers", layers))
 
-    def run(off: NeuronSet) -> np.ndarray:
+    def run(off: Neurons) -> np.ndarray:
         values = np.atleast_2d(np.asarray(measure(off), dtype=np.float64))
         if not np.isfinite(values).all():
             raise TnkitError(f"{name} is not finite for every sentence with {len(off)} neurons off")
@@ -188,8 +189,8 @@ def compare(
 
 
 def each_condition(
-    run: Callable[[NeuronSet], T],
-    neurons: NeuronSet,
+    run: Callable[[Any], T],
+    neurons: Neurons,
     *,
     controls: Mapping[str, Control],
     seeds: SupportsIndex,
@@ -219,7 +220,7 @@ def each_condition(
         SET: [neurons],
         NONE: [NeuronSet((), neurons.shape)] if len(neurons) else [],
         **{
-            control: [drawing] if isinstance(drawing, NeuronSet) else [drawing(seed) for seed in range(seeds)]
+            control: [drawing(seed) for seed in range(seeds)] if callable(drawing) else [drawing]
             for control, drawing in controls.items()
         },
     }

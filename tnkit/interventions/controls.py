@@ -11,8 +11,9 @@ from torch import Tensor
 from tnkit.detection.neurons import NeuronSet
 from tnkit.detection.scores import NeuronScores
 from tnkit.errors import whole_numbers
+from tnkit.interventions.intervention import Neurons
 
-Control = NeuronSet | Callable[[int], NeuronSet]
+Control = Neurons | Callable[[int], Neurons]
 
 
 def controls(
