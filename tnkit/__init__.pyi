@@ -30,6 +30,7 @@ from .interventions.comparison import Comparison as Comparison
 from .interventions.comparison import compare as compare
 from .interventions.controls import controls as controls
 from .interventions.export import export_ablated as export_ablated
+from .interventions.intervention import Intervention as Intervention
 from .interventions.last_token import LastToken as LastToken
 from .interventions.set_test import SetTest as SetTest
 from .interventions.set_test import set_test as set_test

@@ -84,7 +84,7 @@ def _type1(model: Any, corpus: Any, detections: Any, activations: Any, *, option
     )
     how = {"language": language, "hub": _HUB, "controls": controls, "seeds": options.seeds}
     effect = tn.ablate(model, test, sets[language], **how, **bar)
-    with tn.Ablation(model, sets[language], tokens="last", value="mean", means=activations):
+    with tn.Ablation(model, sets[language], tokens="last", value="mean", of=activations):
         at_mean = tn.capture(model, test[language], keep=["post"], **bar)
     retrieval = tn.geometry.retrieval(at_mean, tn.capture(model, test[_HUB], keep=["post"], **bar))
     show(_compared(effect, _name(language), layer))
@@ -112,7 +112,7 @@ def _type2(model: Any, corpus: Any, detections: Any, activations: Any, *, option
     show(_table(matrix.to_frame()["perplexity"].unstack(sort=False).round(0).astype(int)))
     both = (language, _HUB)
     before = {code: tn.behaviour.perplexity(model, texts[code], **bar).nats for code in both}
-    with tn.Ablation(model, sets[language], value="mean", means=activations):
+    with tn.Ablation(model, sets[language], value="mean", of=activations):
         after = {code: tn.behaviour.perplexity(model, texts[code], **bar).nats for code in both}
     changes = " and ".join(f"{after[code] / before[code] - 1:+.0%} on {_name(code)}" for code in both)
     show(f"  {_name(language)} Type-2 neurons at their mean over {_name(language)} training sentences, not at zero, "

@@ -5,16 +5,17 @@
     with tn.Ablation(model, type1, tokens="last") as ablation:   # at the last token of the prompt only
         model.module.generate(**inputs)
     ablation.count                                               # (token, neuron) values that were set
+    with tn.Ablation(model, tn.Intervention(type1, value="mean", of=ja)): ...    # or scaled, resampled, moved
 
 It works through PyTorch's forward hooks, so that captures, generation, evaluation harnesses and code of your own all
 see the same ablated model, through whichever wrapper of it. A remote model is ablated inside the traces that captures
 and scores send, which edit the activations at the same places; whatever else would run it is refused.
 """
 
-import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from operator import attrgetter
 from typing import Any
 
@@ -25,15 +26,18 @@ from tnkit import parallel, storage
 from tnkit.captures.activations import Activations
 from tnkit.detection.neurons import NeuronSet, pairs_of
 from tnkit.errors import TnkitError, one_of
-from tnkit.interventions.scopes import TOKENS, chosen_now, decoder_of, last_words, watched
-from tnkit.models.model import Change, Model
+from tnkit.interventions.intervention import Intervention, Neurons, intervention_of, sources
+from tnkit.interventions.scopes import TOKENS, chosen_now, decoder_of, last_words, texts_now, texts_of, watched
+from tnkit.models.model import Change, Model, hashed_once
 from tnkit.models.sessions import INTERRUPTS, TURN, state_of
 from tnkit.models.trace import changed, chosen_tokens
 from tnkit.provenance import check_made_with
 
+_GIVEN = "the activations given as of= or minus="
+
 
 class Ablation:
-    """A context in which chosen neurons' activations are set to a value, or scaled.
+    """A context in which chosen neurons' activations are set, scaled or moved.
 
     Contexts nest, the inner one acting on what the outer one left; leaving one restores the model, also after an error.
     The module itself is ablated, so every wrapper of it is. Other threads that trace or ablate a model wait until the
@@ -41,20 +45,19 @@ class Ablation:
 
     Inside `module.generate` the prompt is what generate was given, whatever the cache does; tokens whose states come
     from a cache that was handed in are as they were when it was made. Elsewhere a pass without cached tokens is a
-    prompt, and one with cached tokens is refused for every scope but "all".
+    prompt, and one with cached tokens is refused for every scope but "all", and for resampled values.
 
     Args:
         model: from `load_model`.
-        neurons: a `NeuronSet` or (layer, neuron) pairs; none changes nothing, bit for bit.
-        value: what the activations are set to: a number (default 0.0, which switches off), or "mean".
-        means: with value="mean", a capture of the untouched model whose mean activation of each neuron is used.
-        scale: multiply the activations by this instead of setting them.
+        neurons: an `Intervention`; or a `NeuronSet` or (layer, neuron) pairs, with value, of, scale, add, minus or seed
+            as in `Intervention` (default: set to 0, which switches them off). No neurons change nothing, bit for bit.
         tokens: "last" acts on the last token of the prompt only, "last_word" on the last one that is not punctuation
             (of the sentence, where tnkit puts a template around it),
             "prompt" on every token of it and on no decoded one, "all" on every token, decoded ones included. Padding is
             not counted where a 2-D mask tells it.
 
     Attributes:
+        intervention: what is done, with which neurons.
         count: how many (token, neuron) values have been set so far.
 
     Raises:
@@ -71,35 +74,26 @@ class Ablation:
     ([0.0, 0.0], 4)
     """
 
-    def __init__(
-        self,
-        model: Model,
-        neurons: Iterable[tuple[int, int]],
-        *,
-        value: float | str | None = None,
-        means: Activations | None = None,
-        scale: float | None = None,
-        tokens: str = "all",
-    ) -> None:
+    def __init__(self, model: Model, neurons: Iterable[tuple[int, int]], *, tokens: str = "all", **how: Any) -> None:
         one_of("tokens", tokens, TOKENS)
-        value = _checked_value(value, means, scale)
-        self.model, self.tokens, self.scale, self.count = model, tokens, scale, 0
-        self.neurons = neurons_of(model, neurons)
-        self._means = {} if means is None else means.provenance
-        if means is not None:
-            _check_means(model, means)
-        self.values = {
-            layer: self._targets(layer, places, value, means) for layer, places in self.neurons.by_layer().items()
-        }
-        how: dict[str, Any] = {"scale": scale} if scale is not None else {"value": value}
-        if means is not None:
-            how["means"] = storage.text_hash(str(target.tolist()) for _, target in self.values.values())
+        asked = intervention_of(neurons, how)
+        self.model, self.tokens, self.count = model, tokens, 0
+        self.neurons = set_of(model, asked.neurons)
+        self.intervention = replace(asked, neurons=self.neurons)
+        self._captures = sources(asked.of) + sources(asked.minus)
+        for capture in self._captures:
+            _check_capture(model, capture)
+        self.values = {layer: self._change(layer, places) for layer, places in self.neurons.by_layer().items()}
         self.about = {"neurons": len(self.neurons), "hash": storage.text_hash(map(str, sorted(self.neurons)))}
-        self.about |= {"tokens": tokens, **how}
+        self.about |= {"tokens": tokens, **asked.about()}
+        if self._captures:
+            targets = [target for _, target, _ in self.values.values() if target is not None]
+            self.about["values"] = storage.text_hash(target.cpu().numpy().tobytes().hex() for target in targets)
         self._stack = ExitStack()
         self._active = False
         self._thread = 0  # that entered it
         self._chosen: Tensor | None = None  # of the forward pass under way
+        self._drawn: list[int] | None = None  # for each of its rows, where values are resampled
         self._set: set[int] = set()  # layers that it has set
         self._ran = False
         self._before = 0, 0  # count, and calls of generate, on entering
@@ -147,9 +141,11 @@ class Ablation:
         )
 
     def _check_origin(self) -> None:
-        """Refuse neurons and means of another model than the module is now, which may have changed since."""
-        check_made_with(self.model, self.neurons.provenance, "these neurons")
-        check_made_with(self.model, self._means, "the means", states=True)
+        """Refuse neurons and captures of another model than the module is now, which may have changed since."""
+        with hashed_once(self.model) if self._captures else nullcontext():
+            check_made_with(self.model, self.neurons.provenance, "these neurons")
+            for capture in self._captures:
+                check_made_with(self.model, capture.provenance, _GIVEN, states=True)
 
     def _hook(self, stack: ExitStack) -> None:
         """Register what notes the tokens of each forward pass, and what sets the neurons."""
@@ -161,29 +157,29 @@ class Ablation:
         stack.callback(decoder.register_forward_pre_hook(self._choose_tokens, with_kwargs=True).remove)
         stack.callback(decoder.register_forward_hook(self._check_set).remove)
         stack.callback(decoder.register_forward_hook(self._forget, always_call=True).remove)
-        for layer, (places, target) in self.values.items():
+        for layer in self.values:
             last_map = attrgetter(self.model.sites.last_map)(blocks[layer])
-            stack.callback(last_map.register_forward_pre_hook(self._setter(layer, places, target)).remove)
+            stack.callback(last_map.register_forward_pre_hook(self._setter(layer)).remove)
 
-    def _targets(
-        self, layer: int, places: list[int], value: float | str, means: Activations | None
-    ) -> tuple[Tensor, Tensor]:
+    def _change(self, layer: int, places: list[int]) -> tuple[Tensor, Tensor | None, float | None]:
+        """The places of a layer, their target, and their scale, as `Intervention.target` has them."""
         device = self.model.layer_device(layer)
-        if means is not None:
-            if layer not in means.layers:
-                raise TnkitError(f"the means hold layers {means.layers}, not {layer}; capture that layer too")
-            values = means.tensors()["activations"][means.layers.index(layer)]
-            target = values[:, places].double().mean(dim=0)
-        else:
-            target = torch.full((len(places),), float(value), dtype=torch.float64)
-        if self.scale is None and not bool(target.float().to(self.model.dtype).isfinite().all()):
-            raise TnkitError(f"layer {layer} is to be set to values that {self.model.dtype} cannot hold; give others")
-        return torch.tensor(places, device=device), target.float().to(device)
+        target, scale = self.intervention.target(layer, places)
+        if target is not None:
+            target = target.float()
+            if not bool(target.to(self.model.dtype).isfinite().all()):
+                raise TnkitError(
+                    f"layer {layer} is to be set to values that {self.model.dtype} cannot hold; give others"
+                )
+            target = target.to(device)
+        return torch.tensor(places, device=device), target, scale
 
     def _choose_tokens(self, decoder: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Note which (sentence, token) places of this forward pass are to be set."""
-        self._chosen = chosen_now(self.model, decoder, (args, kwargs), self.tokens)
-        self._set = set()
+        """Note which (sentence, token) places of this forward pass are to be set, and what is drawn for its rows."""
+        given = self.model, decoder, (args, kwargs), self.tokens
+        self._chosen, self._set = chosen_now(*given), set()
+        if self.intervention.value == "resampled":
+            self._drawn = [self.intervention.draw(text) for text in texts_now(*given)]
 
     def _check_set(self, *_: Any) -> None:
         if missing := set(self.values) - self._set:
@@ -194,7 +190,7 @@ class Ablation:
         self._ran |= state_of(self.model.module).prompt is None
 
     def _forget(self, *_: Any) -> None:
-        self._chosen = None
+        self._chosen = self._drawn = None
 
     def _edit(self, inputs: Mapping[str, Any], deepest: int) -> dict[int, Change]:
         """What the trace of a right-padded batch changes in each layer that it runs."""
@@ -204,15 +200,25 @@ class Ablation:
             chosen = last_words(self.model.tokenizer, inputs["input_ids"], real, own)
         else:
             chosen = chosen_tokens(real, self.tokens)
-        run = {layer: change for layer, change in self.values.items() if layer <= deepest}
-        self.count += int(chosen.sum()) * sum(len(places) for places, _ in run.values())
-        return {layer: (chosen, *change, self.scale) for layer, change in run.items()}
+        if self.intervention.value == "resampled":
+            self._drawn = [self.intervention.draw(text) for text in texts_of(inputs["input_ids"], real, chosen)]
+        run = [layer for layer in self.values if layer <= deepest]
+        self.count += int(chosen.sum()) * sum(len(self.values[layer][0]) for layer in run)
+        return {layer: (chosen, self.values[layer][0], self._target(layer), self.values[layer][2]) for layer in run}
 
-    def _setter(self, layer: int, places: Tensor, target: Tensor) -> Callable[..., tuple[Any, ...]]:
+    def _target(self, layer: int) -> Tensor | None:
+        """What the neurons of a layer become in this pass: alike in every row, or for each row."""
+        target = self.values[layer][1]
+        return target if target is None or self._drawn is None else target[self._drawn]
+
+    def _setter(self, layer: int) -> Callable[..., tuple[Any, ...]]:
+        places, _, scale = self.values[layer]
+
         def hook(_: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            activations, chosen = args[0], self._chosen
+            activations, chosen, target = args[0], self._chosen, self._target(layer)
             width = activations.shape[-1]  # less than all, where the model is spread over processes
-            if chosen is None and self.tokens == "all":  # a block that is called by itself
+            alone = chosen is None and self.tokens == "all" and self.intervention.value != "resampled"
+            if alone:  # a block that is called by itself
                 chosen = activations.new_ones(activations.shape[:-1], dtype=torch.bool)
             if chosen is None or chosen.numel() * width != activations.numel():
                 raise TnkitError(
@@ -221,7 +227,9 @@ class Ablation:
                 )
             first = width * parallel.rank() if width < self.model.n_neurons else 0
             here = (places >= first) & (places < first + width)
-            edited = changed(activations, chosen, places[here] - first, target[here], self.scale)
+            edited = changed(
+                activations, chosen, places[here] - first, None if target is None else target[..., here], scale
+            )
             self.count += int(chosen.sum()) * len(places)
             self._set.add(layer)
             return (edited, *args[1:])
@@ -229,12 +237,19 @@ class Ablation:
         return hook
 
 
-def neurons_of(model: Model, neurons: Iterable[tuple[int, int]]) -> NeuronSet:
-    """Neurons as a set of the model's.
+def neurons_of(model: Model, neurons: Iterable[tuple[int, int]]) -> Neurons:
+    """Neurons as a set of the model's; an intervention stays one.
 
     Raises:
         TnkitError: for one that the model does not have, or a set that was made with another model.
     """
+    if isinstance(neurons, Intervention):
+        return replace(neurons, neurons=set_of(model, neurons.neurons))
+    return set_of(model, neurons)
+
+
+def set_of(model: Model, neurons: Iterable[tuple[int, int]]) -> NeuronSet:
+    """`neurons_of` where no intervention is meant."""
     shape = (model.n_layers, model.n_neurons)
     if not isinstance(neurons, NeuronSet):
         return NeuronSet(pairs_of(neurons), shape)
@@ -247,29 +262,14 @@ def neurons_of(model: Model, neurons: Iterable[tuple[int, int]]) -> NeuronSet:
     return neurons
 
 
-def _checked_value(value: float | str | None, means: Activations | None, scale: float | None) -> float | str:
-    """The value to set, 0 where neither it nor a scale is given."""
-    if value is not None and scale is not None:
-        raise TnkitError(f"value={value!r} sets activations and scale={scale!r} multiplies them; give one of them")
-    if scale is not None and not math.isfinite(scale):
-        raise TnkitError(f"scale={scale!r} must be a finite number")
-    if value == "mean" and means is not None:
-        return "mean"
-    if isinstance(value, str) or means is not None:
-        raise TnkitError(f"value={value!r} must be a number, or 'mean' with means=a capture with activations")
-    if value is not None and not math.isfinite(value):
-        raise TnkitError(f"value={value!r} must be a finite number, or 'mean' with means=a capture with activations")
-    return 0.0 if value is None else value
-
-
-def _check_means(model: Model, means: Activations) -> None:
-    """Refuse means that are not of the untouched model."""
-    values = means.require("activations").tensors()["activations"]
-    if not len(means) or values.shape[-1] != model.n_neurons:
+def _check_capture(model: Model, capture: Activations) -> None:
+    """Refuse activations that are not of the untouched model."""
+    values = capture.require("activations").tensors()["activations"]
+    if not len(capture) or values.shape[-1] != model.n_neurons:
         raise TnkitError(
-            f"means hold {len(means)} sentences of {values.shape[-1]} neurons a layer; give a capture of at least one "
-            f"sentence of {model.name}, which has {model.n_neurons}"
+            f"{_GIVEN} hold {len(capture)} sentences of {values.shape[-1]} neurons a layer; give a capture of at least "
+            f"one sentence of {model.name}, which has {model.n_neurons}"
         )
-    check_made_with(model, means.provenance, "the means", states=True)
-    if means.provenance.get("ablations"):
-        raise TnkitError("means were captured while neurons were ablated; capture them from the untouched model")
+    check_made_with(model, capture.provenance, _GIVEN, states=True)
+    if capture.provenance.get("ablations"):
+        raise TnkitError(f"{_GIVEN} were captured while neurons were ablated; capture them from the untouched model")

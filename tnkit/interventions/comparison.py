@@ -26,7 +26,8 @@ from tqdm.auto import tqdm
 from tnkit import storage
 from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError, whole_number, whole_numbers
-from tnkit.interventions.controls import Control
+from tnkit.interventions.controls import Control, drawn
+from tnkit.interventions.intervention import Neurons
 from tnkit.statistics import effect_interval, flips, holm, interval, rank_test, resamples, sign_flip_test
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def _ratio(these: np.ndarray, those: np.ndarray) -> np.ndarray:
 
 def compare(
     measure: Callable[[NeuronSet], "np.ndarray | Tensor"],
-    neurons: NeuronSet,
+    neurons: Neurons,
     *,
     controls: Mapping[str, Control],
     seeds: SupportsIndex = 10,
@@ -237,7 +238,7 @@ def compare(
     layers = None if layers is None else tuple(whole_numbers("layers", layers))
     chosen = None if chosen_layer is None else whole_number("chosen_layer", chosen_layer)
 
-    def run(off: NeuronSet) -> np.ndarray:
+    def run(off: Neurons) -> np.ndarray:
         values = np.atleast_2d(np.asarray(measure(off), dtype=np.float64))
         if not np.isfinite(values).all():
             raise TnkitError(f"{name} is not finite for every sentence with {len(off)} neurons off")
@@ -251,13 +252,13 @@ def compare(
         raise TnkitError(f"{name} returned different numbers of layers or sentences for different neurons")
     (untouched,), (ablated,) = results.pop(NONE), results.pop(SET)
     layers = tuple(range(len(untouched))) if layers is None else layers
-    drawn = {control: np.stack(draws) for control, draws in results.items()}
-    return Comparison(name, layers, untouched, ablated, drawn, chosen, chosen_on if chosen is not None else "")
+    stacked = {control: np.stack(draws) for control, draws in results.items()}
+    return Comparison(name, layers, untouched, ablated, stacked, chosen, chosen_on if chosen is not None else "")
 
 
 def each_condition(
-    run: Callable[[NeuronSet], T],
-    neurons: NeuronSet,
+    run: Callable[[Any], T],
+    neurons: Neurons,
     *,
     controls: Mapping[str, Control],
     seeds: SupportsIndex,
@@ -283,17 +284,14 @@ def each_condition(
     seeds = whole_number("seeds", seeds, at_least=1)
     if reserved := {SET, NONE} & set(controls):
         raise TnkitError(f"a control is named {reserved.pop()!r}, which is a condition of its own; rename it")
-    drawn = {
+    conditions = {
         SET: [neurons],
         NONE: [NeuronSet((), neurons.shape)] if len(neurons) else [],
-        **{
-            control: [drawing] if isinstance(drawing, NeuronSet) else [drawing(seed) for seed in range(seeds)]
-            for control, drawing in controls.items()
-        },
+        **{name: drawn(control, seeds) for name, control in controls.items()},
     }
     results: dict[str, list[T]] = {}
-    with tqdm(total=sum(map(len, drawn.values())), desc=name, disable=not progress, leave=False) as bar:
-        for condition, sets in drawn.items():
+    with tqdm(total=sum(map(len, conditions.values())), desc=name, disable=not progress, leave=False) as bar:
+        for condition, sets in conditions.items():
             results[condition] = []
             for off in sets:
                 results[condition].append(run(off))

@@ -21,9 +21,10 @@ from tnkit.detection.scoring import contribution_norms
 from tnkit.detection.selection import Selection
 from tnkit.errors import TnkitError, whole_number, whole_numbers
 from tnkit.interventions.displacement import equal_displacement
+from tnkit.interventions.intervention import Neurons
 from tnkit.models.model import Model
 
-Control = NeuronSet | Callable[[int], NeuronSet]
+Control = Neurons | Callable[[int], Neurons]
 
 
 class Controls(Mapping[str, Control]):
@@ -131,14 +132,14 @@ def controls(
     return Controls(makers | {name: partial(_itself, control) for name, control in (others or {}).items()})
 
 
-def drawn(control: Control, seeds: SupportsIndex) -> list[NeuronSet]:
+def drawn(control: Control, seeds: SupportsIndex) -> list[Neurons]:
     """The draws of a control: of a function of the seed so many, of a set itself one.
 
     >>> len(drawn(NeuronSet(((0, 5),), shape=(4, 48)), 3)), len(drawn(NeuronSet(((0, 5),), (4, 48)).uniform, 0))
     (1, 0)
     """
     seeds = whole_number("seeds", seeds)
-    return [control] if isinstance(control, NeuronSet) else [control(seed) for seed in range(seeds)]
+    return [control] if isinstance(control, Neurons) else [control(seed) for seed in range(seeds)]
 
 
 def _itself(control: Control) -> Control:

@@ -13,26 +13,28 @@ from safetensors import SafetensorError
 
 from tnkit import signals, storage
 from tnkit.errors import TnkitError, first_line
-from tnkit.interventions.ablation import neurons_of
+from tnkit.interventions.ablation import set_of
+from tnkit.interventions.intervention import Intervention, intervention_of
 from tnkit.models.model import Model
 
 
 def export_ablated(model: Model, neurons: Iterable[tuple[int, int]], folder: str | Path) -> Path:
-    """Write a transformers checkpoint in which the neurons' value vectors are zero.
+    """Write a transformers checkpoint in which the neurons' value vectors are zero, or scaled.
 
     Any tool can load it; it equals `Ablation(model, neurons, tokens="all")`. The model in memory is not touched.
 
     Args:
         model: from `load_model`.
-        neurons: a `NeuronSet` or (layer, neuron) pairs.
+        neurons: a `NeuronSet` or (layer, neuron) pairs, or an `Intervention` that sets to 0 or scales.
         folder: a new or empty folder.
 
     Returns:
         The folder.
 
     Raises:
-        TnkitError: for a folder that holds something already or cannot be written, results of another model, a model
-            that is remote, ablated, adapted, offloaded or spread over processes.
+        TnkitError: for other values than 0, which weights do not hold; for a folder that holds something already or
+            cannot be written, results of another model, a model that is remote, ablated, adapted, offloaded or spread
+            over processes.
 
     >>> from tnkit.testing import tiny_model
     >>> with tempfile.TemporaryDirectory() as work:
@@ -44,16 +46,18 @@ def export_ablated(model: Model, neurons: Iterable[tuple[int, int]], folder: str
     target = folder.resolve()  # where a link leads
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise TnkitError(f"{folder} is there already and is not an empty folder; choose another")
-    chosen, module = neurons_of(model, neurons), model.module
+    asked, module = intervention_of(neurons, {}), model.module
+    chosen = set_of(model, asked.neurons)
     _check_whole(model)
     weights = module.state_dict()
     for layer, places in chosen.by_layer().items():
+        factor = _factor(asked, layer, places)
         name = f"{model.blocks_path}.{layer}.{model.sites.last_map}.weight"
         weights[name] = weights[name].clone()
         last_map = module.get_submodule(name.removesuffix(".weight"))
         rows = weights[name] if type(last_map).__name__ == "Conv1D" else weights[name].T
-        rows[places] = 0
-    about = {"model": model.provenance, "ablated": [list(pair) for pair in chosen]}
+        rows[places] = rows[places] * factor if factor else 0
+    about = {"model": model.provenance, "ablated": [list(pair) for pair in chosen], **asked.about()}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folders = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-")
@@ -68,6 +72,21 @@ def export_ablated(model: Model, neurons: Iterable[tuple[int, int]], folder: str
     except (OSError, SafetensorError) as error:
         raise TnkitError(f"{folder} could not be written ({first_line(error)}); nothing was left there") from error
     return folder
+
+
+def _factor(asked: Intervention, layer: int, places: list[int]) -> float:
+    """What value vectors are multiplied by.
+
+    Raises:
+        TnkitError: for an intervention that is no multiplication.
+    """
+    target, scale = asked.target(layer, places)
+    if target is not None and (scale is not None or bool(target.any())):
+        raise TnkitError(
+            f"{asked.describe()}: a checkpoint holds weights alone, which can scale activations or set them to 0; run "
+            "the model inside an Ablation instead"
+        )
+    return 0.0 if scale is None else scale
 
 
 def _check_whole(model: Model) -> None:

@@ -112,7 +112,7 @@ class LastToken:
 
         Args:
             neurons: as in `Ablation`.
-            **how: value, means or scale, as in `Ablation`.
+            **how: what is done with them, as in `Ablation`.
 
         Raises:
             TnkitError: under other ablations or with other weights than when this was made.

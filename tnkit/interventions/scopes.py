@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool
@@ -76,10 +76,73 @@ def chosen_now(
     Raises:
         TnkitError: where the arguments do not tell which tokens those are.
     """
-    state, arguments = state_of(model.module), _arguments(decoder, *inputs)
+    state = state_of(model.module)
+    run = _pass_of(state, decoder, inputs, tokens)
+    if tokens == "all":
+        return run.real
+    prompt = _prompt_now(state, run, f'tokens="{tokens}"', 'tokens="all"')
+    chosen = _scoped(model.tokenizer, prompt, tokens)
+    if state.prompt is None and not chosen.any(dim=1).all():
+        raise TnkitError("the attention mask calls a whole row padding, in which there is nothing to ablate")
+    rows, width = run.real.shape
+    chosen = chosen.to(run.real.device).repeat_interleave(rows // len(chosen), dim=0)  # beams, texts for a prompt
+    decoded = max(0, run.before + width - prompt.width)
+    return torch.nn.functional.pad(chosen, (0, decoded))[:, run.before : run.before + width]
+
+
+def texts_now(
+    model: Model, decoder: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]], tokens: str
+) -> list[list[int]]:
+    """The token ids of each row's sentence or prompt, up to the last that an ablation of a token scope acts on.
+
+    Args:
+        model, decoder, inputs, tokens: as in `chosen_now`.
+
+    Raises:
+        TnkitError: where the arguments do not tell them.
+    """
+    state, resampled = state_of(model.module), 'value="resampled"'
+    run = _pass_of(state, decoder, inputs, tokens)
+    prompt = _prompt_now(state, run, resampled, 'value="mean"')
+    if prompt.real is None or prompt.ids is None or prompt.ids.shape[1] != prompt.real.shape[1]:
+        raise TnkitError(f'{resampled} needs input_ids, which were not given; use value="mean"')
+    chosen = _scoped(model.tokenizer, prompt, tokens)
+    texts = texts_of(prompt.ids.repeat_interleave(len(chosen) // len(prompt.ids), dim=0), prompt.real, chosen)
+    return [text for text in texts for _ in range(len(run.real) // len(texts))]
+
+
+def texts_of(ids: Tensor, real: Tensor, chosen: Bool[Tensor, "prompt token"]) -> list[list[int]]:
+    """The token ids of each row up to its last chosen one, without padding.
+
+    >>> texts_of(torch.tensor([[7, 8, 9]]), torch.tensor([[False, True, True]]), torch.tensor([[False, True, False]]))
+    [[8]]
+    """
+    until = chosen.flip(1).cumsum(1).flip(1).bool() & real.to(chosen.device)
+    return [row[kept].tolist() for row, kept in zip(ids, until.to(ids.device), strict=True)]
+
+
+class _Pass(NamedTuple):
+    """A forward pass of the decoder, as far as its arguments tell: tokens, and what came before them.
+
+    Attributes:
+        ids: token ids, or None.
+        real: which tokens are not padding.
+        before: how many tokens are cached.
+        mask: of all tokens, cached ones included, or None.
+        whole: whether each row is one text, the end of which is known.
+    """
+
+    ids: Tensor | None
+    real: Bool[Tensor, "sentence token"]
+    before: int
+    mask: Tensor | None
+    whole: bool
+
+
+def _pass_of(state: State, decoder: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]], tokens: str) -> _Pass:
+    arguments, given = _arguments(decoder, *inputs), state.given
     ids = arguments.get("input_ids")
     here = arguments["inputs_embeds"][..., 0] if ids is None else ids
-    given = state.given
     mask = given.mask if given is not None else arguments.get("attention_mask")
     known = mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
     cached = _cached(arguments.get("past_key_values"))
@@ -97,56 +160,49 @@ def chosen_now(
     if columns is not None and mask is not None:
         real = mask[:, before : before + width].bool()
     real = _checked(real.to(here.device), rows, width)
-    if tokens == "all":
-        return real
-    if state.prompt is not None:
-        if state.prompt.real is None and mask is None:
-            state.prompt.real = torch.ones(rows, state.prompt.width, dtype=torch.bool)
-        return _of_prompt(model, state.prompt, here, (before, mask if columns is not None else None), tokens)
-    if before:
-        raise TnkitError(
-            f'tokens="{tokens}" cannot tell whether tokens after a cache are a prompt or decoded; call '
-            'module.generate, run without past_key_values, or use tokens="all"'
-        )
-    if (not known and rows > 1) or (given is not None and given.packed):
-        raise TnkitError(
-            f'tokens="{tokens}" needs a 2-D attention mask and one text a row to tell where sentences end; give that, '
-            'or use tokens="all"'
-        )
     ids = given.ids if ids is None and given is not None else ids
-    chosen = _scoped(model.tokenizer, real, tokens, ids, state.own)
-    if not chosen.any(dim=1).all():
-        raise TnkitError("the attention mask calls a whole row padding, in which there is nothing to ablate")
-    return chosen
+    whole = (known or rows == 1) and not (given is not None and given.packed)
+    return _Pass(ids, real, before, mask if columns is not None else None, whole)
 
 
-def _of_prompt(
-    model: Model, prompt: Prompt, here: Tensor, where: tuple[int, Tensor | None], tokens: str
-) -> Bool[Tensor, "sentence token"]:
-    """The chosen places of a pass over some columns of prompts, or past them."""
-    (rows, width), (before, mask) = here.shape, where
-    if prompt.real is None and mask is not None and mask.shape[1] >= prompt.width:
-        prompt.real = mask[:, : prompt.width].bool()  # as `generate` made it
-    real = prompt.real
-    if real is None and rows == 1:
-        real = torch.ones(1, prompt.width, dtype=torch.bool)
+def _prompt_now(state: State, run: _Pass, what: str, instead: str) -> Prompt:
+    """The prompts that a pass is of: those of `generate`, or the pass itself, with their mask.
+
+    Raises:
+        TnkitError: where it does not tell; `what` needs it, and `instead` does not.
+    """
+    if state.prompt is None:
+        if run.before:
+            raise TnkitError(
+                f"{what} cannot tell whether tokens after a cache are a prompt or decoded; call module.generate, run "
+                f"without past_key_values, or use {instead}"
+            )
+        if not run.whole:
+            raise TnkitError(
+                f"{what} needs a 2-D attention mask and one text a row to tell where sentences end; give that, or use "
+                f"{instead}"
+            )
+        return Prompt(run.real.shape[1], run.real, run.ids, state.own)
+    prompt, rows = state.prompt, len(run.real)
+    if prompt.real is None and run.mask is None and run.whole:
+        prompt.real = torch.ones(rows, prompt.width, dtype=torch.bool)
+    if prompt.real is None and run.mask is not None and run.mask.shape[1] >= prompt.width:
+        prompt.real = run.mask[:, : prompt.width].bool()  # as `generate` made it
+    real = torch.ones(1, prompt.width, dtype=torch.bool) if prompt.real is None and rows == 1 else prompt.real
     if real is None or rows % len(real):
-        raise TnkitError(f'tokens="{tokens}" needs the attention mask of the prompts: give generate attention_mask=')
-    chosen = _scoped(model.tokenizer, real, tokens, prompt.ids, prompt.own).to(here.device)
-    chosen = chosen.repeat_interleave(rows // len(real), dim=0)  # beams, and several texts for a prompt
-    decoded = max(0, before + width - prompt.width)
-    return torch.nn.functional.pad(chosen, (0, decoded))[:, before : before + width]
+        raise TnkitError(f"{what} needs the attention mask of the prompts: give generate attention_mask=")
+    return replace(prompt, real=real)
 
 
-def _scoped(
-    tokenizer: PreTrainedTokenizerBase, real: Tensor, tokens: str, ids: Tensor | None, own: Tensor | None
-) -> Bool[Tensor, "prompt token"]:
+def _scoped(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, tokens: str) -> Bool[Tensor, "prompt token"]:
     """The tokens of whole prompts that a scope names."""
+    real, ids = prompt.real, prompt.ids
+    assert real is not None
     if tokens != "last_word":
         return chosen_tokens(real, tokens)
     if ids is None or ids.shape[1] != real.shape[1]:
         raise TnkitError('tokens="last_word" needs input_ids, which were not given; use tokens="last" or "all"')
-    return last_words(tokenizer, ids.repeat_interleave(len(real) // len(ids), dim=0), real, own)
+    return last_words(tokenizer, ids.repeat_interleave(len(real) // len(ids), dim=0), real, prompt.own)
 
 
 def last_words(

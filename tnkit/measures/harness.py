@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 
 from tnkit import storage
-from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError, first_line, whole_number
 from tnkit.interventions.ablation import Ablation, neurons_of
 from tnkit.interventions.comparison import (
@@ -34,6 +33,7 @@ from tnkit.interventions.comparison import (
     frame_of_conditions,
 )
 from tnkit.interventions.controls import Control
+from tnkit.interventions.intervention import Neurons
 from tnkit.measures.harness_model import harness_of, model_class
 from tnkit.measures.task_files import refuse_code, refuse_dataset_code, sandboxed_templates
 from tnkit.models.model import Model
@@ -194,7 +194,7 @@ def evaluate(
         try:
             harnessed = model_class()(model, batch_size=batch_size)
 
-            def run(off: NeuronSet) -> tuple[dict[str, Any], Ablation]:
+            def run(off: Neurons) -> tuple[dict[str, Any], Ablation]:
                 ablation = Ablation(model, off, tokens=tokens)
                 with ablation if ablation.values else contextlib.nullcontext():
                     return lm_eval.simple_evaluate(harnessed, **options), ablation

@@ -28,7 +28,9 @@ from tnkit.models.wrapper import TransformersModel, traceable
 from tnkit.provenance import ModelOrigin, Origin
 
 PROBE = "Languages meet in the middle, 2 by 2; 言葉は中で出会う。"
-Change = tuple[Tensor, Tensor, Tensor, float | None]  # what `tnkit.models.trace.changed` does to a layer's activations
+Change = tuple[
+    Tensor, Tensor, Tensor | None, float | None
+]  # what `tnkit.models.trace.changed` does to a layer's activations
 _LOG = logging.getLogger("tnkit")
 
 

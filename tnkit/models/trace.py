@@ -119,15 +119,22 @@ def changed(
     activations: Tensor,
     chosen: Bool[Tensor, "sentence token"],
     places: Int[Tensor, "neuron"],
-    target: Float[Tensor, "neuron"],
+    target: Float[Tensor, "*sentence neuron"] | None,
     scale: float | None,
 ) -> Tensor:
-    """A copy of a layer's activations, in which the chosen neurons are set to a target, or scaled, at chosen tokens."""
+    """A copy of a layer's activations a, in which chosen neurons become the target at chosen tokens, or scale · a + it.
+
+    The target is the same for all sentences, or each sentence's; None adds nothing. Without a scale it replaces a.
+    """
     device = activations.device
     copy = activations.clone().reshape(*chosen.shape, -1)
     rows, columns = chosen.to(device).nonzero(as_tuple=True)
     at = (rows[:, None], columns[:, None], places.to(device))
-    copy[at] = copy[at] * scale if scale is not None else target.to(device, activations.dtype)
+    new = target if target is None or target.ndim == 1 else target.to(device)[rows]
+    if scale is not None:
+        scaled = copy[at] * scale
+        new = scaled if new is None else scaled + new.to(device)
+    copy[at] = new.to(device, activations.dtype)
     return copy.reshape(activations.shape)
 
 

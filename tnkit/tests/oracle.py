@@ -87,20 +87,23 @@ def scores(mids: list[Tensor], added: list[Tensor], centroids: Tensor, distance:
 
 
 class switched_off:
-    """Neurons set to 0 by plain hooks at some places of every pass of one row; None is all of them."""
+    """Neurons set to 0 by plain hooks at some places of every pass of one row; None is all of them.
 
-    def __init__(self, model, neurons, places=None):
-        self.model, self.neurons, self.places = model, neurons, places
+    Or changed to what `change` makes of a layer, the neurons in it, and their activations.
+    """
+
+    def __init__(self, model, neurons, places=None, change=lambda _, __, old: 0 * old):
+        self.model, self.neurons, self.places, self.change = model, neurons, places, change
 
     def __enter__(self):
         blocks, self.handles = attrgetter(self.model.blocks_path)(self.model.module), []
         for layer in {layer for layer, _ in self.neurons}:
             columns = [neuron for at, neuron in self.neurons if at == layer]
 
-            def hook(_, args, columns=columns):
+            def hook(_, args, layer=layer, columns=columns):
                 flat = args[0].clone().reshape(-1, args[0].shape[-1])
                 for place in range(len(flat)) if self.places is None else self.places:
-                    flat[place, columns] = 0
+                    flat[place, columns] = self.change(layer, columns, flat[place, columns])
                 return (flat.reshape(args[0].shape),)
 
             last_map = attrgetter(self.model.sites.last_map)(blocks[layer])

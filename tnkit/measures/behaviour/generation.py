@@ -16,7 +16,6 @@ from tqdm.auto import tqdm
 
 from tnkit import storage
 from tnkit.captures.batches import by_length, tokenised
-from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError, whole_number
 from tnkit.interventions.ablation import Ablation, neurons_of
 from tnkit.interventions.comparison import (
@@ -28,6 +27,7 @@ from tnkit.interventions.comparison import (
     frame_of_conditions,
 )
 from tnkit.interventions.controls import Control
+from tnkit.interventions.intervention import Neurons
 from tnkit.measures.behaviour.languages import detector_of, languages_of
 from tnkit.models.model import Model
 from tnkit.models.sessions import TURN, running
@@ -208,7 +208,7 @@ def texts_of(
 ) -> dict[str, list["Texts"]]:
     """The continuations of prompts, greedy or sampled as the options say, in each condition (`each_condition`)."""
 
-    def run(off: NeuronSet) -> Texts:
+    def run(off: Neurons) -> Texts:
         ablation = Ablation(model, off, tokens=tokens)
         with ablation if ablation.values else nullcontext():
             texts = _generate(model, prompts, progress=progress, **options)

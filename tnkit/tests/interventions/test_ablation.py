@@ -94,7 +94,7 @@ def test_ablating_nothing_changes_nothing_bit_for_bit(name):
 def test_the_mean_is_that_of_the_given_capture():
     model = tiny_model("llama")
     means = tn.capture(model, SENTENCES, progress=False)
-    with tn.Ablation(model, NEURONS, value="mean", means=means):
+    with tn.Ablation(model, NEURONS, value="mean", of=means):
         found = tn.capture(model, SENTENCES[:2], progress=False)
     for layer, neuron in NEURONS:
         expected = means.activations[layer, :, neuron].mean()
@@ -149,21 +149,27 @@ def test_token_scopes_mean_what_they_say_under_generation(name, tokens):
     ("arguments", "words"),
     [
         ({"tokens": "some"}, "tokens='some' must be one of last, prompt, all"),
-        ({"value": "median"}, "value='median' must be a number, or 'mean'"),
-        ({"value": "mean"}, "with means=a capture"),
+        ({"value": "median"}, "value='median' must be a number, or 'mean' or 'resampled'"),
+        ({"value": "mean"}, "value='mean' needs of=a capture"),
+        ({"value": "resampled"}, "value='resampled' needs of=a capture"),
         ({"value": float("nan")}, "value=nan must be a finite number"),
         ({"value": float("-inf")}, "value=-inf must be a finite number"),
         ({"value": 1e300}, r"that torch\.float32 cannot hold"),
         ({"scale": float("nan")}, "scale=nan must be a finite number"),
         ({"value": 0.0, "scale": 2.0}, "give one of them"),
-        ({"means": held(torch.ones(4, 2, 32))}, "value=None must be a number, or 'mean'"),
-        ({"value": 1.0, "means": held(torch.ones(4, 2, 32))}, "value=1.0 must be a number, or 'mean'"),
-        ({"value": "mean", "means": held(torch.ones(4, 2, 32))}, "not activations"),
-        ({"value": "mean", "means": means_of(torch.ones(4, 0, 48))}, "at least one sentence"),
-        ({"value": "mean", "means": means_of(torch.ones(4, 2, 40))}, "40 neurons a layer"),
-        ({"value": "mean", "means": means_of(torch.ones(2, 2, 48), (0, 1))}, r"hold layers \(0, 1\), not 3"),
-        ({"value": "mean", "means": means_of(torch.ones(4, 2, 48), ablations=[{}])}, "from the untouched model"),
-        ({"value": "mean", "means": means_of(torch.ones(4, 2, 48), **OTHER)}, "means were made"),
+        ({"of": held(torch.ones(4, 2, 32))}, "of= is only for value='mean'"),
+        ({"value": 1.0, "of": held(torch.ones(4, 2, 32))}, "of= is only for value='mean'"),
+        ({"scale": {0: float("inf")}}, "scale=inf must be a finite number"),
+        ({"scale": {0: 1.0, 1: 1.0}}, "scale= has layers 0, 1, not 3"),
+        ({"add": 1.0, "of": held(torch.ones(4, 2, 32))}, "needs of= and minus="),
+        ({"minus": held(torch.ones(4, 2, 32))}, "minus= is only for add="),
+        ({"neurons": tn.Intervention(NEURONS), "scale": 2.0}, "scale was given beside it"),
+        ({"value": "mean", "of": held(torch.ones(4, 2, 32))}, "not activations"),
+        ({"value": "mean", "of": means_of(torch.ones(4, 0, 48))}, "at least one sentence"),
+        ({"value": "mean", "of": means_of(torch.ones(4, 2, 40))}, "40 neurons a layer"),
+        ({"value": "mean", "of": means_of(torch.ones(2, 2, 48), (0, 1))}, r"holds layers \(0, 1\), not 3"),
+        ({"value": "mean", "of": means_of(torch.ones(4, 2, 48), ablations=[{}])}, "from the untouched model"),
+        ({"value": "mean", "of": means_of(torch.ones(4, 2, 48), **OTHER)}, "given as of= or minus= were made"),
         (
             {"neurons": tn.NeuronSet(((0, 1),), (4, 48), provenance={"model": {"weights": "0" * 32}})},
             "neurons were made",
@@ -330,9 +336,9 @@ def test_neurons_and_means_are_checked_again_on_entering():
     module = copy.deepcopy(tiny_module("llama"))
     model = tn.load_model(module, tokenizer=byte_tokenizer())
     means = tn.capture(model, SENTENCES[:2], keep=["activations"], progress=False)
-    ablation = tn.Ablation(model, NEURONS, value="mean", means=means)
+    ablation = tn.Ablation(model, NEURONS, value="mean", of=means)
     module.model.layers[0].mlp.down_proj.weight.data.mul_(2)
-    with pytest.raises(tn.TnkitError, match="the means were made with"), ablation:
+    with pytest.raises(tn.TnkitError, match="given as of= or minus= were made with"), ablation:
         pass
     assert not model.ablations
 

@@ -25,6 +25,18 @@ def test_an_exported_checkpoint_equals_the_ablation(name, tmp_path):
         tn.export_ablated(model, NEURONS, folder)
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_scale_is_exported_and_a_constant_is_refused(name, tmp_path):
+    model, asked = tiny_model(name), tn.Intervention(NEURONS, scale={0: 0.5, 1: -2.0, 3: 0.0})
+    module = AutoModelForCausalLM.from_pretrained(tn.export_ablated(model, asked, tmp_path / "scaled"))
+    with tn.Ablation(model, asked):
+        expected = tn.capture(model, SENTENCES, keep=["post"], progress=False).post
+    other = tn.load_model(module, tokenizer=byte_tokenizer())
+    assert torch.allclose(tn.capture(other, SENTENCES, keep=["post"], progress=False).post, expected, atol=1e-5)
+    with pytest.raises(tn.TnkitError, match=r"4 neurons set to 1\.5: a checkpoint holds weights alone"):
+        tn.export_ablated(model, tn.Intervention(NEURONS, value=1.5), tmp_path / "constant")
+
+
 def test_tied_weights_stay_tied(tmp_path):
     config = tiny_config("llama")
     config.tie_word_embeddings = True
