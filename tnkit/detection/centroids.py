@@ -299,7 +299,7 @@ def _centroid(captured: Activations) -> Centroids:
     return running.result()
 
 
-def _rows(origin: dict[str, Any]) -> dict[str, Any]:
+def _rows(origin: Mapping[str, Any]) -> dict[str, Any]:
     """Which rows of which corpus the sentences are, where that is known; all languages must have the same."""
     names = ("corpus", "split", "source", "rows") if "rows" in origin else ()
     return {name: origin[name] for name in names if name in origin}
