@@ -94,6 +94,16 @@ def script_of(name: str) -> str | None:
     return None if language is None else language.maximize().script
 
 
+def scripts_of(name: str) -> set[str]:
+    """The Unicode scripts that text in a language is usually in; none if it is not a language.
+
+    >>> sorted(scripts_of("ja")), scripts_of("ru"), scripts_of("x")
+    (['Hani', 'Hira', 'Kana'], {'Cyrl'}, set())
+    """
+    script = script_of(name)
+    return set(_JOINED.get(script, ({script},))[0]) if script else set()
+
+
 def name_of(name: str) -> str:
     """A language's English name; the name itself if it is not a language.
 

@@ -3,9 +3,12 @@
 tn.behaviour.perplexity(model, test["ja"], neurons=type2).value        # nats and tokens of every sentence beside it
 tn.behaviour.perplexity_matrix(model, test, {"ja": type2_ja, "it": type2_it}).plot()
 tn.behaviour.continuations(model, prompts, neurons=type2, tokens="prompt").shares()
+tn.behaviour.pass_rates(said, "ja"), tn.behaviour.fallbacks(said, "ja")  # language confusion of continuations
 tn.behaviour.answer_questions(model, questions, answers, language="ja", neurons=type1).to_frame()
 """
 
+from tnkit.measures.behaviour.confusion import fallbacks as fallbacks
+from tnkit.measures.behaviour.confusion import pass_rates as pass_rates
 from tnkit.measures.behaviour.generation import Continuations as Continuations
 from tnkit.measures.behaviour.generation import continuations as continuations
 from tnkit.measures.behaviour.languages import languages_of as languages_of

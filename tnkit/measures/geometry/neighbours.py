@@ -1,5 +1,6 @@
 """Which sentences are neighbours in two spaces: mutual nearest neighbours."""
 
+from dataclasses import replace
 from typing import SupportsIndex
 
 import numpy as np
@@ -8,24 +9,34 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from tnkit.captures.activations import Activations
-from tnkit.errors import whole_number
+from tnkit.errors import TnkitError, whole_number
 from tnkit.measures.geometry.layers import ByLayer
-from tnkit.measures.geometry.vectors import TIE, directions
+from tnkit.measures.geometry.vectors import TIE, directions, states
 from tnkit.provenance import joined
 
 
-def mutual_knn(left: Activations, right: Activations, *, k: SupportsIndex = 10, site: str = "post") -> ByLayer:
+def mutual_knn(
+    left: Activations,
+    right: Activations,
+    *,
+    k: SupportsIndex = 10,
+    site: str = "post",
+    clamp: float | None = None,
+) -> ByLayer:
     """The mean share of each sentence's k nearest neighbours that two spaces have in common (Huh et al. 2024).
 
     mean_n | N_left(n) ∩ N_right(n) | / k, where N(n) are sentence n's nearest of the same language by cosine, itself
     excluded. Those that tie for the last places share them equally, which is the expected value of a random choice, so
     states that do not vary give chance, k / (sentences - 1). Source: "The Platonic Representation Hypothesis", ICML
-    2024; Tezuka & Inoue (EMNLP 2025) take k = 5 and 10.
+    2024, whose code clamps outliers at q = 0.95 (`clamp`) and searches all pairs of layers; Tezuka & Inoue (EMNLP 2025)
+    take k = 5 and 10 and do not clamp.
 
     Args:
         left, right: captures of the same sentences in two languages (or models of equal depth), in the same order.
         k: how many neighbours.
         site: "pre", "mid", "post" or "activations".
+        clamp: limit every coordinate to ± the mean over sentences of this quantile of |coordinate|, over all captured
+            layers; None leaves the states as they are.
 
     Returns:
         `ByLayer` with column "mutual {k}-NN", between 0 and 1.
@@ -40,18 +51,23 @@ def mutual_knn(left: Activations, right: Activations, *, k: SupportsIndex = 10, 
     array([1., 1., 1., 1.])
     """
     k = whole_number("k", k, at_least=1)
-    shares = shared_neighbours(left, right, k=k, site=site).mean(axis=1)
-    about = joined([left, right], site=site, k=k)
+    shares = shared_neighbours(left, right, k=k, site=site, clamp=clamp).mean(axis=1)
+    about = joined([left, right], site=site, k=k, **({} if clamp is None else {"clamp": clamp}))
     return ByLayer("mutual k-NN", {f"mutual {k}-NN": shares}, left.layers, about, k / (len(left) - 1))
 
 
 def shared_neighbours(
-    left: Activations, right: Activations, *, k: SupportsIndex = 10, site: str = "post"
+    left: Activations,
+    right: Activations,
+    *,
+    k: SupportsIndex = 10,
+    site: str = "post",
+    clamp: float | None = None,
 ) -> Float64[np.ndarray, "layer sentence"]:
     """The share of each sentence's k nearest neighbours that two spaces have in common; its mean is `mutual_knn`.
 
     Args:
-        left, right, k, site: as in `mutual_knn`.
+        left, right, k, site, clamp: as in `mutual_knn`.
 
     Returns:
         (layer, sentence), float64, between 0 and 1: resample its second axis for an interval.
@@ -66,8 +82,19 @@ def shared_neighbours(
     (4, 6)
     """
     k = whole_number("k", k, at_least=1)
+    if clamp is not None:
+        left, right = (_clamped(capture, site, clamp) for capture in (left, right))
     pairs = directions(left, right, site, centred=False, at_least=k + 1, one_width=False)
     return np.stack([((_neighbours(a, k) * _neighbours(b, k)).sum(dim=1) / k).numpy() for a, b in pairs])
+
+
+def _clamped(captured: Activations, site: str, quantile: float) -> Activations:
+    """A capture without outliers: coordinates limited to the mean over sentences of a quantile of their size."""
+    if not 0 < quantile <= 1:
+        raise TnkitError(f"clamp={quantile} must be a quantile above 0 and at most 1, such as 0.95, or None")
+    vectors = states(captured, site)
+    bound = float(np.quantile(vectors.abs().transpose(0, 1).flatten(1).numpy(), quantile, axis=1).mean())
+    return replace(captured, **{site: vectors.clamp(-bound, bound)})
 
 
 def _neighbours(points: Float[Tensor, "sentence width"], k: int) -> Float[Tensor, "sentence sentence"]:

@@ -185,8 +185,10 @@ def mexa(left: Activations, right: Activations, *, site: str = "post") -> ByLaye
     """MEXA: the share of sentences whose parallel cosine is greater than every non-parallel one (Kargaran et al. 2024).
 
     mean_n [ c_nn > max over m ≠ n of c_nm and c_mn ], c the matrix of cosines, uncentred; a tie counts as not greater.
-    The paper's code takes English as `left`, position-weighted or last-token embeddings and 100 sentences; the value
-    falls with their number, so compare only the same number of them. Source: "MEXA: Multilingual Evaluation of
+    The value falls with the number of sentences, so compare only the same number of them. The paper's code takes
+    English as `left`, 100 sentences, and the last token or a mean over tokens weighted by their position, which no
+    `position` of `capture` gives ("mean" weighs all alike). Its first layer is the embedding, here site="pre" of layer
+    0, and it pools layers by their mean or maximum. Source: "MEXA: Multilingual Evaluation of
     English-Centric LLMs via Cross-Lingual Alignment", Findings of ACL 2025 (arXiv 2410.05873).
 
     Args:

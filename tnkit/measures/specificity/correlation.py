@@ -76,14 +76,15 @@ class Specificity:
     def shares(
         self, neurons: NeuronSet, thresholds: Sequence[float] = (0.1, 0.25), *, alpha: float = 0.05
     ) -> "pd.DataFrame":
-        """The share of a set's neurons with η² above a threshold that are significant, beside its controls.
+        """The share of a set's neurons with η² of at least a threshold that are significant, beside its controls.
 
-        Tezuka & Inoue (EMNLP 2025) give it for η² > 0.1 and > 0.25 with p < 0.05, uncorrected. With hundreds of
+        The code of Tezuka & Inoue (EMNLP 2025) counts η² ≥ 0.1 and ≥ 0.25 with p < 0.05, uncorrected. With hundreds of
         sentences such an η² is significant by any of the tests: it is the threshold that decides, not p.
 
         Returns:
-            A frame indexed (eta2 above, test), with columns "set", "same layers" (all neurons of the layers where the
-            set has some) and "layer-matched" (what a random set with as many neurons in each layer has on average).
+            A frame indexed (eta2 above, test); a value equal to the threshold counts. Columns are "set", "same layers"
+            (all neurons of the layers where the set has some) and "layer-matched" (what a random set with as many
+            neurons in each layer has on average).
 
         Raises:
             TnkitError: for an empty set, one of another model, or one with a neuron in a layer that was not captured.
@@ -95,7 +96,7 @@ class Specificity:
         rows = {}
         for threshold in thresholds:
             for test, values in tests.items():
-                passed = (self.eta2 > threshold) & (values < alpha)
+                passed = (self.eta2 >= threshold) & (values < alpha)
                 by_layer = passed.mean(axis=1)
                 rows[threshold, test] = (
                     passed[layers, columns].mean(),
@@ -133,7 +134,7 @@ class Specificity:
         if neurons.shape != self.shape:
             raise TnkitError(f"the set is of a model of {neurons.shape} layers × neurons, this one has {self.shape}")
         if not len(neurons):
-            raise TnkitError("the set is empty; there is no share of none")
+            raise TnkitError("the set is empty; give a set with neurons")
         missing = sorted({layer for layer, _ in neurons} - set(self.layers))
         if missing:
             raise TnkitError(f"layers {missing} were not captured; captured are {list(self.layers)}")
@@ -142,7 +143,7 @@ class Specificity:
 
     def _repr_html_(self) -> str:
         groups = {name: f"{', '.join(self.groups[name])}: {count} sentences" for name, count in self.counts.items()}
-        rows = {f"η² > {least}": f"{(self.eta2 > least).mean():.1%}" for least in (0.1, 0.25)}
+        rows = {f"η² ≥ {least}": f"{(self.eta2 >= least).mean():.1%}" for least in (0.1, 0.25)}
         return storage.html_card("Specificity", {**groups, "neurons": self.eta2.size, **rows})
 
 

@@ -238,6 +238,32 @@ def test_neighbours_are_those_of_scikit_learn(pair, k):
         assert found[layer] == pytest.approx(np.mean(shares))
 
 
+def test_clamped_neighbours_are_those_of_the_published_code():
+    """A plain version of platonic-rep's `remove_outliers` and `mutual_knn`, on states with one massive coordinate."""
+    pair = [cloud(3, 20, 8, seed=seed) for seed in (1, 2)]
+    for states in pair:
+        states[..., 5] *= 300
+    masks = []
+    for states in pair:
+        features = states.transpose(0, 1)  # sentence, layer, width
+        bound = torch.quantile(features.abs().flatten(start_dim=1), 0.95, dim=1).mean()
+        features = torch.nn.functional.normalize(features.clamp(-bound, bound).double(), dim=-1)
+        mask = torch.zeros(3, 20, 20)
+        for layer in range(3):
+            cosines = (features[:, layer] @ features[:, layer].T).fill_diagonal_(-1e8)
+            for n, nearest in enumerate(cosines.argsort(dim=1, descending=True)[:, :4]):
+                mask[layer, n, nearest] = 1
+        masks.append(mask)
+    expected = (masks[0] * masks[1]).sum(dim=2).mean(dim=1) / 4
+    left, right = map(held, pair)
+    found = geometry.mutual_knn(left, right, k=4, clamp=0.95)
+    assert found.columns["mutual 4-NN"] == pytest.approx(expected.numpy())
+    assert found.provenance["parameters"] == {"site": "post", "k": 4, "clamp": 0.95}
+    assert not np.allclose(found.columns["mutual 4-NN"], geometry.mutual_knn(left, right, k=4).columns["mutual 4-NN"])
+    with pytest.raises(tn.TnkitError, match=r"clamp=1\.5 must be a quantile"):
+        geometry.mutual_knn(left, right, clamp=1.5)
+
+
 def test_identical_spaces_share_all_neighbours_and_so_does_one_turned_or_of_another_width():
     points = cloud(2, 20, 8)
     wider = torch.cat([points @ rotation(8) * 5, torch.zeros(2, 20, 3)], dim=2)

@@ -168,6 +168,14 @@ def test_shares_count_the_set_its_layers_and_what_random_sets_have():
         found.shares(tn.NeuronSet(((1, 0),), (4, 40)))
 
 
+def test_a_share_counts_neurons_at_the_threshold_as_the_published_code_does(captured):
+    found = correlation_ratio(captured)
+    neurons = tn.NeuronSet(((0, 3), (1, 7)), (2, 12))
+    threshold = float(found.eta2[0, 3])
+    published = np.mean([found.eta2[pair] >= threshold and found.p[pair] < 1 for pair in neurons])
+    assert found.shares(neurons, [threshold], alpha=1.0).loc[(threshold, "p < 1"), "set"] == published > 0
+
+
 def test_a_planted_neuron_is_on_top_and_the_frame_and_the_curve_say_so(captured):
     values = {name: part.activations.clone() for name, part in captured.items()}
     values["ja"][1, :, 7] += 50
