@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tnkit.models.model import Model
     from tnkit.text.corpus import Split
 
-_READ = ("model_id", "sentence_path", "centroids_path", "neurons", "scores_path", "other")  # flags that name input
+_READ = ("model_id", "sentence_path", "centroids_path", "neurons", "scores_path", "other", "include_path")
 _POSITIONS = {
     "last": "last token",
     "last_word": "last one that is no punctuation",
