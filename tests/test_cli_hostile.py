@@ -35,6 +35,10 @@ HOSTILE = {
     "out_in_model": (f"{DETECT} --out model/config.json", "this command also reads it"),
     "out_is_input": (f"{ABLATE} --sentence_path pairs.csv --out pairs.csv", "this command also reads it"),
     "out_is_control": (f"{ABLATE} --other other.csv --out other.csv", "this command also reads it"),
+    "out_in_tasks": (
+        "evaluate --model_id model --neurons set.json --tasks t --include_path . --out pairs.csv",
+        "this command also reads it",
+    ),
     "long_out": (f"{DETECT} --out {'a' * 300}.json", "File name too long"),
     "long_input": (f"{DETECT} --sentence_path {'a' * 300}.txt", "File name too long"),
     "huge_top": (f"{DETECT} --top_n 999999999999999999", "2 layers of 48 neurons hold 96"),

@@ -18,7 +18,7 @@ from tnkit.errors import TnkitError
 
 _LOG = logging.getLogger("tnkit")
 _OLD_HASH = re.compile("[0-9a-f]{16}")  # of tnkit up to 0.1: sums of weights, blind to their order
-_TOLD: set[str] = set()  # which results were warned about
+_TOLD: set[str] = set()  # warnings that were given
 _DICTS = ("model", "sentences", "centroid", "selection", "versions")  # or, the second and third, lists of dicts
 _HOW = ("position", "suffix", "ablations")  # what decides a state beside the model
 _CAPTURED = ("model", "position", "suffix", "last_layer", "ablations")
@@ -197,8 +197,9 @@ def stated(path: str | Path, about: Mapping[str, Any]) -> dict[str, Any]:
 def check_made_with(model: Origin, provenance: Any, what: str, *, states: bool = False) -> None:
     """Refuse a result that was made with other weights than the model has now.
 
-    A result that does not say which weights it was made with passes. So does one with a hash of an old tnkit, which
-    cannot be compared: a warning says so.
+    A result that does not say which weights it was made with passes. So does one whose hash cannot be compared, and a
+    warning says so: that of an old tnkit, and, unless `states` is set, that of a server which does not show its
+    weights, where names, revisions and shapes are the same.
 
     Args:
         model: from `load_model`.
@@ -218,15 +219,22 @@ def check_made_with(model: Origin, provenance: Any, what: str, *, states: bool =
     """
     model.check_unchanged()
     made_with = {origin["weights"]: origin for origin in _models(provenance)}
-    for weights, theirs in made_with.items():
-        if _OLD_HASH.fullmatch(str(weights)):
-            if what not in _TOLD:
-                _LOG.warning("%s: an older tnkit recorded their model's weights, so these cannot be compared", what)
-            _TOLD.add(what)
-        elif weights != model.weights_hash:
+    comparable = [weights for weights in made_with if not _OLD_HASH.fullmatch(str(weights))]
+    if len(comparable) < len(made_with):
+        _tell_once(f"{what}: an older tnkit recorded their model's weights, so these cannot be compared")
+    weights_now = model.weights_hash if comparable else None
+    for weights in comparable:
+        theirs = made_with[weights]
+        unread = [str(value).startswith("named:") for value in (weights, weights_now)]
+        if any(unread) and not all(unread) and not states and _is_same_by_name(model.provenance, theirs):
+            _tell_once(
+                f"{what}: the weights of {model.name} on a server cannot be read, so they are taken to be those of "
+                "the same name here"
+            )
+        elif weights != weights_now:
             raise TnkitError(
                 f"{what} were made with {theirs.get('name')} in {theirs.get('dtype')} (weights {weights}), not with "
-                f"{model.name} in {str(model.dtype).removeprefix('torch.')} (weights {model.weights_hash}) as it is "
+                f"{model.name} in {str(model.dtype).removeprefix('torch.')} (weights {weights_now}) as it is "
                 "now; make them with this model, or pass list(neurons) to use the same places in another model"
             )
     now = model.attention
@@ -236,6 +244,19 @@ def check_made_with(model: Origin, provenance: Any, what: str, *, states: bool =
                 f"{what} were made with attn_implementation={before!r}, and {model.name} now has {now!r}; make them "
                 f"again, or call module.set_attn_implementation({before!r}) first"
             )
+
+
+def _is_same_by_name(here: ModelOrigin, there: Mapping[str, Any]) -> bool:
+    """Whether two models have one name and shape, and no different revisions."""
+    names = ("name", "layers", "neurons", "hidden")
+    revisions = {origin.get("revision") for origin in (here, there)} - {None}
+    return len(revisions) < 2 and all(here.get(name) == there.get(name) for name in names)
+
+
+def _tell_once(text: str) -> None:
+    if text not in _TOLD:
+        _LOG.warning(text)
+    _TOLD.add(text)
 
 
 def check_alike(

@@ -99,6 +99,8 @@ def tokenised(model: Model, sentences: Sequence[str], *, whole: bool = False, su
     check_sentences(sentences)
     if not (suffix is None or isinstance(suffix, str)):
         raise TnkitError(f"suffix={suffix!r} must be str, such as '.', or None to leave the sentences as they are")
+    if suffix is not None and _is_unpaired(suffix):
+        raise TnkitError(f"suffix={suffix!r:.60} holds an unpaired surrogate; fix the text")
     parts = (list(sentences[start : start + 1000]) for start in range(0, len(sentences), 1000))
     if suffix is not None:
         parts = ([without_final_punctuation(text) + suffix for text in part] for part in parts)
@@ -134,6 +136,18 @@ def check_sentences(sentences: Sequence[str]) -> None:
             f"sentence {wrong} is {type(sentences[wrong]).__name__}, expected str; "
             'of a Corpus, name split and language: corpus["train"]["ja"]'
         )
+    unpaired = next((n for n, sentence in enumerate(sentences) if _is_unpaired(sentence)), None)
+    if unpaired is not None:
+        raise TnkitError(f"sentence {unpaired} ({sentences[unpaired]!r:.60}) holds an unpaired surrogate; fix the text")
+
+
+def _is_unpaired(text: str) -> bool:
+    """Whether a text holds an unpaired surrogate, which UTF-8 and tokenizers lack."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def check_position(model: Model, position: str, choices: tuple[str, ...] = POSITIONS) -> None:

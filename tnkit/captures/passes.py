@@ -32,7 +32,7 @@ from tnkit.captures.batches import (
     token_weights,
     tokenised,
 )
-from tnkit.captures.shards import Shards
+from tnkit.captures.shards import Shards, Waiting
 from tnkit.errors import TnkitError, one_of, whole_number
 from tnkit.models.model import Model, check_layers
 from tnkit.models.sessions import TURN, running
@@ -40,8 +40,9 @@ from tnkit.models.tokens import special_ids
 from tnkit.models.trace import chosen_sites, trace_blocks
 
 KEEP = ("mid", "post", "activations")
-_SHARD = 64  # sentences that are lost, at most, where a cached capture is killed; fewer where they take more than
+_SHARD = 64  # sentences of a shard; fewer where they take more than
 _SHARD_BYTES = 64 << 20
+_WAITING_BYTES = 256 << 20  # of shards that wait until the weights are read again
 _CPU = torch.device("cpu")
 _LOG = logging.getLogger("tnkit")
 
@@ -103,8 +104,8 @@ def capture(
         last_layer=last_layer,
         batch_tokens=batch_tokens,
     )
-    parts = planned.kept(model.fingerprint()) if cache else planned.run()
-    return gathered(_shown(parts, len(sentences), progress), len(sentences))
+    key = model.fingerprint(planned.provenance["model"]["weights"]) if cache else None
+    return gathered(_shown(planned.kept(key), len(sentences), progress), len(sentences))
 
 
 def stream(model: Model, sentences: Sequence[str], *, progress: bool = True, **options: Any) -> Iterator[Activations]:
@@ -178,8 +179,18 @@ class Pass:
 
         Where a GPU runs out of memory, this batch and those after it run in halves, or halves of those.
         """
-        pieces, batches, weights = 1, self.batches[start:stop], _versions(self.model)
-        for number, index in enumerate(batches, 1):
+        batches = self.batches[start:stop]
+        for number, traced in enumerate(self._traces(batches, self.model.versions(), reduce), 1):
+            if number == len(batches):
+                self.check_weights()
+            yield traced
+
+    def _traces(
+        self, batches: Sequence[Numbers], versions: list[Any], reduce: Callable[..., dict[str, Tensor]] | None
+    ) -> Iterator[tuple[dict[str, list[Tensor]], Numbers]]:
+        """`traced`, which does not read the weights at its end, but notices most edits by their versions."""
+        pieces = 1
+        for index in batches:
             if self.model.ablations != self.provenance.get("ablations", []):
                 raise TnkitError("an Ablation was entered or exited during this pass; do so before or after it")
             while (found := self._pieced(index, pieces, reduce)) is None:  # outside the error, which holds tensors
@@ -191,10 +202,8 @@ class Pass:
                 torch.cuda.empty_cache()
                 pieces *= 2
                 _LOG.warning("%s ran out of memory; batches now run in %d pieces", self.model.device, pieces)
-            if _versions(self.model) != weights:
-                raise self._changed()
-            if number == len(batches):
-                self.check_weights()
+            if self.model.versions() != versions:
+                raise self.model.edited_meanwhile()
             yield found, index
 
     def check_weights(self) -> None:
@@ -204,13 +213,7 @@ class Pass:
             TnkitError: where they were changed, by whatever means.
         """
         if self.model.weights_hash != self.provenance["model"]["weights"]:
-            raise self._changed()
-
-    def _changed(self) -> TnkitError:
-        return TnkitError(
-            f"the weights or the attention implementation of {self.model.name} changed during this pass; leave them "
-            "as they are until its last batch, and start the pass again"
-        )
+            raise self.model.edited_meanwhile()
 
     def _pieced(
         self, index: Sequence[int], pieces: int, reduce: Callable[..., dict[str, Tensor]] | None
@@ -243,6 +246,8 @@ class Pass:
     def kept(self, key: str | None, *, device: torch.device = _CPU) -> Iterator[Activations]:
         """`run`, but batches that the cache holds come from there, a shard at a time, and others go there.
 
+        No shard is written before the weights were read again, after it ran.
+
         Args:
             key: of the model, from `Model.fingerprint`; None leaves the cache alone.
             device: where batches stay that neither come from the cache nor go there.
@@ -253,17 +258,21 @@ class Pass:
         cached = self.shards(key, what="capture")
         widths = {"activations": self.model.n_neurons, "scale": 1}
         size = 4 * len(self.layers) * sum(widths.get(name, self.model.hidden_size) for name in self.keep)
+        waiting, versions = Waiting(cached, self.check_weights, most=_WAITING_BYTES), self.model.versions()
         for number, (start, stop) in enumerate(grouped(self.batches, min(_SHARD, _SHARD_BYTES // size))):
+            name, last = f"{number:05}", stop == len(self.batches)
             most = (size + 8) * sum(map(len, self.batches[start:stop]))
-            if (tensors := cached.read(f"{number:05}", most=most)) is not None:
+            if (tensors := cached.read(name, most=most)) is not None:
+                waiting.write(at_once=last)
                 yield Activations(self.layers, provenance=self.provenance, **tensors)
                 continue
-            parts: list[Activations] = []
-            for batch in self.run(start, stop):
-                parts.append(batch)
-                if len(parts) == stop - start:
-                    cached.write(f"{number:05}", shards.joined(parts))
-                yield batch
+            batches: list[Activations] = []
+            for found, index in self._traces(self.batches[start:stop], versions, None):
+                batches.append(batch_of(found, self.layers, index, self.provenance))
+                if len(batches) == stop - start:
+                    waiting.add(name, shards.joined(batches))
+                    waiting.write(at_once=last)
+                yield batches[-1]
 
     def shards(self, key: str, *, what: str, **more: Any) -> Shards:
         """The place in the cache of this pass, or with `more` of something made from it."""
@@ -283,6 +292,7 @@ class Pass:
         return Shards(
             {
                 "model": key,
+                "weights": self.provenance["model"]["weights"],  # edited since, perhaps
                 "tokens": ids.hexdigest(),
                 "sentences": about["hash"],
                 "ablations": self.provenance.get("ablations", []),
@@ -325,13 +335,3 @@ def plan(
     batches = [array("i", index) for index in by_length(tokens.lengths(), size)]
     read = read_places(model, tokens, position)
     return Pass(model, tokens, read, batches, position, keep, layers, last_layer, provenance)
-
-
-def _versions(model: Model) -> list[Any]:
-    """What an edit of the weights changes at once, without reading them; edits through `.data` only the hash tells."""
-    kept = [
-        weight for weight in model.lm._module.parameters() if not weight.is_meta
-    ]  # accelerate replaces offloaded ones
-    versions = [None if weight.is_inference() else weight._version for weight in kept]
-    places = [(id(weight), weight.data_ptr()) for weight in kept]
-    return [model.attention, *versions, *places]

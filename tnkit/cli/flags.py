@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from tnkit.text.corpus import Split
 
 # flags that name input
-_READ = ("model_id", "sentence_path", "centroids_path", "origin_path", "neurons", "scores_path", "other")
+_READ = (
+    "model_id",
+    "sentence_path",
+    "centroids_path",
+    "origin_path",
+    "neurons",
+    "scores_path",
+    "other",
+    "include_path",
+)
 _POSITIONS = {
     "last": "last token",
     "last_word": "last one that is no punctuation",

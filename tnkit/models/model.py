@@ -2,73 +2,55 @@
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from operator import attrgetter
-from typing import Any, ClassVar, SupportsIndex, cast
+from typing import Any, ClassVar
 
 import torch
-import transformers
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
 
 from tnkit import storage
-from tnkit.errors import TnkitError, whole_numbers
+from tnkit.errors import TnkitError
 from tnkit.models import fingerprint as fingerprints
-from tnkit.models import reading as architecture
+from tnkit.models.decoder import Decoder
+from tnkit.models.decoder import check_layers as check_layers
 from tnkit.models.hooks import check_repeatable, hooks_checked
-from tnkit.models.reading import Sites
 from tnkit.models.sessions import state_of
-from tnkit.models.weights import hash_now, hash_of
-from tnkit.models.wrapper import TransformersModel, traceable
+from tnkit.models.weights import hash_now, hash_of, versions_of
+from tnkit.models.wrapper import traceable
 from tnkit.provenance import ModelOrigin, Origin
 
 PROBE = "Languages meet in the middle, 2 by 2; 言葉は中で出会う。"
 Change = tuple[
     Tensor, Tensor, Tensor | None, float | None
 ]  # what `tnkit.models.trace.changed` does to a layer's activations
+_RARELY = 50  # times as long as reading the weights, from which on reading them again hardly matters
 _LOG = logging.getLogger("tnkit")
 
 
-@dataclass(frozen=True, eq=False)
-class Model(Origin):
-    """A decoder-only language model, its layer sites and its value vectors.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Model(Decoder, Origin):
+    """A decoder-only language model: its blocks, its tokenizer, what identifies it, and how it is traced.
 
-    Made by `load_model`. Layers count from 0.
+    Made by `load_model`.
 
     Attributes:
-        name: the Hub id, folder or packaged name it was loaded from.
         revision: the commit of the Hub repository, where there is one.
-        lm: the nnsight-wrapped module, for traces of your own.
         tokenizer: the transformers tokenizer.
-        sites: which submodules of a block are read.
-        blocks_path, final_norm_path: dotted paths of the decoder blocks and of the norm after the last one.
-        n_layers, n_neurons, hidden_size: numbers of layers, of neurons in a layer, of residual stream coordinates.
         remote: False, or where it runs: True for NDIF, or a server's URL (`tnkit.models.remote.RemoteModel`).
         template: the text around every sentence, {sentence} in its place; None reads sentences as they are.
 
     >>> from tnkit.testing import tiny_model
-    >>> model = tiny_model("llama")
-    >>> model.n_layers, model.n_neurons, model.hidden_size
-    (4, 48, 32)
-    >>> model.early_layers, model.late_layers
-    (range(0, 2), range(2, 4))
+    >>> tiny_model("llama").name, tiny_model("llama").dtype, tiny_model("llama").template
+    ('LlamaForCausalLM', torch.float32, None)
     """
 
-    name: str
     revision: str | None
-    lm: TransformersModel = field(repr=False)
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
-    sites: Sites
-    blocks_path: str
-    final_norm_path: str | None
-    n_layers: int
-    n_neurons: int
-    hidden_size: int
     remote: bool | str = False
     template: str | None = None
 
@@ -76,166 +58,9 @@ class Model(Origin):
     request_bytes: ClassVar[int | None] = None  # the most that may travel to it at a time
 
     @property
-    def module(self) -> transformers.PreTrainedModel:
-        """The plain transformers module; a remote model has none here."""
-        return self.lm._module
-
-    @property
     def ablations(self) -> list[dict[str, Any]]:
         """What is ablated at the moment, through whichever wrapper of the module, for provenance."""
         return state_of(self.lm._module).ablations
-
-    @property
-    def boundary(self) -> int:
-        """The first late layer, ⌊20 L / 32⌋ (Tezuka & Inoue, 2025, use the first 20 of 32 layers for Type-1)."""
-        return 20 * self.n_layers // 32
-
-    @property
-    def early_layers(self) -> range:
-        """Where Type-1 neurons are looked for."""
-        return range(self.boundary)
-
-    @property
-    def late_layers(self) -> range:
-        """Where Type-2 neurons are looked for."""
-        return range(self.boundary, self.n_layers)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the value vectors."""
-        return self._last_map(0).weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where token ids must be put."""
-        return architecture.device_of(cast(nn.Embedding, self.module.get_input_embeddings()))
-
-    @property
-    def devices(self) -> list[torch.device]:
-        """The devices that its blocks compute on, in order."""
-        return list(dict.fromkeys(map(self.layer_device, range(self.n_layers))))
-
-    def layer_device(self, layer: int, /) -> torch.device:
-        """Where the neurons of a layer are computed."""
-        return architecture.device_of(self._last_map(layer))
-
-    @property
-    def home(self) -> torch.device:
-        """Where activations stay that are only summed: the GPU of a model that lies on one, the CPU for any other."""
-        devices = self.devices
-        return devices[0] if len(devices) == 1 else torch.device("cpu")
-
-    @cached_property
-    def sharded(self) -> bool:
-        """Whether its weights are spread over the processes of torchrun, each of which runs every batch."""
-        return hasattr(self._last_map(0).weight, "full_tensor")
-
-    @property
-    def context(self) -> int | None:
-        """The longest input in tokens, or None where the model states no limit."""
-        return getattr(self._config, "max_position_embeddings", None)
-
-    @property
-    def window(self) -> int | None:
-        """The fewest tokens that any of its layers attends to, or None where all attend to every token before.
-
-        >>> from tnkit.testing import tiny_model
-        >>> tiny_model("gemma3").window, tiny_model("llama").window
-        (64, None)
-        """
-        local = "local" in (getattr(self._config, "attention_layers", None) or ())  # GPT-Neo
-        names = ["sliding_window", "attention_chunk_size", "attention_window_size", *(["window_size"] if local else [])]
-        widths = [getattr(self._config, name, None) for name in names]
-        return min((width for width in widths if isinstance(width, int) and width > 0), default=None)
-
-    def check_unchanged(self, layer: int | None = None) -> None:
-        """Refuse to go on where an adapter was added, a part compiled or replaced, since the model was loaded.
-
-        Args:
-            layer: look at this layer alone.
-
-        Raises:
-            TnkitError: naming the module.
-
-        >>> from tnkit.testing import tiny_model
-        >>> tiny_model("llama").check_unchanged()
-        """
-        if layer is None:
-            architecture.check_plain(self.lm._module)
-        else:
-            architecture.check_plain(self._blocks[layer], f"{self.blocks_path}.{layer}")
-        reload = f"was replaced after {self.name} was loaded; load the module again"
-        if len(self._blocks) != self.n_layers:
-            raise TnkitError(f"{self.blocks_path}, a list of {self.n_layers} blocks, {reload}")
-        read = [site for site in (self.sites.mid, self.sites.attention, self.sites.norm) if site]
-        for number in range(self.n_layers) if layer is None else [layer]:
-            for where in (f"{self.blocks_path}.{number}.{site}" for site in read):
-                if attrgetter(where)(self.lm)._module is not attrgetter(where)(self.lm._module):
-                    raise TnkitError(f"{where} {reload}")
-            where = f"{self.blocks_path}.{number}.{self.sites.last_map}"
-            last_map = attrgetter(self.sites.last_map)(self._blocks[number])
-            architecture.check_map(last_map, where)
-            if attrgetter(where)(self.lm)._module is not last_map:
-                raise TnkitError(f"{where} {reload}")
-
-    def value_vectors(self, layer: int) -> Float[Tensor, "neuron hidden"]:
-        """The value vectors of a layer, one neuron a row: a view, in the model's dtype and on the layer's device.
-
-        Of a model that is spread over processes they are gathered, so every process must ask for them. Those of a
-        remote model are downloaded each time, to the CPU.
-
-        Raises:
-            TnkitError: for a layer that the model does not have, or a last map that is no plain linear map any more.
-
-        >>> from tnkit.testing import tiny_model
-        >>> tiny_model("gpt2").value_vectors(0).shape
-        torch.Size([48, 32])
-        """
-        check_layers(self, [layer])
-        self.check_unchanged(layer)
-        with architecture.present(self._last_map(layer)):
-            return architecture.whole(architecture.value_vectors(self._last_map(layer), self.hidden_size))
-
-    def output_gain(self, layer: int) -> Float[Tensor, "hidden"]:
-        """What the MLP branch is multiplied by, coordinate by coordinate, on its way to the residual stream (float32).
-
-        A neuron's contribution is scale · output gain ⊙ value vector · activation. It is 1 in pre-norm blocks, and the
-        learned gain of the branch's own norm in Gemma and OLMo 2.
-        """
-        check_layers(self, [layer])
-        norm, last_map = self.sites.norm, self._last_map(layer)
-        return architecture.output_gain(
-            attrgetter(norm)(self._blocks[layer]) if norm else None,
-            self.sites.multiplier,
-            torch.empty(self.hidden_size, dtype=last_map.weight.dtype, device=architecture.device_of(last_map)),
-        )
-
-    def output_bias(self, layer: int) -> Float[Tensor, "hidden"]:
-        """The bias of the MLP's last linear map (zeros where it has none), float32."""
-        with architecture.present(self._last_map(layer)):
-            bias = getattr(self._last_map(layer), "bias", None)
-            if bias is None:
-                return torch.zeros_like(self.output_gain(layer))
-            return architecture.whole(bias.detach()).float()
-
-    def ask_weights(self, question: Callable[..., Any], given: Mapping[int, tuple[Any, ...]]) -> dict[int, Any]:
-        """Put a question to the weights of some layers, where they are.
-
-        Args:
-            question: a function of a layer's value vectors, output gain and output bias, and of what is given for it.
-            given: the layers, and what else the question is asked with.
-
-        Returns:
-            The answer for each layer.
-
-        >>> from tnkit.testing import tiny_model
-        >>> tiny_model().ask_weights(lambda vectors, gain, bias, power: vectors.shape[0] ** power, {2: (1,)})
-        {2: 48}
-        """
-        return {
-            layer: question(self.value_vectors(layer), self.output_gain(layer), self.output_bias(layer), *extra)
-            for layer, extra in given.items()
-        }
 
     @property
     def weights_hash(self) -> str:
@@ -275,7 +100,18 @@ class Model(Origin):
             origin["template"] = self.template
         return origin
 
-    def fingerprint(self) -> str | None:
+    def versions(self) -> list[Any]:
+        """What most edits of the weights change at once; `weights_hash` tells all (`tnkit.models.weights`)."""
+        return [self.attention, *versions_of(self.module)]
+
+    def edited_meanwhile(self) -> TnkitError:
+        """The error for weights that changed while they were used."""
+        return TnkitError(
+            f"the weights or the attention implementation of {self.name} changed during this pass; leave them as they "
+            "are until its last batch, and start the pass again"
+        )
+
+    def fingerprint(self, weights: str | None = None) -> str | None:
         """A digest of all that decides its numbers, for the cache; None, with a warning, where that cannot be told.
 
         It holds the bytes of weights and buffers; the configuration and the attention implementation; of each submodule
@@ -286,6 +122,9 @@ class Model(Origin):
         It cannot be told under a forward hook that is not tnkit's, where a module's own `forward` was replaced, and for
         a model that is spread over processes or offloaded, or whose server does not show its weights.
 
+        Args:
+            weights: the weights' hash, where it has just been computed.
+
         >>> from tnkit.testing import tiny_model
         >>> tiny_model("llama").fingerprint() == tiny_model("llama").fingerprint() != tiny_model("gpt2").fingerprint()
         True
@@ -293,7 +132,7 @@ class Model(Origin):
         if reason := self._hidden():
             _LOG.warning("%s, so nothing is read from the cache or kept", reason)
             return None
-        return fingerprints.digest(self.weights_hash, self.dtype, self.sites, self._beside_weights())
+        return fingerprints.digest(weights or self.weights_hash, self.dtype, self.sites, self._beside_weights())
 
     def _hidden(self) -> str | None:
         """Why its numbers cannot be told."""
@@ -356,17 +195,6 @@ class Model(Origin):
         """A function that sums up a pass, where it has to run inside the trace because the weights are elsewhere."""
         return None
 
-    @property
-    def _config(self) -> transformers.PreTrainedConfig:
-        return self.lm._module.config.get_text_config(decoder=True)
-
-    @property
-    def _blocks(self) -> nn.ModuleList:
-        return attrgetter(self.blocks_path)(self.lm._module)
-
-    def _last_map(self, layer: int) -> nn.Linear | Conv1D:
-        return attrgetter(self.sites.last_map)(self._blocks[layer])
-
     def __deepcopy__(self, memo: dict[int, Any]) -> "Model":
         """A model with a module and a tokenizer of its own, whose ablations are its own, too."""
         if self.sharded:
@@ -392,26 +220,21 @@ class Model(Origin):
 
 @contextmanager
 def hashed_once(model: Model) -> Iterator[None]:
-    """A context in which the weights are read once for all that ask for their hash; they must not change in it."""
-    state = state_of(model.lm._module)
-    outer, state.weights = state.weights, model.weights_hash
+    """A context in which the weights are read once for all that ask for their hash; hold `TURN` around it.
+
+    At its end they are compared with what they were: by their versions, and where it lasted so long that it hardly
+    matters, by reading them again.
+
+    Raises:
+        TnkitError: where they were changed.
+    """
+    state, began, versions = state_of(model.lm._module), time.monotonic(), model.versions()
+    outer, weights = state.weights, model.weights_hash
+    ready, state.weights = time.monotonic(), weights
     try:
         yield
     finally:
         state.weights = outer
-
-
-def check_layers(model: Model, layers: Iterable[SupportsIndex]) -> tuple[int, ...]:
-    """The layers as a tuple of ints, ascending.
-
-    Raises:
-        TnkitError: for none, for a layer that the model does not have, or that is not a whole number.
-    """
-    chosen = set()
-    for layer in whole_numbers("layers", layers):
-        if not layer < model.n_layers:
-            raise TnkitError(f"layer {layer} is not in {model.name}, which has layers 0 to {model.n_layers - 1}")
-        chosen.add(layer)
-    if not chosen:
-        raise TnkitError(f"no layers were named; {model.name} has layers 0 to {model.n_layers - 1}")
-    return tuple(sorted(chosen))
+    long = time.monotonic() - ready > _RARELY * (ready - began)
+    if model.versions() != versions or (long and model.weights_hash != weights):
+        raise model.edited_meanwhile()

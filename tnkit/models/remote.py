@@ -213,6 +213,10 @@ class RemoteModel(Model):
     def _beside_weights(self) -> list[Any]:
         return [self.server]
 
+    def versions(self) -> list[Any]:
+        """Nothing, for nothing can be changed on the server."""
+        return []
+
     def settings(self) -> str:
         """Nothing, for nothing can be set on the server."""
         return ""

@@ -71,7 +71,8 @@ def trace_blocks(
     normed = model.n_layers - 1 if normed_last else None
     with TURN, torch.inference_mode(), model.tracing() as hooked:
         changes = model.edits(inputs, layers[-1])
-        beyond = blocks[layers[-1] + 1] if hooked and layers[-1] + 1 < model.n_layers else None
+        after = f"{model.blocks_path}.{layers[-1] + 1}" if layers[-1] + 1 < model.n_layers else model.final_norm_path
+        beyond = attrgetter(after)(model.lm) if hooked and after else None
         with model.lm.trace(**inputs, remote=model.remote) as tracer:
             kept = nnsight.save({})
             for layer in sorted({*layers, *changes}):

@@ -53,6 +53,23 @@ def hash_now(module: nn.Module) -> str:
     return _KNOWN[current]
 
 
+def versions_of(module: nn.Module) -> list[Any]:
+    """What an edit in place or an exchange of weights changes at once, without reading them.
+
+    An edit through `.data`, or by a fused optimiser, changes none of it: only a hash tells. Weights that accelerate
+    offloads are left out, for it exchanges them in each pass.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> before = versions_of(layer)
+    >>> with torch.no_grad():
+    ...     _ = layer.weight.add_(1)
+    >>> versions_of(layer) == before
+    False
+    """
+    weights = [weight for weight in module.parameters() if not weight.is_meta]
+    return [(id(w), w.data_ptr(), None if w.is_inference() else w._version) for w in weights]
+
+
 def row_sums(tensor: Tensor) -> list[int]:
     """Multilinear hashes (Lemire & Kaser, 2014) of a tensor's bytes, 64 KiB at a time.
 

@@ -38,11 +38,24 @@ def traceable(
         wrap = _Offloaded if next(cast(nn.Module, source).parameters()).is_meta else TransformersModel
     before = {name: getattr(tokenizer, name, None) for name in ("padding_side", "truncation_side", "pad_token")}
     generates = not isinstance(source, PreTrainedModel) or source.can_generate()
-    with quiet_loading():
+    with quiet_loading(), _left_in_place(source):
         lm = wrap(source, tokenizer=tokenizer, task="text-generation" if generates else "feature-extraction")
     for name, value in before.items():
         setattr(tokenizer, name, value)
     return lm
+
+
+@contextmanager
+def _left_in_place(source: object) -> Iterator[None]:
+    """Keep a pipeline from moving weights that accelerate.cpu_offload offloaded: only dispatch_model notes a map."""
+    unmapped = hasattr(source, "_hf_hook") and not hasattr(source, "hf_device_map")
+    if unmapped:
+        source.hf_device_map = {"": "cpu"}  # type: ignore[attr-defined]  # a module takes any attribute
+    try:
+        yield
+    finally:
+        if unmapped:
+            del source.hf_device_map  # type: ignore[attr-defined]
 
 
 class _Offloaded(TransformersModel):

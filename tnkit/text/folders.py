@@ -64,7 +64,9 @@ _SENTENCES = re.compile(r"(?:^|/)(?:[a-z]{3}_)?sentences(?:_detailed)?\.(?:csv|t
 _LINKS = re.compile(r"(?:^|/)(?:[a-z]{3}-[a-z]{3}_)?links\.(?:csv|tsv)" + _PACKED + "$")
 
 
-def read(path: str, members: Members, languages: Sequence[str] | None, *, others: bool = True) -> "pd.DataFrame":
+def read(
+    path: str, members: Members, languages: Sequence[str] | None, *, others: bool = True, **how: Any
+) -> "pd.DataFrame":
     """The table of a folder or archive, with a column for each language and, where there is one, split.
 
     Args:
@@ -72,29 +74,33 @@ def read(path: str, members: Members, languages: Sequence[str] | None, *, others
         members: how to read each file, by its path within the folder.
         languages: those that are asked for.
         others: whether the files of other languages, which decide the split of a row, are read too.
+        **how: header and quoting of tables, as in `readers.read_table`; a layout with tables has its own.
 
     Raises:
         TnkitError: for a folder in no layout that is known, and for what a layout's own reader refuses.
     """
     members = _of_pair(members, languages)
     if "dataset_dict.json" in members or "state.json" in members:
+        _check_names_columns(path, "a data set that was saved", how)
         return _saved(path, members)
     if any(_SENTENCES.search(name) for name in members) and any(_LINKS.search(name) for name in members):
         return _tatoeba(path, members, languages)
     for layout in FOLDERS:
         chosen = _chosen(layout, members, languages)
         if chosen:
+            if layout.text:
+                _check_names_columns(path, layout.name, how)
             wanted = [*(languages or chosen)]
             chosen = chosen if others else {language: chosen[language] for language in wanted}
             return _by_language(path, layout, chosen, members, wanted)
     tables = {name: SPLIT.search(name) for name in members if is_table(name)}
     if len(tables) == 1:
-        return _table(path, next(iter(tables)), members, languages)
+        return _table(path, next(iter(tables)), members, languages, how)
     if any(tables.values()):
         frames = []
         for name, match in tables.items():
             if match:
-                frame = _table(path, name, members, languages)
+                frame = _table(path, name, members, languages, how)
                 frames.append(frame if "split" in frame else frame.assign(split=match[1]))
         return _stacked(frames)
     known = ", ".join(dict.fromkeys(layout.name for layout in FOLDERS))
@@ -102,6 +108,11 @@ def read(path: str, members: Members, languages: Sequence[str] | None, *, others
         f"{path} is a folder in no layout that tnkit knows for {records.listed(languages)} ({known}, Tatoeba, "
         "datasets); name one file in it"
     )
+
+
+def _check_names_columns(path: str, name: str, how: Mapping[str, Any]) -> None:
+    if how.get("header", 0) is None:
+        raise TnkitError(f"{path} holds {name}, whose columns have names; leave header=None out")
 
 
 def is_table(name: str) -> bool:
@@ -184,9 +195,11 @@ def _sentences(path: str, layout: Folder, name: str, language: str, members: Mem
     return frame[["text", *layout.keys, *(["split"] if "split" in frame else [])]]
 
 
-def _table(path: str, name: str, members: Members, languages: Sequence[str] | None) -> "pd.DataFrame":
+def _table(
+    path: str, name: str, members: Members, languages: Sequence[str] | None, how: Mapping[str, Any]
+) -> "pd.DataFrame":
     file = files.File(f"{path}/{name}", members[name]())
-    return layouts.wide(file.path, readers.read_table(file, languages), languages)
+    return layouts.wide(file.path, readers.read_table(file, languages, **how), languages)
 
 
 def _stacked(frames: Sequence["pd.DataFrame"]) -> "pd.DataFrame":

@@ -66,7 +66,7 @@ def _of_path(name: str, source: str | Path, languages: Sequence[str] | None, how
         return _of_hub(name, text, languages, how)
     path = _expanded(source)
     if _is_folder(path) or (files.is_archive(path) and path.exists() and len(files.listing(path)) > 1):
-        return layouts.wide(name, folders.read(str(path), files.listing(path), languages), languages)
+        return layouts.wide(name, folders.read(str(path), files.listing(path), languages, **how), languages)
     if not _is_file(path):
         paths = _with_languages(path)
         if len(paths) > 1:

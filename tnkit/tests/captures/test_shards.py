@@ -21,6 +21,8 @@ from tnkit import storage
 from tnkit.captures import passes, shards
 from tnkit.captures.batches import grouped
 from tnkit.models import fingerprint as fingerprints
+from tnkit.models import model as identity
+from tnkit.models import weights
 from tnkit.testing import SENTENCES, byte_tokenizer, tiny_model, tiny_module
 
 TEXTS = [text[:length] for length in (40, 25, 12, 7, 3) for text in SENTENCES]
@@ -261,6 +263,61 @@ def test_weights_that_were_changed_in_place_are_noticed(traced):
     before = len(traced)
     assert_same(capture(model), fresh)
     assert len(traced) == before
+
+
+def edited_at(monkeypatch, batch, edit):
+    """Run an edit after that many batches were traced."""
+    numbers, trace = iter(range(10**6)), passes.trace_blocks
+
+    def editing(*arguments, **options):
+        traced = trace(*arguments, **options)
+        if next(numbers) == batch:
+            edit()
+        return traced
+
+    monkeypatch.setattr(passes, "trace_blocks", editing)
+
+
+@pytest.mark.parametrize("rarely", [0, 10**9], ids=["each shard is checked", "shards wait"])
+@pytest.mark.parametrize("through_data", [True, False])
+@pytest.mark.parametrize("batch", [0, 3, -1])
+def test_what_was_made_while_weights_changed_is_refused_and_never_kept(monkeypatch, rarely, through_data, batch):
+    monkeypatch.setattr(shards, "_RARELY", rarely)
+    model = tn.load_model(copy.deepcopy(tiny_module("llama")), tokenizer=byte_tokenizer())
+    weight, fresh = model.module.model.layers[1].mlp.down_proj.weight, capture(model, cache=False)
+    kept, last = weight.detach().clone(), len(passes.plan(model, TEXTS, batch_tokens=60).batches) - 1
+    with monkeypatch.context() as patch, torch.no_grad():
+        edited_at(patch, last if batch < 0 else batch, (weight.data if through_data else weight).zero_)
+        with pytest.raises(tn.TnkitError, match=r"the weights .* changed during this pass"):
+            capture(model)
+    weight.data.copy_(kept)
+    assert_same(capture(model), fresh)
+
+
+def test_weights_are_hashed_once_before_and_once_after_where_that_is_slow(cache, monkeypatch):
+    monkeypatch.setattr(shards, "_RARELY", 10**9)
+    hashes, hash_now = [], weights.hash_now
+    for module in (identity, weights):
+        monkeypatch.setattr(module, "hash_now", lambda module: hashes.append(1) or hash_now(module))
+    capture()
+    assert len(files(cache)) > 3 and len(hashes) == 3  # of the plan, of the first shard, of all others
+    hashes.clear()
+    capture()
+    assert len(hashes) == 1
+
+
+def test_a_detection_never_keeps_states_of_edited_weights_as_those_of_the_old():
+    model = tn.load_model(copy.deepcopy(tiny_module("llama")), tokenizer=byte_tokenizer())
+    weight, texts = model.module.model.layers[1].mlp.down_proj.weight, {"en": TEXTS, "ja": TEXTS[::-1]}
+    kept, fresh = weight.detach().clone(), capture(model, texts["ja"], cache=False)
+    steps = tn.detect_steps(model, texts, top=9, kinds=["type2"], languages=["en", "ja"], cache=True, batch_tokens=60)
+    for step in steps:
+        if step.found and step.language == "en":
+            weight.data.zero_()
+    weight.data.copy_(kept)
+    found = tn.detect(model, texts, language="ja", kind="type2", top=9, cache=True, progress=False, batch_tokens=60)
+    expected = tn.score_neurons(model, fresh, tn.estimate_centroids([fresh])).values[list(model.late_layers)]
+    torch.testing.assert_close(found.scores.values[list(model.late_layers)], expected, rtol=1e-4, atol=1e-7)
 
 
 def test_another_configuration_or_tokenizer_is_noticed(traced):

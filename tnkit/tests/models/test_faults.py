@@ -96,6 +96,15 @@ def test_texts_in_any_script_come_back_and_are_captured_and_drawn(script, tmp_pa
     assert "<script" not in card._repr_html_()
 
 
+@pytest.mark.parametrize(
+    ("texts", "suffix", "words"),
+    [(["a", "b\ud83d"], None, r"sentence 1 \('b\\ud83d'\) holds an unpaired surrogate"), (["a"], "\udc00", "suffix=")],
+)
+def test_text_that_is_not_valid_unicode_is_named(texts, suffix, words):
+    with pytest.raises(tn.TnkitError, match=rf"{words}.*unpaired surrogate|{words}; fix the text"):
+        tn.capture(tiny_model("llama"), texts, suffix=suffix, **QUIET)
+
+
 def test_a_sentence_of_ten_thousand_tokens():
     config = AutoConfig.for_model(
         "llama", vocab_size=260, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,

@@ -318,6 +318,18 @@ def test_rows_are_matched_by_their_ids_and_the_rest_is_counted():
         layouts.wide("x", frame, ["en", "ko"])
 
 
+def test_tables_of_a_folder_without_a_header(tmp_path):
+    for split, rows in {"train": PAIRS, "test": PAIRS[:1]}.items():
+        (tmp_path / f"{split}.tsv").write_text("".join(f"{one}\t{two}\n" for one, two in rows))
+    corpus = tn.load_corpus(tmp_path, LANGUAGES, header=None, leaks="drop")
+    assert len(corpus.frame) == len(PAIRS)  # the first pair is in both splits
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    (saved / "state.json").write_text("{}")
+    with pytest.raises(tn.TnkitError, match="whose columns have names; leave header=None out"):
+        tn.load_corpus(saved, LANGUAGES, header=None)
+
+
 def test_tables_without_a_header(tmp_path):
     two = put_at(tmp_path / "two.tsv", lines(TSV.splitlines()[1:]))
     packed = put_at(tmp_path / "two.tsv.gz", gzip.compress(two.read_bytes()))

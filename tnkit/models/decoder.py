@@ -1,0 +1,231 @@
+"""The decoder blocks of a model, where their neurons are read, and their value vectors: `Decoder`."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from operator import attrgetter
+from typing import Any, SupportsIndex, cast
+
+import torch
+import transformers
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from tnkit.errors import TnkitError, whole_numbers
+from tnkit.models import reading as architecture
+from tnkit.models.reading import Sites
+from tnkit.models.wrapper import TransformersModel
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Decoder:
+    """Decoder blocks, the sites that are read in them, and their weights. Layers count from 0.
+
+    Attributes:
+        name: the Hub id, folder or packaged name it was loaded from.
+        lm: the nnsight-wrapped module, for traces of your own.
+        sites: which submodules of a block are read.
+        blocks_path, final_norm_path: dotted paths of the decoder blocks and of the norm after the last one.
+        n_layers, n_neurons, hidden_size: numbers of layers, of neurons in a layer, of residual stream coordinates.
+
+    >>> from tnkit.testing import tiny_model
+    >>> model = tiny_model("llama")
+    >>> model.n_layers, model.n_neurons, model.hidden_size
+    (4, 48, 32)
+    >>> model.early_layers, model.late_layers
+    (range(0, 2), range(2, 4))
+    """
+
+    name: str
+    lm: TransformersModel = field(repr=False)
+    sites: Sites
+    blocks_path: str
+    final_norm_path: str | None
+    n_layers: int
+    n_neurons: int
+    hidden_size: int
+
+    @property
+    def module(self) -> transformers.PreTrainedModel:
+        """The plain transformers module; a remote model has none here."""
+        return self.lm._module
+
+    @property
+    def boundary(self) -> int:
+        """The first late layer, ⌊20 L / 32⌋ (Tezuka & Inoue, 2025, use the first 20 of 32 layers for Type-1)."""
+        return 20 * self.n_layers // 32
+
+    @property
+    def early_layers(self) -> range:
+        """Where Type-1 neurons are looked for."""
+        return range(self.boundary)
+
+    @property
+    def late_layers(self) -> range:
+        """Where Type-2 neurons are looked for."""
+        return range(self.boundary, self.n_layers)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the value vectors."""
+        return self._last_map(0).weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids must be put."""
+        return architecture.device_of(cast(nn.Embedding, self.module.get_input_embeddings()))
+
+    @property
+    def devices(self) -> list[torch.device]:
+        """The devices that its blocks compute on, in order."""
+        return list(dict.fromkeys(map(self.layer_device, range(self.n_layers))))
+
+    def layer_device(self, layer: int, /) -> torch.device:
+        """Where the neurons of a layer are computed."""
+        return architecture.device_of(self._last_map(layer))
+
+    @property
+    def home(self) -> torch.device:
+        """Where activations stay that are only summed: the GPU of a model that lies on one, the CPU for any other."""
+        devices = self.devices
+        return devices[0] if len(devices) == 1 else torch.device("cpu")
+
+    @cached_property
+    def sharded(self) -> bool:
+        """Whether its weights are spread over the processes of torchrun, each of which runs every batch."""
+        return hasattr(self._last_map(0).weight, "full_tensor")
+
+    @property
+    def context(self) -> int | None:
+        """The longest input in tokens, or None where the model states no limit."""
+        return getattr(self._config, "max_position_embeddings", None)
+
+    @property
+    def window(self) -> int | None:
+        """The fewest tokens that any of its layers attends to, or None where all attend to every token before.
+
+        >>> from tnkit.testing import tiny_model
+        >>> tiny_model("gemma3").window, tiny_model("llama").window
+        (64, None)
+        """
+        local = "local" in (getattr(self._config, "attention_layers", None) or ())  # GPT-Neo
+        names = ["sliding_window", "attention_chunk_size", "attention_window_size", *(["window_size"] if local else [])]
+        widths = [getattr(self._config, name, None) for name in names]
+        return min((width for width in widths if isinstance(width, int) and width > 0), default=None)
+
+    def check_unchanged(self, layer: int | None = None) -> None:
+        """Refuse to go on where an adapter was added, a part compiled or replaced, since the model was loaded.
+
+        Args:
+            layer: look at this layer alone.
+
+        Raises:
+            TnkitError: naming the module.
+
+        >>> from tnkit.testing import tiny_model
+        >>> tiny_model("llama").check_unchanged()
+        """
+        if layer is None:
+            architecture.check_plain(self.lm._module)
+        else:
+            architecture.check_plain(self._blocks[layer], f"{self.blocks_path}.{layer}")
+        reload = f"was replaced after {self.name} was loaded; load the module again"
+        if len(self._blocks) != self.n_layers:
+            raise TnkitError(f"{self.blocks_path}, a list of {self.n_layers} blocks, {reload}")
+        read = [site for site in (self.sites.mid, self.sites.attention, self.sites.norm) if site]
+        for number in range(self.n_layers) if layer is None else [layer]:
+            for where in (f"{self.blocks_path}.{number}.{site}" for site in read):
+                if attrgetter(where)(self.lm)._module is not attrgetter(where)(self.lm._module):
+                    raise TnkitError(f"{where} {reload}")
+            where = f"{self.blocks_path}.{number}.{self.sites.last_map}"
+            last_map = attrgetter(self.sites.last_map)(self._blocks[number])
+            architecture.check_map(last_map, where)
+            if attrgetter(where)(self.lm)._module is not last_map:
+                raise TnkitError(f"{where} {reload}")
+
+    def value_vectors(self, layer: int) -> Float[Tensor, "neuron hidden"]:
+        """The value vectors of a layer, one neuron a row: a view, in the model's dtype and on the layer's device.
+
+        Of a model that is spread over processes they are gathered, so every process must ask for them. Those of a
+        remote model are downloaded each time, to the CPU.
+
+        Raises:
+            TnkitError: for a layer that the model does not have, or a last map that is no plain linear map any more.
+
+        >>> from tnkit.testing import tiny_model
+        >>> tiny_model("gpt2").value_vectors(0).shape
+        torch.Size([48, 32])
+        """
+        check_layers(self, [layer])
+        self.check_unchanged(layer)
+        with architecture.present(self._last_map(layer)):
+            return architecture.whole(architecture.value_vectors(self._last_map(layer), self.hidden_size))
+
+    def output_gain(self, layer: int) -> Float[Tensor, "hidden"]:
+        """What the MLP branch is multiplied by, coordinate by coordinate, on its way to the residual stream (float32).
+
+        A neuron's contribution is scale · output gain ⊙ value vector · activation. It is 1 in pre-norm blocks, and the
+        learned gain of the branch's own norm in Gemma and OLMo 2.
+        """
+        check_layers(self, [layer])
+        norm, last_map = self.sites.norm, self._last_map(layer)
+        return architecture.output_gain(
+            attrgetter(norm)(self._blocks[layer]) if norm else None,
+            self.sites.multiplier,
+            torch.empty(self.hidden_size, dtype=last_map.weight.dtype, device=architecture.device_of(last_map)),
+        )
+
+    def output_bias(self, layer: int) -> Float[Tensor, "hidden"]:
+        """The bias of the MLP's last linear map (zeros where it has none), float32."""
+        with architecture.present(self._last_map(layer)):
+            bias = getattr(self._last_map(layer), "bias", None)
+            if bias is None:
+                return torch.zeros_like(self.output_gain(layer))
+            return architecture.whole(bias.detach()).float()
+
+    def ask_weights(self, question: Callable[..., Any], given: Mapping[int, tuple[Any, ...]]) -> dict[int, Any]:
+        """Put a question to the weights of some layers, where they are.
+
+        Args:
+            question: a function of a layer's value vectors, output gain and output bias, and of what is given for it.
+            given: the layers, and what else the question is asked with.
+
+        Returns:
+            The answer for each layer.
+
+        >>> from tnkit.testing import tiny_model
+        >>> tiny_model().ask_weights(lambda vectors, gain, bias, power: vectors.shape[0] ** power, {2: (1,)})
+        {2: 48}
+        """
+        return {
+            layer: question(self.value_vectors(layer), self.output_gain(layer), self.output_bias(layer), *extra)
+            for layer, extra in given.items()
+        }
+
+    @property
+    def _config(self) -> transformers.PreTrainedConfig:
+        return self.lm._module.config.get_text_config(decoder=True)
+
+    @property
+    def _blocks(self) -> nn.ModuleList:
+        return attrgetter(self.blocks_path)(self.lm._module)
+
+    def _last_map(self, layer: int) -> nn.Linear | Conv1D:
+        return attrgetter(self.sites.last_map)(self._blocks[layer])
+
+
+def check_layers(model: Decoder, layers: Iterable[SupportsIndex]) -> tuple[int, ...]:
+    """The layers as a tuple of ints, ascending.
+
+    Raises:
+        TnkitError: for none, for a layer that the model does not have, or that is not a whole number.
+    """
+    chosen = set()
+    for layer in whole_numbers("layers", layers):
+        if not layer < model.n_layers:
+            raise TnkitError(f"layer {layer} is not in {model.name}, which has layers 0 to {model.n_layers - 1}")
+        chosen.add(layer)
+    if not chosen:
+        raise TnkitError(f"no layers were named; {model.name} has layers 0 to {model.n_layers - 1}")
+    return tuple(sorted(chosen))
