@@ -41,6 +41,8 @@ from .measures import lens as lens
 from .measures import specificity as specificity
 from .measures.cards import NeuronCard as NeuronCard
 from .measures.cards import neuron_card as neuron_card
+from .measures.evidence import Evidence as Evidence
+from .measures.evidence import evidence as evidence
 from .measures.experiments import ablate as ablate
 from .measures.experiments import retrieval_matrix as retrieval_matrix
 from .models.load import load_model as load_model

@@ -16,6 +16,7 @@ from tnkit.explorers.explorer import Explorer
 from tnkit.explorers.parts import Places, controls, html_table
 from tnkit.explorers.study import CONTROLS, Study
 from tnkit.interventions.comparison import Comparison
+from tnkit.interventions.controls import drawn
 from tnkit.measures.behaviour.generation import continuations
 from tnkit.measures.experiments import BY_STATES, MEASURE_NAMES
 from tnkit.models.model import Model
@@ -119,14 +120,13 @@ class AblationExplorer(Explorer):
         study = self.study
         yield from study.detecting(study.others, [key.kind])
         neurons = study.neurons(key.language, key.kind, key.size)
-        control = study.controls(key.language, key.kind, key.size)[key.control]
-        drawn = [control] if isinstance(control, NeuronSet) else [control(seed) for seed in range(self.seeds)]
+        control = drawn(study.controls(key.language, key.kind, key.size)[key.control], self.seeds)
         tokens = "last" if key.scope == "last" else "all"  # nothing is generated, so the prompt is the whole text
         nothing = NeuronSet((), neurons.shape)
         values = []
-        for number, off in enumerate([nothing, neurons, *drawn], 1):
+        for number, off in enumerate([nothing, neurons, *control], 1):
             if not study.has_measured(key.language, off, tokens):
-                yield f"reading {language_name(key.language)}, {len(off)} neurons off ({number} of {2 + len(drawn)})"
+                yield f"reading {language_name(key.language)}, {len(off)} neurons off ({number} of {2 + len(control)})"
             values.append(study.measured(key.language, off, tokens))
         layers = study.captured("test", study.hub).layers
         untouched, ablated, *others = values

@@ -17,7 +17,7 @@ from tnkit.detection.neurons import NeuronSet
 from tnkit.detection.scoring import contribution_norms
 from tnkit.errors import TnkitError
 from tnkit.interventions.ablation import Ablation
-from tnkit.interventions.controls import Control, controls
+from tnkit.interventions.controls import Control, controls, drawn
 from tnkit.interventions.last_token import PLACES, LastToken
 from tnkit.measures.experiments import BY_STATES
 from tnkit.models.model import Model
@@ -186,8 +186,7 @@ class Study:
             yield f"capturing {language_name(language)} with neurons off"
             neurons = self.neurons(language, kind)
             if control:
-                drawn = self.controls(language, kind)[control]
-                neurons = drawn if isinstance(drawn, NeuronSet) else drawn(0)
+                neurons = drawn(self.controls(language, kind)[control], 1)[0]
             self._kept[key] = self._off(language, neurons, "last")
 
     def switched_off(self, off: str, languages: Sequence[str]) -> dict[str, Activations]:

@@ -145,7 +145,11 @@ def balance(
             f"there is no capture of {language or 'the language of these neurons, which they do not name'}; there are "
             f"{', '.join(captured)}: name one of them with language="
         )
-    states, sets = captured[language], {name: drawn(control, seeds) for name, control in conditions.items()}
+    states = captured[language]
+    sets = {
+        name: [NeuronSet(tuple(draw), draw.shape) for draw in drawn(control, seeds)]
+        for name, control in conditions.items()
+    }
     norms, moved = contribution_norms(model, states).double(), displacement(model, states, reference)
     layers = sorted({layer for draws in sets.values() for neurons in draws for layer, _ in neurons})
     described = {

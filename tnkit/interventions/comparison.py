@@ -284,7 +284,7 @@ def each_condition(
     seeds = whole_number("seeds", seeds, at_least=1)
     if reserved := {SET, NONE} & set(controls):
         raise TnkitError(f"a control is named {reserved.pop()!r}, which is a condition of its own; rename it")
-    conditions = {
+    conditions: dict[str, list[Neurons]] = {
         SET: [neurons],
         NONE: [NeuronSet((), neurons.shape)] if len(neurons) else [],
         **{name: drawn(control, seeds) for name, control in controls.items()},

@@ -25,9 +25,8 @@ from tnkit.models.wrapper import traceable
 from tnkit.provenance import ModelOrigin, Origin
 
 PROBE = "Languages meet in the middle, 2 by 2; 言葉は中で出会う。"
-Change = tuple[
-    Tensor, Tensor, Tensor | None, float | None
-]  # what `tnkit.models.trace.changed` does to a layer's activations
+# what `tnkit.models.trace.changed` does to a layer's activations
+Change = tuple[Tensor, Tensor, Tensor | None, float | None]
 _RARELY = 50  # times as long as reading the weights, from which on reading them again hardly matters
 _LOG = logging.getLogger("tnkit")
 

@@ -1,6 +1,7 @@
 from .comparisons import before_and_after as before_and_after
 from .comparisons import conditions as conditions
 from .comparisons import conditions_by_layer as conditions_by_layer
+from .comparisons import conditions_by_value as conditions_by_value
 from .comparisons import language_shares as language_shares
 from .distributions import activations_by_language as activations_by_language
 from .distributions import exceedance as exceedance

@@ -106,3 +106,36 @@ def before_and_after(means: Mapping[str, tuple[float, float]], *, ylabel: str, a
         ax.grid(axis="x", visible=False)
         ax.legend()
     return ax
+
+
+def conditions_by_value(frames: Mapping[str, "pd.DataFrame"], *, xlabel: str, ax: Axes | None = None) -> Axes:
+    """Draw each condition's mean and interval in a row of its own, in a colour for each value that neurons were set to.
+
+    Args:
+        frames: value → columns `mean`, `low`, `high`, indexed by condition; the first has a row for every condition.
+            The row "none" does not depend on the value: it is drawn as a dashed line.
+        xlabel: the measure.
+        ax: where to draw (default: a new figure).
+
+    >>> import pandas as pd
+    >>> frame = pd.DataFrame({"mean": [0.9, 0.3], "low": [0.8, 0.2], "high": [1, 0.4]}, index=["none", "the set"])
+    >>> [label.get_text() for label in conditions_by_value({"zero": frame}, xlabel="retrieval").get_yticklabels()]
+    ['the set']
+    """
+    first = next(iter(frames.values()))
+    names = [name for name in first.index if name != "none"]
+    with axes(ax, 7.0, 1.3 + 0.27 * len(names)) as ax:
+        for place, ((value, frame), colour) in enumerate(
+            zip(frames.items(), ("#D55E00", *_CONTROL_COLOURS), strict=False)
+        ):
+            rows = frame.loc[[name for name in names if name in frame.index]]
+            heights = np.array([names.index(name) for name in rows.index]) + 0.22 * (place - (len(frames) - 1) / 2)
+            ax.hlines(heights, rows["low"], rows["high"], color=colour, lw=1.6)
+            ax.plot(rows["mean"], heights, "o", color=colour, ms=4.5, label=f"set to {literal(value)}")
+        if "none" in first.index:
+            ax.axvline(float(first["mean"]["none"]), color="#555555", lw=1, ls="--", label="untouched")
+        ax.set_yticks(range(len(names)), list(map(literal, names)))
+        ax.set(xlabel=literal(xlabel), ylim=(len(names) - 0.4, -0.6))
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.35 / len(names) ** 0.5), ncols=len(frames) + 1)
+        ax.grid(axis="y", visible=False)
+    return ax

@@ -1,0 +1,274 @@
+"""One neuron set under every selection and every value that could explain its effect: `evidence`.
+
+shown = tn.evidence(model, corpus, language="ja")               # Type-1: retrieval of translations
+shown.to_frame()                                                # effects, intervals and p of every selection and value
+shown.table()                                                   # selections as rows, values as columns
+shown.plot()
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+import numpy as np
+
+from tnkit import storage
+from tnkit.captures.activations import Activations
+from tnkit.captures.passes import capture
+from tnkit.detection.algebra import own, shared
+from tnkit.detection.centroids import estimate_centroids
+from tnkit.detection.neurons import NeuronSet
+from tnkit.detection.scoring import score_neurons
+from tnkit.errors import TnkitError, one_of
+from tnkit.interventions.balance import Balance, balance
+from tnkit.interventions.comparison import SET, Comparison, compare
+from tnkit.interventions.controls import Control, controls
+from tnkit.interventions.intervention import Intervention
+from tnkit.interventions.last_token import LastToken
+from tnkit.measures.behaviour.likelihood import perplexity
+from tnkit.measures.geometry.translation import hits, retrieval
+from tnkit.measures.specificity.rivals import rivals
+from tnkit.models.model import Model
+from tnkit.text.corpus import Corpus
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import pandas as pd
+
+_LOG = logging.getLogger("tnkit")
+SITES = ("mid", "post", "activations", "scale")
+DOSES = (0.75, 0.5, 0.25)  # what the set alone is multiplied by, too
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What a neuron set does, beside what other selections do, at several values.
+
+    Attributes:
+        neurons: the set.
+        language, kind: whose, and of which type.
+        selections: every selection that was tried, by name; a random one is a function of the seed.
+        comparisons: (language that was read, value) → its `Comparison`; the value is what neurons were set to.
+        layer: where effects are reported, chosen on the training sentences; 0 for a measure without layers.
+        balance: in what the selections are alike beside their effects.
+    """
+
+    neurons: NeuronSet
+    language: str
+    kind: str
+    selections: Mapping[str, Control]
+    comparisons: dict[tuple[str, str], Comparison]
+    layer: int
+    balance: Balance
+
+    @property
+    def measure(self) -> str:
+        """What was measured."""
+        return next(iter(self.comparisons.values())).measure
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Means, effects, intervals and p-values at the layer, indexed (read, value, condition), as `Comparison.at`."""
+        import pandas as pd
+
+        frames = {key: compared.at(self.layer) for key, compared in self.comparisons.items()}
+        return pd.concat(frames, names=["read", "value"])
+
+    def table(self, read: str | None = None, column: str = "mean") -> "pd.DataFrame":
+        """One column of `to_frame` with selections as rows and values as columns.
+
+        Args:
+            read: the language that was read (default: the set's).
+            column: such as "mean", "low", "high" or "p sets".
+
+        Raises:
+            TnkitError: for a language that was not read.
+        """
+        read = self.language if read is None else read
+        one_of("read", read, tuple(dict.fromkeys(name for name, _ in self.comparisons)))
+        frame = self.to_frame()[column].loc[read].unstack("value", sort=False)
+        return frame.reindex(columns=[value for name, value in self.comparisons if name == read])
+
+    def plot(
+        self, values: Sequence[str] = ("zero", "own mean"), ax: "matplotlib.axes.Axes | None" = None
+    ) -> "matplotlib.axes.Axes":
+        """Draw each selection's mean with its interval, at some values.
+
+        Args:
+            values: which; each in a colour.
+            ax: where to draw (default: a new figure).
+        """
+        from tnkit import plots
+
+        frames = {value: self.comparisons[self.language, value].at(self.layer) for value in values}
+        return plots.conditions_by_value(frames, xlabel=f"{self.measure}, layer {self.layer}", ax=ax)
+
+    def _repr_html_(self) -> str:
+        means = self.to_frame()["mean"].loc[self.language].xs(SET, level="condition")
+        rows = {f"set to {value}": f"{mean:.3f}" for value, mean in means.items()}
+        return storage.html_card(f"Evidence: {self.language} {self.kind}, {self.measure}, layer {self.layer}", rows)
+
+
+def evidence(
+    model: Model,
+    corpus: Corpus,
+    *,
+    language: str,
+    kind: str = "type1",
+    hub: str = "en",
+    top: SupportsIndex = 300,
+    draws: SupportsIndex = 5,
+    read: int | None = None,
+    selections: Iterable[str] | None = None,
+    progress: bool = True,
+) -> Evidence:
+    """Detect a language's neurons, and compare them with every other selection at every value.
+
+    The selections are those of `tn.controls`, the centred set, the sets of the other languages, the neurons of this set
+    alone and of all sets, and language-specific neurons of other methods. Every selection is set to zero, to its mean
+    over the language's training sentences and to its mean over the hub's; the set itself also to its mean over all
+    languages, to the values of other sentences, and to shares of its own. Type-1 is measured by mean-centred
+    retrieval@1 of the test sentences at their last token, at the layer where the untouched model retrieves most
+    *training* sentences; Type-2 by the nats per token of the test sentences, in the language and in the hub.
+
+    Args:
+        model: from `load_model`.
+        corpus: with the splits "train" and "test".
+        language: whose neurons.
+        kind: "type1" or "type2".
+        hub: the language of the translations.
+        top: how many neurons.
+        draws: of each random selection.
+        read: how many test sentences (default: all; of Type-2 the first 32).
+        selections: names of the selections to try (default: all).
+        progress: show bars.
+
+    Raises:
+        TnkitError: for an unknown language, kind or selection, and as detection does.
+
+    >>> from tnkit.testing import tiny_corpus, tiny_model
+    >>> chosen = ["uniform", "random direction"]
+    >>> shown = evidence(tiny_model(), tiny_corpus(), language="it", top=9, draws=2, selections=chosen, progress=False)
+    >>> shown.table().index.tolist()
+    ['none', 'the set', 'uniform', 'random direction']
+    """
+    one_of("kind", kind, ("type1", "type2"))
+    train, test = corpus["train"], corpus["test"]
+    if language == hub or not {language, hub} <= set(train):
+        raise TnkitError(f"language={language!r} and hub={hub!r} must be two languages of {', '.join(train)}")
+    captured = {name: capture(model, train[name], keep=SITES, progress=progress) for name in train}
+    found = _found(model, captured, kind, hub, int(top))
+    neurons = found[language]
+    tried = _selections(model, captured, found, language=language, kind=kind, hub=hub, names=selections)
+    texts = {name: test[name][:read] for name in (language, hub)}
+    if kind == "type1":
+        layer, _ = retrieval(captured[language], captured[hub]).best()
+        measures = {language: _translations(model, texts, language, hub, layer)}
+        label, chosen_on = "mean-centred retrieval@1", "training sentences"
+    else:
+        layer, label, chosen_on = 0, "nats per token, mean over sentences", ""
+        measures = {name: _nats(model, sentences[: 32 if read is None else read]) for name, sentences in texts.items()}
+    comparisons = {}
+    for name, measure in measures.items():
+        for value, (how, every) in _values(captured, language, hub).items():
+            comparisons[name, value] = compare(
+                _measured(measure, how),
+                neurons,
+                controls=tried if every else {},
+                seeds=draws,
+                name=label,
+                layers=(layer,),
+                chosen_layer=layer,
+                chosen_on=chosen_on,
+                progress=progress,
+            )
+    balanced = balance(model, captured, {SET: neurons, **tried}, language=language, seeds=min(int(draws), 3))
+    return Evidence(neurons, language, kind, tried, comparisons, layer, balanced)
+
+
+def _found(model: Model, captured: Mapping[str, Activations], kind: str, hub: str, top: int) -> dict[str, NeuronSet]:
+    """The set of every language but the hub, from what was captured."""
+    layers = model.early_layers if kind == "type1" else model.late_layers
+    sets = {}
+    for name, states in captured.items():
+        if name != hub:
+            target = estimate_centroids([captured[hub], states] if kind == "type1" else [states])
+            sets[name] = score_neurons(model, states, target, layers=layers).top(top)
+    return sets
+
+
+def _selections(
+    model: Model,
+    captured: Mapping[str, Activations],
+    found: Mapping[str, NeuronSet],
+    *,
+    language: str,
+    kind: str,
+    hub: str,
+    names: Iterable[str] | None,
+) -> dict[str, Control]:
+    """Every selection, or those that were named, by name."""
+    layers = model.early_layers if kind == "type1" else model.late_layers
+    neurons, states = found[language], captured[language]
+    everyone = estimate_centroids([*captured.values()])
+    target = estimate_centroids([captured[hub]] if kind == "type1" else [states])
+    scores = score_neurons(model, states, estimate_centroids([captured[hub], states]), layers=layers)
+    centred = score_neurons(model, states, target, origin=everyone, layers=layers) if len(captured) > 2 else None
+    others: dict[str, Control] = {f"{name} set": others for name, others in found.items() if name != language}
+    if centred is not None:
+        others["centred score"] = centred.top(len(neurons))
+    algebra = {"in no other set": own(found, language), "in all sets": shared(found)} if len(found) > 1 else {}
+    others |= {name: neurons for name, neurons in algebra.items() if len(neurons)}
+    others |= _by_other_methods(captured, neurons, language, layers)
+    tried = controls(
+        neurons, layers=layers, scores=scores, others=others, model=model, captured=captured, language=language
+    )
+    chosen = tuple(tried) if names is None else tuple(names)
+    for name in chosen:
+        one_of("selection", name, tuple(tried))
+    return {name: tried[name] for name in chosen}
+
+
+def _by_other_methods(
+    captured: Mapping[str, Activations], neurons: NeuronSet, language: str, layers: Iterable[int]
+) -> dict[str, NeuronSet]:
+    """Language-specific neurons at equal budget; none where the methods find fewer."""
+    try:
+        return rivals(captured, neurons, language=language, layers=layers)
+    except TnkitError as error:
+        _LOG.warning("no language-specific neurons among the selections: %s", error)
+        return {}
+
+
+def _values(captured: Mapping[str, Activations], language: str, hub: str) -> dict[str, tuple[dict[str, Any], bool]]:
+    """Name → what neurons are set to, and whether every selection is, or the set alone."""
+    own_states, of_hub = captured[language], captured[hub]
+    values: dict[str, tuple[dict[str, Any], bool]] = {
+        "zero": ({}, True),
+        "own mean": ({"value": "mean", "of": own_states}, True),
+        f"{hub} mean": ({"value": "mean", "of": of_hub}, True),
+        "mean of all": ({"value": "mean", "of": captured}, False),
+        "own, resampled": ({"value": "resampled", "of": own_states}, False),
+        f"{hub}, resampled": ({"value": "resampled", "of": of_hub}, False),
+        f"+ ({hub} − own)": ({"add": 1.0, "of": of_hub, "minus": own_states}, False),
+    }
+    return values | {f"× {dose}": ({"scale": dose}, False) for dose in DOSES}
+
+
+def _measured(
+    measure: Callable[[Intervention], np.ndarray], how: Mapping[str, Any]
+) -> Callable[[NeuronSet], np.ndarray]:
+    return lambda neurons: measure(Intervention(neurons, **how))
+
+
+def _translations(
+    model: Model, texts: Mapping[str, Sequence[str]], language: str, hub: str, layer: int
+) -> Callable[[Intervention], np.ndarray]:
+    """A function that says of each sentence whether its translation is nearest, at one layer."""
+    reading: dict[str, Any] = {"keep": ["post"], "layers": (layer,), "progress": False}
+    prefix, targets = LastToken(model, texts[language], **reading), capture(model, texts[hub], **reading)
+    return lambda off: hits(prefix.capture(off), targets)
+
+
+def _nats(model: Model, sentences: Sequence[str]) -> Callable[[Intervention], np.ndarray]:
+    return lambda off: perplexity(model, sentences, neurons=off, progress=False).nll
