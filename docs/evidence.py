@@ -1,0 +1,101 @@
+"""Every selection of neurons at every value, with the packaged model: the tables of docs/evidence.md.
+
+python -m docs.evidence                              # or make evidence; about half an hour on two cores
+python -m docs.evidence --tatoeba FOLDER ja-type1    # with Tatoeba's en_ja.tsv and en_it.tsv, some studies only
+
+Each study is kept as docs/evidence/NAME.csv as soon as it is done; the page is written from all that are there.
+"""
+
+import argparse
+import re
+import time
+from pathlib import Path
+
+import pandas as pd
+
+import tnkit as tn
+
+HERE = Path(__file__).parent
+PAGE, TABLES, FIGURE = HERE / "evidence.md", HERE / "evidence", HERE.parent / "figures" / "evidence.png"
+STUDIES = [f"{language}-{kind}" for kind in ("type1", "type2") for language in ("ja", "ko", "nl", "it")]
+OF_TATOEBA = ("ja-type1-tatoeba", "it-type1-tatoeba")
+SENTENCES = 512  # of Tatoeba, half of them for training
+
+
+def study(model: tn.Model, name: str, tatoeba: Path | None) -> tn.Evidence:
+    """One language and type on one corpus."""
+    language, kind = name.split("-")[:2]
+    if not name.endswith("tatoeba"):
+        return tn.evidence(model, tn.load_corpus("everyday"), language=language, kind=kind)
+    assert tatoeba is not None
+    corpus = tn.load_corpus(tatoeba / f"en_{language}.tsv", ["en", language], test=0.5, limit=SENTENCES)
+    return tn.evidence(model, corpus, language=language, kind=kind)
+
+
+def keep(name: str, shown: tn.Evidence) -> None:
+    """Write what the page needs of a study."""
+    frame = shown.to_frame().reset_index()
+    shared = shown.balance.at()[["shared", "displacement"]]
+    frame = frame.merge(shared, how="left", left_on="condition", right_index=True).assign(
+        layer=shown.layer, measure=shown.measure
+    )
+    tn.storage.write_text(TABLES / f"{name}.csv", frame.round(5).to_csv(index=False))
+    if name == "ja-type1":
+        tn.plots.save_figure(shown.plot(("zero", "own mean")).figure, FIGURE)
+
+
+def table(frame: pd.DataFrame, read: str) -> str:
+    """A Markdown table: a row for each selection, a column for each value, means with their 95 % intervals."""
+    rows = frame[frame["read"] == read]
+    values = [value for value in dict.fromkeys(rows["value"]) if (rows["value"] == value).sum() > 2]
+    lines = ["| selection | shared | moves | " + " | ".join(values) + " | p sets at zero |"]
+    lines.append("|---|" + "---|" * (len(values) + 3))
+    cells = rows.set_index(["condition", "value"])
+    for condition in dict.fromkeys(rows["condition"]):
+        row = cells.loc[condition]
+        about = row.iloc[0]
+        known = [f"{about['shared']:.0f}", f"{about['displacement']:,.0f}"] if condition != "none" else ["", ""]
+        shown = [f"{row.loc[value, 'mean']:.2f} ({row.loc[value, 'low']:.2f} – {row.loc[value, 'high']:.2f})"
+                 if value in row.index else "" for value in values]  # fmt: skip
+        p = row.loc["zero", "p sets"]
+        name = condition + (f" ({about['seeds']:.0f} draws)" if about["seeds"] > 1 else "")
+        lines.append(f"| {name} | " + " | ".join([*known, *shown, "" if pd.isna(p) else f"{p:.2f}"]) + " |")
+    return "\n".join(lines)
+
+
+def doses(frame: pd.DataFrame, read: str) -> str:
+    """A Markdown table of the set alone at every other value."""
+    rows = frame[(frame["read"] == read) & (frame["condition"] == "the set")]
+    cells = [f"{row['mean']:.2f} ({row['low']:.2f} – {row['high']:.2f})" for _, row in rows.iterrows()]
+    head = "| the set | " + " | ".join(rows["value"]) + " |"
+    return "\n".join([head, "|---|" + "---|" * len(rows), "| mean | " + " | ".join(cells) + " |"])
+
+
+def write_page() -> None:
+    """Put the tables of all studies between their marks in the page."""
+    text = PAGE.read_text()
+    for path in sorted(TABLES.glob("*.csv")):
+        frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
+        for read in dict.fromkeys(frame["read"]):
+            for kind, made in {"table": table, "doses": doses}.items():
+                mark = f"<!-- {kind} {path.stem} {read} -->"
+                text = re.sub(f"({mark}\n).*?(<!-- end -->)", lambda m, t=made(frame, read): f"{m[1]}\n{t}\n\n{m[2]}", text, flags=re.S)  # fmt: skip
+    tn.storage.write_text(PAGE, text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--tatoeba", type=Path, help="a folder with en_ja.tsv and en_it.tsv")
+    parser.add_argument("names", nargs="*", help=f"studies to run (default: all): {', '.join((*STUDIES, *OF_TATOEBA))}")
+    options = parser.parse_args()
+    names = options.names or [*STUDIES, *(OF_TATOEBA if options.tatoeba else ())]
+    model = tn.load_model("gemma-3-270m")
+    for name in names:
+        started = time.perf_counter()
+        keep(name, study(model, name, options.tatoeba))
+        write_page()
+        print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
