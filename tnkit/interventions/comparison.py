@@ -235,14 +235,15 @@ def compare(
     >>> compared.at()["effect"].tolist()
     [-1.0, 0.0, 0.0, 0.0]
     """
-    layers = None if layers is None else tuple(whole_numbers("layers", layers))
+    given = None if layers is None else tuple(whole_numbers("layers", layers))
     chosen = None if chosen_layer is None else whole_number("chosen_layer", chosen_layer)
 
     def run(off: Neurons) -> np.ndarray:
         values = np.atleast_2d(np.asarray(measure(off), dtype=np.float64))
         if not np.isfinite(values).all():
             raise TnkitError(f"{name} is not finite for every sentence with {len(off)} neurons off")
-        if chosen is not None and chosen not in (measured := range(len(values)) if layers is None else layers):
+        measured = given or range(len(values))
+        if chosen is not None and chosen not in measured:
             raise TnkitError(f"chosen_layer={chosen} is not measured; measured are {measured[0]} to {measured[-1]}")
         return values
 
@@ -251,9 +252,9 @@ def compare(
     if any(values.shape != shape for draws in results.values() for values in draws):
         raise TnkitError(f"{name} returned different numbers of layers or sentences for different neurons")
     (untouched,), (ablated,) = results.pop(NONE), results.pop(SET)
-    layers = tuple(range(len(untouched))) if layers is None else layers
     stacked = {control: np.stack(draws) for control, draws in results.items()}
-    return Comparison(name, layers, untouched, ablated, stacked, chosen, chosen_on if chosen is not None else "")
+    how = (chosen, "" if chosen is None else chosen_on)
+    return Comparison(name, given or tuple(range(len(untouched))), untouched, ablated, stacked, *how)
 
 
 def each_condition(

@@ -107,12 +107,12 @@ class SetTest:
             layer = self.layers[0]
         if layer not in self.layers:
             raise TnkitError(f"layer={layer} was not measured; name one of {self.layers[0]} to {self.layers[-1]}")
-        row = self.to_frame().loc[layer]
+        value, untouched, p = self.to_frame().loc[layer, ["set", "untouched", "p sets"]].tolist()
         return plots.random_sets(
             self.draws[:, self.layers.index(layer)],
-            value=row["set"],
-            untouched=row["untouched"],
-            p=row["p sets"],
+            value=value,
+            untouched=untouched,
+            p=p,
             xlabel=self.measure,
             title=f"layer {layer}" if len(self.layers) > 1 else "",
             ax=ax,
@@ -170,13 +170,14 @@ def set_test(
         return values
 
     ablated, untouched = run(neurons), run(NeuronSet((), neurons.shape))
-    total, means = np.zeros_like(ablated), []
+    total, means = np.zeros_like(ablated), list[np.ndarray]()
     try:
         for seed in tqdm(range(count), desc=name, unit=" sets", disable=not progress, leave=False):
             values = run(control(seed))
             if not values.shape == ablated.shape == untouched.shape:
                 raise TnkitError(f"{name} returned different numbers of layers or sentences for different neurons")
-            total, means = total + values, [*means, values.mean(axis=1)]
+            total += values
+            means.append(values.mean(axis=1))
     except KeyboardInterrupt:
         if len(means) < 2:
             raise
