@@ -51,12 +51,12 @@ def share(batches: Sequence[_Batch], costs: Sequence[int]) -> list[_Batch]:
     >>> share([[0, 1], [2]], [5, 3])
     [[0, 1], [2]]
     """
-    loads, mine = [0] * size(), []
+    loads, own = [0] * size(), []
     for number in sorted(range(len(batches)), key=costs.__getitem__, reverse=True):
         least = loads.index(min(loads))
         loads[least] += costs[number]
-        mine += [number] if least == rank() else []
-    return [batches[number] for number in sorted(mine)]
+        own += [number] if least == rank() else []
+    return [batches[number] for number in sorted(own)]
 
 
 def added(total: "Tensor") -> "Tensor":
@@ -98,7 +98,7 @@ def agree(about: Any) -> None:
 
     said = [None] * size()
     _together(lambda group: dist.all_gather_object(said, about, group=group))
-    if any(one != said[0] for one in said):
+    if any(other != said[0] for other in said):
         raise TnkitError(
             f"the {size()} processes were given different models, sentences or options ({said}); give all of them the "
             "same"

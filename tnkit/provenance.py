@@ -122,7 +122,7 @@ def provenance_of(model: Origin, sentences: Sequence[str]) -> dict[str, Any]:
     names = ("corpus", "language", "split", "source", "rows", "matched")
     origin = {name: getattr(sentences, name, None) for name in names}
     named = {name: value for name, value in origin.items() if value}
-    about: Provenance = {
+    made_of: Provenance = {
         "model": model.provenance,
         "sentences": {**named, "n": len(sentences), "hash": storage.text_hash(sentences)},
         "position": "last",
@@ -130,10 +130,10 @@ def provenance_of(model: Origin, sentences: Sequence[str]) -> dict[str, Any]:
         "versions": storage.versions(),
     }
     if model.server:
-        about["server"] = model.server
+        made_of["server"] = model.server
     if model.ablations:
-        about["ablations"] = list(model.ablations)
-    return dict(about)
+        made_of["ablations"] = list(model.ablations)
+    return dict(made_of)
 
 
 def sentences_of(provenance: Mapping[str, Any]) -> list[Sentences]:
@@ -278,7 +278,7 @@ def check_alike(
     """
     if not isinstance(provenances, Mapping):
         provenances = {f"capture {number}": provenance for number, provenance in enumerate(provenances, 1)}
-    stated = {name: one for name, one in provenances.items() if {"model", "position", "layers"} & one.keys()}
+    stated = {name: entry for name, entry in provenances.items() if {"model", "position", "layers"} & entry.keys()}
     first = next(iter(stated), "")
     for name, option in product(list(stated)[1:], options):
         left, right = stated[first].get(option), stated[name].get(option)
@@ -307,11 +307,11 @@ def check_fits(states: Mapping[str, Any], centroids: Mapping[str, Any]) -> None:
     """
     if not (states.get("position") and centroids.get("position")):
         return
-    here, there = ({name: one.get(name) for name in _HOW} for one in (states, centroids))
+    here, there = ({name: side.get(name) for name in _HOW} for side in (states, centroids))
     if "model" in states and "model" in centroids:
-        here["template"], there["template"] = (one["model"].get("template") for one in (states, centroids))
+        here["template"], there["template"] = (side["model"].get("template") for side in (states, centroids))
         if "attention" in states["model"] and "attention" in centroids["model"]:  # a server does not tell its own
-            here["attention"], there["attention"] = (one["model"]["attention"] for one in (states, centroids))
+            here["attention"], there["attention"] = (side["model"]["attention"] for side in (states, centroids))
     for option, value in here.items():
         if value != there[option]:
             raise TnkitError(
@@ -328,5 +328,5 @@ def _models(provenance: Any) -> Iterator[dict[str, Any]]:
             yield model
         provenance = list(provenance.values())
     if isinstance(provenance, list):
-        for part in provenance:
-            yield from _models(part)
+        for entry in provenance:
+            yield from _models(entry)

@@ -1,4 +1,4 @@
-"""What changed when neurons were switched off, and what neurons answer to."""
+"""What changed when neurons were switched off, and what activates neurons."""
 
 import lazy_loader
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 UNPARSED = "unparsed"
-_INVALID = "[invalid]"  # what the harness's extracting filters answer where they find nothing
+_INVALID = "[invalid]"  # what the harness's extracting filters return where they find nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ class Evaluation:
         table: indexed (task, filter, metric): `before`, `after`, `change` = after - before with its 95 % bootstrap
             interval over documents (`low`, `high`; NaN for one document, and where a metric is no mean over documents),
             and `documents`. The metric "unparsed" is the share of answers in which a task's extracting filter found
-            nothing: an accuracy that falls while it rises says that answers lost their form.
+            nothing: where it rises, an accuracy may fall because answers lost their format.
         before, after: what the harness returned, with every document under "samples".
         count: (token, neuron) values that were set.
         provenance: model, tasks and their versions, ablations, limit, versions.
@@ -110,7 +110,7 @@ class Evaluation:
 
         names = [f"{task}\n{metric}" for task, _, metric in self.table.index]
         if len(set(names)) < len(names):
-            names = [f"{task}\n{metric}, {one}" for task, one, metric in self.table.index]
+            names = [f"{task}\n{metric}, {name}" for task, name, metric in self.table.index]
         means = dict(zip(names, zip(self.table["before"], self.table["after"], strict=True), strict=True))
         return plots.before_and_after(means, ylabel="", ax=ax)
 
@@ -209,14 +209,14 @@ def evaluate(
 
     def beside(drawn: tuple[dict[str, Any], Ablation], **more: Any) -> Evaluation:
         after, ablation = drawn
-        about = {
+        origin = {
             "model": model.provenance,
             "tasks": dict(before["versions"]),
             "ablations": [*model.ablations, *([ablation.about] if ablation.values else [])],
             "limit": limit,
             "versions": storage.versions() | {"lm_eval": lm_eval.__version__},
         }
-        return Evaluation(_table(before, after), before, after, ablation.count, about, **more)
+        return Evaluation(_table(before, after), before, after, ablation.count, origin, **more)
 
     (ablated,) = results.pop(SET)
     return beside(ablated, controls={name: tuple(map(beside, draws)) for name, draws in results.items()})
@@ -264,9 +264,9 @@ def _table(before: dict[str, Any], after: dict[str, Any]) -> "pd.DataFrame":
     import pandas as pd
 
     rows = {}
-    for task, found in before["results"].items():
+    for task, results in before["results"].items():
         samples = [run["samples"].get(task, []) for run in (before, after)]
-        for key, value in found.items():
+        for key, value in results.items():
             metric, _, name = key.partition(",")
             if not name or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
@@ -291,15 +291,14 @@ def _by_document(run: dict[str, Any], task: str, name: str, metric: str) -> np.n
 
 def _values(samples: list[dict[str, Any]], name: str, metric: str) -> np.ndarray | None:
     """A metric's value for each document, where it has one number a document."""
-    found = [one.get(metric) for one in samples if one["filter"] == name]
-    return (
-        np.array(found, dtype=float) if found and all(one is not None and np.ndim(one) == 0 for one in found) else None
-    )
+    values = [sample.get(metric) for sample in samples if sample["filter"] == name]
+    numbers = values and all(value is not None and np.ndim(value) == 0 for value in values)
+    return np.array(values, dtype=float) if numbers else None
 
 
 def _unparsed(samples: list[dict[str, Any]], name: str, fallbacks: set[str]) -> np.ndarray:
     """1 for each document whose answer could not be extracted, else 0."""
-    answers = [np.ravel(one["filtered_resps"])[0] for one in samples if one["filter"] == name]
+    answers = [np.ravel(sample["filtered_resps"])[0] for sample in samples if sample["filter"] == name]
     return np.array([float(str(answer) in fallbacks) for answer in answers])
 
 
@@ -317,12 +316,12 @@ def _row(before: float, after: float, values: list[np.ndarray | None]) -> dict[s
 
 
 def _fallbacks(config: dict[str, Any]) -> dict[str, set[str]]:
-    """By filter of a generating task that extracts answers: what stands for one that it could not find."""
+    """By filter of a generating task that extracts answers: the placeholder for one that was not found."""
     if config.get("output_type") != "generate_until":
         return {}
-    found = {}
+    fallbacks = {}
     for chain in config.get("filter_list") or []:
         steps = [step for step in chain["filter"] if "regex" in step["function"] or step["function"] == "custom"]
         if steps:
-            found[chain["name"]] = {str(step.get("fallback", _INVALID)) for step in steps}
-    return found
+            fallbacks[chain["name"]] = {str(step.get("fallback", _INVALID)) for step in steps}
+    return fallbacks

@@ -53,15 +53,15 @@ def model_class() -> type:
                     'tokens="last" and "last_word" have no meaning for continuations of several tokens, which the '
                     'harness feeds together with their prompt; use tokens="prompt" or "all"'
                 )
-            places: dict[int, list[int]] = {}
-            for place, (_, start, end) in enumerate(requests):
-                places.setdefault(len(start) + len(end), []).append(place)
+            by_length: dict[int, list[int]] = {}
+            for number, (_, start, end) in enumerate(requests):
+                by_length.setdefault(len(start) + len(end), []).append(number)
             answers = [(math.nan, False)] * len(requests)
             with tqdm(total=len(requests), desc="likelihoods", disable=disable_tqdm, leave=False) as bar:
-                for _, group in sorted(places.items(), reverse=True):
-                    found = super()._loglikelihood_tokens([requests[place] for place in group], True, override_bs)
-                    for place, answer in zip(group, found, strict=True):
-                        answers[place] = answer
+                for _, group in sorted(by_length.items(), reverse=True):
+                    answered = super()._loglikelihood_tokens([requests[number] for number in group], True, override_bs)
+                    for number, answer in zip(group, answered, strict=True):
+                        answers[number] = answer
                     bar.update(len(group))
             return answers
 

@@ -113,18 +113,18 @@ def promoted(
         written = [model.value_vectors(layer)[n].float() * model.output_gain(layer) for layer, n in pairs]
         directions = frozen_norm(norm, torch.stack([vector.cpu() for vector in written]).to(device))
         for rows in directions.split(_NEURONS):
-            logits = torch.cat([rows @ part.float().T for part in head.weight[:size].split(_TOKENS)], dim=1)
+            logits = torch.cat([rows @ block.float().T for block in head.weight[:size].split(_TOKENS)], dim=1)
             highest.append(logits.topk(k, dim=1))
             lowest.append(logits.topk(k, dim=1, largest=False))
-    up, down = (torch.cat([part.indices for part in parts]).cpu() for parts in (highest, lowest))
+    up, down = (torch.cat([block.indices for block in blocks]).cpu() for blocks in (highest, lowest))
     return PromotedTokens(
         neurons=pairs,
         promoted=_texts(model, up),
         suppressed=_texts(model, down),
         promoted_ids=up,
         suppressed_ids=down,
-        promoted_logits=torch.cat([part.values for part in highest]).cpu(),
-        suppressed_logits=torch.cat([part.values for part in lowest]).cpu(),
+        promoted_logits=torch.cat([block.values for block in highest]).cpu(),
+        suppressed_logits=torch.cat([block.values for block in lowest]).cpu(),
         provenance={"model": model.provenance, "versions": storage.versions()},
     )
 
@@ -157,7 +157,7 @@ def _pairs(model: Model, neuron: tuple[int, int] | Sequence[tuple[int, int]]) ->
     if not len(neuron):
         raise TnkitError("no neurons were named; name one as (layer, neuron), or several")
     several: Sequence[Any] = neuron if isinstance(neuron[0], Sequence) else [neuron]
-    pairs = tuple((int(layer), int(place)) for layer, place in several)
+    pairs = tuple((int(layer), int(number)) for layer, number in several)
     check_layers(model, [layer for layer, _ in pairs])
     outside = next((pair for pair in pairs if not 0 <= pair[1] < model.n_neurons), None)
     if outside:

@@ -121,7 +121,7 @@ def _nodes(root: Any) -> Iterator[Any]:
         seen.add(id(node))
         yield node
         if node.id == "mapping":
-            waiting += [part for pair in node.value for part in pair]
+            waiting += [child for pair in node.value for child in pair]
         elif node.id == "sequence":
             waiting += node.value
 

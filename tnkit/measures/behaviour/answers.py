@@ -117,7 +117,7 @@ class QuestionScores:
 
     def _repr_html_(self) -> str:
         rows = self.means().itertuples()
-        shown = {row.Index: f"{row.mean:.3f} (95 % interval {row.low:.3f} to {row.high:.3f})" for row in rows}
+        shown = {str(row.Index): f"{row.mean:.3f} (95 % interval {row.low:.3f} to {row.high:.3f})" for row in rows}
         return storage.html_card("Answers", {"language": self.language, "questions": len(self), **shown})
 
 
@@ -202,9 +202,9 @@ def score(predictions: Sequence[str | None], answers: Sequence[Sequence[Answer]]
     QuestionScores(3 questions in nl: F1 0.889, exact match 0.667)
     """
     if isinstance(predictions, str) or len(predictions) != len(answers) or not len(predictions):
-        what = "one str" if isinstance(predictions, str) else f"{len(predictions)} predictions"
+        given = "one str" if isinstance(predictions, str) else f"{len(predictions)} predictions"
         raise TnkitError(
-            f"there are {what} for {len(answers)} questions; give two lists of the same length, one item a question"
+            f"there are {given} for {len(answers)} questions; give two lists of the same length, one item a question"
         )
     values, exact, answerable = [], [], []
     for number, (prediction, accepted) in enumerate(zip(predictions, answers, strict=True)):
@@ -214,8 +214,8 @@ def score(predictions: Sequence[str | None], answers: Sequence[Sequence[Answer]]
             answerable.append(any(_accepted(accepted)))
         except TnkitError as error:
             raise TnkitError(f"question {number}: {error}") from error
-    about = {"n": len(predictions), "hash": storage.text_hash(prediction or "" for prediction in predictions)}
-    return QuestionScores(np.array(values), np.array(exact), np.array(answerable), language, about)
+    made_of = {"n": len(predictions), "hash": storage.text_hash(prediction or "" for prediction in predictions)}
+    return QuestionScores(np.array(values), np.array(exact), np.array(answerable), language, made_of)
 
 
 def _base(language: str) -> str:
@@ -235,15 +235,15 @@ def _articles(base: str) -> re.Pattern[str] | None:
 def _accepted(answers: Sequence[Answer]) -> list[str]:
     if isinstance(answers, str | Mapping):
         raise TnkitError("accepted answers must be a list, not a single one; put it in brackets")
-    found: list[str] = []
+    texts: list[str] = []
     for answer in answers:
         if isinstance(answer, Mapping):
-            found += [answer.get("text") or "", *(answer.get("aliases") or ())]
+            texts += [answer.get("text") or "", *(answer.get("aliases") or ())]
         else:
-            found.append(answer or "")
-    if not found:
+            texts.append(answer or "")
+    if not texts:
         raise TnkitError("there is no accepted answer; write [None] where the right answer is none")
-    return found
+    return texts
 
 
 def _f1(predicted: list[str], accepted: list[str]) -> float:

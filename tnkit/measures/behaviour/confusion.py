@@ -58,8 +58,8 @@ def pass_rates(result: Continuations, language: str, *, candidates: Iterable[str
     rows = {}
     for condition, draws in _responses(result).items():
         others = [_other_languages(texts, language, candidates) for texts in draws]
-        counted = np.array([[found is not None for found in draw] for draw in others])
-        passed = np.array([[found == [] for found in draw] for draw in others])
+        counted = np.array([[wrong is not None for wrong in draw] for draw in others])
+        passed = np.array([[wrong == [] for wrong in draw] for draw in others])
         free = np.array([[not _foreign_words(text, language) for text in texts] for texts in draws])
         line = _rate(passed, counted)
         word = (math.nan,) * 3 if scripts_of(language) == {"Latn"} else _rate(passed & free, passed)
@@ -86,9 +86,9 @@ def fallbacks(result: Continuations, language: str, *, candidates: Iterable[str]
 
     columns = {}
     for condition, draws in _responses(result).items():
-        others = [found for texts in draws for found in _other_languages(texts, language, candidates)]
-        counted = sum(found is not None for found in others)
-        commonest = Counter(Counter(found).most_common(1)[0][0] for found in others if found)
+        others = [wrong for texts in draws for wrong in _other_languages(texts, language, candidates)]
+        counted = sum(wrong is not None for wrong in others)
+        commonest = Counter(Counter(wrong).most_common(1)[0][0] for wrong in others if wrong)
         columns[condition] = {name: count / counted for name, count in commonest.items()}
     frame = pd.DataFrame(columns, columns=list(columns)).fillna(0.0).rename_axis("language")
     return frame.sort_values(list(columns)[:2], ascending=False, kind="stable")

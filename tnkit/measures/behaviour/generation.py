@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Continuations:
-    """How a model goes on after prompts, untouched and with neurons switched off.
+    """How a model continues prompts, untouched and with neurons switched off.
 
     Attributes:
         prompts: what it was given.
@@ -63,7 +63,7 @@ class Continuations:
 
     @property
     def changed(self) -> float:
-        """The share of prompts that are continued otherwise than before."""
+        """The share of prompts whose continuation differs from the untouched one."""
         return sum(a != b for a, b in zip(self.before, self.after, strict=True)) / len(self.prompts)
 
     def shares(self) -> "pd.DataFrame":
@@ -146,8 +146,8 @@ def continuations(
 ) -> Continuations:
     """Continue prompts untouched and with neurons switched off, and name the language of what was said.
 
-    The model's own defaults of generation (penalties, suppressed tokens, guidance and the rest) are left out, apart
-    from its end of text: what is measured is the model.
+    The model's own generation defaults (penalties, suppressed tokens, guidance and others) are ignored, except for its
+    end of text, so that the model itself is measured.
 
     Args:
         model: from `load_model`.
@@ -167,7 +167,7 @@ def continuations(
 
     Raises:
         TnkitError: for prompts that `capture` refuses, too many new tokens for the model's context, a temperature that
-            is not positive, and where the package that tells languages is missing.
+            is not positive, and where the package that identifies languages is missing.
 
     >>> from tnkit.testing import tiny_model
     >>> found = continuations(tiny_model(), ["Hello", "Hi"], languages=["en", "ja"], max_new_tokens=4, progress=False)
@@ -271,26 +271,26 @@ def _generate(
     ):
         if temperature is not None:
             torch.manual_seed(seed)
-        for index in by_length([len(one) + max_new_tokens for one in ids], batch_tokens):
-            width = max(len(ids[place]) for place in index)
+        for index in by_length([len(tokens) + max_new_tokens for tokens in ids], batch_tokens):
+            width = max(len(ids[number]) for number in index)
             batch = torch.full((len(index), width), _padding(model))
             mask = torch.zeros_like(batch)
-            for row, place in enumerate(index):
-                batch[row, width - len(ids[place]) :] = torch.tensor(ids[place])
-                mask[row, width - len(ids[place]) :] = 1
+            for row, number in enumerate(index):
+                batch[row, width - len(ids[number]) :] = torch.tensor(ids[number])
+                mask[row, width - len(ids[number]) :] = 1
             inputs = {"input_ids": batch.to(model.device), "attention_mask": mask.to(model.device)}
             with running(model.module, own=ids.own_places(index, width, left=True)):
                 rows = model.module.generate(**inputs, generation_config=options)  # type: ignore[operator]  # of a mixin
-            for place, row in zip(index, rows, strict=True):
+            for number, row in zip(index, rows, strict=True):
                 new = row[width:].tolist()
                 end = next((at for at, token in enumerate(new) if token in ends), len(new))
-                texts[place] = str(model.tokenizer.decode(new[:end], skip_special_tokens=True))
+                texts[number] = str(model.tokenizer.decode(new[:end], skip_special_tokens=True))
             bar.update(len(index))
     return tuple(texts)
 
 
 class _Pinned(transformers.GenerationConfig):
-    """A configuration of generation that takes nothing over from the model's own.
+    """A generation configuration that ignores the model's own.
 
     `generate` first fills what is None from the model's defaults, custom entries included, then from its own.
     """

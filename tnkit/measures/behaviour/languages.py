@@ -14,12 +14,12 @@ _BYTES = 8  # of letters in UTF-8, below which no language is named: 8 Latin let
 
 
 def languages_of(texts: Sequence[str], *, candidates: Iterable[str] | None = None) -> tuple[str | None, ...]:
-    """The language of each text, by lingua (https://github.com/pemistahl/lingua-py); tags such as <em> are passed over.
+    """The language of each text, by lingua (https://github.com/pemistahl/lingua-py); tags such as <em> are ignored.
 
     Args:
         texts: any sequence of str.
-        candidates: ISO 639-1 codes to choose from, at least two (default: all 75 that lingua knows; the fewer, the
-            surer, but a text in any other language is then named wrongly). Loaded once for each choice of candidates.
+        candidates: ISO 639-1 codes to choose from, at least two (default: all 75 that lingua knows). Fewer
+            candidates make it more reliable, but a text in any other language is then misidentified.
 
     Returns:
         ISO 639-1 codes; None for a text with fewer than 8 bytes of letters in UTF-8 (8 Latin letters, 3 Japanese ones),
@@ -32,13 +32,13 @@ def languages_of(texts: Sequence[str], *, candidates: Iterable[str] | None = Non
     ('ja', 'en', None, None)
     """
     detector = detector_of(None if candidates is None else tuple(candidates))
-    found = []
+    codes = []
     for text in texts:
         text = re.sub("<[^<>]*>", " ", text)
         enough = len("".join(filter(str.isalpha, text)).encode()) >= _BYTES
         language = detector.detect_language_of(text) if enough else None
-        found.append(language and language.iso_code_639_1.name.lower())
-    return tuple(found)
+        codes.append(language and language.iso_code_639_1.name.lower())
+    return tuple(codes)
 
 
 @cache

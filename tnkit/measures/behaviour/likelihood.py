@@ -32,7 +32,7 @@ _OF_CAPTURES = ("position", "last_layer")
 
 @dataclass(frozen=True, eq=False)
 class Perplexity:
-    """How well a model foresees sentences.
+    """How well a model predicts sentences.
 
     Attributes:
         nll: mean negative log likelihood of each sentence's tokens after the text's first, (sentence,), nats, float64.
@@ -103,8 +103,8 @@ def perplexity(
     """The perplexity of sentences, with neurons switched off.
 
     exp(-Σ log p(token | tokens before it) / number of tokens), over all tokens after each sentence's first, which is
-    BOS where the tokenizer adds one: the usual definition, and the loss that transformers computes. Of a model with a
-    template the sentence's own tokens count, and those of the template are only read.
+    BOS where the tokenizer adds one: the usual definition, and the loss that transformers computes. With a template,
+    only the sentence's own tokens are scored.
 
     Args:
         model: from `load_model`.
@@ -146,19 +146,14 @@ def perplexity(
         for index in _batches(ids, batch_tokens):
             nll[index] = losses(ids, index)
             bar.update(len(index))
-        about = {name: part for name, part in provenance_of(model, sentences).items() if name not in _OF_CAPTURES}
+        origin = {name: entry for name, entry in provenance_of(model, sentences).items() if name not in _OF_CAPTURES}
     wrong = np.flatnonzero(~np.isfinite(nll))
     if len(wrong):
         raise TnkitError(
             f"{model.name} gives sentence {wrong[0]} ({sentences[wrong[0]]!r:.60}) a likelihood that is not finite; "
             "load it in another dtype or switch off less"
         )
-    return Perplexity(
-        nll,
-        counted,
-        ablation.count,
-        about,
-    )
+    return Perplexity(nll, counted, ablation.count, origin)
 
 
 def _batches(ids: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
@@ -184,7 +179,7 @@ class _Losses:
 
     def __call__(self, tokens: Tokens, index: Sequence[int]) -> Float[np.ndarray, "sentence"]:
         """Each sentence's mean loss over its own tokens after the text's first."""
-        inputs, _ = padded(self.model, [tokens[place] for place in index])
+        inputs, _ = padded(self.model, [tokens[number] for number in index])
         targets, real = inputs["input_ids"][:, 1:], inputs["attention_mask"][:, 1:].bool()
         if (own := tokens.own_places(index, inputs["input_ids"].shape[1])) is not None:
             real = real & own[:, 1:].to(real.device)

@@ -26,7 +26,7 @@ NONE = "none"
 class PerplexityMatrix:
     """Perplexity by which neurons are off (rows) and which language is read (columns).
 
-    Whether a language's neurons serve that language alone is asked on the diagonal.
+    The diagonal shows whether a language's neurons serve that language alone.
 
     Attributes:
         values: each (set, language); the sets begin with "none".
@@ -51,16 +51,16 @@ class PerplexityMatrix:
         import pandas as pd
 
         rows = []
-        for (off, language), found in self.values.items():
-            change, low, high = _change(self.values[NONE, language], found)
+        for (off, language), result in self.values.items():
+            change, low, high = _change(self.values[NONE, language], result)
             numbers = {
-                "perplexity": found.value,
-                "nats per token": found.nats,
+                "perplexity": result.value,
+                "nats per token": result.nats,
                 "change": change,
                 "low": low,
                 "high": high,
             }
-            rows.append(numbers | {"own": off == language, "tokens": int(found.tokens.sum())})
+            rows.append(numbers | {"own": off == language, "tokens": int(result.tokens.sum())})
         return pd.DataFrame(rows, index=pd.MultiIndex.from_tuples(self.values, names=["off", "read"]))
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
@@ -71,8 +71,8 @@ class PerplexityMatrix:
 
     def _repr_html_(self) -> str:
         rows: dict[str, list[str]] = {}
-        for (off, language), found in self.values.items():
-            rows.setdefault(f"{off} off", []).append(f"{language} {found.value:.4g}")
+        for (off, language), result in self.values.items():
+            rows.setdefault(f"{off} off", []).append(f"{language} {result.value:.4g}")
         return storage.html_card("Perplexity", rows)
 
 
@@ -107,7 +107,7 @@ def perplexity_matrix(
     if not sentences or not sets or NONE in sets:
         raise TnkitError(f'expected languages ({list(sentences)}) and sets ({list(sets)}), none of them named "{NONE}"')
     shape = (model.n_layers, model.n_neurons)
-    named = {name: one if isinstance(one, NeuronSet) else NeuronSet(tuple(one), shape) for name, one in sets.items()}
+    named = {name: off if isinstance(off, NeuronSet) else NeuronSet(tuple(off), shape) for name, off in sets.items()}
     cells = [(off, language) for off in (NONE, *named) for language in sentences]
     values = {}
     for off, language in tqdm(cells, unit=" cells", desc="perplexity", disable=not progress, leave=False):

@@ -36,10 +36,10 @@ class PrincipalComponents:
         """One row a sentence, indexed (layer, language, sentence)."""
         import pandas as pd
 
-        names = [f"PC{place + 1}" for place in range(self.explained.shape[1])]
+        names = [f"PC{number}" for number in range(1, 1 + self.explained.shape[1])]
         frames = {
-            (layer, language): pd.DataFrame(points[place], columns=names)
-            for place, layer in enumerate(self.layers)
+            (layer, language): pd.DataFrame(points[row], columns=names)
+            for row, layer in enumerate(self.layers)
             for language, points in self.coordinates.items()
         }
         return pd.concat(frames, names=["layer", "language", "sentence"])
@@ -118,15 +118,15 @@ def pca(
     """
     from sklearn.decomposition import PCA
 
-    parts = {language: states(part, "post") for language, part in languages.items()}
-    if not parts:
+    vectors = {language: states(capture, "post") for language, capture in languages.items()}
+    if not vectors:
         raise TnkitError("there are no languages to find components of; give one capture a language")
     check_together(languages, layers=False)
     layers = next(iter(languages.values())).layers if layers is None else tuple(layers)
-    missing = [layer for layer in layers if any(layer not in part.layers for part in languages.values())]
+    missing = [layer for layer in layers if any(layer not in capture.layers for capture in languages.values())]
     if missing or not layers:
         raise TnkitError(f"layers {missing or 'none'} were not captured in every language; capture them")
-    width = common_width(parts.values())
+    width = common_width(vectors.values())
     if sum(map(len, languages.values())) < max(components, 2):
         raise TnkitError(f"{components} components need at least {max(components, 2)} sentences")
     if not 1 <= components <= width:
@@ -134,17 +134,17 @@ def pca(
     points: dict[str, list[np.ndarray]] = {language: [] for language in languages}
     explained = []
     for layer in layers:
-        here = [part[languages[language].layers.index(layer)] for language, part in parts.items()]
+        here = [whole[languages[name].layers.index(layer)] for name, whole in vectors.items()]
         together = torch.cat(here).numpy()
         if not (together != together[0]).any():
             explained.append(np.zeros(components, together.dtype))
-            for language, part in zip(languages, here, strict=True):
-                points[language].append(np.zeros((len(part), components), together.dtype))
+            for language, rows in zip(languages, here, strict=True):
+                points[language].append(np.zeros((len(rows), components), together.dtype))
             continue
         fit = PCA(components, svd_solver="full").fit(together)
         explained.append(fit.explained_variance_ratio_)
         signs = np.where(fit.transform(here[0].numpy()).mean(axis=0) > 0, -1, 1).astype(together.dtype)
-        for language, part in zip(languages, here, strict=True):
-            points[language].append(fit.transform(part.numpy()) * signs)
+        for language, rows in zip(languages, here, strict=True):
+            points[language].append(fit.transform(rows.numpy()) * signs)
     coordinates = {language: np.stack(rows) for language, rows in points.items()}
     return PrincipalComponents(coordinates, np.stack(explained), tuple(layers))

@@ -71,8 +71,8 @@ class CentroidDistances:
         column = self.to_frame()[f"{self.distance} distance"]
         others = [name for name in self.languages if name != language]
         wide = column.unstack("other")
-        mine = wide[wide.index.get_level_values("language") == language].droplevel("language")
-        return mine[others].rename_axis(columns=None)
+        rows = wide[wide.index.get_level_values("language") == language].droplevel("language")
+        return rows[others].rename_axis(columns=None)
 
     def plot(self, layer: int, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw the distances after a layer as a heat map."""
@@ -90,8 +90,8 @@ class CentroidDistances:
         from tnkit import plots
 
         if layers is None:
-            places = np.linspace(0, len(self.layers) - 1, min(4, len(self.layers))).round().astype(int)
-            layers = [self.layers[place] for place in places]
+            indices = np.linspace(0, len(self.layers) - 1, min(4, len(self.layers))).round().astype(int)
+            layers = [self.layers[index] for index in indices]
         maps = {f"layer {layer}": self.at(layer) for layer in layers}
         return plots.distance_maps(
             maps, self.languages, label=f"{self.distance} distance", shared=self.distance == "cosine"
@@ -129,9 +129,9 @@ def centroid_distances(languages: Mapping[str, Activations], *, distance: str = 
     if len(languages) < 2:
         raise TnkitError(f"distances need at least two languages, got {', '.join(languages) or 'none'}")
     check_together(languages)
-    parts = [states(part, "post") for part in languages.values()]
-    common_width(parts)
-    centroids = torch.stack([part.mean(dim=1, dtype=torch.float64) for part in parts], dim=1)
+    vectors = [states(capture, "post") for capture in languages.values()]
+    common_width(vectors)
+    centroids = torch.stack([rows.mean(dim=1, dtype=torch.float64) for rows in vectors], dim=1)
     if distance == "cosine":
         units = unit(centroids)
         zero = ~units.any(dim=-1)

@@ -62,8 +62,8 @@ class ByLayer:
         values = self.columns[name]
         if np.isnan(values).all():
             raise TnkitError(f"{name} has no values")
-        place = int(np.nanargmax(values))
-        return self.layers[place], float(values[place])
+        index = int(np.nanargmax(values))
+        return self.layers[index], float(values[index])
 
     def to_frame(self) -> "pd.DataFrame":
         """The columns, indexed by layer."""

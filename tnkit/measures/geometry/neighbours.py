@@ -1,7 +1,7 @@
 """Which sentences are neighbours in two spaces: mutual nearest neighbours."""
 
 from dataclasses import replace
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -94,7 +94,8 @@ def _clamped(captured: Activations, site: str, quantile: float) -> Activations:
         raise TnkitError(f"clamp={quantile} must be a quantile above 0 and at most 1, such as 0.95, or None")
     vectors = states(captured, site)
     bound = float(np.quantile(vectors.abs().transpose(0, 1).flatten(1).numpy(), quantile, axis=1).mean())
-    return replace(captured, **{site: vectors.clamp(-bound, bound)})
+    clamped: dict[str, Any] = {site: vectors.clamp(-bound, bound)}
+    return replace(captured, **clamped)
 
 
 def _neighbours(points: Float[Tensor, "sentence width"], k: int) -> Float[Tensor, "sentence sentence"]:

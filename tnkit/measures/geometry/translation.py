@@ -97,7 +97,7 @@ def similarity(left: Activations, right: Activations, *, site: str = "post", see
     Args:
         left, right: captures of the same sentences in two languages, in the same order.
         site: "pre", "mid", "post", or "activations" for activation patterns.
-        seed: of the circle.
+        seed: of the shift.
 
     Returns:
         `ByLayer` with columns "parallel" and "non-parallel", cosines, float64.
@@ -147,11 +147,11 @@ def hits(
     >>> hits(en, en).shape, bool(hits(en, en).all())
     ((4, 6), True)
     """
-    found = []
+    nearest = []
     for query, target in directions(queries, targets, site, centred=centred):
         own, other = _own_and_other(query @ target.T)
-        found.append(own > other.amax(dim=1) + TIE)
-    return torch.stack(found).numpy()
+        nearest.append(own > other.amax(dim=1) + TIE)
+    return torch.stack(nearest).numpy()
 
 
 def retrieval(queries: Activations, targets: Activations, *, site: str = "post", centred: bool = True) -> ByLayer:

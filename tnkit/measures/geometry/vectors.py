@@ -23,14 +23,14 @@ def states(captured: Activations, site: str) -> Float[Tensor, "layer sentence wi
     """
     if site not in STATES:
         raise TnkitError(f"site={site!r} must be one of {', '.join(STATES)}")
-    found = getattr(captured.require(site), site)
+    vectors = getattr(captured.require(site), site)
     if not len(captured):
         raise TnkitError("this capture holds no sentences; capture some")
-    whole = found.isfinite().flatten(1).all(dim=1)
+    whole = vectors.isfinite().flatten(1).all(dim=1)
     if not bool(whole.all()):
         layer = captured.layers[int(whole.int().argmin())]
         raise TnkitError(f"{site} of layer {layer} holds NaN or Inf; capture again, in bfloat16 or float32")
-    return found
+    return vectors
 
 
 def check_together(captures: Mapping[str, Activations], *, layers: bool = True) -> None:
@@ -53,7 +53,9 @@ def directions(
     a, b = states(left, site), states(right, site)
     sides = {"the first capture": left, "the second": right}
     check_together(sides)
-    check_parallel({side: {**part.provenance.get("sentences", {}), "n": len(part)} for side, part in sides.items()})
+    check_parallel(
+        {side: {**capture.provenance.get("sentences", {}), "n": len(capture)} for side, capture in sides.items()}
+    )
     if not torch.equal(left.index, right.index):
         raise TnkitError(
             "the captures hold sentences in different orders; use capture, or batches of the same sentences"
@@ -63,7 +65,7 @@ def directions(
     if len(left) < at_least:
         raise TnkitError(f"{len(left)} sentences are too few; capture at least {at_least}")
     prepare = centre if centred else torch.Tensor.clone
-    return ((unit(prepare(one.double())), unit(prepare(other.double()))) for one, other in zip(a, b, strict=True))
+    return ((unit(prepare(x.double())), unit(prepare(y.double()))) for x, y in zip(a, b, strict=True))
 
 
 def unit(points: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:

@@ -1,4 +1,4 @@
-"""What neurons answer to: correlation ratio with its tests, LAPE and average precision, for every neuron at once.
+"""Which languages activate each neuron: correlation ratio with its tests, LAPE, average precision.
 
 captured = {name: tn.capture(model, train[name], keep=["activations"]) for name in corpus.languages}
 of_ja = tn.specificity.correlation_ratio(captured, language="ja")    # Japanese against the rest

@@ -40,7 +40,7 @@ class Specificity:
         eta2: η², the correlation ratio, between 0 and 1.
         epsilon2: ε², η² corrected for chance (below 0 where there is less than chance gives).
         F, p: one-way analysis of variance, and its p.
-        p_welch: p of Welch's analysis of variance, which does not ask for equal variances.
+        p_welch: p of Welch's analysis of variance, which does not assume equal variances.
         q, q_welch: both p, as false discovery rates over all neurons (Benjamini & Hochberg, 1995).
         layers: what the first axis stands for.
         groups: the languages of each group.
@@ -153,7 +153,7 @@ def correlation_ratio(
     """The correlation ratio of every neuron's activation with the language, or a group of languages, of the sentence.
 
     η² = Σ_g n_g (ā_g − ā)² / Σ_n (a_n − ā)², between-group over total sum of squares (Fisher, 1925). It is η², not its
-    root η, as in the published code of Tezuka & Inoue (EMNLP 2025), who ask it of one language against the rest. Beside
+    root η, as in the published code of Tezuka & Inoue (EMNLP 2025), who compare one language with the rest. Beside
     it, ε² = (SS_between − (k − 1) MS_within) / SS_total (Kelley, 1935), F = MS_between / MS_within, and Welch's (1951)
     test, in which a group of no variance counts with 10⁻¹² of the total one (practically the limit of none).
 
@@ -182,16 +182,18 @@ def correlation_ratio(
 
     first = comparable(languages)
     members = _members(languages, language, groups)
-    counts = {name: sum(len(languages[one]) for one in inside) for name, inside in members.items()}
+    counts = {name: sum(len(languages[member]) for member in inside) for name, inside in members.items()}
     few = next((name for name, count in counts.items() if count < 2), None)
     if few is not None:
         raise TnkitError(f"the group {few} has {counts[few]} sentence; a variance needs at least 2")
-    moments = {name: _moments(part) for name, part in languages.items()}
+    moments = {name: _moments(capture) for name, capture in languages.items()}
     centres, spreads = [], []
     for name, inside in members.items():
-        mean = sum(len(languages[one]) * moments[one][0] for one in inside) / counts[name]
+        mean = sum(len(languages[member]) * moments[member][0] for member in inside) / counts[name]
         centres.append(mean)
-        spreads.append(sum(moments[one][1] + len(languages[one]) * (moments[one][0] - mean) ** 2 for one in inside))
+        spreads.append(
+            sum(moments[member][1] + len(languages[member]) * (moments[member][0] - mean) ** 2 for member in inside)
+        )
     means, squares = np.stack(centres), np.stack(spreads)
     sizes = np.array(list(counts.values()), dtype=np.float64)[:, None, None]
     n, k = int(sizes.sum()), len(sizes)
@@ -218,10 +220,10 @@ def correlation_ratio(
     )
 
 
-def _moments(part: Activations) -> tuple[np.ndarray, np.ndarray]:
+def _moments(capture: Activations) -> tuple[np.ndarray, np.ndarray]:
     """Mean and sum of squared deviations of each neuron, float64, a layer at a time."""
     means, squares = [], []
-    for values in part.tensors()["activations"].numpy():
+    for values in capture.tensors()["activations"].numpy():
         means.append(values.mean(axis=0, dtype=np.float64))
         deviations = values - means[-1]
         squares.append(np.einsum("sn,sn->n", deviations, deviations))
@@ -238,15 +240,17 @@ def _members(
         raise TnkitError(f"groups does not say which group {', '.join(missing)} belong to; name a group for each")
     if language is not None and language not in languages:
         raise TnkitError(f"there is no capture of {language!r}; there are {', '.join(languages)}")
-    found: dict[str, tuple[str, ...]] = {} if language is None else {groups[language]: ()}
+    members: dict[str, tuple[str, ...]] = {} if language is None else {groups[language]: ()}
     for name in languages:
         group = groups[name] if language is None or groups[name] == groups[language] else "rest"
-        found[group] = (*found.get(group, ()), name)
-    if len(found) < 2:
-        raise TnkitError(f"{', '.join(languages)} are all in the group {next(iter(found))}; compare at least 2 groups")
-    return found
+        members[group] = (*members.get(group, ()), name)
+    if len(members) < 2:
+        raise TnkitError(
+            f"{', '.join(languages)} are all in the group {next(iter(members))}; compare at least 2 groups"
+        )
+    return members
 
 
-def _over(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def _over(numerator: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """The ratio, 0 where the whole is 0."""
-    return np.divide(part, whole, out=np.zeros_like(whole), where=whole > 0)
+    return np.divide(numerator, whole, out=np.zeros_like(whole), where=whole > 0)

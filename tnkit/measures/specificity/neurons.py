@@ -1,4 +1,4 @@
-"""What measures of all neurons share: one look at the captures, one frame, one choice of the most extreme."""
+"""What measures of all neurons share: the check of captures, the frame, the selection of extreme neurons."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex

@@ -100,8 +100,8 @@ def average_precision(languages: Mapping[str, Activations], language: str) -> Av
     first = comparable(languages, least=2)
     if language not in languages:
         raise TnkitError(f"there is no capture of {language!r}; there are {', '.join(languages)}")
-    positive = np.concatenate([np.full(len(part), name == language) for name, part in languages.items()])
-    values = [np.concatenate([_precision(one, positive) for one in blocks]) for blocks in _blocks(languages)]
+    positive = np.concatenate([np.full(len(capture), name == language) for name, capture in languages.items()])
+    values = [np.concatenate([_precision(block, positive) for block in blocks]) for blocks in _blocks(languages)]
     chance = float(positive.mean())
     return AveragePrecision(np.stack(values), language, chance, first.layers, model_shape(first), joined(languages))
 

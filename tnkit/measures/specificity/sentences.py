@@ -1,4 +1,4 @@
-"""The sentences that a neuron answers to most."""
+"""The sentences that activate a neuron most."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, SupportsIndex
@@ -19,7 +19,7 @@ def top_sentences(
     n: SupportsIndex = 10,
     lowest: bool = False,
 ) -> "pd.DataFrame":
-    """The sentences that a neuron answers to most: those with its largest activation at the captured position.
+    """The sentences that activate a neuron most: those with its largest activation at the captured position.
 
     Args:
         captured: a capture with `activations`, or one of each language.
@@ -46,25 +46,26 @@ def top_sentences(
     if isinstance(captured, Activations):
         name = captured.provenance.get("sentences", {}).get("language", "")
         captured, sentences = {name: captured}, {name: list(sentences)}
-    layer, place = neuron
+    layer, column = neuron
     n = whole_number("n", n, at_least=1)
-    parts = []
-    for name, part in captured.items():
-        kept = part.require("activations").tensors()["activations"]
-        if layer not in part.layers or not 0 <= place < kept.shape[2]:
+    frames = []
+    for name, capture in captured.items():
+        kept = capture.require("activations").tensors()["activations"]
+        if layer not in capture.layers or not 0 <= column < kept.shape[2]:
             raise TnkitError(
-                f"neuron {neuron} was not captured; captured are layers {list(part.layers)} of {kept.shape[2]} neurons"
+                f"neuron {neuron} was not captured; there are layers {list(capture.layers)} of {kept.shape[2]} neurons"
             )
         texts = sentences.get(name) if isinstance(sentences, Mapping) else None
         if texts is None:
             raise TnkitError(f"the sentences of {name} are missing; give them as a mapping, as the captures come")
-        about = part.provenance.get("sentences", {})
-        if int(part.index.max()) >= len(texts) or about.get("hash", storage.text_hash(texts)) != storage.text_hash(
-            texts
-        ):
-            raise TnkitError(f"these are not the {about.get('n', len(part))} sentences of {name} that were captured")
-        values = kept[part.layers.index(layer), :, place].numpy()
-        frame = pd.DataFrame({"language": name, "sentence": part.index.numpy(), "activation": values})
-        parts.append(frame.assign(text=[texts[row] for row in part.index.tolist()]))
-    frame = pd.concat(parts).sort_values("activation", ascending=lowest, kind="stable")[:n]
+        made_of = capture.provenance.get("sentences", {})
+        text_hash = storage.text_hash(texts)
+        if int(capture.index.max()) >= len(texts) or made_of.get("hash", text_hash) != text_hash:
+            raise TnkitError(
+                f"these are not the {made_of.get('n', len(capture))} sentences of {name} that were captured"
+            )
+        values = kept[capture.layers.index(layer), :, column].numpy()
+        frame = pd.DataFrame({"language": name, "sentence": capture.index.numpy(), "activation": values})
+        frames.append(frame.assign(text=[texts[row] for row in capture.index.tolist()]))
+    frame = pd.concat(frames).sort_values("activation", ascending=lowest, kind="stable")[:n]
     return frame.set_index(pd.RangeIndex(1, len(frame) + 1, name="rank"))
