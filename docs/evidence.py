@@ -7,7 +7,6 @@ Each study is kept as docs/evidence/NAME.csv as soon as it is done; the page is 
 """
 
 import argparse
-import re
 import time
 from pathlib import Path
 
@@ -77,9 +76,10 @@ def write_page() -> None:
     for path in sorted(TABLES.glob("*.csv")):
         frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
         for read in dict.fromkeys(frame["read"]):
-            for kind, made in {"table": table, "doses": doses}.items():
-                mark = f"<!-- {kind} {path.stem} {read} -->"
-                text = re.sub(f"({mark}\n).*?(<!-- end -->)", lambda m, t=made(frame, read): f"{m[1]}\n{t}\n\n{m[2]}", text, flags=re.S)  # fmt: skip
+            for kind, made in {"table": table(frame, read), "doses": doses(frame, read)}.items():
+                before, mark, after = text.partition(f"<!-- {kind} {path.stem} {read} -->\n")
+                if mark:
+                    text = f"{before}{mark}\n{made}\n\n<!-- end -->{after.partition('<!-- end -->')[2]}"
     tn.storage.write_text(PAGE, text)
 
 

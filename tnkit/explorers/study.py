@@ -18,6 +18,7 @@ from tnkit.detection.scoring import contribution_norms
 from tnkit.errors import TnkitError
 from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.controls import Control, controls, drawn
+from tnkit.interventions.intervention import Neurons
 from tnkit.interventions.last_token import PLACES, LastToken
 from tnkit.measures.experiments import BY_STATES
 from tnkit.models.model import Model
@@ -184,20 +185,18 @@ class Study:
             if key in self._kept:
                 continue
             yield f"capturing {language_name(language)} with neurons off"
-            neurons = self.neurons(language, kind)
-            if control:
-                neurons = drawn(self.controls(language, kind)[control], 1)[0]
-            self._kept[key] = self._off(language, neurons, "last")
+            tried = self.controls(language, kind)[control] if control else self.neurons(language, kind)
+            self._kept[key] = self._off(language, drawn(tried, 1)[0], "last")
 
     def switched_off(self, off: str, languages: Sequence[str]) -> dict[str, Activations]:
         """The captures of `switching_off`, without the hub."""
         return {language: self._kept["off", off, language] for language in languages if language != self.hub}
 
-    def has_measured(self, language: str, neurons: NeuronSet, tokens: str) -> bool:
+    def has_measured(self, language: str, neurons: Neurons, tokens: str) -> bool:
         """Whether `measured` has this result already."""
-        return ("measured", language, tokens, neurons.pairs) in self._kept
+        return ("measured", language, tokens, tuple(neurons)) in self._kept
 
-    def measured(self, language: str, neurons: NeuronSet, tokens: str) -> dict[str, np.ndarray]:
+    def measured(self, language: str, neurons: Neurons, tokens: str) -> dict[str, np.ndarray]:
         """Every measure of `BY_STATES` on a language's test sentences with neurons off, each (layer, sentence)."""
 
         def measure() -> dict[str, np.ndarray]:
@@ -205,9 +204,9 @@ class Study:
             hub = self.captured("test", self.hub)
             return {name: np.asarray(score(states, hub), float) for name, score in BY_STATES.items()}
 
-        return self._once(("measured", language, tokens, neurons.pairs), measure)
+        return self._once(("measured", language, tokens, tuple(neurons)), measure)
 
-    def _off(self, language: str, neurons: NeuronSet, tokens: str) -> Activations:
+    def _off(self, language: str, neurons: Neurons, tokens: str) -> Activations:
         texts = self.texts["test"][language]
         options: dict[str, Any] = {"keep": ["post"], "progress": False, **self.reading}
         if tokens == "last" and self.reading["position"] in PLACES:

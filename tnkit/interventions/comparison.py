@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -200,7 +200,7 @@ def _ratio(these: np.ndarray, those: np.ndarray) -> np.ndarray:
 
 
 def compare(
-    measure: Callable[[NeuronSet], "np.ndarray | Tensor"],
+    measure: Callable[[Any], "np.ndarray | Tensor"],
     neurons: Neurons,
     *,
     controls: Mapping[str, Control],
@@ -239,9 +239,7 @@ def compare(
     chosen = None if chosen_layer is None else whole_number("chosen_layer", chosen_layer)
 
     def run(off: Neurons) -> np.ndarray:
-        values = np.atleast_2d(np.asarray(measure(off), dtype=np.float64))
-        if not np.isfinite(values).all():
-            raise TnkitError(f"{name} is not finite for every sentence with {len(off)} neurons off")
+        values = values_of(measure, off, name)
         measured = given or range(len(values))
         if chosen is not None and chosen not in measured:
             raise TnkitError(f"chosen_layer={chosen} is not measured; measured are {measured[0]} to {measured[-1]}")
@@ -255,6 +253,20 @@ def compare(
     stacked = {control: np.stack(draws) for control, draws in results.items()}
     how = (chosen, "" if chosen is None else chosen_on)
     return Comparison(name, given or tuple(range(len(untouched))), untouched, ablated, stacked, *how)
+
+
+def values_of(
+    measure: Callable[[Any], "np.ndarray | Tensor"], off: Neurons, name: str
+) -> Float64[np.ndarray, "layer sentence"]:
+    """What a measurement returns with neurons off.
+
+    Raises:
+        TnkitError: where it is not finite.
+    """
+    values = np.atleast_2d(np.asarray(measure(off), dtype=np.float64))
+    if not np.isfinite(values).all():
+        raise TnkitError(f"{name} is not finite for every sentence with {len(off)} neurons off")
+    return values
 
 
 def each_condition(

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from tnkit import storage
 from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError, whole_number, whole_numbers
+from tnkit.interventions.comparison import values_of
 from tnkit.interventions.controls import Control
 from tnkit.statistics import effect_interval, interval, largest_rank_test, rank_test, resamples
 
@@ -107,7 +108,7 @@ class SetTest:
             layer = self.layers[0]
         if layer not in self.layers:
             raise TnkitError(f"layer={layer} was not measured; name one of {self.layers[0]} to {self.layers[-1]}")
-        value, untouched, p = self.to_frame().loc[layer, ["set", "untouched", "p sets"]].tolist()
+        value, untouched, p = (float(self.to_frame()[name][layer]) for name in ("set", "untouched", "p sets"))
         return plots.random_sets(
             self.draws[:, self.layers.index(layer)],
             value=value,
@@ -158,22 +159,16 @@ def set_test(
     >>> tested.to_frame()[["effect", "p sets"]].values.tolist()
     [[-1.0, 0.05]]
     """
-    if isinstance(control, NeuronSet):
+    if not callable(control):
         raise TnkitError("this control is one set, which has no draws; give a function of a seed, or use tn.compare")
     count = whole_number("draws", draws, at_least=2)
     layers = None if layers is None else tuple(whole_numbers("layers", layers))
 
-    def run(off: NeuronSet) -> np.ndarray:
-        values = np.atleast_2d(np.asarray(measure(off), dtype=np.float64))
-        if not np.isfinite(values).all():
-            raise TnkitError(f"{name} is not finite for every sentence with {len(off)} neurons off")
-        return values
-
-    ablated, untouched = run(neurons), run(NeuronSet((), neurons.shape))
+    ablated, untouched = (values_of(measure, off, name) for off in (neurons, NeuronSet((), neurons.shape)))
     total, means = np.zeros_like(ablated), list[np.ndarray]()
     try:
         for seed in tqdm(range(count), desc=name, unit=" sets", disable=not progress, leave=False):
-            values = run(control(seed))
+            values = values_of(measure, control(seed), name)
             if not values.shape == ablated.shape == untouched.shape:
                 raise TnkitError(f"{name} returned different numbers of layers or sentences for different neurons")
             total += values

@@ -131,11 +131,11 @@ def changed(
     copy = activations.clone().reshape(*chosen.shape, -1)
     rows, columns = chosen.to(device).nonzero(as_tuple=True)
     at = (rows[:, None], columns[:, None], places.to(device))
-    new = target if target is None or target.ndim == 1 else target.to(device)[rows]
-    if scale is not None:
-        scaled = copy[at] * scale
-        new = scaled if new is None else scaled + new.to(device)
-    copy[at] = new.to(device, activations.dtype)
+    new = copy[at] * (0 if scale is None else scale)
+    if target is not None:
+        added = target.to(device) if target.ndim == 1 else target.to(device)[rows]
+        new = added.expand_as(new) if scale is None else new + added
+    copy[at] = new.to(activations.dtype)
     return copy.reshape(activations.shape)
 
 
