@@ -110,6 +110,8 @@ def test_wrong_usage(name, capsys):
     [
         ("--top 5", "new.json", 5),
         ("--top_n 5 --top-n 6", "new.json", 6),
+        ("--top 4", "new.json", 4),
+        ("--top-n=3 --lang-for ja", "new.json", 3),
         ("--lang_for_TN ja --lang-for-TN ja", "new.json", 10),
         ("--out missing/deep/n.json", "missing/deep/n.json", 10),
         (f"--out {'a' * 250}.json", f"{'a' * 250}.json", 10),

@@ -38,11 +38,10 @@ _POSITIONS = {
 
 
 def flag(command: argparse.ArgumentParser, name: str, text: str, **options: Any) -> None:
-    """Add a flag in both spellings."""
-    spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+    """Add a flag; `tnkit.cli.main` accepts its hyphenated spelling."""
     if "choices" not in options and options.get("action") != "store_true":
         options = {"metavar": name.upper(), "type": given, **options}
-    command.add_argument(*spellings, dest=name, help=text, **options)
+    command.add_argument(f"--{name}", help=text, **options)
 
 
 def switch(command: argparse.ArgumentParser, name: str, text: str) -> None:

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ...       "--centroids_path", "none.safetensors"])
     1
     """
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args(_canonical(sys.argv[1:] if arguments is None else arguments))
     if logging.lastResort:
         logging.lastResort.setFormatter(_VisibleFormatter())
     try:
@@ -78,14 +78,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Accepts an abbreviated flag where both spellings of one flag are all that match, and quotes words safely."""
-
-    def _get_option_tuples(self, option_string: str) -> list[Any]:
-        matches = super()._get_option_tuples(option_string)
-        return [*{id(match[0]): match for match in matches}.values()]
+    """Quotes the words of others safely."""
 
     def error(self, message: str) -> NoReturn:
         super().error(visible(message))
+
+
+def _canonical(words: Sequence[str]) -> list[str]:
+    """The words with every flag as it was declared, where hyphens take the place of its underscores.
+
+    >>> _canonical(["detect", "--top-n", "10", "--model-id=my-model"])
+    ['detect', '--top_n', '10', '--model_id=my-model']
+    """
+    canonical = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        canonical.append(f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") else word)
+    return canonical
 
 
 def _check_surroundings(command: str) -> None:

@@ -32,7 +32,7 @@ from jaxtyping import Float
 from nnsight import CONFIG
 from torch import Tensor
 
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, last_line
 from tnkit.models.model import Change, Model, check_layers
 from tnkit.models.sessions import TURN
 from tnkit.models.trace import OutOfOrderError, exactly, first, weights_of
@@ -317,10 +317,9 @@ def _explained(model: RemoteModel, error: Exception) -> str:
 
 
 def _last_line(error: Exception) -> str:
-    """The end of a server's traceback, or the first sentences of its answer, without secrets."""
-    text = str(error).strip() or type(error).__name__
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    text = lines[-1] if "Traceback" in lines[0] else " ".join(lines)
+    """The last line of a server's traceback, or the beginning of its answer, without secrets."""
+    answer = str(error).strip() or type(error).__name__
+    text = last_line(error) if "Traceback" in answer.partition("\n")[0] else " ".join(answer.split())
     if CONFIG.API.APIKEY:
         text = text.replace(CONFIG.API.APIKEY, "…")
     text = re.sub(r"(https?://)[^\s/@'\"]*@", r"\1", text)
