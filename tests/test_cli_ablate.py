@@ -53,6 +53,30 @@ def test_a_set_is_measured_beside_its_controls_as_in_the_library(measure, capsys
         assert np.allclose(found, expected.to_frame().xs(condition, level="condition")["mean"], atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--value mean --of_language en", "set to the mean of"),
+        ("--scale 0.5", "multiplied by 0.5"),
+        ("--add 2 --minus_language en", "moved by 2.0"),
+    ],
+)
+def test_what_neurons_are_set_to_is_as_in_the_library(flags, words, capsys):
+    assert cli.main(shlex.split(f"{ABLATE} --measure similarity --other other.json --out t.csv {flags}")) == 0
+    table = pd.read_csv("t.csv", index_col=["layer", "condition"])
+    model, texts = tn.load_model("model"), {"en": ENGLISH, "it": ITALIAN}
+    en, it = (tn.capture(model, texts[name], keep=["activations"], progress=False) for name in ("en", "it"))
+    how = {"--v": {"value": "mean", "of": en}, "--s": {"scale": 0.5}, "--a": {"add": 2.0, "of": it, "minus": en}}[
+        flags[:3]
+    ]
+    options = {"controls": {"other": tn.NeuronSet.load("other.json")}, "measure": "similarity", "progress": False}
+    expected = tn.ablate(model, texts, tn.NeuronSet.load("set.json"), language="it", **options, **how).to_frame()
+    for condition in ("none", "the set", "other"):
+        found = table.xs(condition, level="condition")["mean"]
+        assert np.allclose(found, expected.xs(condition, level="condition")["mean"], atol=1e-6)
+    assert words in capsys.readouterr().out
+
+
 def test_generation_is_shown_beside_a_control(capsys):
     assert cli.main(shlex.split(f"{ABLATE} --measure generation --tokens all --out g.csv")) == 0
     table = pd.read_csv("g.csv")
@@ -84,6 +108,8 @@ def test_a_task_is_evaluated_before_and_after(capsys):
         ("--neurons missing.json", "there is no file missing.json"),
         ("--model_id other", "were made with"),
         ("--lang_for_TN fr", "no column for fr"),
+        ("--value median", "must be zero, mean, resampled or a number"),
+        ("--of_language en", "--of_language is only for --value mean"),
         ("--out t.txt", "name a file that ends in .csv"),
         ("--figure pairs.tsv", "name a file that ends in .png"),
         ("--sentence_path set.json", "set.json holds dict, expected a list of sentences for each language"),

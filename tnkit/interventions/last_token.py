@@ -26,7 +26,7 @@ from tnkit.captures.batches import (
     tokenised,
 )
 from tnkit.captures.passes import KEEP, capture
-from tnkit.errors import TnkitError, whole_number
+from tnkit.errors import TnkitError, one_of, whole_number
 from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.scopes import decoder_of, parameters
 from tnkit.models.model import Model, check_layers, hashed_once
@@ -54,7 +54,7 @@ class LastToken:
         model: from `load_model`.
         sentences: any sequence of str.
         position: "last", or the other token to read and ablate: "last_word" or "end", as in `capture`.
-        suffix, keep, layers, batch_tokens, progress: as in `capture`.
+        suffix, keep, layers, last_layer, batch_tokens, progress: as in `capture`.
 
     Attributes:
         cached: whether the prefix is kept; otherwise every capture is a full pass.
@@ -78,6 +78,7 @@ class LastToken:
         suffix: str | None = None,
         keep: Iterable[str] = KEEP,
         layers: Iterable[SupportsIndex] | None = None,
+        last_layer: str = "raw",
         batch_tokens: SupportsIndex | None = None,
         progress: bool = True,
     ) -> None:
@@ -86,11 +87,15 @@ class LastToken:
         self.keep = chosen_sites(keep)
         self.layers = check_layers(model, range(model.n_layers) if layers is None else layers)
         check_position(model, position, PLACES)
-        self.position, self.suffix = position, suffix
+        self.position, self.suffix, self.last_layer = position, suffix, last_layer
+        one_of("last_layer", last_layer, ("raw", "normed"))
+        if last_layer == "normed" and model.final_norm_path is None:
+            raise TnkitError(f"{model.name} has no final norm that tnkit knows; use last_layer='raw'")
         tokens = tokenised(model, sentences, whole=position == "end", suffix=suffix)
         with TURN:
             self._settings = model.settings()
             self.about = read_from(model, sentences, tokens, position=position, suffix=suffix)
+            self.about["last_layer"] = last_layer
             if position == "last_word":  # nothing after the token that is read changes it
                 places = read_places(model, tokens, position)
                 cut = [ids[: place + 1] for ids, place in zip(tokens, places, strict=True)]
@@ -126,7 +131,7 @@ class LastToken:
                 if self.cached:
                     return gathered(self._run_last_tokens(about), len(self.sentences))
                 options: dict[str, Any] = {"keep": self.keep, "layers": self.layers, "batch_tokens": self.batch_tokens}
-                options |= {"position": self.position, "suffix": self.suffix}
+                options |= {"position": self.position, "suffix": self.suffix, "last_layer": self.last_layer}
                 return capture(self.model, self.sentences, **options, progress=False)
 
     def _check_state(self) -> dict[str, Any]:
@@ -160,7 +165,11 @@ class LastToken:
         cache.layers = [copy.copy(layer) for layer in cache.layers]  # each makes new tensors when it grows
         last = torch.zeros(len(inputs["input_ids"]), dtype=torch.long, device=self.model.device)
         with running(self.model.module, prompt=prompt):
-            return trace_blocks(self.model, {**inputs, "past_key_values": cache}, last, layers=self.layers, keep=keep)
+            return self._traced({**inputs, "past_key_values": cache}, last, keep)
+
+    def _traced(self, inputs: Mapping[str, Any], last: Tensor, keep: Iterable[str]) -> dict[str, list[Tensor]]:
+        normed = self.last_layer == "normed"
+        return trace_blocks(self.model, inputs, last, layers=self.layers, keep=keep, normed_last=normed)
 
     def _prefix(self, tokens: Tokens, index: Sequence[int]) -> tuple[dict[str, Any], Prompt]:
         """Run all but the last token of each sentence, and return what its last token is to be run with."""
@@ -198,7 +207,7 @@ class LastToken:
             _LOG.debug("%s has no prefix that can be kept: %s", self.model.name, error)
             return False
         with running(self.model.lm._module, own=tokens.own_places(both, inputs["input_ids"].shape[1])):
-            full = trace_blocks(self.model, inputs | {"use_cache": False}, last, layers=self.layers, keep=["post"])
+            full = self._traced(inputs | {"use_cache": False}, last, ["post"])
         most = _TOLERANCE if torch.finfo(self.model.dtype).bits >= 32 else _HALF_TOLERANCE
         pairs = zip(kept["post"], full["post"], strict=True)
         return all(bool((cached - run).abs().max() <= most * run.abs().max()) for cached, run in pairs)

@@ -6,6 +6,7 @@ matrix = tn.retrieval_matrix(model, test, {"ja": ja_type1, "it": it_type1})     
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
@@ -18,10 +19,11 @@ from tnkit.captures.activations import Activations
 from tnkit.captures.batches import check_position
 from tnkit.captures.passes import capture
 from tnkit.detection.neurons import NeuronSet
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, whole_number
 from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.comparison import Comparison, compare
 from tnkit.interventions.controls import Control
+from tnkit.interventions.intervention import Intervention, Neurons
 from tnkit.interventions.last_token import PLACES, LastToken
 from tnkit.measures.behaviour.likelihood import perplexity
 from tnkit.measures.geometry.neighbours import shared_neighbours
@@ -39,7 +41,7 @@ Texts = Mapping[str, Sequence[str]]
 def ablate(
     model: Model,
     texts: Texts,
-    neurons: NeuronSet,
+    neurons: Neurons,
     *,
     language: str,
     controls: Mapping[str, Control],
@@ -50,18 +52,22 @@ def ablate(
     suffix: str | None = None,
     seeds: SupportsIndex = 10,
     layers: Iterable[SupportsIndex] | None = None,
+    last_layer: str = "raw",
+    k: SupportsIndex = 10,
+    centred: bool = True,
     progress: bool = True,
+    **how: Any,
 ) -> Comparison:
-    """Switch a neuron set off in one language, and compare with its controls and the untouched model.
+    """Switch a neuron set off in one language, or set, scale or move it, and compare with controls and the untouched.
 
     Args:
         model: from `load_model`.
         texts: language → aligned sentences, which were not used to find the neurons.
-        neurons: the set.
+        neurons: the set, or an `Intervention`.
         language: the language to ablate.
-        controls: from `tnkit.controls`.
+        controls: from `tnkit.controls`; an `Intervention` among them is done as it says.
         measure: "retrieval" (is the nearest hub sentence the translation? mean-centred cosine), "similarity" (cosine
-            with the translation) or "mutual_knn" (share of the 10 nearest neighbours common to both), by layer; or
+            with the translation) or "mutual_knn" (share of the k nearest neighbours common to both), by layer; or
             "perplexity" (nats per token).
         hub: the language of the translations, which is never ablated (as in Tezuka & Inoue, EMNLP 2025).
         tokens: where the neurons are off: "last", "last_word" (the last token that is not punctuation; states are still
@@ -69,7 +75,12 @@ def ablate(
         position, suffix: which token is read for measures of states, as in `capture`, in both languages.
         seeds: the number of draws of each random control.
         layers: which layers to measure (default: all).
+        last_layer: as in `capture`.
+        k: how many neighbours mutual_knn takes.
+        centred: whether retrieval takes each language's mean away first.
         progress: show a bar.
+        **how: value, of, scale, add, minus or seed, as in `Intervention`: what is done with the set, and with every
+            control that is a plain set (default: off, set to 0).
 
     Returns:
         `Comparison`, with a value for every layer and sentence.
@@ -85,17 +96,40 @@ def ablate(
     (0, 1, 2, 3)
     """
     _check_measure(measure, texts, (language,) if measure == "perplexity" else (language, hub))
-    run: Callable[[NeuronSet], np.ndarray | Tensor]
+
+    def asked(off: Neurons) -> Intervention:
+        return off if isinstance(off, Intervention) else Intervention(off, **how)
+
+    if isinstance(neurons, Intervention) and how:
+        raise TnkitError(f"an Intervention says what is done; leave out {', '.join(how)}, or give neurons.neurons")
+    asked(neurons)  # refuses what it must before sentences are read
+    run: Callable[[Intervention], np.ndarray | Tensor]
+    name = MEASURE_NAMES[measure]
     if measure == "perplexity":
-        run, layers, label = _nats(model, texts[language], tokens), (0,), f"{MEASURE_NAMES[measure]}, {language}"
+        run, layers, label = _nats(model, texts[language], tokens), (0,), f"{name}, {language}"
     else:
         check_texts({name: texts[name] for name in (language, hub)})
         layers = check_layers(model, range(model.n_layers) if layers is None else layers)
         reading: dict[str, Any] = {"position": position, "suffix": suffix, "keep": ["post"], "layers": layers}
+        reading["last_layer"] = last_layer
+        measured = BY_STATES[measure]
+        if measure == "retrieval" and not centred:
+            measured, name = partial(hits, centred=False), "raw retrieval@1"
+        if measure == "mutual_knn":
+            k = whole_number("k", k, at_least=1)
+            measured, name = partial(shared_neighbours, k=k), f"mutual {k}-NN"
         targets = capture(model, texts[hub], **reading, progress=progress)
-        run = _by_states(measure, model, texts[language], targets, tokens, reading, progress)
-        label = f"{MEASURE_NAMES[measure]}, {language} and {hub}"
-    return compare(run, neurons, controls=controls, seeds=seeds, name=label, layers=layers, progress=progress)
+        run = _by_states(lambda off: measured(off, targets), model, texts[language], tokens, reading, progress)
+        label = f"{name}, {language} and {hub}"
+    return compare(
+        lambda off: run(asked(off)),
+        neurons,
+        controls=controls,
+        seeds=seeds,
+        name=label,
+        layers=layers,
+        progress=progress,
+    )
 
 
 def _check_measure(measure: str, texts: Texts, languages: Sequence[str]) -> None:
@@ -126,16 +160,15 @@ MEASURE_NAMES = {
 
 
 def _by_states(
-    measure: str,
+    measured: "Callable[[Activations], np.ndarray | Tensor]",
     model: Model,
     sentences: Sequence[str],
-    targets: Activations,
     tokens: str,
     reading: dict[str, Any],
     progress: bool,
-) -> "Callable[[NeuronSet], np.ndarray | Tensor]":
-    """A function that measures the sentences with a neuron set off."""
-    measured, position = BY_STATES[measure], reading["position"]
+) -> "Callable[[Intervention], np.ndarray | Tensor]":
+    """A function that measures the sentences under an intervention."""
+    position = reading["position"]
     if tokens == "last" and position == "last_word":
         raise TnkitError(
             "tokens='last' ablates the punctuation after the word that position='last_word' reads, which changes "
@@ -143,17 +176,16 @@ def _by_states(
         )
     if (tokens, position) in (("last", "last"), ("last", "end"), ("last_word", "last_word")):
         prefix = LastToken(model, sentences, **reading, progress=progress)
-        return lambda neurons: measured(prefix.capture(neurons), targets)
+        return lambda neurons: measured(prefix.capture(neurons))
 
-    def off(neurons: NeuronSet) -> "np.ndarray | Tensor":
+    def off(neurons: Intervention) -> "np.ndarray | Tensor":
         with Ablation(model, neurons, tokens=tokens):
-            states = capture(model, sentences, **reading, progress=False)
-        return measured(states, targets)
+            return measured(capture(model, sentences, **reading, progress=False))
 
     return off
 
 
-def _nats(model: Model, sentences: Sequence[str], tokens: str) -> Callable[[NeuronSet], np.ndarray]:
+def _nats(model: Model, sentences: Sequence[str], tokens: str) -> Callable[[Intervention], np.ndarray]:
     return lambda neurons: perplexity(model, sentences, neurons=neurons, tokens=tokens, progress=False).nll
 
 

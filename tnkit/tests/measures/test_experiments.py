@@ -29,6 +29,29 @@ def test_retrieval_and_similarity_equal_their_steps(tokens):
     assert near.measure == "cosine similarity, it and en"
 
 
+def test_options_and_values_reach_the_set_and_its_plain_controls():
+    model = tiny_model("gemma3")
+    options = {"position": "last", "keep": ["post"], "last_layer": "normed", **QUIET}
+    english, means = tn.capture(model, TEXTS["en"], **options), tn.capture(model, TEXTS["ja"], **QUIET)
+    how = {"value": "mean", "of": means}
+    off = []
+    for neurons, way in ((SOME, how), (OTHER, how), (OTHER, {"scale": 0.5})):
+        with tn.Ablation(model, neurons, tokens="last", **way):
+            off.append(tn.capture(model, TEXTS["it"], **options))
+    controls = {"other": OTHER, "halved": tn.Intervention(OTHER, scale=0.5)}
+    asked = {"language": "it", "controls": controls, "last_layer": "normed", **QUIET}
+    found = tn.ablate(model, TEXTS, SOME, centred=False, **asked, **how)
+    drawn = (found.ablated, found.controls["other"][0], found.controls["halved"][0])
+    for values, states in zip(drawn, off, strict=True):
+        assert np.array_equal(values, tn.geometry.hits(states, english, centred=False))
+    assert found.measure == "raw retrieval@1, it and en"
+    near = tn.ablate(model, TEXTS, tn.Intervention(SOME, **how), measure="mutual_knn", k=2, **asked)
+    shared = tn.geometry.mutual_knn(off[0], english, k=2).columns["mutual 2-NN"]
+    assert np.allclose(near.ablated.mean(axis=1), shared)
+    with pytest.raises(tn.TnkitError, match="an Intervention says what is done; leave out scale"):
+        tn.ablate(model, TEXTS, tn.Intervention(SOME), scale=0.5, **asked)
+
+
 def test_shared_neighbours_equal_their_mean():
     model = tiny_model("llama")
     texts = {name: [f"{name} {number * number}" for number in range(12)] for name in ("en", "it")}
