@@ -1,4 +1,6 @@
-"""The API reference from the docstrings, one page per module, and the glossary, in build/docs; a warning is an error.
+"""The API reference from the docstrings, one page per module, and the pages of this folder, in build/docs.
+
+A warning is an error.
 
 python -m docs.build        # or make docs
 """
@@ -27,8 +29,9 @@ def build(out: Path = OUT) -> int:
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="(?!tnkit)")
     pdoc.render.configure(docformat="google", footer_text=f"tnkit {tnkit.__version__}")
     pdoc.pdoc("tnkit", "tnkit.explorers", *modules(), output_directory=out)
-    glossary = pdoc.render_helpers.to_html((ROOT / "docs" / "glossary.md").read_text())
-    (out / "glossary.html").write_text(f"<!doctype html><meta charset=utf-8><title>Glossary</title>{glossary}")
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        head, text = f"<!doctype html><meta charset=utf-8><title>{page.stem.capitalize()}</title>", page.read_text()
+        (out / f"{page.stem}.html").write_text(head + pdoc.render_helpers.to_html(text))
     return len([*out.rglob("*.html")])
 
 
