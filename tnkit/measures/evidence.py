@@ -166,7 +166,7 @@ def evidence(
         measures = {language: _translations(model, texts, language, hub, layer)}
         label, chosen_on = "mean-centred retrieval@1", "training sentences"
     else:
-        layer, label, chosen_on = 0, "nats per token, mean over sentences", ""
+        layer, label, chosen_on = 0, "nats per token", ""
         measures = {name: _nats(model, sentences[: 32 if read is None else read]) for name, sentences in texts.items()}
     comparisons = {}
     for name, measure in measures.items():
@@ -271,4 +271,4 @@ def _translations(
 
 
 def _nats(model: Model, sentences: Sequence[str]) -> Callable[[Intervention], np.ndarray]:
-    return lambda off: perplexity(model, sentences, neurons=off, progress=False).nll
+    return lambda off: perplexity(model, sentences, neurons=off, progress=False).by_sentence

@@ -155,7 +155,7 @@ MEASURE_NAMES = {
     "retrieval": "mean-centred retrieval@1",
     "similarity": "cosine similarity",
     "mutual_knn": "mutual 10-NN",
-    "perplexity": "nats a token",
+    "perplexity": "nats per token",
 }
 
 
@@ -186,7 +186,7 @@ def _by_states(
 
 
 def _nats(model: Model, sentences: Sequence[str], tokens: str) -> Callable[[Intervention], np.ndarray]:
-    return lambda neurons: perplexity(model, sentences, neurons=neurons, tokens=tokens, progress=False).nll
+    return lambda neurons: perplexity(model, sentences, neurons=neurons, tokens=tokens, progress=False).by_sentence
 
 
 @dataclass(frozen=True, eq=False)
