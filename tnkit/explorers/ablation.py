@@ -120,7 +120,7 @@ class AblationExplorer(Explorer):
         yield from study.detecting(study.others, [key.kind])
         neurons = study.neurons(key.language, key.kind, key.size)
         control = study.controls(key.language, key.kind, key.size)[key.control]
-        drawn = [control] if isinstance(control, NeuronSet) else [control(seed) for seed in range(self.seeds)]
+        drawn: list[Any] = [control(seed) for seed in range(self.seeds)] if callable(control) else [control]
         tokens = "last" if key.scope == "last" else "all"  # nothing is generated, so the prompt is the whole text
         nothing = NeuronSet((), neurons.shape)
         values = []

@@ -18,6 +18,7 @@ from tnkit.detection.scoring import contribution_norms
 from tnkit.errors import TnkitError
 from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.controls import Control, controls
+from tnkit.interventions.intervention import Neurons
 from tnkit.interventions.last_token import PLACES, LastToken
 from tnkit.measures.experiments import BY_STATES
 from tnkit.models.model import Model
@@ -187,7 +188,8 @@ class Study:
             neurons = self.neurons(language, kind)
             if control:
                 drawn = self.controls(language, kind)[control]
-                neurons = drawn if isinstance(drawn, NeuronSet) else drawn(0)
+                self._kept[key] = self._off(language, drawn(0) if callable(drawn) else drawn, "last")
+                continue
             self._kept[key] = self._off(language, neurons, "last")
 
     def switched_off(self, off: str, languages: Sequence[str]) -> dict[str, Activations]:
@@ -208,7 +210,7 @@ class Study:
 
         return self._once(("measured", language, tokens, neurons.pairs), measure)
 
-    def _off(self, language: str, neurons: NeuronSet, tokens: str) -> Activations:
+    def _off(self, language: str, neurons: Neurons, tokens: str) -> Activations:
         texts = self.texts["test"][language]
         options: dict[str, Any] = {"keep": ["post"], "progress": False, **self.reading}
         if tokens == "last" and self.reading["position"] in PLACES:

@@ -138,7 +138,7 @@ def _ratio(these: np.ndarray, those: np.ndarray) -> np.ndarray:
 
 
 def compare(
-    measure: Callable[[NeuronSet], "np.ndarray | Tensor"],
+    measure: Callable[[Any], "np.ndarray | Tensor"],
     neurons: Neurons,
     *,
     controls: Mapping[str, Control],
@@ -216,7 +216,7 @@ def each_condition(
     seeds = whole_number("seeds", seeds, at_least=1)
     if reserved := {SET, NONE} & set(controls):
         raise TnkitError(f"a control is named {reserved.pop()!r}, which is a condition of its own; rename it")
-    drawn = {
+    drawn: dict[str, list[Any]] = {
         SET: [neurons],
         NONE: [NeuronSet((), neurons.shape)] if len(neurons) else [],
         **{

@@ -83,7 +83,8 @@ class Intervention:
 
     def _check_numbers(self) -> None:
         scales = dict(self.scale) if isinstance(self.scale, Mapping) else {0: self.scale}
-        for name, numbers in {"value": [self.value], "scale": [*scales.values()], "add": [self.add]}.items():
+        given: dict[str, list[Any]] = {"value": [self.value], "scale": [*scales.values()], "add": [self.add]}
+        for name, numbers in given.items():
             for number in numbers:
                 if number is not None and not isinstance(number, str) and not math.isfinite(number):
                     raise TnkitError(f"{name}={number!r} must be a finite number")

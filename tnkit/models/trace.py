@@ -134,7 +134,8 @@ def changed(
     if scale is not None:
         scaled = copy[at] * scale
         new = scaled if new is None else scaled + new.to(device)
-    copy[at] = new.to(device, activations.dtype)
+    if new is not None:
+        copy[at] = new.to(device, activations.dtype)
     return copy.reshape(activations.shape)
 
 
