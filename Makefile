@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: install demo notebooks screenshots test test-kernels test-ndif test-wheel lint docs lab bench reliability clean
+.PHONY: install demo evidence notebooks screenshots test test-kernels test-ndif test-wheel lint docs lab bench reliability clean
 
 install: $(READY)
 
@@ -16,6 +16,10 @@ $(READY): pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/tnkit demo
+
+# Every selection at every value, for docs/evidence.md; half an hour. ARGS="ja-type1" is one study.
+evidence: install
+	$(BIN)/python -m docs.evidence $(ARGS)
 
 notebooks: install
 	$(BIN)/python -m notebooks.build $(NAMES)

@@ -135,7 +135,7 @@ retrieval.at(layer)[columns].round(4)
 # neurons carried what the sentence means, retrieval would fall here too.
 
 # %%
-with tn.Ablation(model, type1[language], tokens="last", value="mean", means=captured[language]):
+with tn.Ablation(model, type1[language], tokens="last", value="mean", of=captured[language]):
     averaged = tn.capture(model, test[language], keep=["post"])
 hub_states = tn.capture(model, test[hub], keep=["post"])
 at_means = tn.geometry.retrieval(averaged, hub_states).to_frame().loc[layer].item()
@@ -257,7 +257,7 @@ rows = perplexity.at()
 random = rows.drop(["none", "the set"])
 nearest = random["effect"].abs().idxmin()
 Markdown(
-    f"**Type-2.** The untouched model needs {rows.loc['none', 'mean']:.2f} nats a token for {name}; with the {top} "
+    f"**Type-2.** The untouched model needs {rows.loc['none', 'mean']:.2f} nats per token for {name}; with the {top} "
     f"Type-2 neurons off {rows.loc['the set', 'mean']:.2f} ({rows.loc['the set', 'low']:.2f} to "
     f"{rows.loc['the set', 'high']:.2f}); with the controls off between {random['mean'].min():.2f} and "
     f"{random['mean'].max():.2f}. Of the controls, the nearest to the set is {nearest} "

@@ -211,7 +211,7 @@ save("controls", compared.plot_at(layer))
 
 # %%
 means = tn.capture(model, train[language], keep=["activations"], cache=True)
-with tn.Ablation(model, type1.neurons, tokens="last", value="mean", means=means):
+with tn.Ablation(model, type1.neurons, tokens="last", value="mean", of=means):
     averaged = tn.capture(model, test[language], keep=["post"])
 at_means = tn.geometry.retrieval(averaged, states[hub]).to_frame().loc[layer].item()
 

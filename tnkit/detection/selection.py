@@ -86,6 +86,11 @@ class Selection:
         Raises:
             TnkitError: where neither the arguments nor the provenance tell, or a capture is missing.
         """
+        if neurons.provenance.get("origin"):
+            raise TnkitError(
+                "these neurons were chosen by a centred score, which has no rival selections yet; give the set of the "
+                "raw score"
+            )
         language = language or language_of(neurons)
         target = target_of(neurons) if target is None else tuple(target)
         if language is None or not target:
@@ -243,11 +248,8 @@ def target_frame(captured: Mapping[str, Activations], target: Sequence[str]) -> 
     """
     import pandas as pd
 
-    own = estimate_centroids([captured[name] for name in target])
-    values = own.values.double()
-    columns = {"largest coordinate": values.square().amax(dim=1) / values.square().sum(dim=1)}
-    for name, part in captured.items():
-        other = estimate_centroids([part]).values.double()
-        columns[name] = torch.nn.functional.cosine_similarity(values, other, dim=1)
-    index = pd.Index(own.layers, name="layer")
+    aim = estimate_centroids([captured[name] for name in target])
+    columns = {"largest coordinate": aim.largest_share}
+    columns |= {name: aim.cosines(estimate_centroids([capture])) for name, capture in captured.items()}
+    index = pd.Index(aim.layers, name="layer")
     return pd.DataFrame({name: column.numpy() for name, column in columns.items()}, index=index)

@@ -5,10 +5,9 @@ balanced = tn.balance(model, captured, {"the set": type1, **rivals})
 balanced.to_frame(), balanced.matched(), balanced.plot()
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
 import torch
@@ -18,7 +17,6 @@ from torch import Tensor
 from tnkit import storage
 from tnkit.captures.activations import Activations
 from tnkit.detection.neurons import NeuronSet
-from tnkit.detection.ranking import span
 from tnkit.detection.scoring import contribution_norms
 from tnkit.detection.selection import language_of, target_frame, target_of
 from tnkit.errors import TnkitError
@@ -30,9 +28,6 @@ if TYPE_CHECKING:
     import matplotlib.axes
     import pandas as pd
 
-_LOG = logging.getLogger("tnkit")
-_TOLD: set[str] = set()  # which warnings were given
-_NEAR, _MOST = 0.99, 0.5  # a cosine above, and a share above, that the log warns of
 _WITHIN = 0.1  # what counts as matched, as a share of the set's
 
 
@@ -111,9 +106,7 @@ def balance(
     """Compare a neuron set with its controls in everything that is not an effect.
 
     A control that is matched neuron by neuron in norm can still move the residual stream far less than the set, whose
-    members push the same way. The log warns, once, where the set's target has a cosine above .99 with the centroid of a
-    language, so that towards either nearly the same neurons are chosen, and where one coordinate holds more than half
-    of its squared length.
+    members push the same way.
 
     Args:
         model: the model that was captured.
@@ -195,31 +188,9 @@ def _table(described: Mapping[str, np.ndarray], layers: Sequence[int]) -> "pd.Da
 def _target(
     captured: Mapping[str, Activations], neurons: NeuronSet, target: Sequence[str] | None
 ) -> "pd.DataFrame | None":
-    """`target_frame` in the layers of the set, with what the log has to say about it."""
+    """`target_frame` in the layers of the set."""
     target = target_of(neurons) if target is None else tuple(target)
     states = {name: part for name, part in captured.items() if part.post is not None}
     if not target or not set(target) <= set(states):
         return None
-    frame = target_frame(states, target).loc[list(neurons.by_layer())]
-    near = frame[[name for name in states if {name} != set(target)]] > _NEAR
-    named, rivals = f"the target ({'+'.join(target)})", ", ".join(near.columns[near.any()])
-    _warn(
-        near.any(axis=1),
-        f"{named} has a cosine above .99 with the centroids of {rivals} in layers {{layers}}: towards any of them "
-        "nearly the same neurons are chosen; look at the control 'towards the difference'",
-    )
-    _warn(
-        frame["largest coordinate"] > _MOST,
-        f"one coordinate holds more than half of the squared length of {named} in layers {{layers}}: scores are mostly "
-        "about that coordinate",
-    )
-    return frame
-
-
-def _warn(where: Any, message: str) -> None:
-    """Log a message about layers once."""
-    if layers := where.index[where].tolist():
-        text = message.format(layers=span(layers))
-        if text not in _TOLD:
-            _LOG.warning("%s", text)
-        _TOLD.add(text)
+    return target_frame(states, target).loc[list(neurons.by_layer())]

@@ -1,14 +1,12 @@
-"""The balance of sets whose contributions are known, and the warnings of targets that tell nothing apart."""
+"""The balance of sets whose contributions are known."""
 
 import copy
-import logging
 
 import numpy as np
 import pytest
 import torch
 
 import tnkit as tn
-from tnkit.interventions import balance as balances
 from tnkit.testing import SENTENCES, byte_tokenizer, tiny_corpus, tiny_model, tiny_module
 from tnkit.tests import oracle
 
@@ -97,30 +95,18 @@ def held(*points):
     }
 
 
-def test_the_log_warns_once_of_targets_that_are_nearly_one(caplog, monkeypatch):
-    monkeypatch.setattr(balances, "_TOLD", set())
+def test_a_target_that_tells_nothing_apart_is_seen():
     axes = np.eye(32, dtype=np.float32)
     alike = held(*(np.ones(32, dtype=np.float32) + 0.05 * axes[place] for place in range(3)))
     massive = held(9 * axes[0] + axes[1], 9 * axes[0] - 9 * axes[2], 9 * axes[0] + 20 * axes[3])
-    some, named = tn.NeuronSet(((0, 5),), SHAPE), {"language": "ja", "target": ["en", "ja"]}
-    model = tiny_model()
-    with caplog.at_level(logging.WARNING, logger="tnkit"):
-        found = tn.balance(model, alike, {"the set": some}, **named)
-        tn.balance(model, alike, {"the set": some}, **named)
-    assert len(caplog.messages) == 1
-    assert "a cosine above .99 with the centroids of en, ja, ko in layers 0" in caplog.text
-    assert (found.target[["en", "ja", "ko"]] > 0.99).all(axis=None)
-    caplog.clear()
-    with caplog.at_level(logging.WARNING, logger="tnkit"):
-        found = tn.balance(model, massive, {"the set": some}, **named)
-    assert len(caplog.messages) == 1 and "one coordinate holds more than half" in caplog.text
+    some, model = {"the set": tn.NeuronSet(((0, 5),), SHAPE)}, tiny_model()
+    target = tn.balance(model, alike, some, language="ja", target=["en", "ja"]).target
+    assert (target[["en", "ja", "ko"]] > 0.99).all(axis=None)
+    target = tn.balance(model, massive, some, language="ja", target=["en", "ja"]).target
     centroid = np.array([9, 0.5, -4.5])  # the others are 0
-    assert found.target.loc[0, "largest coordinate"] == pytest.approx(81 / (centroid @ centroid))
-    assert found.target.loc[0, "ko"] == pytest.approx(81 / np.sqrt(centroid @ centroid) / np.sqrt(81 + 400))
-    caplog.clear()
-    with caplog.at_level(logging.WARNING, logger="tnkit"):
-        apart = tn.balance(model, massive, {"the set": some}, language="ja").target
-    assert apart is None and not caplog.messages
+    assert target.loc[0, "largest coordinate"] == pytest.approx(81 / (centroid @ centroid))
+    assert target.loc[0, "ko"] == pytest.approx(81 / np.sqrt(centroid @ centroid) / np.sqrt(81 + 400))
+    assert tn.balance(model, massive, some, language="ja").target is None
 
 
 def test_all_controls_have_a_balance():
