@@ -64,7 +64,7 @@ def add_quiet(command: argparse.ArgumentParser) -> None:
 
 
 def add_sentences(command: argparse.ArgumentParser, expected: str) -> None:
-    endings = ".tsv .csv .jsonl .json .parquet .arrow .xlsx .tmx .txt .pkl, or a folder"
+    endings = ".tsv .csv .jsonl .json .parquet .arrow .feather .xlsx .tmx .txt .pkl, or a folder"
     flag(command, "lang_for_TN", "language to study, as the file names it: ja", required=True)
     flag(command, "sentence_path", f"{expected}: {endings}", required=True)
     switch(command, "no_header", "the first line is a row; languages are in column order")

@@ -185,7 +185,7 @@ def load_corpus(
               (from the Hugging Face Hub; `sources.RECIPES` has licences, sizes and citations), another data set of
               the Hub as "OWNER/NAME", or a file of one as "hf://datasets/OWNER/NAME/FILE".
             - a file with a column for each language, a column of translations by language, or a row for each sentence
-              and language: .tsv .csv .jsonl .ndjson .json .parquet .arrow .xlsx, or a .tmx translation memory.
+              and language: .tsv .csv .jsonl .ndjson .json .parquet .arrow .feather .xlsx, or a .tmx translation memory.
             - a .txt with one sentence per line, or a .pkl of the published code (a list of sentences, or of tuples).
             - two files of OPUS: {"en": "x.en", "ja": "x.ja"}, a list of them, or "x", with which their names begin.
             - a folder, .zip or .tar of FLORES-200, FLORES+, NTREX-128, Belebele, SIB-200, MASSIVE, OPUS, Tatoeba's

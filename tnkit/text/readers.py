@@ -299,6 +299,7 @@ READERS: dict[str, Callable[[File], "pd.DataFrame"]] = {
     ".json": _json,
     ".parquet": _parquet,
     ".arrow": _arrow,
+    ".feather": _arrow,
     ".xlsx": _spreadsheet,
     ".tmx": _tmx,
     ".txt": _plain,

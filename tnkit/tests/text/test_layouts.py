@@ -145,6 +145,7 @@ TABLES = {
     "tatoeba-pairs.tsv": lines(f"{n}\t{en}\t{n + 100}\t{ja}" for n, (en, ja) in enumerate(PAIRS)).encode(),
     "sheet.xlsx": in_bytes(lambda data: FRAME.to_excel(data, index=False)),
     "table.arrow": arrow_bytes(FRAME),
+    "table.feather": in_bytes(FRAME.to_feather),
 }
 
 
