@@ -297,7 +297,7 @@ def test_states_of_another_attention_implementation_are_refused():
     module.set_attn_implementation("eager")
     with pytest.raises(tn.TnkitError, match=r"made with attn_implementation='sdpa', and .* now has 'eager'"):
         tn.score_neurons(model, captured, target)
-    with pytest.raises(tn.TnkitError, match="the means were made with attn_implementation='sdpa'"):
+    with pytest.raises(tn.TnkitError, match="of= or minus= were made with attn_implementation='sdpa'"):
         tn.Ablation(model, [(1, 7)], value="mean", of=captured)
     again = tn.capture(model, SENTENCES, progress=False)
     with pytest.raises(
