@@ -124,4 +124,5 @@ found = detection.result
 # measure it with all controls and more seeds, as in `03_ablation`.
 #
 # Next: `01_detection` takes detection apart, `02_latent_spaces` measures the spaces, `03_ablation` the ablations,
-# `04_specificity` asks what the neurons answer to, and `05_your_model` brings your own model and sentences.
+# `04_specificity` asks what the neurons answer to, `05_your_model` brings your own model and sentences, and
+# `06_evidence` asks what survives.

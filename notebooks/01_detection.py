@@ -231,11 +231,29 @@ type1.to_frame().head()
 #
 # `tn.detect_all` does all of this, for every language that it is given, and runs each sentence once. Each result knows
 # its model, sentences and parameters, and can be saved (`found[language, "type1"].neurons.save("type1.json")`).
+# A warning here says that the scores hardly tell their target from others: section 9 looks at that.
 
 # %%
 found = tn.detect_all(model, train, [language], hub=hub, top=top, cache=True)
 same = (type1, type2) == (found[language, "type1"].neurons, found[language, "type2"].neurons)
 Markdown("These are the same neurons as above." if same else "These are **not** the same neurons as above.")
+
+# %% [markdown]
+# ## 9. Does the score know its target?
+#
+# Two things to look at before a set is believed. By layer, how much of the target's squared length lies in a single
+# coordinate, and its cosine with the centroid that it should be told from; where either is near 1, nearly the same
+# neurons are chosen towards either. And how many neurons two halves of the sentences agree on.
+
+# %%
+found[language, "type1"].target().round(3)
+
+# %%
+Markdown(
+    f"Type-1: halves of the sentences agree on {found[language, 'type1'].stability()}. Type-2: on "
+    f"{found[language, 'type2'].stability()}. Stable they are; what they are about is another question, which "
+    "[06_evidence](06_evidence.ipynb) asks."
+)
 
 # %% [markdown]
 # ## What was found, and what it does not show

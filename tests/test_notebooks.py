@@ -18,7 +18,9 @@ from notebooks import build
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["00_explore", "01_detection", "02_latent_spaces", "03_ablation", "04_specificity", "05_your_model"]
+NAMES += ["06_evidence"]
 SOURCES = build.sources()
+WARNING = "so scores may hardly tell it from others; see target() of the detection"  # which the text explains
 SAVED = re.compile(r"^save\(\"([\w-]+)\"", re.MULTILINE)
 PREFIX = re.compile(r"figure_saver\(\s*f\"\{figures\}/(\d\d)\"")
 # Few sentences and a tiny random model; the notebooks' own parameters belong to the packaged one.
@@ -29,6 +31,7 @@ SMALL = {
     "03_ablation": {"top": 8, "sentences": 6, "read": 2, "prompts": 2, "seeds": 1, "languages": ["en", "ja", "ko"]},
     "04_specificity": {"top": 8, "sentences": 8, "quantile": 0.3, "languages": ["en", "ja", "it"]},
     "05_your_model": {"top": 8, "sentences": 8, "seeds": 1, "file": "mine.tsv"},
+    "06_evidence": {"top": 8, "sentences": 6, "draws": 2, "languages": ["en", "ja", "it"]},
 }
 
 
@@ -174,7 +177,7 @@ def test_its_outputs_are_clean(source, pair):
         assert cell.execution_count
         for output in cell.outputs:
             assert output.output_type != "error"
-            assert output.get("name") != "stderr", output.text
+            assert output.get("name") != "stderr" or WARNING in output.text, output.text
             assert build.VIEW not in output.get("data", {})
             build.check_places(output, cell)
 

@@ -9,6 +9,7 @@ shown.plot()
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
@@ -226,7 +227,8 @@ def _selections(
     chosen = tuple(tried) if names is None else tuple(names)
     for name in chosen:
         one_of("selection", name, tuple(tried))
-    return {name: tried[name] for name in chosen}
+    # each draw is made once, for all values
+    return {name: cache(control) if callable(control := tried[name]) else control for name in chosen}
 
 
 def _by_other_methods(
