@@ -98,10 +98,16 @@ save("neurons", tn.plots.neurons_by_layer(kinds, n_layers=model.n_layers), title
 # by layer: among all hub sentences, is the translation the nearest by mean-centred cosine (retrieval@1)? The untouched
 # model reads the hub's sentences. The share falls with the number of sentences to choose among, so compare it only with
 # shares of as many.
+#
+# Beside it, every control that could explain the effect away. Two of them do most: neurons chosen in the same way, but
+# towards a *random direction* that knows nothing of languages; and the set itself at its *mean* over the training
+# sentences, not at zero.
 
 # %%
 norms = tn.scoring.contribution_norms(model, captured[language])
-others = {f"{tn.plots.language_name(other)} Type-1": type1[other]}
+rivals = tn.controls(type1[language], model=model, captured=captured, **early)
+others = {f"{tn.plots.language_name(other)} Type-1": type1[other], "random direction": rivals["random direction"]}
+others["the set at its mean"] = tn.Intervention(type1[language], value="mean", of=captured[language])
 controls = tn.controls(type1[language], norms=norms, scores=scores1[language], others=others, **early)
 retrieval = tn.ablate(model, test, type1[language], language=language, hub=hub, controls=controls, seeds=seeds)
 
@@ -120,8 +126,9 @@ layer, _ = tn.geometry.retrieval(captured[language], captured[hub]).best()
 save("retrieval-controls", retrieval.plot_at(layer))
 
 # %% [markdown]
-# In numbers, `ratio` is what is left with the set off, relative to the row, and `p` tests the difference by flipping
-# the signs of single sentences' differences (10,000 times, so that no p is below 0.0001).
+# In numbers, `ratio` is what is left with the set off, relative to the row, and `p sentences` tests the difference by
+# flipping the signs of single sentences' differences (10,000 times, so that none is below 0.0001). `p sets` ranks the
+# set among the draws of a random control; with few draws it cannot be small.
 
 # %%
 columns = ["mean", "low", "high", "ratio", "ratio low", "ratio high", "p sentences", "p sets"]
@@ -130,19 +137,17 @@ retrieval.at(layer)[columns].round(4)
 # %% [markdown]
 # ### The control that breaks it: the mean in place of zero
 #
-# Zero is not what these neurons write when they have nothing to say. So we set each of them to its **mean** over the
-# training sentences of the language instead. Its value for this sentence is then lost just as it is with zero. If the
-# neurons carried what the sentence means, retrieval would fall here too.
+# Zero is not what these neurons write when they have nothing to say. So one row of the table sets each of them to its
+# **mean** over the training sentences of the language instead. Its value for this sentence is then lost just as it is
+# with zero. If the neurons carried what the sentence means, retrieval would fall here too.
 
 # %%
-with tn.Ablation(model, type1[language], tokens="last", value="mean", of=captured[language]):
-    averaged = tn.capture(model, test[language], keep=["post"])
-hub_states = tn.capture(model, test[hub], keep=["post"])
-at_means = tn.geometry.retrieval(averaged, hub_states).to_frame().loc[layer].item()
 rows = retrieval.at(layer)["mean"]
+at_means = rows["the set at its mean"]
 Markdown(
     f"At layer {layer}, of {len(test[language])} sentences the untouched model finds {rows['none']:.0%}, with the set "
-    f"at zero {rows['the set']:.0%}, and with the set at its mean **{at_means:.0%}**."
+    f"at zero {rows['the set']:.0%}, and with the set at its mean **{at_means:.0%}**. With neurons chosen towards "
+    f"a random direction at zero, {rows['random direction']:.0%}."
 )
 
 # %% [markdown]
@@ -234,7 +239,7 @@ save("continuations-control", controlled.plot(), title="a control off")
 
 # %%
 rows = retrieval.at(layer)
-random = rows.drop(["none", "the set"])
+random = rows.drop(["none", "the set", "the set at its mean"])
 nearest = random["effect"].abs().idxmin()
 Markdown(
     f"**Type-1.** At layer {layer} (the best for training sentences), the untouched {model.name} finds "

@@ -124,7 +124,7 @@ shares.round(3)
 # %%
 Markdown(
     f"Of all {ratio.q.size:,} neurons {(ratio.q < 0.05).mean():.0%} have q < 0.05, but "
-    f"{(ratio.eta2 > 0.1).mean():.0%} have η² > 0.1, and {(ratio.eta2 > 0.25).mean():.0%} η² > 0.25."
+    f"{(ratio.eta2 >= 0.1).mean():.0%} have η² ≥ 0.1, and {(ratio.eta2 >= 0.25).mean():.0%} η² ≥ 0.25."
 )
 
 # %% [markdown]
@@ -136,7 +136,7 @@ Markdown(
 
 # %%
 lape = tn.specificity.lape(captured, filter_quantile=quantile, language_quantile=quantile)
-save("lape", lape.plot(), title="language-specific neurons by LAPE")
+save("lape", lape.plot(), title="language-specific neurons by LAPE, over sentences")
 
 # %% [markdown]
 # And how many of the neurons are the same? Numbers are neurons that two sets have in common, on the diagonal the sets'
@@ -258,7 +258,7 @@ above = {kind: shares.loc[(kind, 0.1, "q < 0.05")] for kind in ("Type-1", "Type-
 Markdown(
     "**Language.** "
     + " ".join(
-        f"Of the {kind} neurons of {name}, {row['set']:.0%} have η² > 0.1 (and q < 0.05), of random neurons of the "
+        f"Of the {kind} neurons of {name}, {row['set']:.0%} have η² ≥ 0.1 (and q < 0.05), of random neurons of the "
         f"same layers {row['layer-matched']:.0%}."
         for kind, row in above.items()
     )
@@ -275,7 +275,7 @@ common = {label: len(kinds[label[:6]] & one) / top for label, one in sets.items(
 Markdown(
     "**Script and order.** "
     + " ".join(
-        f"{kind}: η² > 0.1 in {kept[kind, 'as written']:.0%} of the neurons as written, "
+        f"{kind}: η² ≥ 0.1 in {kept[kind, 'as written']:.0%} of the neurons as written, "
         f"{kept[kind, 'romanised']:.0%} romanised, {kept[kind, 'shuffled']:.0%} shuffled. Of the neurons found in "
         f"romanised sentences {common[f'{kind}, romanised']:.0%} are the same, of those found in shuffled ones "
         f"{common[f'{kind}, shuffled']:.0%}."

@@ -160,8 +160,9 @@ Markdown(
 Markdown(
     f"In {model.name}, on {sentences} {name} test sentences at layer {shown.layer} (chosen on "
     f"training sentences): zeroing {top} Type-1 neurons lowers mean-centred retrieval@1 from "
-    f"{zero.loc['none', 'mean']:.0%} to {zero.loc['the set', 'mean']:.0%} ({zero.loc['the set', 'low']:.0%} to {zero.loc['the set', 'high']:.0%}). At "
-    f"their mean it is {alone.loc['own mean', 'mean']:.0%}. A random target gives "
+    f"{zero.loc['none', 'mean']:.0%} to {zero.loc['the set', 'mean']:.0%} "
+    f"({zero.loc['the set', 'low']:.0%} to {zero.loc['the set', 'high']:.0%}). At their "
+    f"mean it is {alone.loc['own mean', 'mean']:.0%}. A random target gives "
     f"{zero.loc['random direction', 'mean']:.0%} at zero."
 )
 

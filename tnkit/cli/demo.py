@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _HUB = "en"
 _CENTROIDS = {"type1": "shared", "type2": "own"}
+_AT_MEAN = "the set at its mean"  # the one condition that is not set to zero
 _READ = 24  # sentences of each language whose perplexity is measured
 
 
@@ -59,38 +60,40 @@ def run(options: argparse.Namespace) -> None:
         tn.plots.save_figure(scores, out / "score_distribution.png"),
         *(neurons.save(out / f"{language}-{kind}.json") for kind, neurons in sets.items()),
     ]
-    activations = tn.capture(model, train[language], keep=["activations"], **bar)
-    written += _type1(model, corpus, detections, activations, options=options)
-    written += _type2(model, corpus, detections, activations, options=options)
+    captured = tn.capture(model, train[language], keep=["mid", "post", "activations"], **bar)
+    written += _type1(model, corpus, detections, captured, options=options)
+    written += _type2(model, corpus, detections, captured, options=options)
     show("\n  ".join([f"\ndone in {time.perf_counter() - started:.0f} s; wrote", *map(str, written)]))
 
 
-def _type1(model: Any, corpus: Any, detections: Any, activations: Any, *, options: Any) -> Iterator[Path]:
+def _type1(model: Any, corpus: Any, detections: Any, captured: Any, *, options: Any) -> Iterator[Path]:
     """How well translations are found, at the layer that is best for training sentences in the untouched model."""
     language, out, bar = options.language, Path(options.out), _bar(options)
     train, test, shown = corpus["train"], corpus["test"], (model.n_layers // 8, model.n_layers // 2, model.n_layers - 1)
-    states = {code: tn.capture(model, train[code], keep=["post"], **bar) for code in corpus.languages}
+    others_states = {code: tn.capture(model, train[code], keep=["post"], **bar) for code in train if code != language}
+    states = {code: others_states.get(code, captured) for code in corpus.languages}
     yield tn.plots.save_figure(tn.geometry.pca(states, layers=shown).plot(), out / "spaces.png")
     layer, _ = tn.geometry.retrieval(states[language], states[_HUB]).best()
 
     sets = {code: detections[code, "type1"].neurons for code in corpus.languages[1:]}
     other = next(code for code in sets if code != language)
+    chosen: dict[str, Any] = {"layers": model.early_layers, "model": model, "captured": states}
+    random = tn.controls(sets[language], **chosen)["random direction"]
+    others = {f"{_name(other)} Type-1": sets[other], "random direction": random}
+    others[_AT_MEAN] = tn.Intervention(sets[language], value="mean", of=captured)
     controls = tn.controls(
         sets[language],
         layers=model.early_layers,
-        norms=tn.scoring.contribution_norms(model, activations),
+        norms=tn.scoring.contribution_norms(model, captured),
         scores=detections[language, "type1"].scores,
-        others={f"{_name(other)} Type-1": sets[other]},
+        others=others,
     )
     how = {"language": language, "hub": _HUB, "controls": controls, "seeds": options.seeds}
     effect = tn.ablate(model, test, sets[language], **how, **bar)
-    with tn.Ablation(model, sets[language], tokens="last", value="mean", of=activations):
-        at_mean = tn.capture(model, test[language], keep=["post"], **bar)
-    retrieval = tn.geometry.retrieval(at_mean, tn.capture(model, test[_HUB], keep=["post"], **bar))
     show(_compared(effect, _name(language), layer))
-    show(f"  {'the set at its mean, not at zero':<33}{retrieval.columns['retrieval@1'][layer]:6.3f}  (mean over "
-         f"{_name(language)} training sentences; where this is near untouched, zeroing\n"
-         "  removes a constant, and the neurons' values for each sentence are not needed)")  # fmt: skip
+    show("  random direction: as many neurons chosen in the same way, but towards a target that knows nothing of\n"
+         f"  languages. {_AT_MEAN}: its mean over {_name(language)} training sentences; where this is near\n"
+         "  untouched, zeroing removes a constant; the values for each sentence are not needed")  # fmt: skip
     axes, title = effect.plot(), f"{options.top_n} Type-1 neurons set to zero at the last token ({model.name})"
     axes.set_ylabel("translations found (mean-centred retrieval@1)")
     yield _drawn(axes, f"{_name(language)}: {title}", out / "ablation.png")
@@ -101,7 +104,7 @@ def _type1(model: Any, corpus: Any, detections: Any, activations: Any, *, option
     yield _drawn(matrix.plot(), title, out / "specificity.png")
 
 
-def _type2(model: Any, corpus: Any, detections: Any, activations: Any, *, options: Any) -> Iterator[Path]:
+def _type2(model: Any, corpus: Any, detections: Any, captured: Any, *, options: Any) -> Iterator[Path]:
     """How well the model predicts the first test sentences of each language."""
     language, bar = options.language, _bar(options)
     texts = {code: corpus["test"][code][:_READ] for code in corpus.languages}
@@ -112,7 +115,7 @@ def _type2(model: Any, corpus: Any, detections: Any, activations: Any, *, option
     show(_table(matrix.to_frame()["perplexity"].unstack(sort=False).round(0).astype(int)))
     both = (language, _HUB)
     before = {code: tn.behaviour.perplexity(model, texts[code], **bar).nats for code in both}
-    with tn.Ablation(model, sets[language], value="mean", of=activations):
+    with tn.Ablation(model, sets[language], value="mean", of=captured):
         after = {code: tn.behaviour.perplexity(model, texts[code], **bar).nats for code in both}
     changes = " and ".join(f"{after[code] / before[code] - 1:+.0%} on {_name(code)}" for code in both)
     show(f"  {_name(language)} Type-2 neurons at their mean over {_name(language)} training sentences, not at zero, "
