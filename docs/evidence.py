@@ -24,11 +24,12 @@ SENTENCES = 512  # of Tatoeba, half of them for training
 def study(model: tn.Model, name: str, tatoeba: Path | None) -> tn.Evidence:
     """One language and type on one corpus."""
     language, kind = name.split("-")[:2]
+    few = {"draws": 2, "read": 24} if kind == "type2" else {}  # whole sentences run, not their last tokens alone
     if not name.endswith("tatoeba"):
-        return tn.evidence(model, tn.load_corpus("everyday"), language=language, kind=kind)
+        return tn.evidence(model, tn.load_corpus("everyday"), language=language, kind=kind, **few)
     assert tatoeba is not None
     corpus = tn.load_corpus(tatoeba / f"en_{language}.tsv", ["en", language], test=0.5, limit=SENTENCES)
-    return tn.evidence(model, corpus, language=language, kind=kind)
+    return tn.evidence(model, corpus, language=language, kind=kind, **few)
 
 
 def keep(name: str, shown: tn.Evidence) -> None:

@@ -38,10 +38,11 @@ _POSITIONS = {
 
 
 def flag(command: argparse.ArgumentParser, name: str, text: str, **options: Any) -> None:
-    """Add a flag; `tnkit.cli.main` accepts its hyphenated spelling."""
+    """Add a flag; `tnkit.cli.main` accepts its hyphenated spelling, which the help names."""
     if "choices" not in options and options.get("action") != "store_true":
         options = {"metavar": name.upper(), "type": given, **options}
-    command.add_argument(f"--{name}", help=text, **options)
+    hyphened = name.replace("_", "-")
+    command.add_argument(f"--{name}", help=text if hyphened == name else f"[--{hyphened}] {text}", **options)
 
 
 def switch(command: argparse.ArgumentParser, name: str, text: str) -> None:
