@@ -37,6 +37,12 @@ class Step:
         done, total: sentences run so far and in all; a language whose activations are too large to be held runs twice.
         language: of the last sentences.
         found: the detections that this step finished, mostly none.
+
+    >>> import tnkit as tn
+    >>> from tnkit.testing import tiny_model, SENTENCES
+    >>> steps = tn.detect_steps(tiny_model(), {"en": SENTENCES[:3], "it": SENTENCES[3:]}, top=10)
+    >>> [(step.done, step.total, len(step.found)) for step in steps]
+    [(3, 6, 0), (6, 6, 0), (6, 6, 2)]
     """
 
     done: int
