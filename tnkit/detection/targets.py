@@ -25,6 +25,12 @@ def described(running: ScoreAccumulator, rival: Centroids | None) -> dict[str, A
 
     Returns:
         `largest_share`, and `cosines` with the rival, whose languages are `rival`; seen from the origin of the scores.
+
+    >>> import tnkit as tn
+    >>> from tnkit.testing import tiny_model, SENTENCES
+    >>> own = tn.estimate_centroids([tn.capture(tiny_model(), SENTENCES, progress=False)])
+    >>> described(ScoreAccumulator(tiny_model(), own), own)["cosines"]
+    [1.0, 1.0, 1.0, 1.0]
     """
     target, origin = running.centroids, running.origin
     if origin is not None:
