@@ -9,6 +9,7 @@ Each study is kept as docs/evidence/NAME.csv as soon as it is done; the page is 
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -18,13 +19,18 @@ HERE = Path(__file__).parent
 PAGE, TABLES, FIGURE = HERE / "evidence.md", HERE / "evidence", HERE.parent / "figures" / "evidence.png"
 STUDIES = [f"{language}-{kind}" for kind in ("type1", "type2") for language in ("ja", "ko", "nl", "it")]
 OF_TATOEBA = ("ja-type1-tatoeba", "it-type1-tatoeba")
+OF_TYPE2 = ("uniform", "same layers", "same layers and norms", "lowest scores", "random direction", "towards en")
+OF_TYPE2 += ("towards the difference", "largest norm", "centred score", "in no other set", "in all sets", "LAPE")
 SENTENCES = 512  # of Tatoeba, half of them for training
 
 
 def study(model: tn.Model, name: str, tatoeba: Path | None) -> tn.Evidence:
     """One language and type on one corpus."""
     language, kind = name.split("-")[:2]
-    few = {"draws": 2, "read": 24} if kind == "type2" else {}  # whole sentences run, not their last tokens alone
+    few: dict[str, Any] = {}
+    if kind == "type2":  # whole sentences run, not their last tokens alone
+        others = [f"{other} set" for other in ("ja", "ko", "nl", "it") if other != language]
+        few = {"draws": 2, "read": 24, "selections": [*OF_TYPE2, *others]}
     if not name.endswith("tatoeba"):
         return tn.evidence(model, tn.load_corpus("everyday"), language=language, kind=kind, **few)
     assert tatoeba is not None
