@@ -188,6 +188,8 @@ def figures(name):
         "conditions_by_layer": lambda ax: plots.conditions_by_layer(by_layer, ylabel=name, ax=ax),
         "conditions_by_layer, one": lambda ax: plots.conditions_by_layer(by_layer.loc[[0]], ylabel=name, ax=ax),
         "conditions": lambda ax: plots.conditions(by_layer.loc[0], xlabel=name, title=name, ax=ax),
+        "conditions_by_value": lambda ax: plots.conditions_by_value({name: by_layer.loc[0]}, xlabel=name, ax=ax),
+        "random_sets": lambda ax: plots.random_sets(values, value=0.1, untouched=0.2, p=0.5, xlabel=name, ax=ax),
         "losses": lambda ax: plots.losses(values, whole=0.3, ax=ax),
         "language_shares": lambda ax: plots.language_shares(shares, ax=ax),
         "before_and_after": lambda ax: plots.before_and_after({name: (0.1, 0.2)}, ylabel=name, ax=ax),
