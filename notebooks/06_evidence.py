@@ -66,7 +66,7 @@ rivals = ["uniform", "same layers", "same layers and norms", "lowest scores", "r
 rivals += [f"towards {language}", "towards the difference", "largest norm", "wrong layers", "hub placebo"]
 options = {"language": language, "hub": hub, "top": top, "draws": draws, "read": sentences}
 shown = tn.evidence(model, corpus, **options, selections=rivals, progress=False)
-zero = shown.to_frame().loc[language, "zero"]
+zero = shown.at("zero")
 
 # %%
 usual = ["none", "the set", "uniform", "same layers", "same layers and norms", "lowest scores"]

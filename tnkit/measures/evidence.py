@@ -75,6 +75,21 @@ class Evidence:
         frames = {key: compared.at(self.layer) for key, compared in self.comparisons.items()}
         return pd.concat(frames, names=["read", "value"])
 
+    def at(self, value: str, read: str | None = None) -> "pd.DataFrame":
+        """The rows of one value, indexed by condition, as `Comparison.at`.
+
+        Args:
+            value: such as "zero" or "own mean".
+            read: the language that was read (default: the set's).
+
+        Raises:
+            TnkitError: for what was not measured.
+        """
+        read = self.language if read is None else read
+        one_of("read", read, tuple(dict.fromkeys(name for name, _ in self.comparisons)))
+        one_of("value", value, tuple(value for name, value in self.comparisons if name == read))
+        return self.comparisons[read, value].at(self.layer)
+
     def table(self, read: str | None = None, column: str = "mean") -> "pd.DataFrame":
         """One column of `to_frame` with selections as rows and values as columns.
 
@@ -101,7 +116,7 @@ class Evidence:
         """
         from tnkit import plots
 
-        frames = {value: self.comparisons[self.language, value].at(self.layer) for value in values}
+        frames = {value: self.at(value) for value in values}
         return plots.conditions_by_value(frames, xlabel=f"{self.measure}, layer {self.layer}", ax=ax)
 
     def _repr_html_(self) -> str:

@@ -57,6 +57,13 @@ def test_every_selection_has_a_row_and_its_balance(type1):
     assert type1.table().loc["uniform", ["mean of all", "× 0.5"]].isna().all()  # of the set alone
 
 
+def test_one_value_is_its_comparison(type1):
+    rows = type1.at("own mean")
+    assert rows["mean"].tolist() == type1.table()["own mean"].dropna().tolist()
+    with pytest.raises(tn.TnkitError, match="value='half' must be one of zero, own mean"):
+        type1.at("half")
+
+
 def test_type2_is_read_in_the_language_and_in_the_hub():
     shown = tn.evidence(tiny_model(), tiny_corpus(), kind="type2", read=2, selections=["uniform"], **HOW)
     assert [*shown.to_frame().index.unique("read")] == ["it", "en"]
