@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
     ]
     captured = tn.capture(model, train[language], keep=["mid", "post", "activations"], **bar)
     written += _type1(model, corpus, detections, captured, options=options)
-    written += _type2(model, corpus, detections, captured, options=options)
+    written += _type2(model, corpus, detections, options=options)
     show("\n  ".join([f"\ndone in {time.perf_counter() - started:.0f} s; wrote", *map(str, written)]))
 
 
@@ -104,7 +104,7 @@ def _type1(model: Any, corpus: Any, detections: Any, captured: Any, *, options: 
     yield _drawn(matrix.plot(), title, out / "specificity.png")
 
 
-def _type2(model: Any, corpus: Any, detections: Any, captured: Any, *, options: Any) -> Iterator[Path]:
+def _type2(model: Any, corpus: Any, detections: Any, *, options: Any) -> Iterator[Path]:
     """How well the model predicts the first test sentences of each language."""
     language, bar = options.language, _bar(options)
     texts = {code: corpus["test"][code][:_READ] for code in corpus.languages}
@@ -115,11 +115,12 @@ def _type2(model: Any, corpus: Any, detections: Any, captured: Any, *, options: 
     show(_table(matrix.to_frame()["perplexity"].unstack(sort=False).round(0).astype(int)))
     both = (language, _HUB)
     before = {code: tn.behaviour.perplexity(model, texts[code], **bar).nats for code in both}
-    with tn.Ablation(model, sets[language], value="mean", of=captured):
+    averaged = tn.capture(model, corpus["train"][language], keep=["activations"], position="mean", **bar)
+    with tn.Ablation(model, sets[language], value="mean", of=averaged):  # of all tokens, as all are set
         after = {code: tn.behaviour.perplexity(model, texts[code], **bar).nats for code in both}
     changes = " and ".join(f"{after[code] / before[code] - 1:+.0%} on {_name(code)}" for code in both)
-    show(f"  {_name(language)} Type-2 neurons at their mean over {_name(language)} training sentences, not at zero, "
-         f"change nats per token by {changes}")  # fmt: skip
+    show(f"  {_name(language)} Type-2 neurons at their mean over all tokens of {_name(language)} training "
+         f"sentences, not at zero, change nats per token by {changes}")  # fmt: skip
     title = f"Type-2 neurons set to zero at every token ({model.name})"
     yield _drawn(matrix.plot(), title, Path(options.out) / "perplexity.png")
 

@@ -145,7 +145,8 @@ def evidence(
     over the language's training sentences and to its mean over the hub's; the set itself also to its mean over all
     languages, to the values of other sentences, and to shares of its own. Type-1 is measured by mean-centred
     retrieval@1 of the test sentences at their last token, at the layer where the untouched model retrieves most
-    *training* sentences; Type-2 by the nats per token of the test sentences, in the language and in the hub.
+    *training* sentences; Type-2 by the nats per token of the test sentences, in the language and in the hub, with means
+    over all tokens of the training sentences, since neurons are set at every token.
 
     Args:
         model: from `load_model`.
@@ -179,14 +180,16 @@ def evidence(
     texts = {name: test[name][:read] for name in (language, hub)}
     if kind == "type1":
         layer, _ = retrieval(captured[language], captured[hub]).best()
-        measures = {language: _translations(model, texts, language, hub, layer)}
+        measures, states = {language: _translations(model, texts, language, hub, layer)}, captured
         label, chosen_on = "mean-centred retrieval@1", "training sentences"
     else:
         layer, label, chosen_on = 0, "nats per token", ""
         measures = {name: _nats(model, sentences[: 32 if read is None else read]) for name, sentences in texts.items()}
+        options: dict[str, Any] = {"keep": ["activations"], "position": "mean", "progress": progress}
+        states = {name: capture(model, train[name], **options) for name in train}  # of all tokens, as all are set
     comparisons = {}
     for name, measure in measures.items():
-        for value, (how, every) in _values(captured, language, hub).items():
+        for value, (how, every) in _values(states, language, hub).items():
             comparisons[name, value] = compare(
                 _measured(measure, how),
                 neurons,

@@ -71,6 +71,10 @@ def test_type2_is_read_in_the_language_and_in_the_hub():
     for name in ("it", "en"):
         expected = tn.behaviour.perplexity(model, texts[name][:2], neurons=shown.neurons, progress=False).nats
         assert shown.table(name).loc["the set", "zero"] == pytest.approx(expected)
+    every_token = tn.capture(model, tiny_corpus()["train"]["it"], position="mean", progress=False)
+    with tn.Ablation(model, shown.neurons, value="mean", of=every_token):
+        expected = tn.behaviour.perplexity(model, texts["en"][:2], progress=False).nats
+    assert shown.table("en").loc["the set", "own mean"] == pytest.approx(expected)
 
 
 def test_it_is_drawn_at_the_values_that_are_asked_for(type1):
