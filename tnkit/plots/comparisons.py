@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _COLOURS = {"none": "#555555", "the set": "#D55E00"}
-_CONTROL_COLOURS = ("#0072B2", "#009E73", "#56B4E9", "#CC79A7", "#E69F00", "#8C6D31")
+_CONTROL_COLOURS = ("#0072B2", "#009E73", "#56B4E9", "#CC79A7", "#E69F00", "#8C6D31", "#332288", "#117733")
 
 
 def conditions_by_layer(frame: "pd.DataFrame", *, ylabel: str, ax: Axes | None = None) -> Axes:
