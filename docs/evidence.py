@@ -17,6 +17,7 @@ import tnkit as tn
 
 HERE = Path(__file__).parent
 PAGE, TABLES, FIGURE = HERE / "evidence.md", HERE / "evidence", HERE.parent / "figures" / "evidence.png"
+MARK, KINDS = "<!-- tables -->", {"type1": "Type-1", "type2": "Type-2"}
 STUDIES = [f"{language}-{kind}" for kind in ("type1", "type2") for language in ("ja", "ko", "nl", "it")]
 OF_TATOEBA = ("ja-type1-tatoeba", "it-type1-tatoeba")
 OF_TYPE2 = ("uniform", "same layers and norms", "random direction", "towards en", "towards the difference")
@@ -77,16 +78,18 @@ def doses(frame: pd.DataFrame, read: str) -> str:
 
 
 def write_page() -> None:
-    """Put the tables of all studies between their marks in the page."""
-    text = PAGE.read_text()
+    """Write the tables of all studies below the mark in the page."""
+    sections = []
     for path in sorted(TABLES.glob("*.csv")):
+        language, kind, *other = path.stem.split("-")
+        title = f"## {tn.plots.language_name(language)} {KINDS[kind]}, {'Tatoeba' if other else '`everyday`'}"
         frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
         for read in dict.fromkeys(frame["read"]):
-            for kind, made in {"table": table(frame, read), "doses": doses(frame, read)}.items():
-                before, mark, after = text.partition(f"<!-- {kind} {path.stem} {read} -->\n")
-                if mark:
-                    text = f"{before}{mark}\n{made}\n\n<!-- end -->{after.partition('<!-- end -->')[2]}"
-    tn.storage.write_text(PAGE, text)
+            measure, layer = frame["measure"][0], f", layer {frame['layer'][0]}" if kind == "type1" else ""
+            heading = f"{title}: {measure} in {tn.plots.language_name(read)}{layer}"
+            sections += [heading, table(frame, read), doses(frame, read)]
+    text = PAGE.read_text().partition(MARK)[0]
+    tn.storage.write_text(PAGE, f"{text}{MARK}\n\n" + "\n\n".join(sections) + "\n")
 
 
 def main() -> None:
