@@ -91,8 +91,8 @@ def _type1(model: Any, corpus: Any, detections: Any, captured: Any, *, options: 
     how = {"language": language, "hub": _HUB, "controls": controls, "seeds": options.seeds}
     effect = tn.ablate(model, test, sets[language], **how, **bar)
     show(_compared(effect, _name(language), layer))
-    show("  random direction: as many neurons chosen in the same way, but towards a target that knows nothing of\n"
-         f"  languages. {_AT_MEAN}: its mean over {_name(language)} training sentences; where this is near\n"
+    show("  random direction: as many chosen in the same way, towards a target that knows nothing of languages\n"
+         f"  {_AT_MEAN}: each neuron at its mean over {_name(language)} training sentences; where this is near\n"
          "  untouched, zeroing removes a constant; the values for each sentence are not needed")  # fmt: skip
     axes, title = effect.plot(), f"{options.top_n} Type-1 neurons set to zero at the last token ({model.name})"
     axes.set_ylabel("translations found (mean-centred retrieval@1)")

@@ -159,9 +159,7 @@ class NeuronsExplorer(Explorer):
                 values = {
                     name: self.study.per_neuron(measure)[layer, number] for name, (_, measure) in MEASUREMENTS.items()
                 }
-                title += ": activation at the token read, " + ", ".join(
-                    f"{name} {value:.2f}" for name, value in values.items()
-                )
+                title += ": " + ", ".join(f"{name} {value:.2f}" for name, value in values.items())
             else:
                 violins.set_axis_off()
                 title += ": give a model and a corpus to see what activates it"
