@@ -117,12 +117,15 @@ class Evidence:
         from tnkit import plots
 
         frames = {value: self.at(value) for value in values}
-        return plots.conditions_by_value(frames, xlabel=f"{self.measure}, layer {self.layer}", ax=ax)
+        return plots.conditions_by_value(frames, xlabel=self._label(), ax=ax)
+
+    def _label(self) -> str:
+        return self.measure + (f", layer {self.layer}" if self.kind == "type1" else "")
 
     def _repr_html_(self) -> str:
         means = self.to_frame()["mean"].loc[self.language].xs(SET, level="condition")
         rows = {f"set to {value}": f"{mean:.3f}" for value, mean in means.items()}
-        return storage.html_card(f"Evidence: {self.language} {self.kind}, {self.measure}, layer {self.layer}", rows)
+        return storage.html_card(f"Evidence: {self.language} {self.kind}, {self._label()}", rows)
 
 
 def evidence(
@@ -230,8 +233,9 @@ def _selections(
     layers = model.early_layers if kind == "type1" else model.late_layers
     neurons, states = found[language], captured[language]
     everyone = estimate_centroids([*captured.values()])
-    target = estimate_centroids([captured[hub]] if kind == "type1" else [states])
-    scores = score_neurons(model, states, estimate_centroids([captured[hub], states]), layers=layers)
+    raw = estimate_centroids([captured[hub], states] if kind == "type1" else [states])
+    scores = score_neurons(model, states, raw, layers=layers)
+    target = estimate_centroids([captured[hub]] if kind == "type1" else [states])  # as seen from the mean of all
     centred = score_neurons(model, states, target, origin=everyone, layers=layers) if len(captured) > 2 else None
     others: dict[str, Control] = {f"{name} set": others for name, others in found.items() if name != language}
     if centred is not None:

@@ -71,6 +71,11 @@ def test_type2_is_read_in_the_language_and_in_the_hub():
     for name in ("it", "en"):
         expected = tn.behaviour.perplexity(model, texts[name][:2], neurons=shown.neurons, progress=False).nats
         assert shown.table(name).loc["the set", "zero"] == pytest.approx(expected)
+    captured, late = tn.capture(model, tiny_corpus()["train"]["it"], progress=False), model.late_layers
+    scores = tn.score_neurons(model, captured, tn.estimate_centroids([captured]), layers=late)
+    chosen = tn.evidence(model, tiny_corpus(), kind="type2", read=2, selections=["lowest scores"], **HOW)
+    assert chosen.selections["lowest scores"].pairs == scores.bottom(9, layers=late).pairs
+    assert chosen.plot(values=("zero",)).get_xlabel() == "nats per token"
     every_token = tn.capture(model, tiny_corpus()["train"]["it"], position="mean", progress=False)
     with tn.Ablation(model, shown.neurons, value="mean", of=every_token):
         expected = tn.behaviour.perplexity(model, texts["en"][:2], progress=False).nats
