@@ -29,6 +29,7 @@ from tnkit.measures.behaviour.likelihood import perplexity
 from tnkit.measures.geometry.neighbours import shared_neighbours
 from tnkit.measures.geometry.translation import hits
 from tnkit.models.model import Model, check_layers
+from tnkit.statistics import mean_interval
 from tnkit.text.rows import check_texts
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def ablate(
     last_layer: str = "raw",
     k: SupportsIndex = 10,
     centred: bool = True,
+    chosen_layer: SupportsIndex | None = None,
+    chosen_on: str = "other sentences",
     progress: bool = True,
     **how: Any,
 ) -> Comparison:
@@ -78,6 +81,7 @@ def ablate(
         last_layer: as in `capture`.
         k: how many neighbours mutual_knn takes.
         centred: whether retrieval takes each language's mean away first.
+        chosen_layer, chosen_on: the layer to report and the sentences it was chosen on, as in `compare`.
         progress: show a bar.
         **how: value, of, scale, add, minus or seed, as in `Intervention`: what is done with the set, and with every
             control that is a plain set (default: off, set to 0).
@@ -128,6 +132,8 @@ def ablate(
         seeds=seeds,
         name=label,
         layers=layers,
+        chosen_layer=chosen_layer,
+        chosen_on=chosen_on,
         progress=progress,
     )
 
@@ -195,12 +201,14 @@ class RetrievalMatrix:
 
     Attributes:
         values: (off, read), the share of sentences whose nearest hub sentence is their translation, 0 to 1.
+        intervals: (bound, off, read), their 95 % intervals (percentile bootstrap over sentences).
         off: the languages whose neurons are off; the first is "none".
         read: the languages that are read.
         layer: the layer measured.
     """
 
     values: Float[np.ndarray, "off read"]
+    intervals: Float[np.ndarray, "2 off read"]
     off: tuple[str, ...]
     read: tuple[str, ...]
     layer: int
@@ -224,8 +232,10 @@ class RetrievalMatrix:
         )
 
     def _repr_html_(self) -> str:
+        cells = np.stack([self.values, *self.intervals]).transpose(1, 2, 0)
         rows = {
-            f"off: {name}": [f"{value:.2f}" for value in row] for name, row in zip(self.off, self.values, strict=True)
+            f"off: {name}": [f"{mean:.2f} ({low:.2f} to {high:.2f})" for mean, low, high in row]
+            for name, row in zip(self.off, cells, strict=True)
         }
         return storage.html_card("Retrieval matrix", {"read": self.read, **rows, "layer": self.layer})
 
@@ -277,7 +287,8 @@ def retrieval_matrix(
     columns = []
     for name in sets:
         prefix = LastToken(model, texts[name], **reading, progress=progress)
-        columns.append([hits(prefix.capture(off), targets).mean(axis=1) for off in (nothing, *sets.values())])
-    values = np.array(columns).transpose(2, 1, 0)  # (layer, off, read)
-    best = int(values[:, 0].mean(axis=1).argmax())
-    return RetrievalMatrix(values[best], ("none", *sets), tuple(sets), tuple(layers)[best])
+        columns.append(np.stack([hits(prefix.capture(off), targets) for off in (nothing, *sets.values())]))
+    values = np.stack([column.mean(axis=2) for column in columns], axis=2)  # (off, layer, read)
+    best = int(values[0].mean(axis=1).argmax())
+    intervals = np.stack([mean_interval(column[:, best].astype(np.float64)) for column in columns], axis=2)
+    return RetrievalMatrix(values[:, best], intervals, ("none", *sets), tuple(sets), tuple(layers)[best])

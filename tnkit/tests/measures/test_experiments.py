@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import tnkit as tn
+from tnkit.statistics import interval, resamples
 from tnkit.testing import SENTENCES, tiny_model
 
 TEXTS = {"en": SENTENCES[:3], "it": SENTENCES[3:], "ja": [text[::-1] for text in SENTENCES[:3]]}
@@ -74,9 +75,19 @@ def test_the_matrix_holds_each_set_off_in_each_language():
             with tn.Ablation(model, off, tokens="last"):
                 read = tn.capture(model, TEXTS[language], keep=["post"], **QUIET)
             assert found.values[row, column] == tn.geometry.retrieval(read, english).to_frame().loc[2].item()
+            translated = tn.geometry.hits(read, english)[2]
+            expected = interval(resamples(len(translated)) @ translated / len(translated))
+            assert found.intervals[:, row, column] == pytest.approx(expected)
     assert found.to_frame().loc["none"].index.tolist() == ["it", "ja"]
     labels = [text.get_text() for text in found.plot().get_yticklabels()]
     assert labels == ["none", "Italian", "Japanese"]
+
+
+def test_the_layer_that_was_chosen_elsewhere_is_reported():
+    options = {"language": "it", "controls": {"other": OTHER}, "chosen_layer": 1, "chosen_on": "training sentences"}
+    found = tn.ablate(tiny_model("llama"), TEXTS, SOME, **options, **QUIET)
+    assert found.layer_name() == "layer 1, chosen on training sentences"
+    assert found.at()["mean"].tolist() == found.at(1)["mean"].tolist()
 
 
 def test_what_cannot_be_run_is_refused():
