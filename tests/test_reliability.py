@@ -79,7 +79,7 @@ def test_a_model_that_is_edited_between_cached_captures_gives_fresh_numbers_or_i
 
 def test_edits_of_a_live_model_would_be_noticed(monkeypatch):
     """With one key for every state of the model, the same edits give wrong numbers."""
-    monkeypatch.setattr("tnkit.models.model.Model.fingerprint", lambda _: "the same")
+    monkeypatch.setattr("tnkit.models.model.Model.fingerprint", lambda *_: "the same")
     assert sessions.tried(0)["wrong"] > 30
 
 

@@ -253,7 +253,14 @@ def test_detection(lab, page):
     found = tn.Detection.load(lab.root / "detections" / "ja-type1")
     assert (len(found.neurons), found.scores.distance, found.scores.layers) == (12, "euclidean", [1, 2])
     with saved(lab, seen) as about:
-        assert about == {"language": "ja", "type": "Type-1", "distance": "euclidean", "position": "last", "top": 12}
+        assert about == {
+            "language": "ja",
+            "type": "Type-1",
+            "distance": "euclidean",
+            "score": "raw",
+            "position": "last",
+            "top": 12,
+        }
     seen.box("Model").fill("nobody/nothing")
     page.keyboard.press("Enter")
     run.click()
