@@ -20,6 +20,7 @@ from tnkit.captures.passes import capture
 from tnkit.detection.algebra import own, shared
 from tnkit.detection.centroids import estimate_centroids
 from tnkit.detection.neurons import NeuronSet
+from tnkit.detection.scores import NeuronScores
 from tnkit.detection.scoring import score_neurons
 from tnkit.errors import TnkitError, one_of
 from tnkit.interventions.balance import Balance, balance
@@ -177,9 +178,11 @@ def evidence(
     if language == hub or not {language, hub} <= set(train):
         raise TnkitError(f"language={language!r} and hub={hub!r} must be two languages of {', '.join(train)}")
     captured = {name: capture(model, train[name], keep=SITES, progress=progress) for name in train}
-    found = _found(model, captured, kind, hub, int(top))
+    scores = _scores(model, captured, kind, hub)
+    found = {name: scored.top(top) for name, scored in scores.items()}
     neurons = found[language]
-    tried = _selections(model, captured, found, language=language, kind=kind, hub=hub, names=selections)
+    options: dict[str, Any] = {"language": language, "kind": kind, "hub": hub, "names": selections}
+    tried = _selections(model, captured, found, scores[language], **options)
     texts = {name: test[name][:read] for name in (language, hub)}
     if kind == "type1":
         layer, _ = retrieval(captured[language], captured[hub]).best()
@@ -188,8 +191,8 @@ def evidence(
     else:
         layer, label, chosen_on = 0, "nats per token", ""
         measures = {name: _nats(model, sentences[: 32 if read is None else read]) for name, sentences in texts.items()}
-        options: dict[str, Any] = {"keep": ["activations"], "position": "mean", "progress": progress}
-        states = {name: capture(model, train[name], **options) for name in train}  # of all tokens, as all are set
+        reading: dict[str, Any] = {"keep": ["activations"], "position": "mean", "progress": progress}
+        states = {name: capture(model, train[name], **reading) for name in train}  # of all tokens, as all are set
     comparisons = {}
     for name, measure in measures.items():
         for value, (how, every) in _values(states, language, hub).items():
@@ -208,21 +211,22 @@ def evidence(
     return Evidence(neurons, language, kind, tried, comparisons, layer, balanced)
 
 
-def _found(model: Model, captured: Mapping[str, Activations], kind: str, hub: str, top: int) -> dict[str, NeuronSet]:
-    """The set of every language but the hub, from what was captured."""
+def _scores(model: Model, captured: Mapping[str, Activations], kind: str, hub: str) -> dict[str, NeuronScores]:
+    """The raw scores of every language but the hub, from what was captured."""
     layers = model.early_layers if kind == "type1" else model.late_layers
-    sets = {}
+    scores = {}
     for name, states in captured.items():
         if name != hub:
             target = estimate_centroids([captured[hub], states] if kind == "type1" else [states])
-            sets[name] = score_neurons(model, states, target, layers=layers).top(top)
-    return sets
+            scores[name] = score_neurons(model, states, target, layers=layers)
+    return scores
 
 
 def _selections(
     model: Model,
     captured: Mapping[str, Activations],
     found: Mapping[str, NeuronSet],
+    scores: NeuronScores,
     *,
     language: str,
     kind: str,
@@ -230,11 +234,8 @@ def _selections(
     names: Iterable[str] | None,
 ) -> dict[str, Control]:
     """Every selection, or those that were named, by name."""
-    layers = model.early_layers if kind == "type1" else model.late_layers
-    neurons, states = found[language], captured[language]
+    layers, neurons, states = scores.layers, found[language], captured[language]
     everyone = estimate_centroids([*captured.values()])
-    raw = estimate_centroids([captured[hub], states] if kind == "type1" else [states])
-    scores = score_neurons(model, states, raw, layers=layers)
     target = estimate_centroids([captured[hub]] if kind == "type1" else [states])  # as seen from the mean of all
     centred = score_neurons(model, states, target, origin=everyone, layers=layers) if len(captured) > 2 else None
     others: dict[str, Control] = {f"{name} set": others for name, others in found.items() if name != language}
