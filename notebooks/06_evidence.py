@@ -122,7 +122,7 @@ Markdown(
 #
 # A control that is matched neuron by neuron in norm may still move the residual stream far less, if the neurons of the
 # set push the same way and those of the control do not. `displacement` is the length of what a selection adds together,
-# in the mean over sentences.
+# averaged over sentences.
 
 # %%
 shown.balance.at()[["size", "norm", "displacement", "cosine", "shared"]].round(2)

@@ -38,7 +38,7 @@ class Balance:
     Attributes:
         table: indexed (condition, layer), where the layer "all" is all of them together. `size`: how many neurons;
             `norm`: the mean length of one neuron's contribution (NaN for no neurons); `displacement`: the length of
-            what they add together in the mean over sentences, under "all" of the sum over layers; `cosine` of that with
+            what they add together, averaged over sentences, under "all" of the sum over layers; `cosine` of that with
             the set's; `shared`: how many neurons are in the set. Of a random control each is the mean over draws.
         target: by layer, the share of the largest coordinate in the squared length of the set's target, and the
             target's cosine with each language's own centroid; None where the target is not known or not captured.

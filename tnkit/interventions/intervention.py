@@ -213,7 +213,7 @@ def intervention_of(neurons: Iterable[Pair], how: Mapping[str, Any]) -> Interven
     """An intervention as it is, or neurons with what is to be done with them.
 
     Raises:
-        TnkitError: for an intervention that is told again what to do.
+        TnkitError: for an `Intervention` with further arguments beside it.
     """
     how = dict(how)
     if (means := how.pop("means", None)) is not None:
