@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from types import FunctionType, MethodType
 from typing import Any
@@ -19,6 +20,7 @@ from tnkit.models.sessions import TURN
 
 FORMAT = 1  # raise it where the same model and sentences give other numbers than before, beyond rounding
 _BOOKKEEPING = {*vars(nn.Module()), "forward", "generate", "__nnsight__", "name_or_path"} - {"training"}
+_NOTED = {"architectures", "dtype", "transformers_version", "_name_or_path"}  # what saving writes to a configuration
 _DEPTH = 4  # of containers in an attribute
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), enum.Enum, torch.dtype, torch.device, torch.Size)
 
@@ -105,7 +107,7 @@ def _structure(module: nn.Module) -> Iterator[Any]:
         for name, value in own.items():
             if hasattr(value, "to_json_string"):  # a configuration, which many modules share
                 if id(value) not in configs:
-                    configs[id(value)] = value.to_json_string(use_diff=False)
+                    configs[id(value)] = repr(_settings_of(json.loads(value.to_json_string(use_diff=False))))
                 own[name] = configs[id(value)]
         buffers = {name: tensor for name, tensor in child._buffers.items() if tensor is not None}
         devices = {
@@ -113,6 +115,13 @@ def _structure(module: nn.Module) -> Iterator[Any]:
         }
         hooks = [hook for _, hook in hooks_of(path, child) if not is_ours(hook)]
         yield (path, _named(type(child)), *map(_said, (_forward(child), own, buffers, sorted(devices), hooks)))
+
+
+def _settings_of(config: Any) -> Any:
+    """A configuration, and those inside it, without what `save_pretrained` notes there: saving changes no number."""
+    if isinstance(config, dict):
+        return {key: _settings_of(value) for key, value in config.items() if key not in _NOTED}
+    return config
 
 
 def _said(value: Any, depth: int = 0) -> Any:

@@ -162,7 +162,7 @@ def test_a_capture_killed_at_any_moment_goes_on_and_loses_a_shard_at_most(tmp_pa
     batches = list(passes.plan(tiny_model(), TEXTS, batch_tokens=60).batches)
     most = max(stop - start for start, stop in grouped(batches, 6))
     assert len((tmp_path / "traced").read_bytes()) <= len(batches) + kills * most
-    assert_same(capture(), fresh)
+    assert_same(capture(), fresh)  # read from the cache, whatever the number of threads here
 
 
 @pytest.mark.parametrize("seed", [3, 4])

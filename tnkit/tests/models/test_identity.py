@@ -77,3 +77,13 @@ def test_under_a_hook_that_watches_the_output_head_does_not_run_either(last_laye
     model.module.lm_head.register_forward_hook(lambda *_: seen.append("head"))
     found = tn.capture(model, SENTENCES[:2], last_layer=last_layer, progress=False)
     assert set(seen) == {"block"} and torch.equal(found.post, expected.post)
+
+
+def test_a_model_that_was_saved_keeps_its_fingerprint_and_one_whose_configuration_changed_does_not(tmp_path):
+    model = fresh_model()
+    before = model.fingerprint(), model.settings()
+    model.module.save_pretrained(tmp_path)  # notes architectures and dtype in the configuration
+    assert model.module.config.architectures == ["LlamaForCausalLM"]
+    assert (model.fingerprint(), model.settings()) == before
+    model.module.config.rms_norm_eps *= 10
+    assert model.fingerprint() != before[0] and model.settings() != before[1]
