@@ -9,10 +9,12 @@ to an oracle that shares no code with tnkit (`docs.zoo.oracle`).
 
 import argparse
 import multiprocessing
+import resource
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import transformers
@@ -21,7 +23,7 @@ import tnkit as tn
 from docs.zoo.judge import AUTO, Verdict, judged
 
 PAGE = Path(__file__).parents[1] / "models.md"
-LIMIT = 120  # seconds for one type
+LIMIT, PATIENCE = 100, 600  # seconds of a processor, and seconds at all, that one type may take
 KINDS = ("right", "refused", "wrong", "crashed", "not built")
 TITLES = {"causal": "Causal language models", "image-text": "Image-text models, read as text models"}
 HEAD = """# Models
@@ -44,7 +46,7 @@ def verdicts(asked: list[tuple[str, str]], processes: int = 2) -> Iterator[Verdi
         while waiting and len(running) < processes:
             table, name = waiting.pop()
             ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=lambda: theirs.send(judged(table, name)))  # noqa: B023 - forked at once
+            process = context.Process(target=_judge, args=(theirs, table, name))
             process.start()
             theirs.close()
             running.append((process, ours, table, name, time.monotonic()))
@@ -56,8 +58,8 @@ def verdicts(asked: list[tuple[str, str]], processes: int = 2) -> Iterator[Verdi
                 except EOFError:
                     process.join()
                     yield Verdict(table, name, "crashed", reason=f"the process ended with exit code {process.exitcode}")
-            elif time.monotonic() - started > LIMIT:
-                yield Verdict(table, name, "crashed", reason=f"not done after {LIMIT} seconds")
+            elif time.monotonic() - started > PATIENCE:
+                yield Verdict(table, name, "crashed", reason=f"not done after {PATIENCE} seconds")
                 process.kill()
             else:
                 continue
@@ -65,16 +67,26 @@ def verdicts(asked: list[tuple[str, str]], processes: int = 2) -> Iterator[Verdi
             running.remove(entry)
 
 
+def _judge(pipe: Connection, table: str, name: str) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
+    pipe.send(judged(table, name))
+
+
 def page(found: list[Verdict]) -> str:
     """The page of all types."""
     counts = {table: Counter(one.kind for one in found if one.table == table) for table in TITLES}
-    rows = [f"| {title} | " + " | ".join(str(counts[table][kind]) for kind in KINDS) + " |" for table, title in TITLES.items()]
+    rows = [
+        f"| {title} | " + " | ".join(str(counts[table][kind]) for kind in KINDS) + " |"
+        for table, title in TITLES.items()
+    ]
     text = HEAD.format(
         version=transformers.__version__, kinds=" | ".join(KINDS), bars="---|" * len(KINDS), counts="\n".join(rows)
     )
     for table, title in TITLES.items():
         text += f"\n## {title}\n\n| type | class | | error | |\n|---|---|---|---|---|\n"
-        for one in sorted((one for one in found if one.table == table), key=lambda one: (KINDS.index(one.kind), one.name)):
+        for one in sorted(
+            (one for one in found if one.table == table), key=lambda one: (KINDS.index(one.kind), one.name)
+        ):
             error = "" if one.error is None else f"{one.error:.0e}"
             reason = " ".join(one.reason.split()).replace("|", "\\|")
             text += f"| {one.name} | {one.module} | {one.kind} | {error} | {reason} |\n"

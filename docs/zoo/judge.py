@@ -83,12 +83,17 @@ def compared(model: tn.Model) -> tuple[list[str], float]:
         faults.append(f"a score is off by {error:.2g}")
     if max(map(abs, expected.values())) < 1e-5:
         faults.append("no neuron has any score")
-    moved = max(float((kept.double() - post).norm() / post.norm()) for kept, post in zip(captured.post, posts, strict=True))
+    moved = max(
+        float((kept.double() - post).norm() / post.norm()) for kept, post in zip(captured.post, posts, strict=True)
+    )
     if not moved <= STATE:
         faults.append(f"states in a padded batch differ from those of sentences alone by {moved:.2g}")
     if not (ahead := look_ahead(oracle, sentences[0])) <= STATE:
         faults.append(f"a token that follows changes states by {ahead:.2g}")
-    if not (off := _ablated(model, {layer: neurons[0] for layer, neurons in chosen.items() if neurons}, sentences[0])) <= STATE:
+    if (
+        not (off := _ablated(model, {layer: neurons[0] for layer, neurons in chosen.items() if neurons}, sentences[0]))
+        <= STATE
+    ):
         faults.append(f"an ablation differs from zeroed weights by {off:.2g} of what they change")
     return faults, error
 

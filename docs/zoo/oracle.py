@@ -7,7 +7,7 @@ the branch takes from its whole input; so B(u) = r B(u - av) + k B(av), and c = 
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -15,11 +15,39 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 # Names of an MLP's last linear map, and of parts of a block that end in a linear map but are no MLP.
-LAST = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out", "proj", "w2", "output_linear", "Wo", "dense_2", "w_out")
+LAST = (
+    "down_proj",
+    "c_proj",
+    "dense_4h_to_h",
+    "fc2",
+    "fc_out",
+    "proj",
+    "w2",
+    "output_linear",
+    "Wo",
+    "dense_2",
+    "w_out",
+)
 LAST += ("dense", "linear_2", "lin2", "layer2", "wo", "out_proj", "c_fc2", "linear2", "v1", "output_proj")
-OTHER = ("attn", "attention", "mamba", "conv", "ssm", "mixer", "recurrent", "temporal", "indexer", "adapter", "per_layer")
+OTHER = (
+    "attn",
+    "attention",
+    "mamba",
+    "conv",
+    "ssm",
+    "mixer",
+    "recurrent",
+    "temporal",
+    "indexer",
+    "adapter",
+    "per_layer",
+)
 # A block that goes on after the MLP was added: what enters this module is the sum.
 AFTER = ("per_layer_input_gate",)
+
+
+class _DoneError(Exception):
+    """Ends a pass once what it is run for is read."""
 
 
 class Oracle:
@@ -34,19 +62,23 @@ class Oracle:
     def __init__(self, module: PreTrainedModel, ids: Tensor, depth: int) -> None:
         self.module = module
         self.blocks = _blocks(module, ids, depth)
-        self.watched = [next((child for name, child in block.named_children() if name in AFTER), None) for block in self.blocks]
+        self.watched = [
+            next((child for name, child in block.named_children() if name in AFTER), None) for block in self.blocks
+        ]
         hidden = self.states(ids)[0].shape[-1]
         pairs = [_tables(block, hidden) for block in self.blocks]
         self.tables = [[table for table, _ in found] for found in pairs]
         self.biases = [[bias for _, bias in found if bias is not None] for found in pairs]
 
-    def states(self, ids: Tensor) -> list[Tensor]:
-        """What leaves each block, (token, hidden), float64."""
+    def states(self, ids: Tensor, deepest: int | None = None) -> list[Tensor]:
+        """What leaves each block, (token, hidden), float64, up to the deepest one asked for."""
         read: dict[int, Tensor] = {}
 
         def keep(layer: int, value: Any) -> None:
             state = value[0] if isinstance(value, tuple) else value
             read[layer] = state.detach().double().reshape(ids.shape[1], -1).clone()
+            if layer == deepest:
+                raise _DoneError
 
         with ExitStack() as stack, torch.no_grad():
             for layer, (block, after) in enumerate(zip(self.blocks, self.watched, strict=True)):
@@ -55,8 +87,9 @@ class Oracle:
                 else:
                     hook = after.register_forward_pre_hook(lambda _, args, layer=layer: keep(layer, args))
                 stack.callback(hook.remove)
-            self.module(input_ids=ids, use_cache=False)
-        return [read[layer] for layer in range(len(self.blocks))]
+            with suppress(_DoneError):
+                self.module(input_ids=ids, use_cache=False)
+        return list(read.values())
 
     def logits(self, ids: Tensor) -> Tensor:
         """What the model returns first."""
@@ -99,19 +132,23 @@ class Oracle:
     def contribution(self, layer: int, neuron: int, ids: Tensor, mid: Tensor, post: Tensor) -> Tensor:
         """What a neuron writes at the last token, (hidden,), with the branch's norm held fixed."""
         with self.only(layer, neuron):
-            alone = self.states(ids)[layer][-1] - mid
+            alone = self.states(ids, layer)[layer][-1] - mid
         if alone.norm() <= 1e-12 * mid.norm():  # its expert is not run
             return torch.zeros_like(mid)
         with self.without((layer, neuron)):
-            rest = self.states(ids)[layer][-1] - mid
+            rest = self.states(ids, layer)[layer][-1] - mid
         factors = torch.linalg.lstsq(torch.stack([rest, alone], dim=1), (post - mid)[:, None]).solution[:, 0]
         missed = post - mid - factors[0] * rest - factors[1] * alone
         if missed.norm() > 1e-4 * (post - mid).norm():
-            raise ArithmeticError(f"layer {layer}: the branch is not linear in its neurons ({float(missed.norm()):.2g})")
+            raise ArithmeticError(
+                f"layer {layer}: the branch is not linear in its neurons ({float(missed.norm()):.2g})"
+            )
         return factors[1] * alone
 
 
-def scores(oracle: Oracle, sentences: list[Tensor], chosen: dict[int, list[int]]) -> tuple[dict[tuple[int, int], float], list[Tensor]]:
+def scores(
+    oracle: Oracle, sentences: list[Tensor], chosen: dict[int, list[int]]
+) -> tuple[dict[tuple[int, int], float], list[Tensor]]:
     """Scores of some neurons towards the mean of the sentences' own states, and these states, (sentence, hidden).
 
     The score is the mean over sentences of cos(m + c, C) - cos(m, C), in float64.
@@ -124,7 +161,7 @@ def scores(oracle: Oracle, sentences: list[Tensor], chosen: dict[int, list[int]]
         centroid = posts[layer].mean(dim=0)
         for number, ids in enumerate(sentences):
             with oracle.only(layer, None):
-                mid = oracle.states(ids)[layer][-1]
+                mid = oracle.states(ids, layer)[layer][-1]
             for neuron in neurons:
                 wrote = oracle.contribution(layer, neuron, ids, mid, posts[layer][number])
                 moved = near(mid + wrote, centroid) - near(mid, centroid)

@@ -54,7 +54,9 @@ _SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2,
 _HALF = _SECTIONS | {"partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0]}
 _COMPASS = {"full_attention": _SECTIONS, "sliding_attention": _SECTIONS}
 _GEMMA4: dict[str, Any] = {"head_dim": 8, "global_head_dim": 16}
-_INDEXER = dict.fromkeys(("indexer_n_heads", "indexer_kv_heads", "indexer_head_dim", "indexer_compress_ratio"), 4) | {"indexer_kv_heads": 1}
+_INDEXER = dict.fromkeys(("indexer_n_heads", "indexer_kv_heads", "indexer_head_dim", "indexer_compress_ratio"), 4) | {
+    "indexer_kv_heads": 1
+}
 _QWEN4 = _INDEXER | {"indexer_budget": 64, "ngram_vocab_size_base": 300, "split_ngram_parts": 8}
 _TINY_PATCHES = {"hidden_sizes": [8] * 4, "out_hidden_size": 32}
 OWN: dict[str, dict[str, Any]] = {
@@ -67,7 +69,10 @@ OWN: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {"rope_parameters": _COMPASS},
     "blt": {"encoder_hash_byte_group_vocab": 100},
     "chameleon": {"vocabulary_map": {"<image>": VOCABULARY - 1}},
-    "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0}, "ffn_config": {"ffn_hidden_size": 48}},
+    "dbrx": {
+        "attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 48},
+    },
     "deepseek_ocr2": {"text_config.mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "num_experts_per_tok": 2},
     "dots1": {"num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
     "emu3": {"vocabulary_map": {"<image>": VOCABULARY - 1, "<|extra_200|>": VOCABULARY - 2}},
