@@ -1,4 +1,4 @@
-"""The definition of a score by another route: neurons are removed from a model's weights, and what leaves a block is seen.
+"""The definition of a score by another route: neurons are removed from the weights, and what leaves a block is read.
 
 No code of tnkit reads the model here. A neuron is a column of the last linear map of a block's MLP, or of one expert.
 With u what these maps make together and B(u) what the block adds for it, three passes give a neuron's contribution
@@ -15,32 +15,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 # Names of an MLP's last linear map, and of parts of a block that end in a linear map but are no MLP.
-LAST = (
-    "down_proj",
-    "c_proj",
-    "dense_4h_to_h",
-    "fc2",
-    "fc_out",
-    "proj",
-    "w2",
-    "output_linear",
-    "Wo",
-    "dense_2",
-    "w_out",
-)
-LAST += ("dense", "linear_2", "lin2", "layer2", "wo", "out_proj", "c_fc2", "linear2", "v1", "output_proj")
+LAST = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out", "proj", "w2", "output_linear", "Wo", "w_out")
+LAST += ("dense", "dense_2", "proj_down", "2")
 OTHER = (
     "attn",
     "attention",
     "mamba",
     "conv",
     "ssm",
-    "mixer",
     "recurrent",
     "temporal",
     "indexer",
     "adapter",
     "per_layer",
+    "router",
 )
 # A block that goes on after the MLP was added: what enters this module is the sum.
 AFTER = ("per_layer_input_gate",)
@@ -63,7 +51,7 @@ class Oracle:
         self.module = module
         self.blocks = _blocks(module, ids, depth)
         self.watched = [
-            next((child for name, child in block.named_children() if name in AFTER), None) for block in self.blocks
+            next((getattr(block, name) for name in AFTER if hasattr(block, name)), None) for block in self.blocks
         ]
         hidden = self.states(ids)[0].shape[-1]
         pairs = [_tables(block, hidden) for block in self.blocks]

@@ -51,18 +51,15 @@ VARIANTS: tuple[dict[str, Any], ...] = (
 )
 # What single types need beyond the sizes above.
 _SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+_SECTIONED = ("glm4v", "glm46v", "glm_ocr", "glmga", "qwen2_vl", "qwen2_5_vl", "qwen2_5_omni_thinker")
 _HALF = _SECTIONS | {"partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0]}
 _COMPASS = {"full_attention": _SECTIONS, "sliding_attention": _SECTIONS}
 _GEMMA4: dict[str, Any] = {"head_dim": 8, "global_head_dim": 16}
-_INDEXER = dict.fromkeys(("indexer_n_heads", "indexer_kv_heads", "indexer_head_dim", "indexer_compress_ratio"), 4) | {
-    "indexer_kv_heads": 1
-}
+_INDEXER = {"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_compress_ratio": 4}
 _QWEN4 = _INDEXER | {"indexer_budget": 64, "ngram_vocab_size_base": 300, "split_ngram_parts": 8}
-_TINY_PATCHES = {"hidden_sizes": [8] * 4, "out_hidden_size": 32}
 OWN: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("glm4v", "glm46v", "glm_ocr", "glmga"), {"text_config.rope_parameters": _SECTIONS}),
-    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen2_5_omni_thinker"), {"text_config.rope_parameters": _SECTIONS}),
-    **dict.fromkeys(("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text", "diffusion_gemma"), _GEMMA4),
+    **{name: {"text_config.rope_parameters": _SECTIONS} for name in _SECTIONED},
+    **dict.fromkeys(("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), _GEMMA4),
     **dict.fromkeys(("qwen4_exp", "qwen4_exp_text"), _QWEN4),
     "glm4v_moe": {"text_config.rope_parameters": _HALF},
     "cohere_compass": {"text_config.rope_parameters": _COMPASS},

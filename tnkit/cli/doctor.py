@@ -209,9 +209,8 @@ def _model(source: str) -> Iterator[Finding]:
     yield Finding("adds up", f"mid + contributions + bias = post {worst}")
     yield Finding("causal", f"later tokens and padding change a state by {float(acausal.max()):.1g} of its size")
     missing = dict(_missing(model))
-    yield Finding(
-        "supports", "everything" if not missing else "all but " + ", ".join(missing), "; ".join(missing.values())
-    )
+    state = f"all but {', '.join(missing)}" if missing else "everything"
+    yield Finding("supports", state, "; ".join(missing.values()))
 
 
 def _missing(model: "Model") -> Iterator[tuple[str, str]]:
@@ -225,7 +224,7 @@ def _missing(model: "Model") -> Iterator[tuple[str, str]]:
     if getattr(model.module, "_is_stateful", False):
         yield (
             "ablation from a cached prefix",
-            "recurrent layers: whole sentences run instead, and give the same numbers",
+            "whole sentences run instead, since its state is no cache",
         )
 
 
