@@ -1,9 +1,9 @@
 """Where a decoder block keeps its MLP neurons, found by name and proved by arithmetic.
 
 A block's MLP branch ends in one linear map. `Sites` says which submodule that is, where `mid` (the sum the branch is
-added to) can be read, and whether the branch passes through a norm of its own before it is added. There is no list of
-architectures: the few names that transformers' models use are tried in turn, and `load_model` keeps the
-reading for which
+added to) can be read, and whether the branch passes through a norm of its own before it is added. Blocks of a model may
+be of several kinds. There is no list of architectures: the few names that transformers' models use are tried in turn
+for each kind, and `load_model` keeps the reading for which
 
     mid + sum of contributions + bias = post
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Float
@@ -62,7 +62,8 @@ class Sites:
     """Submodules of a block, by name relative to it.
 
     Attributes:
-        last_map: the MLP's last linear map; its input coordinates are the neurons.
+        last_map: the MLP's last linear map; its input coordinates are the neurons. It is "" while a block without MLP
+            is tried, which adds its attention alone.
         mid: the module whose input is `mid`, or None where attention and MLP run side by side (mid = pre + attention).
         attention: the attention module, read only where `mid` is None.
         norm: the norm that the MLP branch passes through before it is added, or None.
@@ -74,6 +75,11 @@ class Sites:
     attention: str | None = None
     norm: str | None = None
     multiplier: float = 1.0
+
+    @property
+    def names(self) -> list[str]:
+        """The submodules that are read."""
+        return [name for name in (self.mid, self.attention, self.norm, self.last_map) if name]
 
     def __str__(self) -> str:
         mid = f"the input of {self.mid}" if self.mid else f"pre + {self.attention}"
@@ -126,26 +132,60 @@ def decoder_blocks(module: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     return found[0]
 
 
+def kinds(blocks: nn.ModuleList, config: PreTrainedConfig) -> dict[tuple[int, ...], list[Sites]]:
+    """The layers of each kind of block, and the ways to read it; blocks of one kind have the same parts and width.
+
+    Raises:
+        TnkitError: where a block has neither a last linear map nor an attention of a known name, or no block has the
+            former.
+
+    >>> from tnkit.testing import tiny_module
+    >>> module = tiny_module("llama")
+    >>> list(kinds(module.model.layers, module.config))
+    [(0, 1, 2, 3)]
+    """
+    layers: dict[Any, list[int]] = {}
+    tried: dict[Any, list[Sites]] = {}
+    for layer, block in enumerate(blocks):
+        ways = [*readings(block, config)]
+        parts = tuple((name, type(part)) for name, part in block.named_modules())
+        kind = parts, width(block, ways[0], config.hidden_size)
+        layers.setdefault(kind, []).append(layer)
+        tried.setdefault(kind, ways)
+    if not any(sites.last_map for ways in tried.values() for sites in ways):
+        raise unknown(blocks[0])
+    return {tuple(members): tried[kind] for kind, members in layers.items()}
+
+
+def unknown(block: nn.Module) -> TnkitError:
+    """The error for a block whose MLP is not found."""
+    children = ", ".join(name for name, _ in block.named_children())
+    return TnkitError(
+        f"{type(block).__name__} is not a decoder block that tnkit knows: it has {children}, but no last linear "
+        f"map of an MLP by a usual name ({', '.join(_LAST_MAPS[:3])}, …)"
+    )
+
+
 def readings(block: nn.Module, config: PreTrainedConfig) -> Iterator[Sites]:
     """The ways to read a block, the likeliest first.
 
     Raises:
-        TnkitError: where the block has no last linear map of a known name.
+        TnkitError: where the block has neither a last linear map nor an attention of a known name.
     """
     last_map = next((name for name in _LAST_MAPS if has(block, name)), None)
+    attentions = [name for name in _ATTENTIONS if has(block, name)]
+    attention = next(iter(attentions), None)
+    multiplier = float(getattr(config, "residual_multiplier", None) or 1.0)
     if last_map is None:
-        children = ", ".join(name for name, _ in block.named_children())
-        raise TnkitError(
-            f"{type(block).__name__} is not a decoder block that tnkit knows: it has {children}, but no last linear "
-            f"map of an MLP by a usual name ({', '.join(_LAST_MAPS[:3])}, …)"
-        )
-    attention = next((name for name in _ATTENTIONS if has(block, name)), None)
+        if not attentions:
+            raise unknown(block)
+        yield from (Sites("", None, name, multiplier=multiplier) for name in attentions)
+        return
     mids: list[str | None] = [name for name in _READS_MID if has(block, name)]
     if attention:
         parallel_first = any(getattr(config, flag, False) for flag in _PARALLEL_FLAGS)
         mids.insert(0 if parallel_first else len(mids), None)
     norms = [*(name for name in _BRANCH_NORMS if has(block, name)), None]
-    multiplier = float(getattr(config, "residual_multiplier", None) or 1.0)
     for norm in norms:
         for mid in mids:
             yield Sites(last_map, mid, attention if mid is None else None, norm, multiplier)
@@ -165,23 +205,11 @@ def has(module: nn.Module, path: str) -> bool:
     return True
 
 
-def width(blocks: nn.ModuleList, path: str, last_map: str, hidden: int) -> int:
-    """The number of neurons in every block.
-
-    Raises:
-        TnkitError: where a block has no such last map, or the numbers differ.
-    """
-    without = [number for number, block in enumerate(blocks) if not has(block, last_map)]
-    if without:
-        raise TnkitError(
-            f"{path}.{without[0]} has no {last_map}, which {path}.0 has; tnkit reads blocks of one kind only"
-        )
-    widths = {len(value_vectors(cast(nn.Linear, block.get_submodule(last_map)), hidden)) for block in blocks}
-    if len(widths) > 1:
-        raise TnkitError(
-            f"{path} has layers of different widths ({sorted(widths)} neurons), which tnkit does not score"
-        )
-    return widths.pop()
+def width(block: nn.Module, sites: Sites, hidden: int) -> int:
+    """The number of neurons in a block, 0 without an MLP."""
+    if not sites.last_map:
+        return 0
+    return len(value_vectors(cast(nn.Linear, block.get_submodule(sites.last_map)), hidden))
 
 
 def check_plain(module: nn.Module, where: str = "") -> None:

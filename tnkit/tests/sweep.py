@@ -95,14 +95,15 @@ def outcome(module):
         _error(model, module, captured, number, layer)
         for number, layer in ((0, 0), (3, model.n_layers - 1), (5, model.n_layers // 2))
     )
-    return ("right" if worst < 1e-3 else "wrong"), f"{worst:.1g} with {model.sites}"
+    return ("right" if worst < 1e-3 else "wrong"), f"{worst:.1g} with {model.reading}"
 
 
 def _error(model, module, captured, number, layer):
     """How far the change of a layer's last state is from the prediction, and the capture from plain hooks."""
     ids = torch.tensor([byte_tokenizer()(SENTENCES[number])["input_ids"]])
     block = attrgetter(model.blocks_path)(module)[layer]
-    last_map = attrgetter(model.sites.last_map)(block)
+    sites = model.sites[layer]
+    last_map = attrgetter(sites.last_map)(block)
     neuron = int(captured.activations[layer, number].abs().argmax())
     plain, inputs = _post(module, block, last_map, ids)
     without, _ = _post(module, block, last_map, ids, neuron)
@@ -110,10 +111,10 @@ def _error(model, module, captured, number, layer):
     activations[neuron] = 0
     vectors, bias = model.value_vectors(layer).double(), model.output_bias(layer).double()
     branches = [(read.double() @ vectors + bias).float() for read in (inputs, activations)]
-    if model.sites.norm:
+    if sites.norm:
         with torch.inference_mode():
-            branches = [attrgetter(model.sites.norm)(block)(branch) for branch in branches]
-    predicted = model.sites.multiplier * (branches[1] - branches[0])
+            branches = [attrgetter(sites.norm)(block)(branch) for branch in branches]
+    predicted = sites.multiplier * (branches[1] - branches[0])
     kept = captured.post[layer, number]
     return max(
         float((without - plain - predicted).norm() / predicted.norm()), float((kept - plain).norm() / plain.norm())
