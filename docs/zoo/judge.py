@@ -65,7 +65,7 @@ def judged(table: str, name: str) -> Verdict:
         faults, error = compared(model)
     except Exception:
         return Verdict(table, name, "crashed", kind, reason=traceback.format_exc(limit=-2))
-    return Verdict(table, name, "wrong" if faults else "right", kind, error, "; ".join(faults) or str(model.sites))
+    return Verdict(table, name, "wrong" if faults else "right", kind, error, "; ".join(faults) or model.reading)
 
 
 def compared(model: tn.Model) -> tuple[list[str], float]:

@@ -204,7 +204,9 @@ def _model(source: str) -> Iterator[Finding]:
     incomplete, acausal = completeness_error(model), causality_error(model)
     kind, dtype = type(model.module).__name__, str(model.dtype).removeprefix("torch.")
     yield Finding("model", f"{kind}, {model.n_layers} layers, hidden size {model.hidden_size}, {dtype}")
-    yield Finding("neurons", f"{model.n_neurons} a layer: {model.sites}")
+    yield Finding(
+        "neurons", f"{' to '.join(map(str, sorted({min(model.widths), max(model.widths)})))} a layer: {model.reading}"
+    )
     worst = f"to {float(incomplete.max()):.1g} of the MLP's output, at worst in layer {int(incomplete.argmax())}"
     yield Finding("adds up", f"mid + contributions + bias = post {worst}")
     yield Finding("causal", f"later tokens and padding change a state by {float(acausal.max()):.1g} of its size")

@@ -13,6 +13,7 @@ from torch import Tensor
 from tnkit.errors import TnkitError, last_line
 from tnkit.models.model import PROBE, Model
 from tnkit.models.reading import Sites, unknown
+from tnkit.models.refusals import seen_reason
 from tnkit.models.trace import OutOfOrderError, trace_blocks
 
 
@@ -99,6 +100,10 @@ def _first_complete(model: Model, layers: Sequence[int], readings: Iterable[Site
     if not best.last_map:
         raise unknown(model.lm._module.get_submodule(f"{model.blocks_path}.{layer}"))
     where = f"with {best} in {model.blocks_path}.{layer}"
+    if model.server is None and (seen := _seen(model, layer)):
+        raise TnkitError(
+            f"{kind} has decoder blocks that tnkit does not read: {model.blocks_path}.{layer} is one {seen}"
+        )
     if reason:
         raise TnkitError(f"{kind} is not an architecture that tnkit can trace: {where}, the pass failed ({reason})")
     raise TnkitError(
@@ -106,6 +111,14 @@ def _first_complete(model: Model, layers: Sequence[int], readings: Iterable[Site
         f"bias misses post by {missed:.2g} of the MLP branch's size {where}; its blocks need a reading in "
         "tnkit/models/reading.py"
     )
+
+
+def _seen(model: Model, layer: int) -> str | None:
+    """What is seen of a block that has no reading."""
+    try:
+        return seen_reason(model.lm._module, model._blocks[layer], _probe_ids(model))
+    except Exception:
+        return None
 
 
 def _check_causal(model: Model, acausal: Float[Tensor, "layer"], *, fine: bool) -> None:

@@ -12,6 +12,7 @@ holds on a real forward pass. That identity has one solution for `mid`, so a rea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -37,9 +38,19 @@ _LAST_MAPS = (
     "ffn.down_proj",
     "feed_forward.down_proj",
     "feed_forward.w2",
+    "shared_mlp.output_linear",
+    "mlp.Wo",
+    "mlp_block.down_proj",
+    "mixer.down_proj",
+    "ffn.proj_down",
+    "ffn.ffn.w_out",
+    "ffn.fc2",
+    "ffn.2",
     "fc2",
+    "output.dense",
 )
-_ATTENTIONS = ("self_attn", "self_attention", "attention", "attn")
+# What reads other tokens: attention, and the recurrent and convolutional layers of hybrids.
+_ATTENTIONS = ("self_attn", "self_attention", "attention", "attn", "linear_attn", "mamba", "conv", "mixer")
 _READS_MID = (
     "pre_feedforward_layernorm",
     "post_attention_layernorm",
@@ -48,10 +59,19 @@ _READS_MID = (
     "final_layer_norm",
     "ffn_norm",
     "pre_ff_layernorm",
+    "mlp_norm",
+    "channel_pre_norm",
+    "layernorm2",
+    "norm_ffn",
     "mlp",
     "feed_forward",
+    "ffn",
+    "intermediate",
+    "ln",
+    "norm",
 )
-_BRANCH_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm")
+_BRANCH_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm", "post_norm2")
+_AFTER = ("per_layer_input_gate",)  # Gemma 4 adds more to the sum, which enters this module
 _PARALLEL_FLAGS = ("use_parallel_residual", "parallel_attn", "new_decoder_architecture")
 MERGE = "merge the adapter into the weights (peft's merge_and_unload()) and load the result"
 _EXPERTS = ("experts", "router", "block_sparse_moe", "shared_expert")
@@ -68,6 +88,9 @@ class Sites:
         attention: the attention module, read only where `mid` is None.
         norm: the norm that the MLP branch passes through before it is added, or None.
         multiplier: the constant that the branch is multiplied by before it is added (Granite), else 1.
+        after: the module whose input is `post`, in a block that goes on after the sum (Gemma 4); None where the sum
+            leaves the block.
+        scalar: the constant that the sum is multiplied by before it leaves the block (Gemma 4), else 1.
     """
 
     last_map: str
@@ -75,15 +98,18 @@ class Sites:
     attention: str | None = None
     norm: str | None = None
     multiplier: float = 1.0
+    after: str | None = None
+    scalar: float = 1.0
 
     @property
     def names(self) -> list[str]:
         """The submodules that are read."""
-        return [name for name in (self.mid, self.attention, self.norm, self.last_map) if name]
+        return [name for name in (self.mid, self.attention, self.norm, self.last_map, self.after) if name]
 
     def __str__(self) -> str:
         mid = f"the input of {self.mid}" if self.mid else f"pre + {self.attention}"
-        return f"neurons at {self.last_map}, mid = {mid}" + (f", branch norm {self.norm}" if self.norm else "")
+        norm, post = self.norm and f", branch norm {self.norm}", self.after and f", post = the input of {self.after}"
+        return f"neurons at {self.last_map}, mid = {mid}{norm or ''}{post or ''}"
 
 
 def decoder_blocks(module: PreTrainedModel) -> tuple[str, nn.ModuleList]:
@@ -114,8 +140,10 @@ def decoder_blocks(module: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     ]
     if len(found) > 1:  # an image encoder may be as deep as the text model
         decoder = module.get_decoder()
-        texts = [(path, blocks) for path, blocks in found if any(child is blocks for child in decoder.modules())]
-        found = texts or found
+        for parts in ([*decoder.children()], [*decoder.modules()]):
+            if texts := [(path, blocks) for path, blocks in found if any(child is blocks for child in parts)]:
+                found = texts
+                break
     for path, blocks in found:
         for index, block in enumerate(blocks):
             expert = next((part for part, _ in block.named_modules() if part.split(".")[-1] in _EXPERTS), None)
@@ -160,6 +188,12 @@ def kinds(blocks: nn.ModuleList, config: PreTrainedConfig) -> dict[tuple[int, ..
 def unknown(block: nn.Module) -> TnkitError:
     """The error for a block whose MLP is not found."""
     children = ", ".join(name for name, _ in block.named_children())
+    maps = [path for path, child in block.named_modules() if isinstance(child, nn.Linear)]
+    if maps and all(path.split(".")[0] in _ATTENTIONS for path in maps):
+        return TnkitError(
+            f"the blocks of this model ({type(block).__name__}, with {children}) have no MLP, and so no neurons; load "
+            "a model whose blocks have one"
+        )
     return TnkitError(
         f"{type(block).__name__} is not a decoder block that tnkit knows: it has {children}, but no last linear "
         f"map of an MLP by a usual name ({', '.join(_LAST_MAPS[:3])}, …)"
@@ -175,7 +209,7 @@ def readings(block: nn.Module, config: PreTrainedConfig) -> Iterator[Sites]:
     last_map = next((name for name in _LAST_MAPS if has(block, name)), None)
     attentions = [name for name in _ATTENTIONS if has(block, name)]
     attention = next(iter(attentions), None)
-    multiplier = float(getattr(config, "residual_multiplier", None) or 1.0)
+    multiplier = _multiplier(block, config)
     if last_map is None:
         if not attentions:
             raise unknown(block)
@@ -186,9 +220,18 @@ def readings(block: nn.Module, config: PreTrainedConfig) -> Iterator[Sites]:
         parallel_first = any(getattr(config, flag, False) for flag in _PARALLEL_FLAGS)
         mids.insert(0 if parallel_first else len(mids), None)
     norms = [*(name for name in _BRANCH_NORMS if has(block, name)), None]
+    after = next((name for name in _AFTER if has(block, name)), None)
+    scalar = 1.0 if after else float(getattr(block, "layer_scalar", 1.0))
     for norm in norms:
         for mid in mids:
-            yield Sites(last_map, mid, attention if mid is None else None, norm, multiplier)
+            yield Sites(last_map, mid, attention if mid is None else None, norm, multiplier, after, scalar)
+
+
+def _multiplier(block: nn.Module, config: PreTrainedConfig) -> float:
+    """What a branch is multiplied by before it is added: Granite's, MiniCPM 3's and Falcon-H1's constants."""
+    down = getattr(getattr(block, "feed_forward", None), "down_multiplier", None)
+    known = getattr(config, "residual_multiplier", None), getattr(block, "residual_scale", None), down
+    return math.prod(float(value) for value in known if isinstance(value, int | float))
 
 
 def has(module: nn.Module, path: str) -> bool:

@@ -79,7 +79,7 @@ def trace_blocks(
                 wanted = keep if layer in layers else ()
                 values = _read(blocks[layer], names[layer], wanted, (tokens, last, weights), changes.get(layer, ()))
                 if "post" in wanted:
-                    post = first(blocks[layer].output)
+                    post = post_of(blocks[layer], names[layer]) if layer != normed else first(blocks[layer].output)
                     values["post"] = _pooled(final_norm(post) if layer == normed else post, last, weights)
                 if reduce is not None and wanted:
                     values = exactly(reduce, layer, values, *weights_of(blocks[layer], names[layer]))
@@ -183,7 +183,7 @@ def _read(
     elif "mid" in keep and names.mid:
         values["mid"] = _pooled(attrgetter(names.mid)(block).input.reshape(shape), last, weights)
     elif "mid" in keep:  # no branch is added to it
-        values["mid"] = _pooled(first(block.output), last, weights)
+        values["mid"] = _pooled(post_of(block, names), last, weights)
     if not changes and "activations" not in keep and "scale" not in keep:
         return values
     if not names.last_map:
@@ -247,6 +247,13 @@ def _pooled(values: Tensor, last: Tensor, weights: Tensor | None) -> Tensor:
         return values[torch.arange(len(last), device=last.device), last].detach()
     weights = weights.to(values.device)
     return (values.detach().float() * weights.reshape(*weights.shape, *[1] * (values.ndim - 2))).sum(dim=1)
+
+
+def post_of(block: Any, names: SimpleNamespace) -> Tensor:
+    """The sum that the MLP's branch is added in: what leaves the block, or what is there before the block goes on."""
+    if names.after:
+        return attrgetter(names.after)(block).input
+    return first(block.output) if names.scalar == 1.0 else first(block.output) / names.scalar
 
 
 def first(output: Tensor | tuple[Any, ...]) -> Tensor:
