@@ -14,11 +14,11 @@ from transformers.models.auto.modeling_auto import (
 
 import tnkit as tn
 from docs.zoo.oracle import Oracle, look_ahead, scores
-from docs.zoo.tiny import LAYERS, tiny
+from docs.zoo.tiny import LAYERS, VERSIONS, tiny
 from tnkit.testing import SENTENCES, byte_tokenizer
 
 AUTO = {
-    "causal": (transformers.AutoModelForCausalLM, tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)),
+    "causal": (transformers.AutoModelForCausalLM, (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *VERSIONS)),
     "image-text": (transformers.AutoModelForImageTextToText, tuple(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)),
 }
 SCORE, STATE = 1e-5, 1e-4  # the largest error of a score, and of a state relative to its size

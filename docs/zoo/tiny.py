@@ -56,7 +56,7 @@ _HALF = _SECTIONS | {"partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0]}
 _COMPASS = {"full_attention": _SECTIONS, "sliding_attention": _SECTIONS}
 _GEMMA4: dict[str, Any] = {"head_dim": 8, "global_head_dim": 16}
 _INDEXER = {"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_compress_ratio": 4}
-_QWEN4 = _INDEXER | {"indexer_budget": 64, "ngram_vocab_size_base": 300, "split_ngram_parts": 8}
+_QWEN4 = _INDEXER | {"head_dim": 8, "indexer_budget": 64, "ngram_vocab_size_base": 300, "split_ngram_parts": 8}
 OWN: dict[str, dict[str, Any]] = {
     **{name: {"text_config.rope_parameters": _SECTIONS} for name in _SECTIONED},
     **dict.fromkeys(("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), _GEMMA4),
@@ -64,6 +64,10 @@ OWN: dict[str, dict[str, Any]] = {
     "glm4v_moe": {"text_config.rope_parameters": _HALF},
     "cohere_compass": {"text_config.rope_parameters": _COMPASS},
     "cohere_compass_text": {"rope_parameters": _COMPASS},
+    "gemma4_text+scalar": _GEMMA4 | {"hidden_size_per_layer_input": 0},
+    "granitemoehybrid+dense": {"num_local_experts": 0, "shared_intermediate_size": 48, "residual_multiplier": 0.5},
+    "jamba+dense": {"num_experts": 1},
+    "nemotron_h+dense": {"layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp"]},
     "blt": {"encoder_hash_byte_group_vocab": 100},
     "chameleon": {"vocabulary_map": {"<image>": VOCABULARY - 1}},
     "dbrx": {
@@ -82,15 +86,17 @@ OWN: dict[str, dict[str, Any]] = {
     "muse_spark": {"audio_config": None, "vision_config.hidden_sizes": [8, 8, 8, 8], "text_config.moe_hidden_size": 32},
     "gemma3n_text": {"intermediate_size": [48] * LAYERS},
     "gemma3n": {"text_config.intermediate_size": [48] * LAYERS},
+    "gemma4_assistant": {"text_config.hidden_size_per_layer_input": 0},
     "granite4_vision": {"deepstack_layer_map": []},
     "reformer": {"axial_pos_embds_dim": [8, 24], "axial_pos_shape": [8, 16]},
     "xmod": {"pad_token_id": 1},
     "zaya": {"num_experts_per_tok": 1},
-    "deepseek_v2": {"head_dim": None, "num_key_value_heads": 4},
-    "glm5_next": {"num_key_value_heads": 4},
+    "deepseek_v2": {"head_dim": None, "num_key_value_heads": 4, "num_experts_per_tok": 2},
+    "glm5_next": {"num_key_value_heads": 4, "text_config.qk_rope_head_dim": 0},
     "step3p7": {"text_config.sliding_window": 64},
     "prophetnet": {"num_hidden_layers": None},
 }
+VERSIONS = tuple(name for name in OWN if "+" in name)  # of a type, such as Granite 4 without experts
 
 
 def tiny(model_type: str, auto: Any) -> PreTrainedModel:
@@ -107,12 +113,15 @@ def tiny(model_type: str, auto: Any) -> PreTrainedModel:
     for variant in VARIANTS:
         try:
             torch.manual_seed(0)
-            config = shrunk(AutoConfig.for_model(model_type), variant | OWN.get(model_type, {}))
+            config = shrunk(AutoConfig.for_model(model_type.partition("+")[0]), variant | OWN.get(model_type, {}))
             with torch.device("meta"):
                 size = sum(weight.numel() for weight in auto.from_config(config).parameters())
             if size > LARGEST:
                 raise ValueError(f"{size / 1e6:.0f} million parameters, more than a tiny model should have")
             module = redrawn(auto.from_config(config).float())
+            for name, scalar in module.named_buffers():
+                if name.endswith("layer_scalar"):  # Gemma 4's, which is 1 until it is trained
+                    scalar.mul_(0.7)
             with torch.inference_mode():
                 read = module(input_ids=torch.arange(60, 68)[None], use_cache=False)
             if not bool(read[0].isfinite().all()):
@@ -133,7 +142,7 @@ def shrunk(config: PreTrainedConfig, options: dict[str, Any]) -> PreTrainedConfi
     """
     wanted = {name: _like(default, SIZES[name]) for name in SIZES if (default := _get(config, name)) is not None}
     for name in _LISTS:
-        derived = isinstance(getattr(type(config), name, None), property)
+        derived = isinstance(getattr(type(config), config.attribute_map.get(name, name), None), property)
         if isinstance(kinds := _get(config, name), list) and not derived:
             wanted[name] = (list(dict.fromkeys(kinds)) * LAYERS)[:LAYERS]
     wanted |= {name: VOCABULARY - 1 for name in _IMAGES if isinstance(_get(config, name), int)}
@@ -146,8 +155,9 @@ def shrunk(config: PreTrainedConfig, options: dict[str, Any]) -> PreTrainedConfi
         given = {path.removeprefix(f"{name}."): value for path, value in options.items() if path.startswith(f"{name}.")}
         text = getattr(config, name) is config.get_text_config(decoder=True)
         wanted[name] = shrunk(getattr(config, name), (own if text else {}) | given)
-    wanted |= own if not inner else {name: value for name, value in own.items() if hasattr(type(config), name)}
-    return type(config)(**{name: size for name, size in wanted.items() if size is not None})
+    given_here = own if not inner else {name: value for name, value in own.items() if hasattr(type(config), name)}
+    asked = {config.attribute_map.get(name, name): size for name, size in (*wanted.items(), *given_here.items())}
+    return type(config)(**{name: size for name, size in asked.items() if size is not None})
 
 
 def _get(config: PreTrainedConfig, name: str) -> Any:

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from tnkit.errors import TnkitError, whole_numbers
 from tnkit.models import reading as architecture
 from tnkit.models.reading import Sites
-from tnkit.models.wrapper import TransformersModel
+from tnkit.models.wrapper import TransformersModel, served
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -172,7 +172,7 @@ class Decoder:
                 where = f"{self.blocks_path}.{number}.{site}"
                 if sites and site == sites.last_map:
                     architecture.check_map(attrgetter(where)(self.lm._module), where)
-                if attrgetter(where)(self.lm)._module is not attrgetter(where)(self.lm._module):
+                if attrgetter(served(where))(self.lm)._module is not attrgetter(where)(self.lm._module):
                     raise TnkitError(f"{where} {reload}")
 
     def value_vectors(self, layer: int) -> Float[Tensor, "neuron hidden"]:

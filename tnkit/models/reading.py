@@ -28,50 +28,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
     from transformers.pytorch_utils import Conv1D
 
-_LAST_MAPS = (
-    "mlp.down_proj",
-    "mlp.c_proj",
-    "mlp.dense_4h_to_h",
-    "mlp.fc2",
-    "mlp.fc_out",
-    "mlp.proj",
-    "ffn.down_proj",
-    "feed_forward.down_proj",
-    "feed_forward.w2",
-    "shared_mlp.output_linear",
-    "mlp.Wo",
-    "mlp_block.down_proj",
-    "mixer.down_proj",
-    "ffn.proj_down",
-    "ffn.ffn.w_out",
-    "ffn.fc2",
-    "ffn.2",
-    "fc2",
-    "output.dense",
-)
+_LAST_MAPS = """
+    mlp.down_proj mlp.c_proj mlp.dense_4h_to_h mlp.fc2 mlp.fc_out mlp.proj ffn.down_proj feed_forward.down_proj
+    feed_forward.w2 shared_mlp.output_linear mlp.Wo mlp_block.down_proj mixer.down_proj ffn.proj_down ffn.ffn.w_out
+    ffn.fc2 ffn.2 fc2 output.dense
+""".split()
 # What reads other tokens: attention, and the recurrent and convolutional layers of hybrids.
 _ATTENTIONS = ("self_attn", "self_attention", "attention", "attn", "linear_attn", "mamba", "conv", "mixer")
-_READS_MID = (
-    "pre_feedforward_layernorm",
-    "post_attention_layernorm",
-    "ln_2",
-    "norm_2",
-    "final_layer_norm",
-    "ffn_norm",
-    "pre_ff_layernorm",
-    "mlp_norm",
-    "channel_pre_norm",
-    "layernorm2",
-    "norm_ffn",
-    "mlp",
-    "feed_forward",
-    "ffn",
-    "intermediate",
-    "ln",
-    "norm",
-)
+_READS_MID = """
+    pre_feedforward_layernorm post_attention_layernorm ln_2 norm_2 final_layer_norm ffn_norm pre_ff_layernorm mlp_norm
+    channel_pre_norm layernorm2 norm_ffn mlp feed_forward ffn intermediate ln LayerNorm norm
+""".split()
 _BRANCH_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm", "post_norm2")
-_AFTER = ("per_layer_input_gate",)  # Gemma 4 adds more to the sum, which enters this module
+_AFTER = ("per_layer_input_gate",)  # Gemma 4 goes on with the sum here
+_CARRIES = ("layer_scalar", "post_attention_residual")
 _PARALLEL_FLAGS = ("use_parallel_residual", "parallel_attn", "new_decoder_architecture")
 MERGE = "merge the adapter into the weights (peft's merge_and_unload()) and load the result"
 _EXPERTS = ("experts", "router", "block_sparse_moe", "shared_expert")
@@ -90,7 +60,7 @@ class Sites:
         multiplier: the constant that the branch is multiplied by before it is added (Granite), else 1.
         after: the module whose input is `post`, in a block that goes on after the sum (Gemma 4); None where the sum
             leaves the block.
-        scalar: the constant that the sum is multiplied by before it leaves the block (Gemma 4), else 1.
+        carry: the block's own tensor that `mid` is multiplied by on its way to the sum (Gemma 4, Doge), or None.
     """
 
     last_map: str
@@ -99,7 +69,7 @@ class Sites:
     norm: str | None = None
     multiplier: float = 1.0
     after: str | None = None
-    scalar: float = 1.0
+    carry: str | None = None
 
     @property
     def names(self) -> list[str]:
@@ -136,7 +106,7 @@ def decoder_blocks(module: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         for path, child in module.named_modules()
         if isinstance(child, nn.ModuleList)
         and len(child) == depth
-        and any(has(block, site) for block in child for site in _LAST_MAPS + _ATTENTIONS)
+        and any(has(block, site) for block in child for site in (*_LAST_MAPS, *_ATTENTIONS))
     ]
     if len(found) > 1:  # an image encoder may be as deep as the text model
         decoder = module.get_decoder()
@@ -153,9 +123,11 @@ def decoder_blocks(module: PreTrainedModel) -> tuple[str, nn.ModuleList]:
                     "expert that is not always run, which tnkit does not score: load a dense model"
                 )
     if len(found) != 1:
+        lists = [f"{path} ({len(child)})" for path, child in module.named_modules() if isinstance(child, nn.ModuleList)]
         raise TnkitError(
-            f"{name} is not an architecture that tnkit knows: expected one list of {depth} decoder blocks, "
-            f"found {[path for path, _ in found] or 'none'}"
+            f"{name} is not an architecture that tnkit knows: expected one list of {depth} decoder blocks with an "
+            f"attention or MLP by a usual name, found {[path for path, _ in found] or 'none'}; its lists are "
+            f"{', '.join(lists[:4]) or 'none'}"
         )
     return found[0]
 
@@ -189,11 +161,13 @@ def unknown(block: nn.Module) -> TnkitError:
     """The error for a block whose MLP is not found."""
     children = ", ".join(name for name, _ in block.named_children())
     maps = [path for path, child in block.named_modules() if isinstance(child, nn.Linear)]
-    if maps and all(path.split(".")[0] in _ATTENTIONS for path in maps):
-        return TnkitError(
-            f"the blocks of this model ({type(block).__name__}, with {children}) have no MLP, and so no neurons; load "
-            "a model whose blocks have one"
-        )
+    why = ""
+    if has(block, "mamba_decoder"):  # Zamba's
+        why = "whose MLP feeds a Mamba layer and is not added to the residual stream"
+    elif maps and all(path.split(".")[0] in _ATTENTIONS for path in maps):
+        why = "which have no MLP, and so no neurons"
+    if why:
+        return TnkitError(f"the model has blocks ({type(block).__name__}: {children}) {why}; load a model with MLPs")
     return TnkitError(
         f"{type(block).__name__} is not a decoder block that tnkit knows: it has {children}, but no last linear "
         f"map of an MLP by a usual name ({', '.join(_LAST_MAPS[:3])}, …)"
@@ -221,10 +195,12 @@ def readings(block: nn.Module, config: PreTrainedConfig) -> Iterator[Sites]:
         mids.insert(0 if parallel_first else len(mids), None)
     norms = [*(name for name in _BRANCH_NORMS if has(block, name)), None]
     after = next((name for name in _AFTER if has(block, name)), None)
-    scalar = 1.0 if after else float(getattr(block, "layer_scalar", 1.0))
+    carry = next((name for name in _CARRIES if not after and isinstance(getattr(block, name, None), Tensor)), None)
+    if carry == "layer_scalar":  # the branch is multiplied by it, too
+        multiplier *= float(block.layer_scalar)  # type: ignore[arg-type]  # a tensor of one number
     for norm in norms:
         for mid in mids:
-            yield Sites(last_map, mid, attention if mid is None else None, norm, multiplier, after, scalar)
+            yield Sites(last_map, mid, attention if mid is None else None, norm, multiplier, after, carry)
 
 
 def _multiplier(block: nn.Module, config: PreTrainedConfig) -> float:

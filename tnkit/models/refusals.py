@@ -23,34 +23,38 @@ def seen_reason(module: nn.Module, block: nn.Module, ids: Sequence[int]) -> str 
     >>> seen_reason(module, module.model.layers[0], [1, 2, 3]) is None
     True
     """
-    outputs: list[Tensor] = []
+    runs: list[Any] = []
     normed: list[tuple[str, Tensor]] = []
 
-    def keep(record: Callable[[Tensor], None]) -> Callable[..., None]:
+    def keep(record: Callable[[Any], None]) -> Callable[..., None]:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
-            state = output[0] if isinstance(output, tuple) else output
-            if isinstance(state, Tensor):
-                record(state.detach().clone())
+            state = output[0] if isinstance(output, tuple | list) else output
+            record(state.detach().clone() if isinstance(state, Tensor) else None)
 
         return hook
 
     with ExitStack() as stack, torch.inference_mode():
-        stack.callback(block.register_forward_hook(keep(outputs.append)).remove)
+        stack.callback(block.register_forward_hook(keep(runs.append)).remove)
         for path, child in block.named_modules():
             if "norm" in type(child).__name__.lower():
                 record = keep(lambda state, path=path: normed.append((path, state)))  # type: ignore[misc]
                 stack.callback(child.register_forward_hook(record).remove)
         module(input_ids=torch.tensor([list(ids)], device=next(module.parameters()).device), use_cache=False)
-    if not outputs:
+    if not runs:
         return "which does not run on text alone"
-    if len(outputs) > 1:
-        return f"which runs {len(outputs)} times in a pass, so that a neuron has no one activation"
-    if outputs[0].ndim > 3:
-        streams = max(outputs[0].shape[:-1].numel() // len(ids), 1)
+    if len(runs) > 1:
+        return f"which runs {len(runs)} times in a pass, so that a neuron has no one activation"
+    state = runs[0]
+    if state is None:
+        return "which returns no state"
+    if state.ndim > 3:
+        streams = max(state.shape[:-1].numel() // len(ids), 1)
         return (
             f"which carries {streams} residual streams beside each other, where a neuron does not add its value vector"
         )
-    last = next((path for path, state in reversed(normed) if torch.equal(state, outputs[0])), None)
+    if state.numel() != len(ids) * state.shape[-1]:
+        return f"which is given {state.shape[-2]} tokens where the text has {len(ids)}"
+    last = next((path for path, value in reversed(normed) if torch.equal(value, state)), None)
     if last is not None:
         return f"which normalises the sum of state and MLP ({last}), so that the state is no sum of what neurons add"
     return None

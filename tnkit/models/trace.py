@@ -24,6 +24,7 @@ from tnkit.errors import TnkitError
 from tnkit.models.model import Change, Model
 from tnkit.models.reading import Sites, output_gain, value_vectors, whole
 from tnkit.models.sessions import TURN
+from tnkit.models.wrapper import served
 
 SITES = ("pre", "mid", "post", "activations", "scale")
 _UNITS = 1024  # unit vectors sent through a linear map at a time
@@ -94,11 +95,11 @@ def trace_blocks(
 
 def names_of(model: Model) -> list[SimpleNamespace]:
     """What a block is given to read each layer by: its sites, its width, those of the widest layer and the stream."""
-    none = Sites("", "")
-    return [
-        SimpleNamespace(**vars(sites or none), width=width, neurons=model.n_neurons, hidden=model.hidden_size)
-        for sites, width in zip(model.sites, model.widths, strict=True)
-    ]
+    none, names = Sites("", ""), []
+    for sites, width in zip(model.sites, model.widths, strict=True):
+        read = {name: served(site) if isinstance(site, str) else site for name, site in vars(sites or none).items()}
+        names.append(SimpleNamespace(**read, width=width, neurons=model.n_neurons, hidden=model.hidden_size))
+    return names
 
 
 def chosen_sites(keep: Iterable[str]) -> tuple[str, ...]:
@@ -181,7 +182,8 @@ def _read(
         branch = _pooled(first(attrgetter(names.attention)(block).output), last, weights)
         values["mid"] = pre.float() + names.multiplier * branch.float()
     elif "mid" in keep and names.mid:
-        values["mid"] = _pooled(attrgetter(names.mid)(block).input.reshape(shape), last, weights)
+        mid = attrgetter(names.mid)(block).input.reshape(shape)
+        values["mid"] = _pooled(mid if names.carry is None else mid * getattr(block, names.carry), last, weights)
     elif "mid" in keep:  # no branch is added to it
         values["mid"] = _pooled(post_of(block, names), last, weights)
     if not changes and "activations" not in keep and "scale" not in keep:
@@ -253,7 +255,7 @@ def post_of(block: Any, names: SimpleNamespace) -> Tensor:
     """The sum that the MLP's branch is added in: what leaves the block, or what is there before the block goes on."""
     if names.after:
         return attrgetter(names.after)(block).input
-    return first(block.output) if names.scalar == 1.0 else first(block.output) / names.scalar
+    return first(block.output)
 
 
 def first(output: Tensor | tuple[Any, ...]) -> Tensor:
