@@ -207,7 +207,7 @@ def _multiplier(block: nn.Module, config: PreTrainedConfig) -> float:
     """What a branch is multiplied by before it is added: Granite's, MiniCPM 3's and Falcon-H1's constants."""
     down = getattr(getattr(block, "feed_forward", None), "down_multiplier", None)
     known = getattr(config, "residual_multiplier", None), getattr(block, "residual_scale", None), down
-    return math.prod(float(value) for value in known if isinstance(value, int | float))
+    return math.prod((float(value) for value in known if isinstance(value, int | float)), start=1.0)
 
 
 def has(module: nn.Module, path: str) -> bool:

@@ -115,4 +115,4 @@ def test_a_model_without_a_head_does_all_that_needs_none(name, tmp_path):
         off, expected = (tn.capture(one, SENTENCES, progress=False) for one in (model, whole))
     assert torch.equal(off.post, expected.post)
     with pytest.raises(tn.TnkitError, match="has no output head"):
-        tn.continuations(model, SENTENCES[:1], progress=False)
+        tn.behaviour.continuations(model, SENTENCES[:1], progress=False)
