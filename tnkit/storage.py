@@ -279,8 +279,8 @@ def layers_of(path: str | Path, description: Mapping[str, Any]) -> tuple[int, ..
     return tuple(layers)
 
 
-def finite(path: str | Path, name: str, tensor: Any, shape: tuple[int | None, ...]) -> Any:
-    """The tensor, if it holds finite floating-point numbers in that shape (None: any length).
+def finite(path: str | Path, name: str, tensor: Any, shape: tuple[int | None, ...], *, at: Any = None) -> Any:
+    """The tensor, if it holds finite floating-point numbers in that shape (None: any length), or where `at` is true.
 
     Raises:
         TnkitError: otherwise.
@@ -288,7 +288,7 @@ def finite(path: str | Path, name: str, tensor: Any, shape: tuple[int | None, ..
     fits = tensor.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, tensor.shape, strict=True))
     if not fits or not tensor.dtype.is_floating_point:
         raise TnkitError(f"{path}: {name} is {tuple(tensor.shape)} of {tensor.dtype}, expected {shape} of floats")
-    if not bool(tensor.isfinite().all()):
+    if not bool((tensor if at is None else tensor.where(at, 0)).isfinite().all()):
         raise TnkitError(f"{path}: {name} holds values that are not finite")
     return tensor
 

@@ -17,7 +17,7 @@ from tnkit import storage
 from tnkit.errors import TnkitError
 from tnkit.models.tokens import ends_frame, ends_lines
 from tnkit.models.trace import SITES
-from tnkit.provenance import sentences_of, stated
+from tnkit.provenance import sentences_of, stated, widths_of
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -34,7 +34,7 @@ class Activations:
         layers: the layers that the first axis stands for.
         index: each sentence's place in the captured text.
         pre, mid, post: the residual stream, (layer, sentence, hidden).
-        activations: (layer, sentence, neuron).
+        activations: (layer, sentence, neuron), 0 for neurons that a layer lacks.
         scale: reciprocal denominator of the branch's own output norm, 1 without one, (layer, sentence).
         provenance: model, sentences, token position, versions.
 
@@ -91,7 +91,9 @@ class Activations:
             if getattr(self, name) is not None
         }
         if self.activations is not None:
-            columns["mean |activation|"] = self.activations.abs().mean(dim=(1, 2))
+            shape = (self.provenance.get("model", {}).get("layers", max(self.layers) + 1), self.activations.shape[2])
+            widths = torch.tensor(widths_of(self.provenance, shape))[list(self.layers)]
+            columns["mean |activation|"] = self.activations.abs().mean(dim=(1, 2)) * (shape[1] / widths)
         return pd.DataFrame(
             {name: column.numpy() for name, column in columns.items()},
             index=pd.Index(self.layers, name="layer"),

@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> None:
         raise tn.TnkitError("English is the demo's hub; choose --language " + ", ".join(corpus.languages[1:]))
     show(f"loading {options.model_id} (a packaged model is converted the first time, about a minute)")
     model = tn.load_model(options.model_id)
-    show(f"{model.name}: {model.n_layers} layers of {model.n_neurons:,} neurons, {model.sites}")
+    show(f"{model.name}: {model.n_layers} layers of {model.n_neurons:,} neurons, {model.reading}")
     names = ", ".join(map(_name, corpus.languages))
     show(f"corpus {corpus.name}: {len(train[_HUB])} training and {len(test[_HUB])} test sentences each in {names}")
 

@@ -14,16 +14,20 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tnkit import __version__
 from tnkit.cli import flags
 from tnkit.errors import TnkitError, first_line
 
+if TYPE_CHECKING:
+    from tnkit.models.model import Model
+
 _GIB = 1 << 30
 
 
 def add_flags(command: argparse.ArgumentParser) -> None:
-    flags.flag(command, "model", "also check what the tokenizer of this model or folder adds to sentences")
+    flags.flag(command, "model", "also load this model or folder: what is read, how well it adds up, what is missing")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -65,11 +69,11 @@ def examine(model: str | None = None) -> Iterator[Finding]:
     """Run every check; an error in a check is a finding as well.
 
     Args:
-        model: also check the tokenizer of this packaged name, Hub id or folder; no weights are loaded.
+        model: also load this packaged name, Hub id or folder, and check its tokenizer and how it is read.
     """
     checks = {check.__name__.strip("_").replace("_", " "): check for check in CHECKS}
     if model is not None:
-        checks["tokenizer"] = partial(_tokenizer, model)
+        checks |= {"tokenizer": partial(_tokenizer, model), "model": partial(_model, model)}
     for name, check in checks.items():
         try:
             yield from check()
@@ -185,6 +189,45 @@ def _tokenizer(model: str) -> Iterator[Finding]:
     chat = "a chat template" if tokenizer.chat_template else "no chat template"
     state = f"{model}: BOS {specials['bos']}, special token at the end: {specials['end'] or 'none'}, {chat}"
     yield Finding("tokenizer", state, "; ".join(advice(tokenizer, specials)))
+
+
+def _model(source: str) -> Iterator[Finding]:
+    """What is read of a model, how well it adds up, and what it does not support."""
+    from tnkit.models.load import load_model
+    from tnkit.models.proofs import causality_error, completeness_error
+
+    try:
+        model = load_model(source)
+    except TnkitError as error:
+        yield Finding("model", str(error), "docs/models.md lists the architectures that are read", needed=True)
+        return
+    incomplete, acausal = completeness_error(model), causality_error(model)
+    kind, dtype = type(model.module).__name__, str(model.dtype).removeprefix("torch.")
+    yield Finding("model", f"{kind}, {model.n_layers} layers, hidden size {model.hidden_size}, {dtype}")
+    yield Finding(
+        "neurons", f"{' to '.join(map(str, sorted({min(model.widths), max(model.widths)})))} a layer: {model.reading}"
+    )
+    worst = f"to {float(incomplete.max()):.1g} of the MLP's output, at worst in layer {int(incomplete.argmax())}"
+    yield Finding("adds up", f"mid + contributions + bias = post {worst}")
+    yield Finding("causal", f"later tokens and padding change a state by {float(acausal.max()):.1g} of its size")
+    missing = dict(_missing(model))
+    state = f"all but {', '.join(missing)}" if missing else "everything"
+    yield Finding("supports", state, "; ".join(missing.values()))
+
+
+def _missing(model: "Model") -> Iterator[tuple[str, str]]:
+    """What a model does not support, and what to do about it."""
+    if not model.module.can_generate():
+        yield "generation, likelihood and lens", "for those, load a model with its output head"
+    if model.final_norm_path is None:
+        yield "last_layer='normed'", "no final norm was found; use last_layer='raw'"
+    if not model.tokenizer.chat_template:
+        yield "chat=True", "the tokenizer has no chat template; give template='...{sentence}...'"
+    if getattr(model.module, "_is_stateful", False):
+        yield (
+            "ablation from a cached prefix",
+            "whole sentences run instead, since its state is no cache",
+        )
 
 
 def _notebooks() -> Iterator[Finding]:

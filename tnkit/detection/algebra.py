@@ -7,6 +7,7 @@ tn.own(sets, "ja")                                        # in no other set
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, SupportsIndex
 
 from tnkit.detection.neurons import NeuronSet
@@ -42,7 +43,7 @@ def shared(
         raise TnkitError(f"{name}={number} is more than the {len(sets)} sets; ask for 1 to {len(sets)}")
     counts = Counter(pair for neurons in sets.values() for pair in neurons)
     pairs = tuple(pair for pair, count in counts.items() if count == number or (exactly is None and count > number))
-    return NeuronSet(pairs, first.shape, provenance=_provenance(sets, {name: number}))
+    return replace(first, pairs=pairs, scores=(), provenance=_provenance(sets, {name: number}))
 
 
 def own(sets: Mapping[str, NeuronSet], name: str) -> NeuronSet:
@@ -62,7 +63,8 @@ def own(sets: Mapping[str, NeuronSet], name: str) -> NeuronSet:
     kept = [place for place, pair in enumerate(sets[name]) if pair not in theirs]
     pairs = tuple(sets[name].pairs[place] for place in kept)
     scores = tuple(sets[name].scores[place] for place in kept) if sets[name].scores else ()
-    return NeuronSet(pairs, sets[name].shape, scores, {**sets[name].provenance, **_provenance(sets, {"own": name})})
+    provenance = {**sets[name].provenance, **_provenance(sets, {"own": name})}
+    return replace(sets[name], pairs=pairs, scores=scores, provenance=provenance)
 
 
 def _alike(sets: Mapping[str, NeuronSet]) -> NeuronSet:

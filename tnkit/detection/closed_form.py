@@ -120,7 +120,7 @@ def layer_total(
     gain: Float[Tensor, "hidden"],
     _bias: Float[Tensor, "hidden"],
     mid: Float[Tensor, "sentence hidden"],
-    activations: Float[Tensor, "sentence neuron"],
+    activations: Float[Tensor, "sentence place"],
     scale: Float[Tensor, "sentence"],
     centroid: Float[Tensor, "hidden"],
     origin: Float[Tensor, "hidden"],
@@ -129,15 +129,17 @@ def layer_total(
 ) -> Float[Tensor, "column"]:
     """The summed scores in one layer, and then those of folds, from what a pass keeps and the layer's weights.
 
-    States and centroid are seen from the origin: zeros for raw scores.
+    States and centroid are seen from the origin: zeros for raw scores. Neurons that the layer lacks are NaN.
     """
     device = vectors.device
     origin = origin.to(device)
-    return summed_scores(
+    missing = activations.shape[1] - len(vectors)  # columns of a layer with fewer neurons than the widest
+    summed = summed_scores(
         mid.to(device).float() - origin,
-        activations.to(device).float() * scale.to(device)[:, None],
+        activations[:, : len(vectors)].to(device).float() * scale.to(device)[:, None],
         vectors.float() * gain,
         centroid.to(device) - origin,
         distance=distance,
         folds=folds,
-    ).flatten()
+    )
+    return (torch.nn.functional.pad(summed, (0, missing), value=torch.nan) if missing else summed).flatten()

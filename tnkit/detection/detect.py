@@ -202,7 +202,7 @@ def detect_towards(
     NeuronSet(10 neurons, layers 2 to 3)
     """
     layers = _layers(model, kind, layers)
-    top = check_size("top", whole_number("top", top, at_least=1), layers, model.n_neurons)
+    top = check_size("top", whole_number("top", top, at_least=1), layers, [model.widths[layer] for layer in layers])
     _check_target(centroids.languages, language, kind, centred=origin is not None)
     running = ScoreAccumulator(model, centroids, origin=origin, distance=distance, layers=layers)
     planned = plan(model, sentences, keep=SCORED, layers=layers, **options)

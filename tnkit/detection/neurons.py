@@ -8,7 +8,7 @@ type1.save("ja-type1.json"); tn.NeuronSet.load("ja-type1.json")
 import operator
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tnkit import pickles, storage
 from tnkit.errors import TnkitError, whole_number, whole_numbers
-from tnkit.provenance import stated
+from tnkit.provenance import stated, widths_of
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -48,9 +48,10 @@ class NeuronSet(Sequence[Pair]):
 
     Attributes:
         pairs: the neurons, best first where they come from scores.
-        shape: the model's numbers of layers and of neurons in a layer.
+        shape: the model's numbers of layers and of neurons in the widest layer.
         scores: each neuron's score, or an empty tuple where they have none.
         provenance: model, sentences, centroid, selection.
+        layout: the number of neurons of each layer, where layers differ (default: what the provenance says).
 
     >>> a = NeuronSet(((0, 5), (1, 2)), shape=(4, 48))
     >>> b = NeuronSet(((1, 2), (3, 0)), shape=(4, 48))
@@ -62,10 +63,15 @@ class NeuronSet(Sequence[Pair]):
     shape: tuple[int, int]
     scores: tuple[float, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict, compare=False)
+    layout: tuple[tuple[int, ...], ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         layers, width = self.shape
         object.__setattr__(self, "pairs", pairs_of(self.pairs))
+        model = self.provenance.get("model")
+        layout = self.layout or (model.get("layout") if isinstance(model, dict) else ()) or ()
+        object.__setattr__(self, "layout", tuple(map(tuple, layout)))
+        widths = self.widths
         seen = set(self.pairs)
         if len(seen) != len(self.pairs):
             twice = next(pair for pair, count in Counter(self.pairs).items() if count > 1)
@@ -73,8 +79,15 @@ class NeuronSet(Sequence[Pair]):
         for pair in self.pairs:
             if not (0 <= pair[0] < layers and 0 <= pair[1] < width):
                 raise TnkitError(f"neuron {pair} is outside a model of {layers} layers of {width} neurons")
+            if pair[1] >= widths[pair[0]]:
+                raise TnkitError(f"neuron {pair} is outside layer {pair[0]}, which has {widths[pair[0]]} neurons")
         if self.scores and len(self.scores) != len(self.pairs):
             raise TnkitError(f"{len(self.scores)} scores do not go with {len(self.pairs)} neurons")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """How many neurons each layer of the model has."""
+        return widths_of({"model": {"layout": self.layout}}, self.shape)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -95,7 +108,7 @@ class NeuronSet(Sequence[Pair]):
         """A pair, or the set of the neurons in a slice."""
         if not isinstance(index, slice):
             return self.pairs[index]
-        return NeuronSet(self.pairs[index], self.shape, self.scores[index], self.provenance)
+        return replace(self, pairs=self.pairs[index], scores=self.scores[index])
 
     def __repr__(self) -> str:
         by_layer = self.by_layer()
@@ -110,7 +123,8 @@ class NeuronSet(Sequence[Pair]):
 
     def __or__(self, other: "NeuronSet") -> "NeuronSet":
         more = other - self
-        return NeuronSet(self.pairs + more.pairs, self.shape, provenance={"or": [self.provenance, other.provenance]})
+        provenance = {"or": [self.provenance, other.provenance]}
+        return replace(self, pairs=self.pairs + more.pairs, scores=(), provenance=provenance)
 
     def __xor__(self, other: "NeuronSet") -> "NeuronSet":
         return (self - other) | (other - self)
@@ -170,9 +184,9 @@ class NeuronSet(Sequence[Pair]):
         by_layer, seed = self.by_layer(), whole_number("seed", seed)
         layers = range(min(by_layer, default=0), max(by_layer, default=-1) + 1) if layers is None else layers
         layers = tuple(dict.fromkeys(whole_numbers("layers", layers)))
-        members = set(self)
+        members, widths = set(self), self.widths
         others = [
-            (layer, neuron) for layer in layers for neuron in range(self.shape[1]) if (layer, neuron) not in members
+            (layer, neuron) for layer in layers for neuron in range(widths[layer]) if (layer, neuron) not in members
         ]
         if len(others) < len(self):
             raise TnkitError(f"{len(others)} other neurons in these layers are too few for a control of {len(self)}")
@@ -196,7 +210,7 @@ class NeuronSet(Sequence[Pair]):
         seed = whole_number("seed", seed)
         random, drawn = np.random.default_rng(seed), []
         for layer, members in self.by_layer().items():
-            free = np.setdiff1d(np.arange(self.shape[1]), members)
+            free = np.setdiff1d(np.arange(self.widths[layer]), members)
             if len(free) < len(members):
                 raise TnkitError(
                     f"layer {layer} has {len(free)} other neurons, too few for a control of {len(members)}"
@@ -214,7 +228,7 @@ class NeuronSet(Sequence[Pair]):
 
     def _control(self, how: str, seed: int, pairs: Sequence[Pair]) -> "NeuronSet":
         provenance = {"control": {"how": how, "seed": seed}, "of": self.provenance}
-        return NeuronSet(tuple(sorted(pairs)), self.shape, provenance=provenance)
+        return replace(self, pairs=tuple(sorted(pairs)), scores=(), provenance=provenance)
 
     def to_frame(self) -> "pd.DataFrame":
         """The rank and score of each neuron, in order, indexed (layer, neuron)."""
@@ -234,7 +248,7 @@ class NeuronSet(Sequence[Pair]):
         """Write JSON, or with format="reference" the published code's pickle (a list of pairs)."""
         if format == "reference":
             return pickles.write(path, list(self.pairs))
-        names = ("shape", "pairs", "scores", "provenance")
+        names = ("shape", "pairs", "scores", "provenance", *(["layout"] if self.layout else []))
         return storage.save_json(path, "neurons", {name: getattr(self, name) for name in names})
 
     @classmethod
@@ -256,20 +270,21 @@ class NeuronSet(Sequence[Pair]):
             pairs = tuple((_whole(layer), _whole(neuron)) for layer, neuron in content["pairs"])
             layers, width = (_whole(size) for size in content["shape"])
             scores = tuple(float(score) for score in content.get("scores", ()))
+            layout = tuple(tuple(map(_whole, layer)) for layer in content.get("layout", ()))
             if not np.isfinite(scores).all():
                 raise ValueError("a score is not finite")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise TnkitError(f"{path} does not hold a list of (layer, neuron) pairs of whole numbers") from error
         try:
             provenance = stated(path, content) or {"file": Path(path).name}
-            return cls(pairs, (layers, width), scores, provenance)
+            return cls(pairs, (layers, width), scores, provenance, layout)
         except TnkitError as error:
             raise TnkitError(f"{path}: {error}") from error
 
     def _keep(self, wanted: set[Pair], how: str, other: "NeuronSet") -> "NeuronSet":
         kept = [pair in wanted for pair in self.pairs]
         pairs, scores = tuple(compress(self.pairs, kept)), tuple(compress(self.scores, kept))
-        return NeuronSet(pairs, self.shape, scores, {**self.provenance, how: other.provenance})
+        return replace(self, pairs=pairs, scores=scores, provenance={**self.provenance, how: other.provenance})
 
     def _comparable(self, other: "NeuronSet") -> "NeuronSet":
         if self.shape != other.shape:

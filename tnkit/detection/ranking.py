@@ -34,25 +34,26 @@ def chosen_layers(
     return tuple(chosen)
 
 
-def check_size(name: str, n: SupportsIndex, layers: Sequence[int], width: int) -> int:
+def check_size(name: str, n: SupportsIndex, layers: Sequence[int], widths: Sequence[int]) -> int:
     """How many neurons were asked for, as an int.
 
     Args:
         name: of the option, for the message.
         n: how many.
         layers: to choose from.
-        width: neurons in a layer.
+        widths: neurons in each of them.
 
     Raises:
         TnkitError: where n is not a whole number from 1 to what the layers hold.
 
-    >>> check_size("top", 3, [2, 5], 48)
+    >>> check_size("top", 3, [2, 5], [48, 48])
     3
     """
-    n, held = whole_number(name, n), len(layers) * width
+    n, held = whole_number(name, n), sum(widths)
     if not 0 < n <= held:
+        each = " to ".join(map(str, sorted({min(widths), max(widths)})))
         raise TnkitError(
-            f"{name} {n} was asked for; {len(layers)} layers of {width} neurons hold {held} neurons: ask for 1 to "
+            f"{name} {n} was asked for; {len(layers)} layers of {each} neurons hold {held} neurons: ask for 1 to "
             f"{held}, or for more layers"
         )
     return n
@@ -80,7 +81,7 @@ def ranked(
     """The n neurons of highest (or lowest) value, best first; equal values keep the order (layer, neuron).
 
     Args:
-        values: a row for each of `layers`.
+        values: a row for each of `layers`; NaN for neurons that a layer lacks.
         n: how many, as `check_size` lets pass.
         layers: of the rows.
         n_layers: how many layers the model has.
@@ -92,6 +93,7 @@ def ranked(
     """
     width, values = values.shape[1], values.reshape(-1)
     keys = -values if lowest else values
+    keys = torch.where(keys.isnan(), -torch.inf, keys)
     least = keys.topk(n).values[-1] if n else torch.inf
     candidates = (keys >= least).nonzero()[:, 0]
     chosen = candidates[keys[candidates].sort(descending=True, stable=True).indices[:n]]

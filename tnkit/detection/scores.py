@@ -15,7 +15,7 @@ from tnkit import storage
 from tnkit.detection.neurons import NeuronSet
 from tnkit.detection.ranking import check_size, chosen_layers, ranked, span
 from tnkit.errors import TnkitError
-from tnkit.provenance import stated
+from tnkit.provenance import present, stated
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -30,8 +30,8 @@ class NeuronScores:
     """The score of every neuron: mean over sentences of how much nearer it brings `mid` to a centroid.
 
     Attributes:
-        values: (layer, neuron), float64; positive is nearer; NaN in layers that were not scored. Cosines for "cosine",
-            units of the residual stream for "euclidean".
+        values: (layer, neuron), float64; positive is nearer; NaN in layers that were not scored, and for neurons that a
+            layer lacks. Cosines for "cosine", units of the residual stream for "euclidean".
         distance: "cosine" or "euclidean".
         provenance: model, sentences, centroid, origin (of centred scores), versions.
         folds: (fold, scored layer, neuron), float32: sums over eight folds of the sentences, for `Detection.stability`;
@@ -99,7 +99,7 @@ class NeuronScores:
 
         layers, width = self.layers, self.values.shape[1]
         index = pd.MultiIndex.from_product([layers, range(width)], names=["layer", "neuron"])
-        return pd.DataFrame({"score": self.values[layers].reshape(-1).numpy()}, index=index)
+        return pd.DataFrame({"score": self.values[layers].reshape(-1).numpy()}, index=index).dropna()
 
     def plot(
         self, ax: "matplotlib.axes.Axes | None" = None, *, chosen: NeuronSet | None = None, colour: str = "#0072B2"
@@ -127,21 +127,22 @@ class NeuronScores:
         distance, folds = description.get("distance"), tensors.pop("folds", None)
         if set(tensors) != {"values"} or distance not in DISTANCES or tensors["values"].ndim != 2:
             raise TnkitError(f"{path} lacks the values or the distance of scores; score again")
-        values = tensors["values"]
+        values, provenance = tensors["values"], stated(path, description)
         scored = ~values.isnan().all(dim=1)
-        storage.finite(path, "values", values[scored], (None, None))
+        there = present(provenance, tuple(values.shape))
+        storage.finite(path, "values", values[scored], (None, None), at=there[scored])
         if not bool(scored.any()):
             raise TnkitError(f"{path} holds no scored layer; score again")
         if folds is not None:
-            storage.finite(path, "folds", folds, (None, int(scored.sum()), values.shape[1]))
-        return cls(values, distance, stated(path, description), folds)
+            storage.finite(path, "folds", folds, (None, int(scored.sum()), values.shape[1]), at=there[scored])
+        return cls(values, distance, provenance, folds)
 
     def _extreme(self, end: str, n: SupportsIndex, layers: Iterable[SupportsIndex] | None) -> NeuronSet:
         """The n neurons at one end of the scores."""
         chosen = chosen_layers(layers, self.layers)
-        n = check_size(end, n, chosen, self.values.shape[1])
-        provenance = self._provenance(chosen, **{end: n})
         values = self.values[list(chosen)]
+        n = check_size(end, n, chosen, (~values.isnan()).sum(dim=1).tolist())
+        provenance = self._provenance(chosen, **{end: n})
         return ranked(values, n, chosen, n_layers=len(self.values), provenance=provenance, lowest=end == "bottom")
 
     def _provenance(self, layers: Sequence[int], **selection: Any) -> dict[str, Any]:

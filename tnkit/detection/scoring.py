@@ -21,6 +21,7 @@ from tnkit import storage
 from tnkit.captures.activations import Activations
 from tnkit.detection.centroids import Centroids
 from tnkit.detection.closed_form import layer_total, layer_totals, sizes_written
+from tnkit.detection.ranking import span
 from tnkit.detection.scores import DISTANCES, NeuronScores
 from tnkit.detection.sums import RunningSum
 from tnkit.errors import TnkitError, one_of
@@ -37,11 +38,11 @@ class ScoreAccumulator(RunningSum):
         model: the model that the batches come from.
         centroids: from `estimate_centroids`.
         origin, distance: as in `score_neurons`.
-        layers: the layers to score (default: all that the centroids have).
+        layers: the layers to score (default: all that the centroids have); those without neurons are left out.
 
     Raises:
-        TnkitError: for an unknown distance, centroids of another model, an origin that the euclidean distance does not
-            depend on, or one that is the centroid itself.
+        TnkitError: for an unknown distance, layers without neurons, centroids of another model, an origin that the
+            euclidean distance does not depend on, or one that is the centroid itself.
 
     >>> from tnkit.testing import tiny_model, SENTENCES
     >>> import tnkit as tn
@@ -68,7 +69,10 @@ class ScoreAccumulator(RunningSum):
         one_of("distance", distance, DISTANCES)
         self.model, self.centroids, self.distance = model, centroids.check(model), distance
         self.origin = None if origin is None else _seen_from(origin.check(model), centroids, distance)
-        super().__init__(check_layers(model, centroids.layers if layers is None else layers))
+        wanted = check_layers(model, centroids.layers if layers is None else layers)
+        if not model.with_neurons(wanted):
+            raise TnkitError(f"layers {span(wanted)} of {model.name} have no neurons to score; name others")
+        super().__init__(tuple(model.with_neurons(wanted)))
         self.folds = _FOLDS if model.request_bytes is None else 0  # nine times as much would travel
         self._views = {layer: (centroids.at(layer), self._origin_at(layer)) for layer in self.layers}
 
@@ -136,7 +140,7 @@ class ScoreAccumulator(RunningSum):
         sums = self.total.unflatten(1, (-1, self.model.n_neurons))  # (layer, all sentences or fold, neuron)
         means = sums[:, 0] / self.count
         for layer, row in zip(self.layers, means, strict=True):
-            if not bool(row.isfinite().all()):
+            if not bool(row[: self.model.widths[layer]].isfinite().all()):
                 raise TnkitError(
                     f"scores of layer {layer} are not finite: the captured states or weights hold NaN or Inf"
                 )
@@ -225,7 +229,8 @@ def contribution_norms(model: Model, activations: Activations) -> Float[Tensor, 
         activations: from `capture`, with `activations`.
 
     Returns:
-        (layer, neuron), float32, in units of the residual stream; NaN where a layer was not captured.
+        (layer, neuron), float32, in units of the residual stream; NaN where a layer was not captured, or has no such
+        neuron.
 
     Raises:
         TnkitError: for a capture of another model.
@@ -241,5 +246,6 @@ def contribution_norms(model: Model, activations: Activations) -> Float[Tensor, 
     sizes = model.ask_weights(sizes_written, dict.fromkeys(activations.layers, ()))
     for row, layer in enumerate(activations.layers):
         written = kept["activations"][row].abs() * kept["scale"][row][:, None]
-        norms[layer] = sizes[layer].cpu() * written.mean(dim=0)
+        width = model.widths[layer]
+        norms[layer, :width] = sizes[layer].cpu() * written.mean(dim=0)[:width]
     return norms

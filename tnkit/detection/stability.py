@@ -102,9 +102,10 @@ def stability(scores: NeuronScores, n: SupportsIndex) -> Stability:
             "these scores keep no sums over folds of the sentences, as those of a remote model or of an older tnkit; "
             "score two halves of the sentences and compare their sets"
         )
-    layers, width = scores.layers, scores.values.shape[1]
-    n = check_size("n", n, layers, width)
-    folds = scores.folds.flatten(1).double()
+    layers = scores.layers
+    there = ~scores.values[layers].isnan()
+    n = check_size("n", n, layers, there.sum(dim=1).tolist())
+    folds = scores.folds[:, there].double()
     folds = folds[folds.any(dim=1)]
     if len(folds) < 2:
         raise TnkitError("the scores of one sentence have no halves; score more sentences")
@@ -117,4 +118,4 @@ def stability(scores: NeuronScores, n: SupportsIndex) -> Stability:
         chosen = torch.zeros(folds.shape[1], dtype=torch.bool)
         chosen[first.topk(n).indices] = True
         shared.append(int(chosen[(total - first).topk(n).indices].sum()))
-    return Stability(n, len(layers) * width, np.array(shared))
+    return Stability(n, int(there.sum()), np.array(shared))

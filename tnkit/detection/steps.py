@@ -85,7 +85,7 @@ class Job:
         if self.score == "centred":
             self._check_centred()
         for layers in self.layers.values():
-            check_size("top", self.top, layers, self.model.n_neurons)
+            check_size("top", self.top, layers, [self.model.widths[layer] for layer in layers])
 
     def _check_centred(self) -> None:
         """Refuse a centred score that does not differ from the raw one, or has no direction."""

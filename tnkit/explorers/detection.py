@@ -71,7 +71,7 @@ class DetectionExplorer(Explorer):
         self.types = ipywidgets.Dropdown(options=list(_TYPES), description="Type")
         self.distance = ipywidgets.Dropdown(options=DISTANCES, description="Distance")
         self.score = ipywidgets.Dropdown(options=SCORES, description="Score")
-        self.top = ipywidgets.BoundedIntText(value=top, min=1, max=model.n_layers * model.n_neurons, description="Top")
+        self.top = ipywidgets.BoundedIntText(value=top, min=1, max=sum(model.widths), description="Top")
         self.position = ipywidgets.Dropdown(options=_positions(model), description="Token")
         self.own_layers = ipywidgets.Checkbox(
             value=True, description="Each type's default layers (early, late)", indent=False
@@ -138,7 +138,7 @@ class DetectionExplorer(Explorer):
                 yield f"loading {self.source.value}"
                 self.model = load_model(self.source.value)
                 self.layers.max = self.model.n_layers - 1
-                self.top.max = self.model.n_layers * self.model.n_neurons
+                self.top.max = sum(self.model.widths)
                 self.position.options = _positions(self.model)
             first, last = self.layers.value
             for step in detect_steps(

@@ -223,4 +223,4 @@ def usual_top(model: Model) -> int:
     >>> usual_top(tiny_model())
     9
     """
-    return max(1, min(300, len(model.late_layers) * model.n_neurons // 10))
+    return max(1, min(300, sum(model.widths[layer] for layer in model.late_layers) // 10))

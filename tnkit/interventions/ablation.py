@@ -16,7 +16,6 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -153,12 +152,11 @@ class Ablation:
             return
         stack.enter_context(watched(self.model))
         decoder = decoder_of(self.model)
-        blocks = attrgetter(self.model.blocks_path)(self.model.module)
         stack.callback(decoder.register_forward_pre_hook(self._choose_tokens, with_kwargs=True).remove)
         stack.callback(decoder.register_forward_hook(self._check_set).remove)
         stack.callback(decoder.register_forward_hook(self._forget, always_call=True).remove)
         for layer in self.values:
-            last_map = attrgetter(self.model.sites.last_map)(blocks[layer])
+            last_map = self.model.module.get_submodule(self.model.map_path(layer))
             stack.callback(last_map.register_forward_pre_hook(self._setter(layer)).remove)
 
     def _change(self, layer: int, places: list[int]) -> tuple[Tensor, Tensor | None, float | None]:
@@ -225,7 +223,7 @@ class Ablation:
                     f"layer {layer} runs {activations.numel() // width} tokens, not those that the model was called "
                     f'with, so tokens="{self.tokens}" has no meaning; call the module itself, or use tokens="all"'
                 )
-            first = width * parallel.rank() if width < self.model.n_neurons else 0
+            first = width * parallel.rank() if width < self.model.widths[layer] else 0
             here = (places >= first) & (places < first + width)
             edited = changed(
                 activations, chosen, places[here] - first, None if target is None else target[..., here], scale
@@ -250,16 +248,16 @@ def neurons_of(model: Model, neurons: Iterable[tuple[int, int]]) -> Neurons:
 
 def set_of(model: Model, neurons: Iterable[tuple[int, int]]) -> NeuronSet:
     """`neurons_of` where no intervention is meant."""
-    shape = (model.n_layers, model.n_neurons)
+    shape, layout = (model.n_layers, model.n_neurons), tuple(map(tuple, model.layout))
     if not isinstance(neurons, NeuronSet):
-        return NeuronSet(pairs_of(neurons), shape)
+        return NeuronSet(pairs_of(neurons), shape, layout=layout)
     if neurons.shape != shape:
         raise TnkitError(
             f"the neurons are of a model of {neurons.shape} (layers, neurons a layer), and {model.name} has {shape}; "
             "select neurons of this model"
         )
     check_made_with(model, neurons.provenance, "these neurons")
-    return neurons
+    return replace(neurons, layout=layout) if layout else neurons
 
 
 def _check_capture(model: Model, capture: Activations) -> None:

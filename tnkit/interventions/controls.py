@@ -169,7 +169,7 @@ def _elsewhere(neurons: NeuronSet, chosen: Selection) -> dict[str, Callable[[], 
     """Controls from other layers, or of other sentences."""
     makers: dict[str, Callable[[], Control]] = {}
     own = chosen.captured[chosen.language]
-    if outside := [layer for layer in own.layers if layer not in chosen.layers]:
+    if outside := chosen.model.with_neurons([layer for layer in own.layers if layer not in chosen.layers]):
         counts = {layer: len(members) for layer, members in neurons.by_layer().items()}
         makers["wrong layers"] = lambda: chosen.in_layers(outside, counts)
     kept = [chosen.captured[hub].tensors() for hub in chosen.hub]

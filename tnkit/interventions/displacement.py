@@ -4,6 +4,8 @@ displacement(model, ja, type1).norm(dim=1)             # by layer: what setting 
 equal_displacement(model, ja, type1, seed=0)           # as many others in each layer, which move it as far together
 """
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float64
 from torch import Tensor
@@ -79,7 +81,7 @@ def equal_displacement(
     """
     seed, given = whole_number("seed", seed), {}
     for layer, members, amounts in _written(model, captured, neurons):
-        others = model.n_neurons - len(members)
+        others = model.widths[layer] - len(members)
         if others < len(members):
             raise TnkitError(f"layer {layer} has {others} other neurons, too few for a control of {len(members)}")
         given[layer] = (members, amounts, seed * model.n_layers + layer, within, more)
@@ -87,7 +89,8 @@ def equal_displacement(
     pairs = tuple((layer, neuron) for layer, (drawn, _) in answers.items() for neuron in drawn)
     reached = {str(layer): share for layer, (_, share) in answers.items()}
     control = {"how": "equal displacement" + (", more neurons" if more else ""), "seed": seed, "reached": reached}
-    return NeuronSet(pairs, neurons.shape, provenance={"control": control, "of": neurons.provenance})
+    provenance = {"control": control, "of": neurons.provenance}
+    return replace(neurons, pairs=pairs, scores=(), provenance=provenance)
 
 
 def _written(
@@ -100,7 +103,8 @@ def _written(
         raise TnkitError(f"the set has neurons in layers {missing}, which were not captured; capture them")
     rows = [(layer, captured.layers.index(layer)) for layer in members]
     written = [kept["activations"][row].double() * kept["scale"][row].double()[:, None] for _, row in rows]
-    return [(layer, members[layer], added.mean(dim=0)) for (layer, _), added in zip(rows, written, strict=True)]
+    means = [added.mean(dim=0)[: model.widths[layer]] for (layer, _), added in zip(rows, written, strict=True)]
+    return [(layer, members[layer], amounts) for (layer, _), amounts in zip(rows, means, strict=True)]
 
 
 # These two also run on a remote model's server, so they follow the rules in `tnkit.models.remote`.

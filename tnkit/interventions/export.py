@@ -52,9 +52,8 @@ def export_ablated(model: Model, neurons: Iterable[tuple[int, int]], folder: str
     weights = module.state_dict()
     for layer, places in chosen.by_layer().items():
         factor = _factor(asked, layer, places)
-        name = f"{model.blocks_path}.{layer}.{model.sites.last_map}.weight"
+        last_map, name = module.get_submodule(model.map_path(layer)), f"{model.map_path(layer)}.weight"
         weights[name] = weights[name].clone()
-        last_map = module.get_submodule(name.removesuffix(".weight"))
         rows = weights[name] if type(last_map).__name__ == "Conv1D" else weights[name].T
         rows[places] = rows[places] * factor if factor else 0
     about = {"model": model.provenance, "ablated": [list(pair) for pair in chosen], **asked.about()}

@@ -159,10 +159,11 @@ def _pairs(model: Model, neuron: tuple[int, int] | Sequence[tuple[int, int]]) ->
     several: Sequence[Any] = neuron if isinstance(neuron[0], Sequence) else [neuron]
     pairs = tuple((int(layer), int(number)) for layer, number in several)
     check_layers(model, [layer for layer, _ in pairs])
-    outside = next((pair for pair in pairs if not 0 <= pair[1] < model.n_neurons), None)
+    outside = next((pair for pair in pairs if not 0 <= pair[1] < model.widths[pair[0]]), None)
     if outside:
         raise TnkitError(
-            f"neuron {outside} is not in {model.name}, whose layers have neurons 0 to {model.n_neurons - 1}"
+            f"neuron {outside} is not in {model.name}, whose layer {outside[0]} has neurons 0 to "
+            f"{model.widths[outside[0]] - 1}"
         )
     return pairs
 

@@ -19,6 +19,11 @@ _DTYPES = {
     torch.float16: ("float16", "fp16", "half"),
     torch.float64: ("float64", "fp64", "double"),
 }
+_AUTO: tuple[Any, ...] = (
+    transformers.AutoModelForCausalLM,
+    transformers.AutoModelForImageTextToText,
+    transformers.AutoModelForMultimodalLM,
+)
 # What torch.compile, DataParallel, PEFT and FSDP put into the names of the weights that they save.
 _PREFIXES = {
     r"^(?:module\.|base_model\.model\.|_orig_mod\.)+": "",
@@ -130,9 +135,8 @@ def checkpoint(
     Raises:
         TnkitError: for weights that are missing or of another shape, and for a configuration of no causal model.
     """
-    _check_causal(source, config)
     loading: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, **how, **options}
-    load: Callable[..., Any] = transformers.AutoModelForCausalLM.from_pretrained  # a pair, with loading info
+    load: Callable[..., Any] = _auto_class(source, config).from_pretrained  # a pair, with loading info
     with quiet_loading():
         module, info = load(source, **loading)
         if info["missing_keys"] and info["unexpected_keys"]:
@@ -183,13 +187,24 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
-def _check_causal(source: str | Path, config: transformers.PreTrainedConfig) -> None:
-    remote_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    if not remote_code and type(config) not in transformers.AutoModelForCausalLM._model_mapping:
+def _auto_class(source: str | Path, config: transformers.PreTrainedConfig) -> Any:
+    """The class of transformers that loads a checkpoint: the kind that it was saved from, or a causal language model.
+
+    It may have a vision part beside the text model, or no head.
+    """
+    own_code = getattr(config, "auto_map", None) or {}
+    known = [auto for auto in _AUTO if auto.__name__ in own_code or type(config) in auto._model_mapping]
+    if not known:
         raise TnkitError(
             f"{source} is a {config.model_type} model, which transformers does not load as a causal language model; "
             "transfer neurons are defined on decoder-only language models, so load one of those"
         )
+    saved = getattr(config, "architectures", None) or ()
+    for auto in (*known, transformers.AutoModel):
+        classes = auto._model_mapping.get(type(config), ())
+        if any(kind.__name__ in saved for kind in (classes if isinstance(classes, tuple) else (classes,))):
+            return auto
+    return known[0]
 
 
 def cannot_load(source: str, error: Exception, known: Iterable[str]) -> str:

@@ -1,6 +1,6 @@
 """The decoder blocks of a model, where their neurons are read, and their value vectors: `Decoder`."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from tnkit.errors import TnkitError, whole_numbers
 from tnkit.models import reading as architecture
 from tnkit.models.reading import Sites
-from tnkit.models.wrapper import TransformersModel
+from tnkit.models.wrapper import TransformersModel, served
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -25,9 +25,12 @@ class Decoder:
     Attributes:
         name: the Hub id, folder or packaged name it was loaded from.
         lm: the nnsight-wrapped module, for traces of your own.
-        sites: which submodules of a block are read.
+        sites: which submodules of each block are read; None for a block without MLP, which has no neurons.
+        widths: how many neurons each layer has.
         blocks_path, final_norm_path: dotted paths of the decoder blocks and of the norm after the last one.
-        n_layers, n_neurons, hidden_size: numbers of layers, of neurons in a layer, of residual stream coordinates.
+        n_layers, n_neurons, hidden_size: numbers of layers, of neurons in the widest layer, of residual stream
+            coordinates. Results have `n_neurons` columns; those that a layer lacks hold activations of 0 and scores of
+            NaN.
 
     >>> from tnkit.testing import tiny_model
     >>> model = tiny_model("llama")
@@ -39,12 +42,36 @@ class Decoder:
 
     name: str
     lm: TransformersModel = field(repr=False)
-    sites: Sites
+    sites: tuple[Sites | None, ...]
+    widths: tuple[int, ...]
     blocks_path: str
     final_norm_path: str | None
     n_layers: int
-    n_neurons: int
     hidden_size: int
+
+    @property
+    def n_neurons(self) -> int:
+        """The number of neurons in the widest layer."""
+        return max(self.widths)
+
+    @property
+    def layout(self) -> list[list[int]]:
+        """How many neurons each layer has, as results record it; empty where all have as many."""
+        return [[width] for width in self.widths] if len(set(self.widths)) > 1 else []
+
+    @property
+    def reading(self) -> str:
+        """In words, where neurons and `mid` are read in each kind of block.
+
+        >>> from tnkit.testing import tiny_model
+        >>> tiny_model("llama").reading
+        'neurons at mlp.down_proj, mid = the input of post_attention_layernorm'
+        """
+        kinds = list(dict.fromkeys(self.sites))
+        if len(kinds) == 1:
+            return str(kinds[0])
+        layers = {kind: [str(layer) for layer, sites in enumerate(self.sites) if sites == kind] for kind in kinds}
+        return "; ".join(f"layers {', '.join(layers[kind])}: {kind or 'no neurons'}" for kind in kinds)
 
     @property
     def module(self) -> transformers.PreTrainedModel:
@@ -57,19 +84,23 @@ class Decoder:
         return 20 * self.n_layers // 32
 
     @property
-    def early_layers(self) -> range:
-        """Where Type-1 neurons are looked for."""
-        return range(self.boundary)
+    def early_layers(self) -> Sequence[int]:
+        """Where Type-1 neurons are looked for: the early layers that have neurons."""
+        return self.with_neurons(range(self.boundary))
 
     @property
-    def late_layers(self) -> range:
-        """Where Type-2 neurons are looked for."""
-        return range(self.boundary, self.n_layers)
+    def late_layers(self) -> Sequence[int]:
+        """Where Type-2 neurons are looked for: the late layers that have neurons."""
+        return self.with_neurons(range(self.boundary, self.n_layers))
+
+    def with_neurons(self, layers: Sequence[int]) -> Sequence[int]:
+        """Those of some layers that have neurons."""
+        return layers if all(self.widths) else tuple(layer for layer in layers if self.widths[layer])
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the value vectors."""
-        return self._last_map(0).weight.dtype
+        return self._a_map.weight.dtype
 
     @property
     def device(self) -> torch.device:
@@ -83,7 +114,9 @@ class Decoder:
 
     def layer_device(self, layer: int, /) -> torch.device:
         """Where the neurons of a layer are computed."""
-        return architecture.device_of(self._last_map(layer))
+        if self.widths[layer]:
+            return architecture.device_of(self._last_map(layer))
+        return next((weight.device for weight in self._blocks[layer].parameters()), self.device)
 
     @property
     def home(self) -> torch.device:
@@ -94,7 +127,7 @@ class Decoder:
     @cached_property
     def sharded(self) -> bool:
         """Whether its weights are spread over the processes of torchrun, each of which runs every batch."""
-        return hasattr(self._last_map(0).weight, "full_tensor")
+        return hasattr(self._a_map.weight, "full_tensor")
 
     @property
     def context(self) -> int | None:
@@ -133,16 +166,14 @@ class Decoder:
         reload = f"was replaced after {self.name} was loaded; load the module again"
         if len(self._blocks) != self.n_layers:
             raise TnkitError(f"{self.blocks_path}, a list of {self.n_layers} blocks, {reload}")
-        read = [site for site in (self.sites.mid, self.sites.attention, self.sites.norm) if site]
         for number in range(self.n_layers) if layer is None else [layer]:
-            for where in (f"{self.blocks_path}.{number}.{site}" for site in read):
-                if attrgetter(where)(self.lm)._module is not attrgetter(where)(self.lm._module):
+            sites = self.sites[number]
+            for site in sites.names if sites else ():
+                where = f"{self.blocks_path}.{number}.{site}"
+                if sites and site == sites.last_map:
+                    architecture.check_map(attrgetter(where)(self.lm._module), where)
+                if attrgetter(served(where))(self.lm)._module is not attrgetter(where)(self.lm._module):
                     raise TnkitError(f"{where} {reload}")
-            where = f"{self.blocks_path}.{number}.{self.sites.last_map}"
-            last_map = attrgetter(self.sites.last_map)(self._blocks[number])
-            architecture.check_map(last_map, where)
-            if attrgetter(where)(self.lm)._module is not last_map:
-                raise TnkitError(f"{where} {reload}")
 
     def value_vectors(self, layer: int) -> Float[Tensor, "neuron hidden"]:
         """The value vectors of a layer, one neuron a row: a view, in the model's dtype and on the layer's device.
@@ -159,6 +190,8 @@ class Decoder:
         """
         check_layers(self, [layer])
         self.check_unchanged(layer)
+        if not self.widths[layer]:
+            return torch.zeros(0, self.hidden_size, dtype=self.dtype, device=self.layer_device(layer))
         with architecture.present(self._last_map(layer)):
             return architecture.whole(architecture.value_vectors(self._last_map(layer), self.hidden_size))
 
@@ -169,15 +202,19 @@ class Decoder:
         learned gain of the branch's own norm in Gemma and OLMo 2.
         """
         check_layers(self, [layer])
-        norm, last_map = self.sites.norm, self._last_map(layer)
-        return architecture.output_gain(
-            attrgetter(norm)(self._blocks[layer]) if norm else None,
-            self.sites.multiplier,
-            torch.empty(self.hidden_size, dtype=last_map.weight.dtype, device=architecture.device_of(last_map)),
+        sites, like = (
+            self.sites[layer],
+            torch.empty(self.hidden_size, dtype=self.dtype, device=self.layer_device(layer)),
         )
+        if sites is None:
+            return torch.ones_like(like).float()
+        norm = attrgetter(sites.norm)(self._blocks[layer]) if sites.norm else None
+        return architecture.output_gain(norm, sites.multiplier, like)
 
     def output_bias(self, layer: int) -> Float[Tensor, "hidden"]:
         """The bias of the MLP's last linear map (zeros where it has none), float32."""
+        if not self.widths[layer]:
+            return torch.zeros_like(self.output_gain(layer))
         with architecture.present(self._last_map(layer)):
             bias = getattr(self._last_map(layer), "bias", None)
             if bias is None:
@@ -211,8 +248,24 @@ class Decoder:
     def _blocks(self) -> nn.ModuleList:
         return attrgetter(self.blocks_path)(self.lm._module)
 
+    def map_path(self, layer: int) -> str:
+        """The dotted path of a layer's last linear map.
+
+        Raises:
+            TnkitError: for a layer without neurons.
+        """
+        sites = self.sites[layer]
+        if sites is None:
+            raise TnkitError(f"layer {layer} of {self.name} has no MLP, and so no neurons; name another layer")
+        return f"{self.blocks_path}.{layer}.{sites.last_map}"
+
     def _last_map(self, layer: int) -> nn.Linear | Conv1D:
-        return attrgetter(self.sites.last_map)(self._blocks[layer])
+        return attrgetter(self.map_path(layer))(self.lm._module)
+
+    @property
+    def _a_map(self) -> nn.Linear | Conv1D:
+        """The last map of the first layer that has one."""
+        return self._last_map(next(layer for layer, width in enumerate(self.widths) if width))
 
 
 def check_layers(model: Decoder, layers: Iterable[SupportsIndex]) -> tuple[int, ...]:

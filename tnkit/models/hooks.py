@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from operator import attrgetter
 from typing import Any
@@ -46,7 +46,7 @@ def check_repeatable(module: nn.Module) -> None:
 
 
 @contextmanager
-def hooks_checked(module: nn.Module, blocks_path: str, sites: Sites) -> Iterator[bool]:
+def hooks_checked(module: nn.Module, blocks_path: str, sites: Sequence[Sites | None]) -> Iterator[bool]:
     """A context in which hooks that are not tnkit's may observe what is read, but not change it; whether there are any.
 
     States are read before a forward hook acts on them, and after a pre-hook of the norm or block that they enter.
@@ -54,7 +54,6 @@ def hooks_checked(module: nn.Module, blocks_path: str, sites: Sites) -> Iterator
     Raises:
         TnkitError: in a pass, for a hook that changes what is read; it names module and hook, and how to remove it.
     """
-    read = [site for site in (sites.mid, sites.attention, sites.norm, sites.last_map) if site]
     for _, hook in hooks_of("", nn.modules.module, "_global"):
         if is_foreign(hook):
             raise TnkitError(
@@ -63,11 +62,13 @@ def hooks_checked(module: nn.Module, blocks_path: str, sites: Sites) -> Iterator
             )
     hooked = False
     with ExitStack() as stack:
-        for number, block in enumerate(attrgetter(blocks_path)(module)):
-            for path, child in [("", block), *((f".{site}", attrgetter(site)(block)) for site in read)]:
-                where = f"{blocks_path}.{number}{path}"
+        for number, (block, read) in enumerate(zip(attrgetter(blocks_path)(module), sites, strict=True)):
+            late = (read.last_map, read.attention) if read else ()  # their pre-hooks act before they are read
+            for path in ["", *(read.names if read else ())]:
+                child = attrgetter(path)(block) if path else block
+                where = f"{blocks_path}.{number}" + (f".{path}" if path else "")
                 hooked |= _compare(stack, where, child._forward_hooks, child.register_forward_hook)
-                if path[1:] not in (sites.last_map, sites.attention):  # their pre-hooks act before they are read
+                if path not in late:
                     hooked |= _compare(stack, where, child._forward_pre_hooks, child.register_forward_pre_hook)
         yield hooked
 

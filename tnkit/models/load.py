@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -73,7 +74,7 @@ def load_model(
 
     >>> from tnkit.testing import byte_tokenizer, tiny_module
     >>> model = load_model(tiny_module("gemma3"), tokenizer=byte_tokenizer())
-    >>> print(model.sites)
+    >>> print(model.reading)
     neurons at mlp.down_proj, mid = the input of pre_feedforward_layernorm, branch norm post_feedforward_layernorm
     """
     dtype = checkpoints.dtype_of(dtype)
@@ -133,7 +134,9 @@ def _proved(
     config = module.config.get_text_config(decoder=True)
     parent, _, _ = path.rpartition(".")
     norm = next((norm for norm in _FINAL_NORMS if architecture.has(module.get_submodule(parent), norm)), None)
-    sites, *others = architecture.readings(blocks[0], config)
+    tried = architecture.kinds(blocks, config)
+    first = {layer: ways[0] for layers, ways in tried.items() for layer in layers}
+    sites = tuple(first[layer] for layer in range(len(blocks)))
     kind = servers.RemoteModel if "remote" in about else Model
     model = kind(
         **about,
@@ -143,12 +146,12 @@ def _proved(
         blocks_path=path,
         final_norm_path=norm and f"{parent}.{norm}",
         n_layers=len(blocks),
-        n_neurons=architecture.width(blocks, path, sites.last_map, config.hidden_size),
+        widths=tuple(map(architecture.width, blocks, sites, repeat(config.hidden_size))),
         hidden_size=config.hidden_size,
         template=template,
     )
     model.check_unchanged()
-    model = proved(model, (sites, *others))
+    model = proved(model, tried)
     if model.sharded:
         model.provenance  # noqa: B018 - gathers the weights, which all processes must do together
     return model

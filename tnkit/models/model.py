@@ -95,6 +95,8 @@ class Model(Decoder, Origin):
         if self.attention is not None:
             origin["attention"] = self.attention
         origin |= {"layers": self.n_layers, "neurons": self.n_neurons, "hidden": self.hidden_size}
+        if self.layout:
+            origin["layout"] = self.layout
         if self.template:
             origin["template"] = self.template
         return origin
@@ -131,7 +133,7 @@ class Model(Decoder, Origin):
         if reason := self._hidden():
             _LOG.warning("%s, so nothing is read from the cache or kept", reason)
             return None
-        return fingerprints.digest(weights or self.weights_hash, self.dtype, self.sites, self._beside_weights())
+        return fingerprints.digest(weights or self.weights_hash, self.dtype, self.reading, self._beside_weights())
 
     def _hidden(self) -> str | None:
         """Why its numbers cannot be told."""
@@ -144,7 +146,7 @@ class Model(Decoder, Origin):
     def _beside_weights(self) -> list[Any]:
         """What decides its numbers beside its weights."""
         norm = [self.module.get_submodule(self.final_norm_path)] if self.final_norm_path else []
-        read = [*self._blocks, *map(self._last_map, range(self.n_layers)), *norm]
+        read = [*self._blocks, *map(self._last_map, self.with_neurons(range(self.n_layers))), *norm]
         ids = self.tokenizer(PROBE, verbose=False)["input_ids"][:8]
         return fingerprints.live(self.module, read, torch.tensor([ids], device=self.device))
 
@@ -209,10 +211,10 @@ class Model(Decoder, Origin):
             {
                 "name": self.name,
                 "layers": self.n_layers,
-                "neurons a layer": self.n_neurons,
+                "neurons a layer": self.n_neurons if len(set(self.widths)) == 1 else self.widths,
                 "hidden": self.hidden_size,
                 "runs on": self.server or f"{self.device}, in {self.dtype}",
-                "sites": self.sites,
+                "sites": self.reading,
             },
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tnkit.errors import TnkitError, last_line
 from tnkit.models.model import PROBE, Model
-from tnkit.models.reading import Sites
+from tnkit.models.reading import Sites, unknown
+from tnkit.models.refusals import seen_reason
 from tnkit.models.trace import OutOfOrderError, trace_blocks
 
 
@@ -28,7 +29,7 @@ def completeness_error(model: Model) -> Float[Tensor, "layer"]:
     >>> bool((completeness_error(tiny_model("bloom")) < 1e-5).all())
     True
     """
-    return _probed(model).incomplete
+    return _probed(model, range(model.n_layers)).incomplete
 
 
 def causality_error(model: Model) -> Float[Tensor, "layer"]:
@@ -41,43 +42,68 @@ def causality_error(model: Model) -> Float[Tensor, "layer"]:
     >>> bool((causality_error(tiny_model("bloom")) < 1e-5).all())
     True
     """
-    return _probed(model).acausal
+    return _probed(model, range(model.n_layers)).acausal
 
 
-def proved(model: Model, readings: Iterable[Sites]) -> Model:
-    """The model with the first reading of its blocks that is complete.
+def proved(model: Model, tried: Mapping[tuple[int, ...], Iterable[Sites]]) -> Model:
+    """The model with the first reading of each kind of block that is complete; None for blocks that have no neurons.
+
+    Args:
+        model: with any readings.
+        tried: the layers of each kind of block, and the ways to read it.
 
     Raises:
         TnkitError: where none is, where its states are not finite, or where they depend on later tokens or on padding.
     """
-    kind, tried = type(model.lm._module).__name__, []
     if model.ablations:
-        raise TnkitError(f"{kind} is inside an Ablation, where it cannot be checked; load it before or after that")
-    for sites in readings:
-        candidate = replace(model, sites=sites)
+        raise TnkitError(
+            f"{type(model.lm._module).__name__} is inside an Ablation, where it cannot be checked; load it before or "
+            "after that"
+        )
+    sites, acausal, fine = list(model.sites), torch.zeros(model.n_layers, dtype=torch.float32), True
+    for layers, readings in tried.items():
+        reading, probe = _first_complete(model, layers, readings)
+        acausal[list(layers)], fine = probe.acausal, probe.fine
+        for layer in layers:
+            sites[layer] = reading if reading.last_map else None
+    _check_causal(model, acausal, fine=fine)
+    return replace(model, sites=tuple(sites))
+
+
+def _first_complete(model: Model, layers: Sequence[int], readings: Iterable[Sites]) -> tuple[Sites, _Probe]:
+    """The first reading that is complete in all layers of one kind, and what showed it."""
+    kind, tried = type(model.lm._module).__name__, []
+    for reading in readings:
+        candidate = replace(model, sites=tuple(reading if at in layers else old for at, old in enumerate(model.sites)))
         try:
-            probe = _probed(candidate)
+            probe = _probed(candidate, layers)
         except OutOfOrderError:  # a site that runs after the neurons is not what the branch is added to
-            tried.append((torch.inf, 0, sites, "it runs after the neurons"))
+            tried.append((torch.inf, 0, reading, "it runs after the neurons"))
             continue
         except TnkitError:
             raise
         except Exception as error:
-            tried.append((torch.inf, 0, sites, f"{type(error).__name__}: {last_line(error)}"))
+            tried.append((torch.inf, 0, reading, f"{type(error).__name__}: {last_line(error)}"))
             continue
         if bool(probe.incomplete.isnan().any()):
             raise TnkitError(
                 f"{model.name} computes values that are not finite, first in layer "
-                f"{int(probe.incomplete.isnan().int().argmax())}, in {str(model.dtype).removeprefix('torch.')}; try "
-                "dtype='bfloat16' or 'float32', whose range is wider than float16's; if that fails too, its weights "
-                "are damaged"
+                f"{layers[int(probe.incomplete.isnan().int().argmax())]}, in "
+                f"{str(model.dtype).removeprefix('torch.')}; try dtype='bfloat16' or 'float32', whose range is wider "
+                "than float16's; if that fails too, its weights are damaged"
             )
         if bool((probe.incomplete <= (1e-3 if probe.fine else 0.05)).all()):
-            _check_causal(model, probe)
-            return candidate
-        tried.append((float(probe.incomplete.max()), int(probe.incomplete.argmax()), sites, ""))
-    missed, layer, best, reason = min(tried, key=lambda attempt: attempt[0])
+            return reading, probe
+        tried.append((float(probe.incomplete.max()), int(probe.incomplete.argmax()), reading, ""))
+    missed, row, best, reason = min(tried, key=lambda attempt: attempt[0])
+    layer = layers[row]
+    if not best.last_map:
+        raise unknown(model.lm._module.get_submodule(f"{model.blocks_path}.{layer}"))
     where = f"with {best} in {model.blocks_path}.{layer}"
+    if model.server is None and (seen := _seen(model, layer)):
+        raise TnkitError(
+            f"{kind} has decoder blocks that tnkit does not read: {model.blocks_path}.{layer} is one {seen}"
+        )
     if reason:
         raise TnkitError(f"{kind} is not an architecture that tnkit can trace: {where}, the pass failed ({reason})")
     raise TnkitError(
@@ -87,12 +113,20 @@ def proved(model: Model, readings: Iterable[Sites]) -> Model:
     )
 
 
-def _check_causal(model: Model, probe: _Probe) -> None:
-    if not bool((probe.acausal <= (1e-3 if probe.fine else 0.1)).all()):
-        layer = int(probe.acausal.argmax())
+def _seen(model: Model, layer: int) -> str | None:
+    """What is seen of a block that has no reading."""
+    try:
+        return seen_reason(model.lm._module, model._blocks[layer], _probe_ids(model))
+    except Exception:
+        return None
+
+
+def _check_causal(model: Model, acausal: Float[Tensor, "layer"], *, fine: bool) -> None:
+    if not bool((acausal <= (1e-3 if fine else 0.1)).all()):
+        layer = int(acausal.argmax())
         raise TnkitError(
             f"{type(model.lm._module).__name__} does not attend causally: in layer {layer}, later tokens or padding "
-            f"change the state of a token by {float(probe.acausal[layer]):.2g} of its size, so that a sentence would "
+            f"change the state of a token by {float(acausal[layer]):.2g} of its size, so that a sentence would "
             "depend on its batch; load a model whose tokens see only the tokens before them"
         )
 
@@ -106,18 +140,20 @@ class _Probe:
     fine: bool
 
 
-def _probed(model: Model) -> _Probe:
+def _probed(model: Model, layers: Sequence[int]) -> _Probe:
     """Run the beginnings of a short text, padded, and then the whole text, unpadded, read where each of those ends."""
     ids = torch.tensor(_probe_ids(model))
     beginnings = torch.ones(len(ids), len(ids), dtype=torch.long).tril()
     reduce = model.sent(_measured)
-    padded = _run(model, ids, beginnings, keep=("mid", "post", "activations", "scale"), reduce=reduce)
+    padded = _run(model, ids, beginnings, layers=layers, keep=("mid", "post", "activations", "scale"), reduce=reduce)
     if reduce is None:  # outside the pass, where weights that are spread over processes can be gathered
         weights = (model.value_vectors, model.output_gain, model.output_bias)
-        sites = [{site: kept[layer] for site, kept in padded.items()} for layer in range(model.n_layers)]
-        checked = [_measured(layer, kept, *(ask(layer) for ask in weights)) for layer, kept in enumerate(sites)]
+        sites = [{site: kept[row] for site, kept in padded.items()} for row in range(len(layers))]
+        checked = [
+            _measured(layer, kept, *(ask(layer) for ask in weights)) for layer, kept in zip(layers, sites, strict=True)
+        ]
         padded = {name: [measured[name] for measured in checked] for name in checked[0]}
-    whole = _run(model, ids, torch.ones_like(beginnings), keep=("post",))
+    whole = _run(model, ids, torch.ones_like(beginnings), layers=layers, keep=("post",))
     pairs = [(short.cpu(), full.cpu()) for short, full in zip(padded["post"], whole["post"], strict=True)]
     changed = [
         ((short - full).float().norm(dim=1) / full.float().norm(dim=1).clamp_min(1e-38)).max() for short, full in pairs
@@ -130,7 +166,7 @@ def _run(model: Model, ids: Tensor, mask: Tensor, **how: Any) -> dict[str, list[
     """Sites of every layer, from a batch of the same tokens, as far as the mask shows them, at its diagonal."""
     inputs = {"input_ids": (ids * mask).to(model.device), "attention_mask": mask.to(model.device), "use_cache": False}
     last = torch.arange(len(ids), device=model.device)
-    return trace_blocks(model, inputs, last, layers=range(model.n_layers), **how)
+    return trace_blocks(model, inputs, last, **how)
 
 
 def _probe_ids(model: Model) -> list[int]:
@@ -153,7 +189,7 @@ def _probe_ids(model: Model) -> list[int]:
 def _measured(_: int, sites: Mapping[str, Tensor], vectors: Tensor, gain: Tensor, bias: Tensor) -> dict[str, Tensor]:
     """Of one layer, by how much its parts miss its output, and that output; it runs where the model does."""
     mid, post, activations = (sites[site].float() for site in ("mid", "post", "activations"))
-    branch = sites["scale"][:, None] * gain * (activations @ vectors.float() + bias)
+    branch = sites["scale"][:, None] * gain * (activations[:, : len(vectors)] @ vectors.float() + bias)
     eps = torch.finfo(sites["post"].dtype).eps  # two roundings: the branch, or two branches, and the sum
     missed = ((mid + branch - post).norm(dim=1) - eps * post.norm(dim=1)).clamp_min(0)
     error = (missed / branch.norm(dim=1).clamp_min(1e-38)).max()

@@ -1,9 +1,9 @@
 """Where a decoder block keeps its MLP neurons, found by name and proved by arithmetic.
 
 A block's MLP branch ends in one linear map. `Sites` says which submodule that is, where `mid` (the sum the branch is
-added to) can be read, and whether the branch passes through a norm of its own before it is added. There is no list of
-architectures: the few names that transformers' models use are tried in turn, and `load_model` keeps the
-reading for which
+added to) can be read, and whether the branch passes through a norm of its own before it is added. Blocks of a model may
+be of several kinds. There is no list of architectures: the few names that transformers' models use are tried in turn
+for each kind, and `load_model` keeps the reading for which
 
     mid + sum of contributions + bias = post
 
@@ -12,10 +12,11 @@ holds on a real forward pass. That identity has one solution for `mid`, so a rea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Float
@@ -27,31 +28,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
     from transformers.pytorch_utils import Conv1D
 
-_LAST_MAPS = (
-    "mlp.down_proj",
-    "mlp.c_proj",
-    "mlp.dense_4h_to_h",
-    "mlp.fc2",
-    "mlp.fc_out",
-    "mlp.proj",
-    "ffn.down_proj",
-    "feed_forward.down_proj",
-    "feed_forward.w2",
-    "fc2",
-)
-_ATTENTIONS = ("self_attn", "self_attention", "attention", "attn")
-_READS_MID = (
-    "pre_feedforward_layernorm",
-    "post_attention_layernorm",
-    "ln_2",
-    "norm_2",
-    "final_layer_norm",
-    "ffn_norm",
-    "pre_ff_layernorm",
-    "mlp",
-    "feed_forward",
-)
-_BRANCH_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm")
+_LAST_MAPS = """
+    mlp.down_proj mlp.c_proj mlp.dense_4h_to_h mlp.fc2 mlp.fc_out mlp.proj ffn.down_proj feed_forward.down_proj
+    feed_forward.w2 shared_mlp.output_linear mlp.Wo mlp_block.down_proj mixer.down_proj ffn.proj_down ffn.ffn.w_out
+    ffn.fc2 ffn.2 fc2 output.dense
+""".split()
+# What reads other tokens: attention, and the recurrent and convolutional layers of hybrids.
+_ATTENTIONS = ("self_attn", "self_attention", "attention", "attn", "linear_attn", "mamba", "conv", "mixer")
+_READS_MID = """
+    pre_feedforward_layernorm post_attention_layernorm ln_2 norm_2 final_layer_norm ffn_norm pre_ff_layernorm mlp_norm
+    channel_pre_norm layernorm2 norm_ffn mlp feed_forward ffn intermediate ln LayerNorm norm
+""".split()
+_BRANCH_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm", "post_norm2")
+_AFTER = ("per_layer_input_gate",)  # Gemma 4 goes on with the sum here
+_CARRIES = ("layer_scalar", "post_attention_residual")
 _PARALLEL_FLAGS = ("use_parallel_residual", "parallel_attn", "new_decoder_architecture")
 MERGE = "merge the adapter into the weights (peft's merge_and_unload()) and load the result"
 _EXPERTS = ("experts", "router", "block_sparse_moe", "shared_expert")
@@ -62,11 +52,15 @@ class Sites:
     """Submodules of a block, by name relative to it.
 
     Attributes:
-        last_map: the MLP's last linear map; its input coordinates are the neurons.
+        last_map: the MLP's last linear map; its input coordinates are the neurons. It is "" while a block without MLP
+            is tried, which adds its attention alone.
         mid: the module whose input is `mid`, or None where attention and MLP run side by side (mid = pre + attention).
         attention: the attention module, read only where `mid` is None.
         norm: the norm that the MLP branch passes through before it is added, or None.
         multiplier: the constant that the branch is multiplied by before it is added (Granite), else 1.
+        after: the module whose input is `post`, in a block that goes on after the sum (Gemma 4); None where the sum
+            leaves the block.
+        carry: the block's own tensor that `mid` is multiplied by on its way to the sum (Gemma 4, Doge), or None.
     """
 
     last_map: str
@@ -74,10 +68,18 @@ class Sites:
     attention: str | None = None
     norm: str | None = None
     multiplier: float = 1.0
+    after: str | None = None
+    carry: str | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The submodules that are read."""
+        return [name for name in (self.mid, self.attention, self.norm, self.last_map, self.after) if name]
 
     def __str__(self) -> str:
         mid = f"the input of {self.mid}" if self.mid else f"pre + {self.attention}"
-        return f"neurons at {self.last_map}, mid = {mid}" + (f", branch norm {self.norm}" if self.norm else "")
+        norm, post = self.norm and f", branch norm {self.norm}", self.after and f", post = the input of {self.after}"
+        return f"neurons at {self.last_map}, mid = {mid}{norm or ''}{post or ''}"
 
 
 def decoder_blocks(module: PreTrainedModel) -> tuple[str, nn.ModuleList]:
@@ -104,12 +106,14 @@ def decoder_blocks(module: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         for path, child in module.named_modules()
         if isinstance(child, nn.ModuleList)
         and len(child) == depth
-        and any(has(block, site) for block in child for site in _LAST_MAPS + _ATTENTIONS)
+        and any(has(block, site) for block in child for site in (*_LAST_MAPS, *_ATTENTIONS))
     ]
     if len(found) > 1:  # an image encoder may be as deep as the text model
         decoder = module.get_decoder()
-        texts = [(path, blocks) for path, blocks in found if any(child is blocks for child in decoder.modules())]
-        found = texts or found
+        for parts in ([*decoder.children()], [*decoder.modules()]):
+            if texts := [(path, blocks) for path, blocks in found if any(child is blocks for child in parts)]:
+                found = texts
+                break
     for path, blocks in found:
         for index, block in enumerate(blocks):
             expert = next((part for part, _ in block.named_modules() if part.split(".")[-1] in _EXPERTS), None)
@@ -119,36 +123,91 @@ def decoder_blocks(module: PreTrainedModel) -> tuple[str, nn.ModuleList]:
                     "expert that is not always run, which tnkit does not score: load a dense model"
                 )
     if len(found) != 1:
+        lists = [f"{path} ({len(child)})" for path, child in module.named_modules() if isinstance(child, nn.ModuleList)]
         raise TnkitError(
-            f"{name} is not an architecture that tnkit knows: expected one list of {depth} decoder blocks, "
-            f"found {[path for path, _ in found] or 'none'}"
+            f"{name} is not an architecture that tnkit knows: expected one list of {depth} decoder blocks with an "
+            f"attention or MLP by a usual name, found {[path for path, _ in found] or 'none'}; its lists are "
+            f"{', '.join(lists[:4]) or 'none'}"
         )
     return found[0]
+
+
+def kinds(blocks: nn.ModuleList, config: PreTrainedConfig) -> dict[tuple[int, ...], list[Sites]]:
+    """The layers of each kind of block, and the ways to read it; blocks of one kind have the same parts and width.
+
+    Raises:
+        TnkitError: where a block has neither a last linear map nor an attention of a known name, or no block has the
+            former.
+
+    >>> from tnkit.testing import tiny_module
+    >>> module = tiny_module("llama")
+    >>> list(kinds(module.model.layers, module.config))
+    [(0, 1, 2, 3)]
+    """
+    layers: dict[Any, list[int]] = {}
+    tried: dict[Any, list[Sites]] = {}
+    for layer, block in enumerate(blocks):
+        ways = [*readings(block, config)]
+        parts = tuple((name, type(part)) for name, part in block.named_modules())
+        kind = parts, width(block, ways[0], config.hidden_size)
+        layers.setdefault(kind, []).append(layer)
+        tried.setdefault(kind, ways)
+    if not any(sites.last_map for ways in tried.values() for sites in ways):
+        raise unknown(blocks[0])
+    return {tuple(members): tried[kind] for kind, members in layers.items()}
+
+
+def unknown(block: nn.Module) -> TnkitError:
+    """The error for a block whose MLP is not found."""
+    children = ", ".join(name for name, _ in block.named_children())
+    maps = [path for path, child in block.named_modules() if isinstance(child, nn.Linear)]
+    why = ""
+    if has(block, "mamba_decoder"):  # Zamba's
+        why = "whose MLP feeds a Mamba layer and is not added to the residual stream"
+    elif maps and all(path.split(".")[0] in _ATTENTIONS for path in maps):
+        why = "which have no MLP, and so no neurons"
+    if why:
+        return TnkitError(f"the model has blocks ({type(block).__name__}: {children}) {why}; load a model with MLPs")
+    return TnkitError(
+        f"{type(block).__name__} is not a decoder block that tnkit knows: it has {children}, but no last linear "
+        f"map of an MLP by a usual name ({', '.join(_LAST_MAPS[:3])}, …)"
+    )
 
 
 def readings(block: nn.Module, config: PreTrainedConfig) -> Iterator[Sites]:
     """The ways to read a block, the likeliest first.
 
     Raises:
-        TnkitError: where the block has no last linear map of a known name.
+        TnkitError: where the block has neither a last linear map nor an attention of a known name.
     """
     last_map = next((name for name in _LAST_MAPS if has(block, name)), None)
+    attentions = [name for name in _ATTENTIONS if has(block, name)]
+    attention = next(iter(attentions), None)
+    multiplier = _multiplier(block, config)
     if last_map is None:
-        children = ", ".join(name for name, _ in block.named_children())
-        raise TnkitError(
-            f"{type(block).__name__} is not a decoder block that tnkit knows: it has {children}, but no last linear "
-            f"map of an MLP by a usual name ({', '.join(_LAST_MAPS[:3])}, …)"
-        )
-    attention = next((name for name in _ATTENTIONS if has(block, name)), None)
+        if not attentions:
+            raise unknown(block)
+        yield from (Sites("", None, name, multiplier=multiplier) for name in attentions)
+        return
     mids: list[str | None] = [name for name in _READS_MID if has(block, name)]
     if attention:
         parallel_first = any(getattr(config, flag, False) for flag in _PARALLEL_FLAGS)
         mids.insert(0 if parallel_first else len(mids), None)
     norms = [*(name for name in _BRANCH_NORMS if has(block, name)), None]
-    multiplier = float(getattr(config, "residual_multiplier", None) or 1.0)
+    after = next((name for name in _AFTER if has(block, name)), None)
+    carry = next((name for name in _CARRIES if not after and isinstance(getattr(block, name, None), Tensor)), None)
+    if carry == "layer_scalar":  # the branch is multiplied by it, too
+        multiplier *= float(block.layer_scalar)  # type: ignore[arg-type]  # a tensor of one number
     for norm in norms:
         for mid in mids:
-            yield Sites(last_map, mid, attention if mid is None else None, norm, multiplier)
+            yield Sites(last_map, mid, attention if mid is None else None, norm, multiplier, after, carry)
+
+
+def _multiplier(block: nn.Module, config: PreTrainedConfig) -> float:
+    """What a branch is multiplied by before it is added: Granite's, MiniCPM 3's and Falcon-H1's constants."""
+    down = getattr(getattr(block, "feed_forward", None), "down_multiplier", None)
+    known = getattr(config, "residual_multiplier", None), getattr(block, "residual_scale", None), down
+    return math.prod((float(value) for value in known if isinstance(value, int | float)), start=1.0)
 
 
 def has(module: nn.Module, path: str) -> bool:
@@ -165,23 +224,11 @@ def has(module: nn.Module, path: str) -> bool:
     return True
 
 
-def width(blocks: nn.ModuleList, path: str, last_map: str, hidden: int) -> int:
-    """The number of neurons in every block.
-
-    Raises:
-        TnkitError: where a block has no such last map, or the numbers differ.
-    """
-    without = [number for number, block in enumerate(blocks) if not has(block, last_map)]
-    if without:
-        raise TnkitError(
-            f"{path}.{without[0]} has no {last_map}, which {path}.0 has; tnkit reads blocks of one kind only"
-        )
-    widths = {len(value_vectors(cast(nn.Linear, block.get_submodule(last_map)), hidden)) for block in blocks}
-    if len(widths) > 1:
-        raise TnkitError(
-            f"{path} has layers of different widths ({sorted(widths)} neurons), which tnkit does not score"
-        )
-    return widths.pop()
+def width(block: nn.Module, sites: Sites, hidden: int) -> int:
+    """The number of neurons in a block, 0 without an MLP."""
+    if not sites.last_map:
+        return 0
+    return len(value_vectors(cast(nn.Linear, block.get_submodule(sites.last_map)), hidden))
 
 
 def check_plain(module: nn.Module, where: str = "") -> None:

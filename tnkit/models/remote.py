@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from operator import attrgetter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar, NoReturn
 from urllib.parse import urlsplit
 
@@ -35,7 +34,7 @@ from torch import Tensor
 from tnkit.errors import TnkitError, last_line
 from tnkit.models.model import Change, Model, check_layers
 from tnkit.models.sessions import TURN
-from tnkit.models.trace import OutOfOrderError, exactly, first, weights_of
+from tnkit.models.trace import OutOfOrderError, exactly, first, names_of, weights_of
 from tnkit.models.weights import hash_of
 from tnkit.models.wrapper import TransformersModel
 
@@ -152,13 +151,13 @@ class RemoteModel(Model):
     def ask_weights(self, question: Callable[..., Any], given: Mapping[int, tuple[Any, ...]]) -> dict[int, Any]:
         """Put a question to the weights of some layers, on the server."""
         blocks = attrgetter(self.blocks_path)(self.lm)
-        names, size = SimpleNamespace(**vars(self.sites)), (self.n_neurons, self.hidden_size)
+        names = names_of(self)
         given = {layer: tuple(map(_alone, extra)) for layer, extra in given.items()}
         with TURN, torch.inference_mode(), self.tracing():
             with self.lm.trace(**_token(), remote=self.remote) as tracer:
                 answers, _begun = nnsight.save({}), blocks[0].output  # a sandbox answers once the pass has begun
                 for layer, extra in given.items():
-                    answers[layer] = exactly(question, *weights_of(blocks[layer], names, *size), *extra)
+                    answers[layer] = exactly(question, *weights_of(blocks[layer], names[layer]), *extra)
                 tracer.stop()
         return answers
 

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from tnkit.errors import TnkitError
 from tnkit.models.model import Change, Model
-from tnkit.models.reading import output_gain, value_vectors, whole
+from tnkit.models.reading import Sites, output_gain, value_vectors, whole
 from tnkit.models.sessions import TURN
+from tnkit.models.wrapper import served
 
 SITES = ("pre", "mid", "post", "activations", "scale")
 _UNITS = 1024  # unit vectors sent through a linear map at a time
@@ -66,7 +67,7 @@ def trace_blocks(
     """
     blocks = attrgetter(model.blocks_path)(model.lm)
     final_norm: Any = attrgetter(model.final_norm_path)(model.lm) if normed_last and model.final_norm_path else None
-    names, size, keep = SimpleNamespace(**vars(model.sites)), (model.n_neurons, model.hidden_size), frozenset(keep)
+    names, keep = names_of(model), frozenset(keep)
     layers, tokens = tuple(layers), tuple(inputs["input_ids"].shape)
     normed = model.n_layers - 1 if normed_last else None
     with TURN, torch.inference_mode(), model.tracing() as hooked:
@@ -77,12 +78,12 @@ def trace_blocks(
             kept = nnsight.save({})
             for layer in sorted({*layers, *changes}):
                 wanted = keep if layer in layers else ()
-                values = _read(blocks[layer], names, wanted, (tokens, last, weights), changes.get(layer, ()))
+                values = _read(blocks[layer], names[layer], wanted, (tokens, last, weights), changes.get(layer, ()))
                 if "post" in wanted:
-                    post = first(blocks[layer].output)
+                    post = post_of(blocks[layer], names[layer]) if layer != normed else first(blocks[layer].output)
                     values["post"] = _pooled(final_norm(post) if layer == normed else post, last, weights)
                 if reduce is not None and wanted:
-                    values = exactly(reduce, layer, values, *weights_of(blocks[layer], names, *size))
+                    values = exactly(reduce, layer, values, *weights_of(blocks[layer], names[layer]))
                 for name, value in values.items():
                     kept.setdefault(name, []).append(value)
             if beyond is not None:  # the last block's own hooks have run by then
@@ -90,6 +91,15 @@ def trace_blocks(
             if beyond is not None or not hooked:
                 tracer.stop()
     return kept
+
+
+def names_of(model: Model) -> list[SimpleNamespace]:
+    """What a block is given to read each layer by: its sites, its width, those of the widest layer and the stream."""
+    none, names = Sites("", ""), []
+    for sites, width in zip(model.sites, model.widths, strict=True):
+        read = {name: served(site) if isinstance(site, str) else site for name, site in vars(sites or none).items()}
+        names.append(SimpleNamespace(**read, width=width, neurons=model.n_neurons, hidden=model.hidden_size))
+    return names
 
 
 def chosen_sites(keep: Iterable[str]) -> tuple[str, ...]:
@@ -170,11 +180,18 @@ def _read(
             values["pre"] = pre
     if "mid" in keep and names.mid is None:
         branch = _pooled(first(attrgetter(names.attention)(block).output), last, weights)
-        values["mid"] = pre.float() + branch.float()
-    elif "mid" in keep:
-        values["mid"] = _pooled(attrgetter(names.mid)(block).input.reshape(shape), last, weights)
+        values["mid"] = pre.float() + names.multiplier * branch.float()
+    elif "mid" in keep and names.mid:
+        mid = attrgetter(names.mid)(block).input.reshape(shape)
+        values["mid"] = _pooled(mid if names.carry is None else mid * getattr(block, names.carry), last, weights)
+    elif "mid" in keep:  # no branch is added to it
+        values["mid"] = _pooled(post_of(block, names), last, weights)
     if not changes and "activations" not in keep and "scale" not in keep:
         return values
+    if not names.last_map:
+        state = first(block.output)
+        none = {"activations": state.new_zeros(len(last), names.neurons), "scale": state.new_ones(len(last)).float()}
+        return values | {site: value for site, value in none.items() if site in keep}
     last_map = attrgetter(names.last_map)(block)
     neurons = last_map.input
     for change in changes:
@@ -197,26 +214,31 @@ def _read(
         if weights is not None:
             mean = _pooled(scale, last, weights)
             neurons, scale = _pooled(neurons * (scale / mean[:, None])[..., None], last, weights), mean
+        if names.width < names.neurons:
+            neurons = torch.nn.functional.pad(neurons, (0, names.neurons - names.width))
         values |= {site: value for site, value in (("activations", neurons), ("scale", scale)) if site in keep}
     return values
 
 
-def weights_of(block: Any, names: SimpleNamespace, neurons: int, hidden: int) -> tuple[Tensor, Tensor, Tensor]:
+def weights_of(block: Any, names: SimpleNamespace) -> tuple[Tensor, Tensor, Tensor]:
     """A layer's value vectors (neuron, hidden), output gain and output bias, wherever the weights are.
 
     Where this block cannot see a weight whole (a server may run it in a process of its own, beside a model without
     weights, or hold but a part of it on each device), the linear map itself is asked what it makes of unit vectors.
     """
+    if not names.last_map:
+        none = first(block.output).new_zeros(0, names.hidden)
+        return none, none.new_ones(names.hidden).float(), none.new_zeros(names.hidden).float()
     last_map = attrgetter(names.last_map)(block)
     norm = attrgetter(names.norm)(block) if names.norm else None
     weight, bias = last_map.weight, getattr(last_map, "bias", None)
-    if weight.is_meta or weight.numel() != neurons * hidden:
-        none = torch.zeros(1, neurons, dtype=weight.dtype)
+    if weight.is_meta or weight.numel() != names.width * names.hidden:
+        none = torch.zeros(1, names.width, dtype=weight.dtype)
         bias = last_map(none)[0].detach()
-        units = torch.eye(neurons, dtype=weight.dtype).split(_UNITS)
+        units = torch.eye(names.width, dtype=weight.dtype).split(_UNITS)
         vectors = torch.cat([last_map(rows).detach() - bias for rows in units])
     else:
-        vectors = whole(value_vectors(last_map._module, hidden))
+        vectors = whole(value_vectors(last_map._module, names.hidden))
     gain = output_gain(norm, names.multiplier, vectors[0])
     return vectors, gain, torch.zeros_like(gain) if bias is None else whole(bias.detach()).float()
 
@@ -227,6 +249,13 @@ def _pooled(values: Tensor, last: Tensor, weights: Tensor | None) -> Tensor:
         return values[torch.arange(len(last), device=last.device), last].detach()
     weights = weights.to(values.device)
     return (values.detach().float() * weights.reshape(*weights.shape, *[1] * (values.ndim - 2))).sum(dim=1)
+
+
+def post_of(block: Any, names: SimpleNamespace) -> Tensor:
+    """The sum that the MLP's branch is added in: what leaves the block, or what is there before the block goes on."""
+    if names.after:
+        return attrgetter(names.after)(block).input
+    return first(block.output)
 
 
 def first(output: Tensor | tuple[Any, ...]) -> Tensor:

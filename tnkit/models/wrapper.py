@@ -45,6 +45,16 @@ def traceable(
     return lm
 
 
+def served(path: str) -> str:
+    """The path under which nnsight serves a submodule: those named `output` are in the way of a module's own output.
+
+    >>> served("output.dense"), served("mlp.down_proj")
+    ('E_output.dense', 'mlp.down_proj')
+    """
+    parts = path.split(".")
+    return ".".join(f"{Envoy.OVERLOAD_PREFIX}{part}" if part == "output" else part for part in parts)
+
+
 @contextmanager
 def _left_in_place(source: object) -> Iterator[None]:
     """Keep a pipeline from moving weights that accelerate.cpu_offload offloaded: only dispatch_model notes a map."""

@@ -17,37 +17,43 @@ def assert_near(found: Tensor, expected: Tensor, part: float = 1e-5) -> None:
 
 def hooked(module, blocks_path: str, sites, ids: Tensor) -> dict[str, list[Tensor]]:
     """Pre, mid, post, activations and the branch's own norm, of one unpadded sentence, every token, by layer."""
-    found: dict[str, list[Tensor]] = {"pre": [], "mid": [], "post": [], "activations": [], "before": [], "after": []}
+    blocks = attrgetter(blocks_path)(module)
+    names = ("pre", "mid", "post", "activations", "before", "after")
+    found: dict[str, list[Tensor]] = {name: [torch.zeros(ids.shape[1], 0).double()] * len(blocks) for name in names}
     handles = []
     first = lambda value: value[0] if isinstance(value, tuple) else value  # noqa: E731
 
-    def keep(name, read):
+    def keep(name, layer, read):
         def hook(_, args, kwargs, output):
             value = read(args or tuple(kwargs.values()), output)
-            found[name].append(value.detach().double().reshape(ids.shape[1], -1))
+            found[name][layer] = value.detach().double().reshape(ids.shape[1], -1)
 
         return hook
 
-    def add(part, name, read):
-        handles.append(part.register_forward_hook(keep(name, read), with_kwargs=True))
+    def add(part, name, read, layer):
+        handles.append(part.register_forward_hook(keep(name, layer, read), with_kwargs=True))
 
-    for block in attrgetter(blocks_path)(module):
-        add(block, "pre", lambda args, _: args[0])
-        add(block, "post", lambda _, output: first(output))
-        add(attrgetter(sites.last_map)(block), "activations", lambda args, _: args[0])
-        if sites.mid:
-            add(attrgetter(sites.mid)(block), "mid", lambda args, _: args[0])
+    for layer, (block, site) in enumerate(zip(blocks, sites, strict=True)):
+        add(block, "pre", lambda args, _: args[0], layer)
+        add(block, "post", lambda _, output: first(output), layer)
+        if site is None:
+            add(block, "mid", lambda _, output: first(output), layer)
+            continue
+        add(attrgetter(site.last_map)(block), "activations", lambda args, _: args[0], layer)
+        if site.mid:
+            add(attrgetter(site.mid)(block), "mid", lambda args, _: args[0], layer)
         else:
-            add(attrgetter(sites.attention)(block), "mid", lambda _, output: first(output))
-        if sites.norm:
-            add(attrgetter(sites.norm)(block), "before", lambda args, _: args[0])
-            add(attrgetter(sites.norm)(block), "after", lambda _, output: output)
+            add(attrgetter(site.attention)(block), "mid", lambda _, output: first(output), layer)
+        if site.norm:
+            add(attrgetter(site.norm)(block), "before", lambda args, _: args[0], layer)
+            add(attrgetter(site.norm)(block), "after", lambda _, output: output, layer)
     with torch.inference_mode():
         module(input_ids=ids)
     for handle in handles:
         handle.remove()
-    if not sites.mid:
-        found["mid"] = [pre + branch for pre, branch in zip(found["pre"], found["mid"], strict=True)]
+    for layer, site in enumerate(sites):
+        if site and not site.mid:
+            found["mid"][layer] = found["pre"][layer] + found["mid"][layer]
     return found
 
 
@@ -62,14 +68,17 @@ def value_vectors(last_map) -> Tensor:
 def contributions(module, blocks_path: str, sites, ids: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """The last token's mid (hidden,) and every neuron's contribution (neuron, hidden), by layer, float64."""
     found, mids, added = hooked(module, blocks_path, sites, ids), [], []
-    for layer, block in enumerate(attrgetter(blocks_path)(module)):
-        vectors = value_vectors(attrgetter(sites.last_map)(block))
+    for layer, (block, site) in enumerate(zip(attrgetter(blocks_path)(module), sites, strict=True)):
+        mids.append(found["mid"][layer][-1])
+        if site is None:
+            added.append(torch.zeros(0, found["mid"][layer].shape[1]).double())
+            continue
+        vectors = value_vectors(attrgetter(site.last_map)(block))
         written = found["activations"][layer][-1][:, None] * vectors
-        if sites.norm:
+        if site.norm:
             before, after = found["before"][layer][-1], found["after"][layer][-1]
             written = written * (after / before)  # the frozen norm, coordinate by coordinate
-        mids.append(found["mid"][layer][-1])
-        added.append(written * sites.multiplier)
+        added.append(written * site.multiplier)
     return mids, added
 
 
@@ -83,7 +92,7 @@ def scores(mids: list[Tensor], added: list[Tensor], centroids: Tensor, distance:
             rows.append(near(moved).nan_to_num(0) - near(mid[None]).nan_to_num(0))
         else:
             rows.append((mid - centroid).norm() - (moved - centroid).norm(dim=-1))
-    return torch.stack(rows)
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=torch.nan)
 
 
 class switched_off:
@@ -106,7 +115,7 @@ class switched_off:
                     flat[place, columns] = self.change(layer, columns, flat[place, columns])
                 return (flat.reshape(args[0].shape),)
 
-            last_map = attrgetter(self.model.sites.last_map)(blocks[layer])
+            last_map = attrgetter(self.model.sites[layer].last_map)(blocks[layer])
             self.handles.append(last_map.register_forward_pre_hook(hook))
 
     def __exit__(self, *_):

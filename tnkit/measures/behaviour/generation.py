@@ -1,13 +1,15 @@
 """How a model continues prompts, untouched and with neurons switched off: `Continuations`.
 
-Batches are padded on the left, with their own attention mask, whatever the tokenizer's padding side.
+Batches are padded on the left, with their own attention mask, whatever the tokenizer's padding side. A model whose
+states padding changes all the same, such as RecurrentGemma, is given prompts of one length at a time.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -29,13 +31,16 @@ from tnkit.interventions.comparison import (
 from tnkit.interventions.controls import Control
 from tnkit.interventions.intervention import Neurons
 from tnkit.measures.behaviour.languages import detector_of, languages_of
-from tnkit.models.model import Model
+from tnkit.models.hooks import without_ablations
+from tnkit.models.model import PROBE, Model
 from tnkit.models.sessions import TURN, running
 from tnkit.provenance import provenance_of
 
 if TYPE_CHECKING:
     import matplotlib.axes
     import pandas as pd
+
+_OVERLOOKS: "WeakKeyDictionary[torch.nn.Module, bool]" = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,7 +276,7 @@ def _generate(
     ):
         if temperature is not None:
             torch.manual_seed(seed)
-        for index in by_length([len(tokens) + max_new_tokens for tokens in ids], batch_tokens):
+        for index in _batches(model, [len(tokens) + max_new_tokens for tokens in ids], batch_tokens):
             width = max(len(ids[number]) for number in index)
             batch = torch.full((len(index), width), _padding(model))
             mask = torch.zeros_like(batch)
@@ -287,6 +292,36 @@ def _generate(
                 texts[number] = str(model.tokenizer.decode(new[:end], skip_special_tokens=True))
             bar.update(len(index))
     return tuple(texts)
+
+
+def _batches(model: Model, lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Batches by length, of one length each where padding on the left changes what the model says."""
+    if len(set(lengths)) == 1 or _overlooks_padding(model):
+        yield from by_length(lengths, batch_tokens)
+        return
+    for length in sorted(set(lengths)):
+        places = [place for place, other in enumerate(lengths) if other == length]
+        for batch in by_length([length] * len(places), batch_tokens):
+            yield [places[number] for number in batch]
+
+
+def _overlooks_padding(model: Model) -> bool:
+    """Whether a short prompt gets the same logits with padding on its left; found once for a module."""
+    module = model.module
+    if module not in _OVERLOOKS:
+        ids = torch.tensor([model.tokenizer(PROBE, verbose=False)["input_ids"][:8]])
+        logits = []
+        with without_ablations(module):
+            for padding in (0, 3):
+                prompt = torch.nn.functional.pad(ids, (padding, 0), value=_padding(model)).to(model.device)
+                mask = torch.nn.functional.pad(torch.ones_like(ids), (padding, 0)).to(model.device)
+                options = _Pinned(max_new_tokens=1, use_cache=True, disable_compile=True, output_logits=True)
+                options.return_dict_in_generate, options.pad_token_id = True, _padding(model)
+                run = type(module).generate  # an ablation notes what is given to the module's own
+                logits.append(run(module, input_ids=prompt, attention_mask=mask, generation_config=options).logits[0])
+        near = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1
+        _OVERLOOKS[module] = bool((logits[1] - logits[0]).float().norm() <= near * logits[0].float().norm())
+    return _OVERLOOKS[module]
 
 
 class _Pinned(transformers.GenerationConfig):

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from tnkit.captures.activations import Activations
-from tnkit.measures.specificity.neurons import activations_of, comparable
+from tnkit.measures.specificity.neurons import absent, activations_of, comparable
 
 
 def constant_share(languages: Mapping[str, Activations]) -> Float64[np.ndarray, "layer neuron"]:
@@ -20,7 +20,8 @@ def constant_share(languages: Mapping[str, Activations]) -> Float64[np.ndarray, 
         languages: a capture of each language with `activations`, of the same model and layers.
 
     Returns:
-        (layer, neuron), float64, from 0 to 1; 0 for a neuron that is never active.
+        (layer, neuron), float64, from 0 to 1; 0 for a neuron that is never active, NaN for one that the
+        layer lacks.
 
     Raises:
         TnkitError: for incompatible captures.
@@ -35,4 +36,5 @@ def constant_share(languages: Mapping[str, Activations]) -> Float64[np.ndarray, 
     sentences = sum(activations.shape[1] for activations in captures)
     mean = sum(activations.sum(axis=1, dtype=np.float64) for activations in captures) / sentences
     square = sum(np.square(activations, dtype=np.float64).sum(axis=1) for activations in captures) / sentences
-    return np.divide(mean**2, square, out=np.zeros_like(mean), where=square > 0)
+    shares = np.divide(mean**2, square, out=np.zeros_like(mean), where=square > 0)
+    return np.where(absent(next(iter(languages.values()))), np.nan, shares)

@@ -11,7 +11,7 @@ from tnkit import storage
 from tnkit.captures.activations import Activations
 from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError
-from tnkit.measures.specificity.neurons import comparable, extreme, model_shape, neuron_frame
+from tnkit.measures.specificity.neurons import absent, comparable, extreme, model_shape, neuron_frame
 from tnkit.provenance import joined
 from tnkit.statistics import welch
 
@@ -33,8 +33,8 @@ PUBLISHED_FAMILIES = {"ja": "ja, ko", "ko": "ja, ko", "en": "en, it, nl", "it": 
 class Specificity:
     """How much of each neuron's variance lies between groups of sentences, and the tests of it.
 
-    All are (layer, neuron), float64. A neuron whose activation never varies has eta2, epsilon2 and F 0 and every p and
-    q 1; one that varies between groups only has eta2 1, F infinity and p 0.
+    All are (layer, neuron), float64, NaN for neurons that a layer lacks. A neuron whose activation never varies has
+    eta2, epsilon2 and F 0 and every p and q 1; one that varies between groups only has eta2 1, F infinity and p 0.
 
     Attributes:
         eta2: η², the correlation ratio, between 0 and 1.
@@ -204,20 +204,26 @@ def correlation_ratio(
     np.divide(between / (k - 1), within / (n - k), out=f, where=within > 0)
     p = stats.f.sf(f, k - 1, n - k)
     p_welch = welch(means, squares, sizes)
+    gone = absent(first)
+    values = {"eta2": _over(between, total), "epsilon2": _over(between - (k - 1) * within / (n - k), total)}
+    values |= {"F": f, "p": p, "p_welch": p_welch, "q": _rates(p, gone), "q_welch": _rates(p_welch, gone)}
     return Specificity(
-        eta2=_over(between, total),
-        epsilon2=_over(between - (k - 1) * within / (n - k), total),
-        F=f,
-        p=p,
-        p_welch=p_welch,
-        q=stats.false_discovery_control(p.ravel()).reshape(p.shape),
-        q_welch=stats.false_discovery_control(p_welch.ravel()).reshape(p.shape),
+        **{name: np.where(gone, np.nan, of_all) for name, of_all in values.items()},
         layers=first.layers,
         groups=members,
         counts=counts,
         shape=model_shape(first),
         provenance=joined(languages),
     )
+
+
+def _rates(p: np.ndarray, gone: np.ndarray) -> np.ndarray:
+    """False discovery rates over the neurons that there are."""
+    from scipy import stats
+
+    rates = np.ones_like(p)
+    rates[~gone] = stats.false_discovery_control(p[~gone])
+    return rates
 
 
 def _moments(capture: Activations) -> tuple[np.ndarray, np.ndarray]:

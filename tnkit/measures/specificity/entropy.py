@@ -13,7 +13,7 @@ from tnkit.captures.activations import Activations
 from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError
 from tnkit.measures.specificity.gates import positive_gates
-from tnkit.measures.specificity.neurons import activations_of, comparable, model_shape, neuron_frame
+from tnkit.measures.specificity.neurons import absent, activations_of, comparable, model_shape, neuron_frame
 from tnkit.models.model import Model
 from tnkit.provenance import joined, provenance_of
 
@@ -101,8 +101,9 @@ def lape(
     ((4, 48), 19)
     """
     first = comparable(languages, least=2)
+    gone = absent(first)
     shares = {
-        name: np.count_nonzero(activations_of(capture) > threshold, axis=1) / len(capture)
+        name: np.where(gone, np.nan, np.count_nonzero(activations_of(capture) > threshold, axis=1) / len(capture))
         for name, capture in languages.items()
     }
     options = {"top_share": top_share, "filter_quantile": filter_quantile, "language_quantile": language_quantile}
@@ -172,8 +173,9 @@ def _entropy(
     total = probabilities.sum(axis=-1, keepdims=True)
     relative = np.divide(probabilities, total, out=np.full_like(probabilities, 1 / len(shares)), where=total > 0)
     logs = np.log(relative, out=np.zeros_like(relative), where=relative > 0)
-    values = np.maximum(-(relative * logs).sum(axis=-1), 0.0)
-    bar = _quantile(probabilities, options["filter_quantile"])
+    there = ~np.isnan(probabilities).any(axis=-1)
+    values = np.where(there, np.maximum(-(relative * logs).sum(axis=-1), 0.0), np.nan)
+    bar = _quantile(probabilities[there], options["filter_quantile"])
     eligible = (probabilities > bar).any(axis=-1)
     if not eligible.any():
         _LOG.warning(
@@ -182,11 +184,11 @@ def _entropy(
             *(bar, options["filter_quantile"]),
         )
     lowest = np.argsort(np.where(eligible, values, np.inf), axis=None, kind="stable")
-    lowest = lowest[: min(round(options["top_share"] * values.size), int(eligible.sum()))]
+    lowest = lowest[: min(round(options["top_share"] * there.sum()), int(eligible.sum()))]
     provenance, selection = about
     neurons = {}
     for name, probability in shares.items():
-        given = lowest[probability.ravel()[lowest] > _quantile(probabilities, options["language_quantile"])]
+        given = lowest[probability.ravel()[lowest] > _quantile(probabilities[there], options["language_quantile"])]
         pairs = tuple((layers[index // values.shape[1]], index % values.shape[1]) for index in given.tolist())
         scores = tuple(values.ravel()[given].tolist())
         neurons[name] = NeuronSet(pairs, shape, scores, {**provenance, "selection": selection, "language": name})

@@ -37,6 +37,9 @@ def positive_gates(
         batch_tokens: the most tokens in a batch, padding included.
         progress: show a bar.
 
+    Returns:
+        (layer, neuron), float64; NaN for neurons that a layer lacks.
+
     Raises:
         TnkitError: for sentences that `capture` refuses, or an MLP whose gate has no known name.
 
@@ -49,11 +52,13 @@ def positive_gates(
     model.check_unchanged()
     check_repeatable(model.module)
     counts = torch.zeros(model.n_layers, model.n_neurons, dtype=torch.int64)
+    there = torch.arange(model.n_neurons) < torch.tensor(model.widths)[:, None]
     counted, total = torch.zeros(0), 0
 
     def count(layer: int, gates: Tensor) -> None:
         rows = gates.reshape(*counted.shape, -1)[counted.to(gates.device)]
-        counts[layer] += (rows[:, : model.n_neurons] > 0).sum(dim=0).cpu()
+        width = model.widths[layer]
+        counts[layer, :width] += (rows[:, :width] > 0).sum(dim=0).cpu()
 
     with (
         TURN,
@@ -61,7 +66,7 @@ def positive_gates(
         ExitStack() as hooks,
         tqdm(total=len(tokens), unit=" sentences", desc="gates", disable=not progress, leave=False) as bar,
     ):
-        for layer in range(model.n_layers):
+        for layer in model.with_neurons(range(model.n_layers)):
             hooks.callback(_hook(model, layer, partial(count, layer)))
         for index in by_length(tokens.lengths(), whole_number("batch_tokens", batch_tokens, at_least=1)):
             inputs, _ = padded(model, [tokens[number] for number in index])
@@ -70,20 +75,19 @@ def positive_gates(
             with running(model.module, own=tokens.own_places(index, counted.shape[1])):
                 decoder_of(model)(**inputs, use_cache=False)
             bar.update(len(index))
-    return counts.numpy() / total
+    return np.where(there, counts.numpy() / total, np.nan)
 
 
 def _hook(model: Model, layer: int, count: Callable[[Tensor], None]) -> Callable[[], None]:
     """Let a layer's gates be counted in each pass; the function that ends it."""
-    block = model.module.get_submodule(f"{model.blocks_path}.{layer}")
-    folder, _, _ = model.sites.last_map.rpartition(".")
-    mlp = block.get_submodule(folder)
+    path = model.map_path(layer)
+    mlp = model.module.get_submodule(path.rpartition(".")[0])
 
     for name in _GATES:
         if has(mlp, name):
             return mlp.get_submodule(name).register_forward_hook(lambda _, __, output: count(output)).remove
     if any(has(mlp, name) for name in _UNGATED):
-        last_map = block.get_submodule(model.sites.last_map)
+        last_map = model.module.get_submodule(path)
         return last_map.register_forward_pre_hook(lambda _, inputs: count(inputs[0])).remove
     children = ", ".join(name for name, _ in mlp.named_children())
     raise TnkitError(

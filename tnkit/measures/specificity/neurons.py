@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from tnkit.captures.activations import Activations
 from tnkit.detection.neurons import NeuronSet
 from tnkit.detection.ranking import check_size, chosen_layers, ranked
 from tnkit.errors import TnkitError
-from tnkit.provenance import check_alike
+from tnkit.provenance import check_alike, present
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,6 +47,12 @@ def model_shape(captured: Activations) -> tuple[int, int]:
     return layers, activations_of(captured).shape[2]
 
 
+def absent(captured: Activations) -> Bool[np.ndarray, "layer neuron"]:
+    """Which columns of a capture stand for no neuron, because its layer has fewer than the widest one."""
+    there = present(captured.provenance, model_shape(captured))
+    return ~there[list(captured.layers)].numpy()
+
+
 def neuron_frame(layers: Sequence[int], columns: Mapping[str, np.ndarray]) -> "pd.DataFrame":
     """Values (layer, neuron) as columns, indexed (layer, neuron).
 
@@ -57,7 +63,7 @@ def neuron_frame(layers: Sequence[int], columns: Mapping[str, np.ndarray]) -> "p
 
     width = next(iter(columns.values())).shape[1]
     index = pd.MultiIndex.from_product([layers, range(width)], names=["layer", "neuron"])
-    return pd.DataFrame({name: values.ravel() for name, values in columns.items()}, index=index)
+    return pd.DataFrame({name: values.ravel() for name, values in columns.items()}, index=index).dropna(how="all")
 
 
 def extreme(
@@ -71,8 +77,8 @@ def extreme(
 ) -> NeuronSet:
     """The n neurons of highest (or lowest) value in some layers of a result with `layers`, `shape` and `provenance`."""
     chosen = chosen_layers(layers, result.layers, verb="captured")
-    n = check_size("bottom" if lowest else "top", n, chosen, values.shape[1])
     values = values[[result.layers.index(layer) for layer in chosen]]
+    n = check_size("bottom" if lowest else "top", n, chosen, (~np.isnan(values)).sum(axis=1).tolist())
     provenance = {**result.provenance, "selection": selection}
     return ranked(torch.from_numpy(values), n, chosen, n_layers=result.shape[0], provenance=provenance, lowest=lowest)
 

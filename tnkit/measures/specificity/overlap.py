@@ -101,8 +101,8 @@ def overlaps(
 
     if len(sets) < 2:
         raise TnkitError(f"{len(sets)} set(s) do not overlap; give at least 2")
-    (depth, width), *others = [neurons.shape for neurons in sets.values()]
-    if any(shape != (depth, width) for shape in others):
+    (depth, _), *others = [neurons.shape for neurons in sets.values()]
+    if any(shape != next(iter(sets.values())).shape for shape in others):
         raise TnkitError(f"sets of different models do not compare: {[neurons.shape for neurons in sets.values()]}")
     layers = range(depth) if layers is None else layers
     layers = tuple(sorted(set(whole_numbers("layers", layers)) & set(range(depth))))
@@ -115,13 +115,15 @@ def overlaps(
     if unknown := [name for name in nulls or {} if name not in sets]:
         raise TnkitError(f"there are nulls of {', '.join(unknown)}, which is none of the sets {', '.join(sets)}")
     numbers = range(whole_number("seeds", seeds, at_least=1))
+    widths = next(iter(sets.values())).widths
+    candidates = sum(widths[layer] for layer in layers)
     draws = {name: [null(seed) for seed in numbers] for name, null in (nulls or {}).items()}
     rows = {}
     for first, second in combinations(sets, 2):
         both = len(set(sets[first]) & set(sets[second]))
         a, b = len(sets[first]), len(sets[second])
         chances = np.ones(1)
-        for left, right in zip(counts[first], counts[second], strict=True):
+        for left, right, width in zip(counts[first], counts[second], widths, strict=True):
             if left and right:
                 chances = np.convolve(chances, stats.hypergeom.pmf(range(min(left, right) + 1), width, left, right))
         low, high = np.searchsorted(chances.cumsum(), (0.025, 0.975))
@@ -130,9 +132,9 @@ def overlaps(
             "second size": b,
             "both": both,
             "jaccard": both / (a + b - both) if a + b else np.nan,
-            "expected": a * b / (len(layers) * width),
-            "p": float(stats.hypergeom.sf(both - 1, len(layers) * width, a, b)),
-            "expected in layers": float((counts[first] * counts[second]).sum() / width),
+            "expected": a * b / candidates,
+            "p": float(stats.hypergeom.sf(both - 1, candidates, a, b)),
+            "expected in layers": float((counts[first] * counts[second] / np.maximum(widths, 1)).sum()),
             "low in layers": int(low),
             "high in layers": int(high),
             "p in layers": min(float(chances[both:].sum()), 1.0),

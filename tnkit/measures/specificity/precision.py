@@ -12,6 +12,7 @@ from tnkit.captures.activations import Activations
 from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError
 from tnkit.measures.specificity.neurons import (
+    absent,
     activations_of,
     comparable,
     extreme,
@@ -103,7 +104,8 @@ def average_precision(languages: Mapping[str, Activations], language: str) -> Av
     positive = np.concatenate([np.full(len(capture), name == language) for name, capture in languages.items()])
     values = [np.concatenate([_precision(block, positive) for block in blocks]) for blocks in _blocks(languages)]
     chance = float(positive.mean())
-    return AveragePrecision(np.stack(values), language, chance, first.layers, model_shape(first), joined(languages))
+    precision = np.where(absent(first), np.nan, np.stack(values))
+    return AveragePrecision(precision, language, chance, first.layers, model_shape(first), joined(languages))
 
 
 def _precision(

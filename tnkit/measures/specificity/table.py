@@ -61,7 +61,7 @@ class NeuronTable:
         others[rows, columns] = False
         figure, grid = plots.panels(len(self.values), width=5.0, height=3.4)
         for (name, of_all), axes in zip(self.values.items(), grid, strict=True):
-            groups = {"the set": of_all[rows, columns], "all others of its layers": of_all[others]}
+            groups = {"the set": of_all[rows, columns], "all others of its layers": of_all[others & ~np.isnan(of_all)]}
             plots.exceedance(groups, xlabel=name, marks=(), ax=axes)
         return figure
 

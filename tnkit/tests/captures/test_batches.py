@@ -249,7 +249,7 @@ def hooked_off(model, ids, place, neurons):
             changed[:, place, neuron] = 0
             return (changed,)
 
-        last_map = attrgetter(f"{model.blocks_path}.{layer}.{model.sites.last_map}")(model.module)
+        last_map = attrgetter(f"{model.blocks_path}.{layer}.{model.sites[0].last_map}")(model.module)
         handles.append(last_map.register_forward_pre_hook(hook))
     try:
         return states(model, ids)

@@ -1,15 +1,18 @@
 """The doctor finds what is there, says what to do about what is not, and keeps secrets."""
 
 import copy
+import re
 from importlib import metadata
 
 import pytest
 from tokenizers import processors
+from transformers import AutoModel, AutoModelForCausalLM
 
 from tnkit.cli import doctor
 from tnkit.cli import main as cli
 from tnkit.models import packaged
-from tnkit.testing import byte_tokenizer
+from tnkit.models.proofs import completeness_error
+from tnkit.testing import byte_tokenizer, redrawn, tiny_config, tiny_model, tiny_module
 
 
 def found(what):
@@ -99,10 +102,11 @@ def test_how_large_a_model_fits(free, said):
         ),
     ],
 )
-def test_the_tokenizer_of_a_folder_is_looked_at_without_weights(single, state, words, tmp_path, capsys):
+def test_the_tokenizer_of_a_folder_is_looked_at(single, state, words, tmp_path, capsys):
     tokenizer = copy.deepcopy(byte_tokenizer())
     special = [("<bos>", 256), ("<eos>", 257)]
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=special)
+    tiny_module("llama").save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     assert cli.main(["doctor", "--model", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
@@ -110,3 +114,45 @@ def test_the_tokenizer_of_a_folder_is_looked_at_without_weights(single, state, w
     assert ("does not add it" in printed) == ("absent" in state)
     missing = next(one for one in doctor.examine(str(tmp_path / "no")) if one.check == "tokenizer")
     assert "has none that loads" in missing.state
+
+
+def findings(source):
+    return {finding.check: finding for finding in doctor.examine(str(source))}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Save a module with its tokenizer, and give the folder."""
+
+    def save(module):
+        module.save_pretrained(tmp_path)
+        byte_tokenizer().save_pretrained(tmp_path)
+        return tmp_path
+
+    return save
+
+
+def test_the_doctor_says_how_a_model_is_read(saved):
+    """The numbers are those that `load_model` proves."""
+    told = findings(saved(tiny_module("gemma3")))
+    assert told["model"].state == "Gemma3ForCausalLM, 4 layers, hidden size 32, float32"
+    assert "48 a layer" in told["neurons"].state and "mlp.down_proj" in told["neurons"].state
+    error = re.search(r"to (\S+) of the MLP's output, at worst in layer (\d)", told["adds up"].state)
+    assert float(error[1]) == float(f"{completeness_error(tiny_model('gemma3')).max():.1g}") and int(error[2]) < 4
+    assert told["supports"].state == "all but chat=True"
+
+
+def test_the_doctor_says_what_a_model_without_a_head_does_not_support(saved):
+    told = findings(saved(redrawn(AutoModel.from_config(tiny_config("llama")))))
+    assert told["model"].state.startswith("LlamaModel") and not told["model"].needed
+    assert told["supports"].state == "all but generation, likelihood and lens, chat=True"
+
+
+def test_the_doctor_says_why_a_model_is_not_read(saved, capsys):
+    config = tiny_config("gemma3")
+    config.use_bidirectional_attention = True
+    folder = saved(redrawn(AutoModelForCausalLM.from_config(config)))
+    told = findings(folder)
+    assert told["model"].needed and "does not attend causally" in told["model"].state and "adds up" not in told
+    assert cli.main(["doctor", "--model", str(folder)]) == 1
+    assert "does not attend causally" in capsys.readouterr().out

@@ -43,7 +43,7 @@ def plain(name, ids, places, change):
                     flat[place, column] = change(flat[place, column])
             return (whole,)
 
-        handles.append(attrgetter(model.sites.last_map)(blocks[layer]).register_forward_pre_hook(hook))
+        handles.append(attrgetter(model.sites[0].last_map)(blocks[layer]).register_forward_pre_hook(hook))
     keep = lambda _, __, output: found.append((output[0] if isinstance(output, tuple) else output)[0, -1])  # noqa: E731
     handles.append(blocks[-1].register_forward_hook(keep))
     with torch.inference_mode():
@@ -125,7 +125,7 @@ def test_token_scopes_mean_what_they_say_under_generation(name, tokens):
     ids = torch.tensor([[258] * (width - len(one)) + one for one in prompts])
     mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in prompts])
     seen = []
-    last_map = attrgetter(model.sites.last_map)(attrgetter(model.blocks_path)(module)[1])
+    last_map = attrgetter(model.sites[0].last_map)(attrgetter(model.blocks_path)(module)[1])
     with tn.Ablation(model, [(1, 7)], value=9.0, tokens=tokens) as ablation:
         handle = last_map.register_forward_pre_hook(
             lambda _, args: seen.append(args[0].reshape(2, -1, model.n_neurons)[..., 7].clone())

@@ -161,7 +161,7 @@ def test_rows_of_unequal_length_are_all_ablated(name, tokens, side):
         }
     seen, blocks = [], attrgetter(model.blocks_path)(model.module)
     with tn.Ablation(model, OFF, tokens=tokens) as ablation:
-        last_map = attrgetter(model.sites.last_map)(blocks[1])
+        last_map = attrgetter(model.sites[0].last_map)(blocks[1])
         handle = last_map.register_forward_pre_hook(lambda _, args: seen.append(args[0][..., ::2].clone()))
         with torch.inference_mode():
             model.module(**inputs)

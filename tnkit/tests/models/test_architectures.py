@@ -53,7 +53,7 @@ def test_the_mean_over_tokens_equals_plain_hooks(name):
     captured = tn.capture(model, SENTENCES, position="mean", keep=["mid", "post", "activations"], progress=False)
     for number, sentence in enumerate(SENTENCES):
         found = oracle.hooked(tiny_module(name), model.blocks_path, model.sites, ids_of(model, sentence))
-        for site in ("mid", "post") + (() if model.sites.norm else ("activations",)):
+        for site in ("mid", "post") + (() if model.sites[0].norm else ("activations",)):
             expected = torch.stack([layer[1:].mean(dim=0) for layer in found[site]])
             error = (getattr(captured, site)[:, number].double() - expected).norm() / expected.norm()
             assert error < 1e-5, f"{site} of sentence {number}"
@@ -82,7 +82,7 @@ def test_scores_equal_the_oracle(name, distance):
 def test_value_vectors_are_what_the_last_map_does_to_unit_vectors(name):
     model = tiny_model(name)
     for layer, block in enumerate(attrgetter(model.blocks_path)(tiny_module(name))):
-        expected = oracle.value_vectors(attrgetter(model.sites.last_map)(block))
+        expected = oracle.value_vectors(attrgetter(model.sites[0].last_map)(block))
         assert torch.allclose(model.value_vectors(layer).double(), expected, atol=1e-6)
 
 
