@@ -22,6 +22,7 @@ from tnkit.detection.centroids import estimate_centroids
 from tnkit.detection.neurons import NeuronSet
 from tnkit.detection.scores import NeuronScores
 from tnkit.detection.scoring import score_neurons
+from tnkit.detection.targets import target_languages
 from tnkit.errors import TnkitError, one_of
 from tnkit.interventions.balance import Balance, balance
 from tnkit.interventions.comparison import SET, Comparison, compare
@@ -217,7 +218,7 @@ def _scores(model: Model, captured: Mapping[str, Activations], kind: str, hub: s
     scores = {}
     for name, states in captured.items():
         if name != hub:
-            target = estimate_centroids([captured[hub], states] if kind == "type1" else [states])
+            target = estimate_centroids([captured[one] for one in target_languages(kind, name, [hub])])
             scores[name] = score_neurons(model, states, target, layers=layers)
     return scores
 
@@ -236,7 +237,8 @@ def _selections(
     """Every selection, or those that were named, by name."""
     layers, neurons, states = scores.layers, found[language], captured[language]
     everyone = estimate_centroids([*captured.values()])
-    target = estimate_centroids([captured[hub]] if kind == "type1" else [states])  # as seen from the mean of all
+    towards = target_languages(kind, language, [hub], centred=True)
+    target = estimate_centroids([captured[name] for name in towards])
     centred = score_neurons(model, states, target, origin=everyone, layers=layers) if len(captured) > 2 else None
     others: dict[str, Control] = {f"{name} set": others for name, others in found.items() if name != language}
     if centred is not None:
