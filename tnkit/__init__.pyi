@@ -41,6 +41,10 @@ from .measures import lens as lens
 from .measures import specificity as specificity
 from .measures.cards import NeuronCard as NeuronCard
 from .measures.cards import neuron_card as neuron_card
+from .measures.doses import Doses as Doses
+from .measures.doses import doses as doses
+from .measures.effects import Effects as Effects
+from .measures.effects import effects as effects
 from .measures.evidence import Evidence as Evidence
 from .measures.evidence import evidence as evidence
 from .measures.experiments import ablate as ablate

@@ -18,7 +18,7 @@ from tnkit.explorers.study import CONTROLS, Study
 from tnkit.interventions.comparison import Comparison
 from tnkit.interventions.controls import drawn
 from tnkit.measures.behaviour.generation import continuations
-from tnkit.measures.experiments import BY_STATES, MEASURE_NAMES
+from tnkit.measures.measurement import BY_STATES, MEASURE_NAMES
 from tnkit.models.model import Model
 from tnkit.plots.style import KIND_NAMES, language_name, style
 from tnkit.text.corpus import Corpus

@@ -20,7 +20,7 @@ from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.controls import Control, controls, drawn
 from tnkit.interventions.intervention import Neurons
 from tnkit.interventions.last_token import PLACES, LastToken
-from tnkit.measures.experiments import BY_STATES
+from tnkit.measures.measurement import BY_STATES
 from tnkit.models.model import Model
 from tnkit.plots.style import KIND_NAMES, language_name
 from tnkit.text.corpus import Corpus
