@@ -29,6 +29,7 @@ from .interventions.balance import balance as balance
 from .interventions.comparison import Comparison as Comparison
 from .interventions.comparison import compare as compare
 from .interventions.controls import controls as controls
+from .interventions.direction import Direction as Direction
 from .interventions.export import export_ablated as export_ablated
 from .interventions.intervention import Intervention as Intervention
 from .interventions.last_token import LastToken as LastToken

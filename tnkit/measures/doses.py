@@ -19,7 +19,8 @@ from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError, one_of, whole_number
 from tnkit.interventions.comparison import SET, Comparison, compare
 from tnkit.interventions.controls import Control, controls
-from tnkit.interventions.intervention import Captures, Intervention, Neurons
+from tnkit.interventions.intervention import Captures, Intervention
+from tnkit.interventions.together import Neurons
 from tnkit.measures.measurement import Texts, measurement
 from tnkit.models.model import Model
 
@@ -170,7 +171,7 @@ def doses(
         def run(off: Neurons) -> Any:
             if not len(off):
                 return untouched
-            return measured.run(off if isinstance(off, Intervention) else replace(ways[level], neurons=off))
+            return measured.run(replace(ways[level], neurons=off) if isinstance(off, NeuronSet) else off)
 
         return run
 

@@ -18,8 +18,9 @@ from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError
 from tnkit.interventions.comparison import Comparison, compare
 from tnkit.interventions.controls import Control
-from tnkit.interventions.intervention import Intervention, Neurons
+from tnkit.interventions.intervention import Intervention
 from tnkit.interventions.last_token import PLACES, LastToken
+from tnkit.interventions.together import Neurons, Several, as_one
 from tnkit.measures.geometry.translation import hits
 from tnkit.measures.measurement import Texts, measurement
 from tnkit.models.model import Model, check_layers
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 def ablate(
     model: Model,
     texts: Texts,
-    neurons: Neurons,
+    neurons: Neurons | Several,
     *,
     language: str,
     controls: Mapping[str, Control],
@@ -58,7 +59,7 @@ def ablate(
     Args:
         model: from `load_model`.
         texts: language → aligned sentences, which were not used to find the neurons.
-        neurons: the set, or an `Intervention`.
+        neurons: the set, or an `Intervention`, a `Direction`, or a list of them.
         language: the language to ablate.
         controls: from `tnkit.controls`; an `Intervention` among them is done as it says.
         measure: "retrieval" (is the nearest hub sentence the translation? mean-centred cosine), "similarity" (cosine
@@ -93,18 +94,19 @@ def ablate(
     (0, 1, 2, 3)
     """
 
-    def asked(off: Neurons) -> Intervention:
-        return off if isinstance(off, Intervention) else Intervention(off, **how)
+    def asked(off: Neurons) -> Neurons:
+        return Intervention(off, **how) if isinstance(off, NeuronSet) else off
 
-    if isinstance(neurons, Intervention) and how:
+    chosen: Neurons = as_one(neurons)
+    if not isinstance(chosen, NeuronSet) and how:
         raise TnkitError(f"an Intervention says what is done; leave out {', '.join(how)}, or give neurons.neurons")
-    asked(neurons)  # refuses what it must before sentences are read
+    asked(chosen)  # refuses what it must before sentences are read
     reading: dict[str, Any] = {"hub": hub, "tokens": tokens, "position": position, "suffix": suffix, "layers": layers}
     reading |= {"last_layer": last_layer, "k": k, "centred": centred, "progress": progress}
     measured = measurement(model, texts, language=language, measure=measure, **reading)
     return compare(
         lambda off: measured.run(asked(off)),
-        neurons,
+        chosen,
         controls=controls,
         seeds=seeds,
         name=measured.name,

@@ -16,8 +16,8 @@ from tnkit.captures.activations import Activations
 from tnkit.captures.passes import capture
 from tnkit.errors import TnkitError, whole_number
 from tnkit.interventions.ablation import Ablation
-from tnkit.interventions.intervention import Intervention
 from tnkit.interventions.last_token import LastToken
+from tnkit.interventions.together import Neurons
 from tnkit.measures.behaviour.likelihood import perplexity
 from tnkit.measures.geometry.neighbours import shared_neighbours
 from tnkit.measures.geometry.translation import hits, margins
@@ -37,7 +37,7 @@ class Measurement(NamedTuple):
         layers: what the layer axis stands for; (0,) where the measurement has no layers.
     """
 
-    run: "Callable[[Intervention], np.ndarray | Tensor]"
+    run: "Callable[[Neurons], np.ndarray | Tensor]"
     name: str
     layers: tuple[int, ...]
 
@@ -132,7 +132,7 @@ def _by_states(
     tokens: str,
     reading: dict[str, Any],
     progress: bool,
-) -> "Callable[[Intervention], np.ndarray | Tensor]":
+) -> "Callable[[Neurons], np.ndarray | Tensor]":
     """A function that measures the sentences under an intervention."""
     position = reading["position"]
     if tokens == "last" and position == "last_word":
@@ -144,12 +144,12 @@ def _by_states(
         prefix = LastToken(model, sentences, **reading, progress=progress)
         return lambda neurons: measured(prefix.capture(neurons))
 
-    def off(neurons: Intervention) -> "np.ndarray | Tensor":
+    def off(neurons: Neurons) -> "np.ndarray | Tensor":
         with Ablation(model, neurons, tokens=tokens):
             return measured(capture(model, sentences, **reading, progress=False))
 
     return off
 
 
-def _nats(model: Model, sentences: Sequence[str], tokens: str) -> Callable[[Intervention], np.ndarray]:
+def _nats(model: Model, sentences: Sequence[str], tokens: str) -> Callable[[Neurons], np.ndarray]:
     return lambda neurons: perplexity(model, sentences, neurons=neurons, tokens=tokens, progress=False).by_sentence

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from tnkit import storage
 from tnkit.captures.batches import by_length, tokenised
 from tnkit.errors import TnkitError, whole_number
-from tnkit.interventions.ablation import Ablation, neurons_of
+from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.comparison import (
     NONE,
     SET,
@@ -27,7 +27,7 @@ from tnkit.interventions.comparison import (
     frame_of_conditions,
 )
 from tnkit.interventions.controls import Control
-from tnkit.interventions.intervention import Neurons
+from tnkit.interventions.together import Given, Neurons, neurons_of
 from tnkit.measures.behaviour.languages import detector_of, languages_of
 from tnkit.models.model import Model
 from tnkit.models.sessions import TURN, running
@@ -133,7 +133,7 @@ def continuations(
     model: Model,
     prompts: Sequence[str],
     *,
-    neurons: Iterable[tuple[int, int]] = (),
+    neurons: Given = (),
     controls: Mapping[str, Control] = MappingProxyType({}),
     seeds: SupportsIndex = 10,
     tokens: str = "last",
@@ -198,7 +198,7 @@ def continuations(
 def texts_of(
     model: Model,
     prompts: Sequence[str],
-    neurons: Iterable[tuple[int, int]],
+    neurons: Given,
     *,
     controls: Mapping[str, Control],
     seeds: SupportsIndex,
@@ -214,7 +214,7 @@ def texts_of(
             texts = _generate(model, prompts, progress=progress, **options)
         origin = provenance_of(model, prompts)
         about = {"model": origin["model"], "prompts": origin["sentences"]}
-        about["ablations"] = [*model.ablations, *([ablation.about] if ablation.values else [])]
+        about["ablations"] = [*model.ablations, *ablation.abouts]
         return Texts(texts, ablation.count, about | {"versions": origin["versions"]})
 
     neurons = neurons_of(model, neurons)

@@ -1,6 +1,6 @@
 """Questions that a model answers, untouched and with neurons switched off, and how many answers are correct."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, SupportsIndex
@@ -11,6 +11,7 @@ from tnkit import storage
 from tnkit.errors import TnkitError, one_of, whole_number
 from tnkit.interventions.comparison import NONE, SET, Comparison, compared, frame_of_conditions
 from tnkit.interventions.controls import Control
+from tnkit.interventions.together import Given
 from tnkit.measures.behaviour import generation
 from tnkit.measures.behaviour.answers import Answer, QuestionScores, score
 from tnkit.models.model import Model
@@ -100,7 +101,7 @@ def answer_questions(
     template: str = "Q: {question}\nA: {answer}",
     keep_space: bool = False,
     stop: str | None = "\n",
-    neurons: Iterable[tuple[int, int]] = (),
+    neurons: Given = (),
     controls: Mapping[str, Control] = MappingProxyType({}),
     seeds: SupportsIndex = 10,
     tokens: str = "prompt",
