@@ -127,8 +127,8 @@ class Ablation:
 
     @property
     def abouts(self) -> list[dict[str, Any]]:
-        """What each intervention does, for provenance; none where there is nothing to do."""
-        return [self.about, *(about for other in self._others for about in other.abouts)] if self.values else []
+        """What each intervention does, for provenance."""
+        return [self.about, *(about for other in self._others for about in other.abouts)]
 
     @INTERRUPTS.unbroken
     def __enter__(self) -> "Ablation":
@@ -154,12 +154,12 @@ class Ablation:
         return self
 
     @INTERRUPTS.unbroken
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         if self._active and self._thread != threading.get_ident():
             raise TnkitError("this Ablation was entered in another thread; leave it in that one")
         state = state_of(self.model.lm._module)
         generated, state.given = state.generated, None  # an interrupt passes by the hooks that forget what was given
-        self._stack.close()
+        self._stack.__exit__(kind, *error)
         ran = self._ran or generated > self._before[1]
         if kind is None and self.values and ran and self._count == self._before[0]:
             raise TnkitError(
@@ -195,7 +195,8 @@ class Ablation:
         stack.callback(decoder.register_forward_hook(self._forget, always_call=True).remove)
         for layer in self.values:
             if isinstance(self.intervention, Direction):
-                stack.callback(blocks[layer].register_forward_pre_hook(self._mover(layer), with_kwargs=True).remove)
+                block = self.model.module.get_submodule(f"{self.model.blocks_path}.{layer}")
+                stack.callback(block.register_forward_pre_hook(self._mover(layer), with_kwargs=True).remove)
                 continue
             last_map = attrgetter(self.model.sites.last_map)(blocks[layer])
             stack.callback(last_map.register_forward_pre_hook(self._setter(layer)).remove)

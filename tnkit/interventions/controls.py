@@ -158,7 +158,7 @@ def _towards_others(chosen: Selection) -> dict[str, Callable[[], Control]]:
     }
     targets = {name: (name,) for name in chosen.captured} | {"all": tuple(chosen.captured)}
     for name, languages in targets.items():
-        if set(languages) != set(chosen.target):
+        if set(languages) not in (set(chosen.target), set(chosen.origin)):  # nothing is towards the origin itself
             makers[f"towards {name}"] = partial(_towards, chosen, languages)
     if len(chosen.captured) > 1:
         makers["towards the difference"] = lambda: chosen.towards(chosen.difference())

@@ -38,7 +38,9 @@ class Together:
     parts: Sequence[Any]
 
     def __post_init__(self) -> None:
-        parts = tuple(part if isinstance(part, Intervention | Direction) else Intervention(part) for part in self.parts)
+        nested = (part.parts if isinstance(part, Together) else (part,) for part in self.parts)
+        given = [part for parts in nested for part in parts]
+        parts = tuple(part if isinstance(part, Intervention | Direction) else Intervention(part) for part in given)
         if not parts:
             raise TnkitError("there is no intervention in this list; give at least one")
         twice = [pair for pair, count in Counter(pair for part in parts for pair in part).items() if count > 1]
@@ -76,7 +78,7 @@ class Together:
 
 
 Neurons = NeuronSet | Intervention | Direction | Together
-Given = Iterable[Pair | NeuronSet | Intervention | Direction]  # pairs, one of these, or a list of them
+Given = Iterable[Pair | Neurons]  # pairs, one of these, or a list of them
 Several = Sequence[Neurons]
 
 

@@ -7,7 +7,7 @@ found.plot()
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
@@ -169,10 +169,9 @@ def effects(
     if unscored := [name for name, neurons in strata.items() if not neurons.scores]:
         raise TnkitError(f"the neurons of {', '.join(unscored)} have no scores; take them from scores, as top() does")
     measured = measurement(model, texts, language=language, progress=progress, **reading)
-    shape = (model.n_layers, model.n_neurons)
 
     def run(*pairs: tuple[int, int]) -> Float64[np.ndarray, "sentence"]:
-        values = measured.run(Intervention(NeuronSet(pairs, shape), value=value, of=of))
+        values = measured.run(Intervention(pairs, value=value, of=of))
         return np.atleast_2d(np.asarray(values, dtype=np.float64))[0]
 
     untouched, drops = run(), dict[tuple[str, int], np.ndarray]()
@@ -218,7 +217,7 @@ def sampled(
     """
     each, seed = whole_number("each", each, at_least=1), whole_number("seed", seed)
     chosen = chosen_layers(layers, scores.layers)
-    total = len(chosen) * scores.values.shape[1]
+    total = int((~scores.values[list(chosen)].isnan()).sum())
     if 3 * each > total:
         raise TnkitError(f"each={each} takes {3 * each} neurons, and {total} were scored; ask for fewer")
     ranked, middle = scores.top(total, layers=chosen), (total - each) // 2
@@ -245,7 +244,7 @@ def _subset(neurons: NeuronSet, places: Sequence[int]) -> NeuronSet:
     """The neurons at some places of a set."""
     pairs = tuple(neurons.pairs[place] for place in places)
     scores = tuple(neurons.scores[place] for place in places)
-    return NeuronSet(pairs, neurons.shape, scores, neurons.provenance)
+    return replace(neurons, pairs=pairs, scores=scores)
 
 
 def _gathered(

@@ -212,7 +212,7 @@ def evaluate(
         origin = {
             "model": model.provenance,
             "tasks": dict(before["versions"]),
-            "ablations": [*model.ablations, *ablation.abouts],
+            "ablations": [*model.ablations, *(ablation.abouts if ablation.values else [])],
             "limit": limit,
             "versions": storage.versions() | {"lm_eval": lm_eval.__version__},
         }

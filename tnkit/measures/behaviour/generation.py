@@ -214,7 +214,7 @@ def texts_of(
             texts = _generate(model, prompts, progress=progress, **options)
         origin = provenance_of(model, prompts)
         about = {"model": origin["model"], "prompts": origin["sentences"]}
-        about["ablations"] = [*model.ablations, *ablation.abouts]
+        about["ablations"] = [*model.ablations, *(ablation.abouts if ablation.values else [])]
         return Texts(texts, ablation.count, about | {"versions": origin["versions"]})
 
     neurons = neurons_of(model, neurons)

@@ -82,6 +82,15 @@ def test_empty_parts_change_nothing_and_do_not_hide_the_others():
     assert ablation.abouts == expected.provenance["ablations"]
 
 
+def test_an_error_inside_leaves_the_model_as_it_was():
+    model = tiny_model()
+    before = tn.capture(model, SENTENCES, keep=["post"], **QUIET).post
+    with pytest.raises(ZeroDivisionError), tn.Ablation(model, parts(model)):
+        raise ZeroDivisionError
+    assert torch.equal(tn.capture(model, SENTENCES, keep=["post"], **QUIET).post, before)
+    assert model.ablations == []
+
+
 def test_one_neuron_in_two_of_them_is_refused():
     with pytest.raises(tn.TnkitError, match=r"neuron \(1, 7\) is in two of these interventions; leave it out of one"):
         tn.Ablation(tiny_model(), [tn.Intervention(OFF), tn.Intervention([(1, 7)], scale=2.0)])
