@@ -30,8 +30,8 @@ _NAMED = ("corpus", "language", "split", "n", "hash")  # what is recorded of cap
 class Intervention:
     """Neurons and what their activations become; give one of value, scale and add (default: value=0.0).
 
-    Everything that takes neurons takes an `Intervention`, as a control too. It has the length, pairs, shape and
-    provenance of its neurons.
+    Everything that takes neurons takes an `Intervention` or a list of them, as a control too. It has the length, pairs,
+    shape and provenance of its neurons.
 
     Args:
         neurons: a `NeuronSet` or (layer, neuron) pairs.

@@ -93,7 +93,7 @@ class Doses:
         rows = self.at(layer)
         frame = rows[rows.index.get_level_values(other) == fixed].droplevel(other)
         labels = {"neurons": "neurons", "scale": "activations multiplied by", "add": "times the difference of means"}
-        title = self._first.layer_name(layer) if len(self._first.layers) > 1 else ""
+        title = self._first.layer_name(layer) if self._first.layers != (0,) else ""
         how: dict[str, Any] = {"xlabel": labels[over], "ylabel": self.measure, "title": title}
         return plots.conditions_by_dose(frame, logarithmic=over == "neurons", **how, ax=ax)
 

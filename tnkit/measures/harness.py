@@ -147,7 +147,8 @@ def evaluate(
     Args:
         model: from `load_model`.
         tasks: names of tasks or groups, paths of YAML files, or configurations as dicts.
-        neurons: a `NeuronSet` or (layer, neuron) pairs to switch off; with none, the tasks run once.
+        neurons: a `NeuronSet` or (layer, neuron) pairs to switch off, or interventions as in `Ablation`; with none,
+            the tasks run once.
         controls: from `tnkit.controls`; each draw runs the tasks once more.
         seeds: draws of each random control.
         tokens: as in `Ablation`.

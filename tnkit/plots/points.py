@@ -120,6 +120,7 @@ def strata(
             look: dict[str, Any] = {"color": _STRATA[number % len(_STRATA)], "marker": MARKERS[number % len(MARKERS)]}
             ax.scatter(xy[:, 0], xy[:, 1], s=22, alpha=0.75, linewidths=0, label=literal(name), **look)
         ax.set(xlabel=literal(xlabel), ylabel=literal(ylabel), title=literal(title))
-        ax.ticklabel_format(axis="y", scilimits=(-2, 4))
+        ax.ticklabel_format(scilimits=(-2, 4))
+        ax.locator_params(nbins=6)
         ax.legend()
     return ax

@@ -152,7 +152,8 @@ def continuations(
     Args:
         model: from `load_model`.
         prompts: any sequence of str.
-        neurons: a `NeuronSet` or (layer, neuron) pairs to switch off; none changes nothing.
+        neurons: a `NeuronSet` or (layer, neuron) pairs to switch off, or interventions as in `Ablation`; none
+            changes nothing.
         controls: from `tnkit.controls`; each draw generates once more.
         seeds: draws of each random control.
         tokens: as in `Ablation`: "last" acts on the last token of the prompt only, "last_word" on the last one that is

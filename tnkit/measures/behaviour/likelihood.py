@@ -110,7 +110,7 @@ def perplexity(
     Args:
         model: from `load_model`.
         sentences: any sequence of str.
-        neurons: a `NeuronSet` or (layer, neuron) pairs to switch off.
+        neurons: a `NeuronSet` or (layer, neuron) pairs to switch off, or interventions as in `Ablation`.
         tokens: "all", "prompt" or "last_word", as in `Ablation`; a text that is read and not continued is all prompt.
             "last" is refused: nothing is predicted from the last token.
         batch_tokens: the most tokens in a batch, padding included.

@@ -126,7 +126,7 @@ def answer_questions(
         template: with {question} and, at its end, {answer}.
         keep_space: keep white space at the end of the prompt.
         stop: text at which an answer ends, white space before the answer apart; None keeps all that is generated.
-        neurons: a `NeuronSet` or (layer, neuron) pairs to switch off.
+        neurons: a `NeuronSet` or (layer, neuron) pairs to switch off, or interventions as in `Ablation`.
         controls, seeds: as in `continuations`.
         tokens: as in `Ablation`; Tezuka & Inoue (EMNLP 2025) act on the prompt only, at its last token or at all.
         max_new_tokens, batch_tokens, progress: as in `continuations`.
