@@ -19,7 +19,11 @@ HERE = Path(__file__).parent
 PAGE, TABLES, FIGURE = HERE / "evidence.md", HERE / "evidence", HERE.parent / "figures" / "evidence.png"
 MARK, KINDS = "<!-- tables -->", {"type1": "Type-1", "type2": "Type-2"}
 STUDIES = [f"{language}-{kind}" for kind in ("type1", "type2") for language in ("ja", "ko", "nl", "it")]
+ENDINGS = {"bare": "", "newline": "\n"}  # in place of the final mark of every sentence
+STUDIES += [f"{language}-type1-{ending}" for language in ("ja", "it") for ending in ENDINGS]
 OF_TATOEBA = ("ja-type1-tatoeba", "it-type1-tatoeba")
+TITLES = {"bare": "`everyday` without final marks", "newline": "`everyday` with a newline as the ending"}
+TITLES |= {"tatoeba": "Tatoeba", "": "`everyday`"}
 OF_TYPE2 = ("uniform", "same layers and norms", "random direction", "towards en", "towards the difference")
 OF_TYPE2 += ("largest norm", "centred score", "in no other set", "LAPE")
 SENTENCES = 512  # of Tatoeba, half of them for training
@@ -27,11 +31,12 @@ SENTENCES = 512  # of Tatoeba, half of them for training
 
 def study(model: tn.Model, name: str, tatoeba: Path | None) -> tn.Evidence:
     """One language and type on one corpus."""
-    language, kind = name.split("-")[:2]
+    language, kind, *other = name.split("-")
     few: dict[str, Any] = {}
     if kind == "type2":  # whole sentences run, not their last tokens alone
         few = {"draws": 2, "read": 24, "selections": [*OF_TYPE2, "ja set" if language != "ja" else "ko set"]}
     if not name.endswith("tatoeba"):
+        few |= {"suffix": ENDINGS[other[0]]} if other else {}
         return tn.evidence(model, tn.load_corpus("everyday"), language=language, kind=kind, **few)
     assert tatoeba is not None
     corpus = tn.load_corpus(tatoeba / f"en_{language}.tsv", ["en", language], test=0.5, limit=SENTENCES)
@@ -82,7 +87,7 @@ def write_page() -> None:
     sections = []
     for path in sorted(TABLES.glob("*.csv")):
         language, kind, *other = path.stem.split("-")
-        title = f"## {tn.plots.language_name(language)} {KINDS[kind]}, {'Tatoeba' if other else '`everyday`'}"
+        title = f"## {tn.plots.language_name(language)} {KINDS[kind]}, {TITLES[''.join(other)]}"
         frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
         for read in dict.fromkeys(frame["read"]):
             measure, layer = frame["measure"][0], f", layer {frame['layer'][0]}" if kind == "type1" else ""

@@ -29,6 +29,7 @@ from .interventions.balance import balance as balance
 from .interventions.comparison import Comparison as Comparison
 from .interventions.comparison import compare as compare
 from .interventions.controls import controls as controls
+from .interventions.direction import Direction as Direction
 from .interventions.export import export_ablated as export_ablated
 from .interventions.intervention import Intervention as Intervention
 from .interventions.last_token import LastToken as LastToken
@@ -41,6 +42,10 @@ from .measures import lens as lens
 from .measures import specificity as specificity
 from .measures.cards import NeuronCard as NeuronCard
 from .measures.cards import neuron_card as neuron_card
+from .measures.doses import Doses as Doses
+from .measures.doses import doses as doses
+from .measures.effects import Effects as Effects
+from .measures.effects import effects as effects
 from .measures.evidence import Evidence as Evidence
 from .measures.evidence import evidence as evidence
 from .measures.experiments import ablate as ablate

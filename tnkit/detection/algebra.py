@@ -73,7 +73,7 @@ def _alike(sets: Mapping[str, NeuronSet]) -> NeuronSet:
         raise TnkitError("there are no sets; name at least one")
     first, *others = sets.values()
     for other in others:
-        first.overlap(other)
+        first.comparable(other)
     return first
 
 

@@ -116,10 +116,10 @@ class NeuronSet(Sequence[Pair]):
         return f"NeuronSet({len(self)} neurons{where})"
 
     def __and__(self, other: "NeuronSet") -> "NeuronSet":
-        return self._keep(set(self._comparable(other)), "and", other)
+        return self._keep(set(self.comparable(other)), "and", other)
 
     def __sub__(self, other: "NeuronSet") -> "NeuronSet":
-        return self._keep(set(self) - set(self._comparable(other)), "minus", other)
+        return self._keep(set(self) - set(self.comparable(other)), "minus", other)
 
     def __or__(self, other: "NeuronSet") -> "NeuronSet":
         more = other - self
@@ -155,7 +155,7 @@ class NeuronSet(Sequence[Pair]):
         """
         import pandas as pd
 
-        left, right = Counter(layer for layer, _ in self), Counter(layer for layer, _ in self._comparable(other))
+        left, right = Counter(layer for layer, _ in self), Counter(layer for layer, _ in self.comparable(other))
         both = Counter(layer for layer, _ in set(self) & set(other))
         layers = range(self.shape[0])
         sizes = {"this": left, "other": right, "both": both}
@@ -286,7 +286,12 @@ class NeuronSet(Sequence[Pair]):
         pairs, scores = tuple(compress(self.pairs, kept)), tuple(compress(self.scores, kept))
         return replace(self, pairs=pairs, scores=scores, provenance={**self.provenance, how: other.provenance})
 
-    def _comparable(self, other: "NeuronSet") -> "NeuronSet":
+    def comparable(self, other: "NeuronSet") -> "NeuronSet":
+        """The other set, if both are of models of one shape.
+
+        Raises:
+            TnkitError: where they are not.
+        """
         if self.shape != other.shape:
             raise TnkitError(
                 f"sets of different models do not compare: {self.shape} and {other.shape} layers × neurons"

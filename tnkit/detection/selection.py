@@ -19,6 +19,7 @@ from torch import Tensor
 from tnkit.captures.activations import Activations
 from tnkit.detection.centroids import CentroidAccumulator, Centroids, estimate_centroids
 from tnkit.detection.neurons import NeuronSet
+from tnkit.detection.scores import NeuronScores
 from tnkit.detection.scoring import score_neurons
 from tnkit.errors import TnkitError, whole_number
 from tnkit.models.model import Model, check_layers
@@ -43,6 +44,7 @@ class Selection:
         size: how many neurons.
         layers: where to look.
         distance: "cosine" or "euclidean".
+        origin: the languages whose mean centroid is the origin of a centred score; none for the raw one.
 
     >>> import tnkit as tn
     >>> from tnkit.testing import tiny_model, SENTENCES
@@ -62,6 +64,7 @@ class Selection:
     size: int
     layers: tuple[int, ...]
     distance: str = "cosine"
+    origin: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -86,25 +89,26 @@ class Selection:
         Raises:
             TnkitError: where neither the arguments nor the provenance tell, or a capture is missing.
         """
-        if neurons.provenance.get("origin"):
-            raise TnkitError(
-                "these neurons were chosen by a centred score, which has no rival selections yet; give the set of the "
-                "raw score"
-            )
         language = language or language_of(neurons)
+        origin = _languages(neurons, "origin")
+        if neurons.provenance.get("origin") and not origin:
+            raise TnkitError(
+                "these neurons were chosen by a centred score and do not say the languages of its origin; score "
+                "sentences that name their language"
+            )
         target = target_of(neurons) if target is None else tuple(target)
         if language is None or not target:
             raise TnkitError(
                 "these neurons do not say which language they are of and which languages' centroid they were chosen "
                 "towards; name both, as in language='ja', target=['en', 'ja']"
             )
-        missing = [name for name in dict.fromkeys((language, *target)) if name not in captured]
+        missing = [name for name in dict.fromkeys((language, *target, *origin)) if name not in captured]
         if missing:
             raise TnkitError(f"there is no capture of {', '.join(missing)}; there are {', '.join(captured)}")
         counts = neurons.by_layer()
         searched = range(min(counts, default=0), max(counts, default=0) + 1) if layers is None else layers
         distance = neurons.provenance.get("distance", "cosine")
-        return cls(model, captured, language, target, len(neurons), check_layers(model, searched), distance)
+        return cls(model, captured, language, target, len(neurons), check_layers(model, searched), distance, origin)
 
     @property
     def hub(self) -> tuple[str, ...]:
@@ -117,14 +121,18 @@ class Selection:
 
     def towards(self, target: Centroids) -> NeuronSet:
         """The neurons of highest score towards a target."""
-        captured = self.captured[self.language]
-        scores = score_neurons(self.model, captured, target, distance=self.distance, layers=self.layers)
-        return scores.top(self.size)
+        return self._scores(target, self.layers).top(self.size)
+
+    def _scores(self, target: Centroids, layers: Sequence[int]) -> NeuronScores:
+        origin = self.centroid(*self.origin) if self.origin else None
+        captured, how = self.captured[self.language], self.distance
+        return score_neurons(self.model, captured, target, origin=origin, distance=how, layers=layers)
 
     def random_direction(self, seed: SupportsIndex) -> Centroids:
         """A target in a random direction, the same in all layers, as the centroids of neighbouring layers nearly are.
 
-        For the euclidean distance it lies in that direction from the mean state, as far off as the set's own target.
+        For the euclidean distance it lies in that direction from the mean state, and for a centred score from the
+        origin, as far off as the set's own target.
         """
         seed = whole_number("seed", seed)
         random = torch.Generator().manual_seed(seed)
@@ -135,7 +143,8 @@ class Selection:
     def difference(self) -> Centroids:
         """A target in the direction of hub centroid − own centroid; for Type-2, of own − the mean of all others.
 
-        For the euclidean distance it lies in that direction from the mean state, as far off as the set's own target.
+        For the euclidean distance it lies in that direction from the mean state, and for a centred score from the
+        origin, as far off as the set's own target.
         """
         near = self.hub or (self.language,)
         far = (self.language,) if self.hub else tuple(name for name in self.captured if name != self.language)
@@ -169,10 +178,10 @@ class Selection:
                 others, from whose first it goes on where they are fewer.
         """
         others, moved = check_layers(self.model, layers), Counter[int]()
+        target = self.centroid(*self.target)
         for number, layer in enumerate(sorted(counts)):
             moved[others[number % len(others)]] += counts[layer]
-        target, captured = self.centroid(*self.target), self.captured[self.language]
-        scores = score_neurons(self.model, captured, target, distance=self.distance, layers=others)
+        scores = self._scores(target, others)
         tops = [scores.top(count, layers=[layer]) for layer, count in sorted(moved.items()) if count]
         pairs, values = (tuple(value for top in tops for value in getattr(top, name)) for name in ("pairs", "scores"))
         selection = {"by layer": {str(layer): count for layer, count in sorted(moved.items())}}
@@ -191,6 +200,9 @@ class Selection:
             captured = self.captured[self.language].require("mid")
             rows = [captured.layers.index(layer) for layer in own.layers]
             start = captured.tensors()["mid"][rows].mean(dim=1, dtype=torch.float64)
+        elif self.origin:
+            start = self.centroid(*self.origin).values.double()
+        if self.distance == "euclidean" or self.origin:
             distance = (own.values.double() - start).norm(dim=1, keepdim=True)
             values = start + distance * torch.nn.functional.normalize(values, dim=1)
         return Centroids(values.float(), own.layers, {**own.provenance, "sentences": [described]})
@@ -224,7 +236,12 @@ def target_of(neurons: NeuronSet) -> tuple[str, ...]:
     >>> target_of(NeuronSet((), (4, 48), provenance={"centroid": [{"language": "en"}, {"language": "ja"}]}))
     ('en', 'ja')
     """
-    origins = sentences_of({"sentences": neurons.provenance.get("centroid", [])})
+    return _languages(neurons, "centroid")
+
+
+def _languages(neurons: NeuronSet, point: str) -> tuple[str, ...]:
+    """The languages of the centroid or the origin of a set's scores; none where its provenance does not name all."""
+    origins = sentences_of({"sentences": neurons.provenance.get(point, [])})
     named = tuple(origin["language"] for origin in origins if origin.get("language"))
     return named if len(named) == len(origins) else ()
 

@@ -18,7 +18,7 @@ from tnkit.detection.detections import Detection
 from tnkit.detection.ranking import check_size
 from tnkit.detection.scoring import ScoreAccumulator, check_origin
 from tnkit.detection.sums import RunningSum, add_up, share_sums
-from tnkit.detection.targets import described, warn
+from tnkit.detection.targets import described, target_languages, warn
 from tnkit.errors import TnkitError
 from tnkit.models.model import Model
 from tnkit.text.rows import check_texts
@@ -170,11 +170,9 @@ class Job:
         _add(captured, share, scores)
         yield 0, self._detections(name, scores)
 
-    def _towards(self, kind: str, name: str) -> list[str]:
+    def _towards(self, kind: str, name: str) -> tuple[str, ...]:
         """The languages whose mean centroid is the target."""
-        if kind == "type2":
-            return [name]
-        return list(self.hub) if self.score == "centred" else list(dict.fromkeys([*self.hub, name]))
+        return target_languages(kind, name, self.hub, centred=self.score == "centred")
 
     def _scores(self, name: str) -> dict[str, ScoreAccumulator]:
         """Empty sums of the scores of each kind, against its target."""

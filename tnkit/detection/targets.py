@@ -1,9 +1,10 @@
-"""What the target of a detection is like: `described`, and the warning where scores hardly depend on it.
+"""Whose centroids the target of a detection is of, what it is like, and the warning where scores hardly depend on it.
 
 The centroids of all languages are nearly parallel, and a few massive coordinates hold most of their length.
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from tnkit import parallel
@@ -13,6 +14,19 @@ from tnkit.detection.scoring import ScoreAccumulator
 _LOG = logging.getLogger("tnkit")
 _TOLD: set[str] = set()  # weights of the models that were warned about
 _PARALLEL, _MASSIVE = 0.99, 0.5
+
+
+def target_languages(kind: str, language: str, hub: Sequence[str], *, centred: bool = False) -> tuple[str, ...]:
+    """The languages whose mean centroid the neurons of a language and type are chosen towards.
+
+    Of Type-1 the hub and the language itself, or with a centred score the hub alone; of Type-2 the language.
+
+    >>> target_languages("type1", "ja", ["en"]), target_languages("type1", "ja", ["en"], centred=True)
+    (('en', 'ja'), ('en',))
+    """
+    if kind == "type2":
+        return (language,)
+    return tuple(hub) if centred else tuple(dict.fromkeys([*hub, language]))
 
 
 def described(running: ScoreAccumulator, rival: Centroids | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The effect of ablating transfer neurons, compared with a control: `explore_ablation`."""
+"""The effect of ablating transfer neurons, or of setting them to other values, beside a control: `explore_ablation`."""
 
 import html
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from tnkit import plots
+from tnkit.captures.activations import Activations
 from tnkit.detection.detections import Detection
 from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError
@@ -17,14 +18,18 @@ from tnkit.explorers.parts import Places, controls, html_table
 from tnkit.explorers.study import CONTROLS, Study
 from tnkit.interventions.comparison import Comparison
 from tnkit.interventions.controls import drawn
+from tnkit.interventions.intervention import Intervention
+from tnkit.interventions.together import Neurons
 from tnkit.measures.behaviour.generation import continuations
-from tnkit.measures.experiments import BY_STATES, MEASURE_NAMES
+from tnkit.measures.measurement import BY_STATES, MEASURE_NAMES
 from tnkit.models.model import Model
 from tnkit.plots.style import KIND_NAMES, language_name, style
 from tnkit.text.corpus import Corpus
 
 _COUNTS = (10, 20, 50, 100, 200, 300, 500, 1000, 2000, 3000, 5000, 10_000)
 _SCOPES = {"last token": "last", "whole prompt": "prompt", "all tokens": "all"}
+_ZERO, _RESAMPLED = "zero", "another sentence's value"
+_SCALES = {f"{scale} × itself": scale for scale in (0.75, 0.5, 0.25)}
 _NEW = 25  # tokens of a continuation
 
 
@@ -34,6 +39,7 @@ class _Key(NamedTuple):
     size: int
     scope: str
     control: str
+    value: str
 
 
 class AblationExplorer(Explorer):
@@ -43,7 +49,8 @@ class AblationExplorer(Explorer):
     title = "Effect of ablating transfer neurons"
     hint = (
         "Measured on test sentences, which were not used to find the neurons. Lines are means; bands are 95 % "
-        "intervals over sentences and random draws. Only the selected language is ablated, never the hub."
+        "intervals over sentences and random draws. Only the selected language is ablated, never the hub. Means "
+        "are over the training sentences, at the token that is read."
     )
     study: Study
 
@@ -63,9 +70,12 @@ class AblationExplorer(Explorer):
         )
         self.scope = ipywidgets.Dropdown(options=list(_SCOPES), description="Ablate at")
         self.control = ipywidgets.Dropdown(options=CONTROLS, description="Control")
+        means = {f"mean of {language_name(name)}": (name,) for name in study.languages}
+        self._means = {**means, "mean of all languages": study.languages} if len(means) > 2 else means
+        self.value = ipywidgets.Dropdown(options=[_ZERO, *self._means, _RESAMPLED, *_SCALES], description="Set to")
         self.language.observe(lambda _: self._act(self._change), "value")
         self.kind.observe(lambda _: self._act(self._change), "value")
-        for control in (self.count, self.scope, self.control):
+        for control in (self.count, self.scope, self.control, self.value):
             control.observe(self._refresh, "value")
         self.summary = ipywidgets.HTML()
         self.prompt = ipywidgets.Textarea(description="Prompt", layout={"width": "97%", "height": "52px"})
@@ -75,13 +85,26 @@ class AblationExplorer(Explorer):
         self.go_on.on_click(lambda _: self._act(self._continue))
         self.continued = ipywidgets.HTML()
         self._offer()
-        rows = [controls(self.language, self.kind), controls(self.count, self.scope, self.control)]
+        rows = [controls(self.language, self.kind), controls(self.count, self.value, self.scope, self.control)]
         return rows, [self.summary, self.prompt, self.go_on, self.continued]
 
     @property
     def neurons(self) -> NeuronSet:
         """The neurons that are ablated."""
         return self.study.neurons(self.language.value, self.kind.value, self.count.value)
+
+    def _changed(self, neurons: Neurons, language: str, value: str) -> Neurons:
+        """Neurons, and what they are set to: for 0 they alone."""
+        if value == _ZERO or not isinstance(neurons, NeuronSet) or not len(neurons):
+            return neurons
+        if value in _SCALES:
+            return Intervention(neurons, scale=_SCALES[value])
+        if value == _RESAMPLED:
+            return Intervention(neurons, value="resampled", of=self.study.captured("train", language))
+        return Intervention(neurons, value="mean", of={name: self._captured(name) for name in self._means[value]})
+
+    def _captured(self, language: str) -> Activations:
+        return self.study.captured("train", language)
 
     @property
     def result(self) -> dict[str, Comparison]:
@@ -112,7 +135,7 @@ class AblationExplorer(Explorer):
 
     def _key(self) -> _Key:
         scope = _SCOPES[self.scope.value]
-        return _Key(self.language.value, self.kind.value, self.count.value, scope, self.control.value)
+        return _Key(self.language.value, self.kind.value, self.count.value, scope, self.control.value, self.value.value)
 
     def _prepare(self, key: _Key) -> Iterator[str]:
         if key in self._tables:
@@ -122,9 +145,11 @@ class AblationExplorer(Explorer):
         neurons = study.neurons(key.language, key.kind, key.size)
         control = drawn(study.controls(key.language, key.kind, key.size)[key.control], self.seeds)
         tokens = "last" if key.scope == "last" else "all"  # nothing is generated, so the prompt is the whole text
-        nothing = NeuronSet((), neurons.shape)
-        values = []
-        for number, off in enumerate([nothing, neurons, *control], 1):
+        for name in self._means.get(key.value, (key.language,) if key.value == _RESAMPLED else ()):
+            yield f"reading the training sentences of {language_name(name)}"
+            self._captured(name)
+        values, sets = [], [NeuronSet((), neurons.shape), neurons, *control]
+        for number, off in enumerate([self._changed(off, key.language, key.value) for off in sets], 1):
             if not study.has_measured(key.language, off, tokens):
                 yield f"reading {language_name(key.language)}, {len(off)} neurons off ({number} of {2 + len(control)})"
             values.append(study.measured(key.language, off, tokens))
@@ -161,7 +186,8 @@ class AblationExplorer(Explorer):
                 handles, labels = ax.get_legend_handles_labels()
                 if legend := ax.get_legend():
                     legend.remove()
-            labels = ["nothing off", f"{key.size} {name} neurons off", f"as many off: {key.control}"]
+            done = "off" if key.value == _ZERO else f"set to {key.value}"
+            labels = ["nothing off", f"{key.size} {name} neurons {done}", f"as many {done}: {key.control}"]
             figure.legend(
                 handles, list(map(plots.literal, labels)), loc="lower center", ncols=3, bbox_to_anchor=(0.5, 0.0)
             )
@@ -179,8 +205,8 @@ class AblationExplorer(Explorer):
             rows.append([MEASURE_NAMES[measure], str(compared.best_layer), *shown])
         heads = ["", "layer", "nothing off", "set off", f"control off: {key.control}", "p sentences", "p sets"]
         self.summary.value = (
-            "<div class='tn-sentences tn-numbers'>Ablation to zero, at the layer where the untouched model scores best "
-            f"on these sentences (mean, 95 % interval):{html_table(heads, rows)}</div>"
+            f"<div class='tn-sentences tn-numbers'>Neurons set to {html.escape(key.value)}, at the layer where the "
+            f"untouched model scores best on these sentences (mean, 95 % interval):{html_table(heads, rows)}</div>"
         )
 
     def _continue(self) -> None:
@@ -191,7 +217,7 @@ class AblationExplorer(Explorer):
         result = continuations(
             study.model,
             [self.prompt.value],
-            neurons=self.neurons,
+            neurons=self._changed(self.neurons, self.language.value, self.value.value),
             tokens=_SCOPES[self.scope.value],
             max_new_tokens=_NEW,
             languages=study.languages,
@@ -205,19 +231,20 @@ class AblationExplorer(Explorer):
                 for name, (text,), (language,) in columns
             )
         )
-        self._say(f"done; {result.count} activations were set to zero")
+        self._say(f"done; {result.count} activations were set to {self.value.value}")
 
     def _values(self) -> dict[str, Any]:
         return {
             "language": self.language.value,
             "type": KIND_NAMES[self.kind.value],
             "neurons off": self.count.value,
+            "set to": self.value.value,
             "off at": self.scope.value,
             "control": self.control.value,
         }
 
     def _provenance(self) -> Any:
-        return self.neurons.provenance
+        return self._changed(self.neurons, self.language.value, self.value.value).provenance
 
     def parameters(self) -> dict[str, Any]:
         """As of every explorer, and the number of random draws ("seeds")."""
@@ -241,6 +268,7 @@ def explore_ablation(
 
     It shows curves by layer with 95 % bootstrap intervals (cosine with the translation, retrieval@1 of the translation,
     and the share of the 10 nearest neighbours common to both languages), and continues a prompt before and after.
+    Neurons are set to 0, to their mean over a language or all of them, to their value in another sentence, or scaled.
 
     Args:
         model: from `load_model`.

@@ -18,9 +18,9 @@ from tnkit.detection.scoring import contribution_norms
 from tnkit.errors import TnkitError
 from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.controls import Control, controls, drawn
-from tnkit.interventions.intervention import Neurons
 from tnkit.interventions.last_token import PLACES, LastToken
-from tnkit.measures.experiments import BY_STATES
+from tnkit.interventions.together import Neurons
+from tnkit.measures.measurement import BY_STATES
 from tnkit.models.model import Model
 from tnkit.plots.style import KIND_NAMES, language_name
 from tnkit.text.corpus import Corpus
@@ -194,7 +194,7 @@ class Study:
 
     def has_measured(self, language: str, neurons: Neurons, tokens: str) -> bool:
         """Whether `measured` has this result already."""
-        return ("measured", language, tokens, tuple(neurons)) in self._kept
+        return self._measured_key(language, neurons, tokens) in self._kept
 
     def measured(self, language: str, neurons: Neurons, tokens: str) -> dict[str, np.ndarray]:
         """Every measure of `BY_STATES` on a language's test sentences with neurons off, each (layer, sentence)."""
@@ -204,7 +204,12 @@ class Study:
             hub = self.captured("test", self.hub)
             return {name: np.asarray(score(states, hub), float) for name, score in BY_STATES.items()}
 
-        return self._once(("measured", language, tokens, tuple(neurons)), measure)
+        return self._once(self._measured_key(language, neurons, tokens), measure)
+
+    @staticmethod
+    def _measured_key(language: str, neurons: Neurons, tokens: str) -> Hashable:
+        done = "" if isinstance(neurons, NeuronSet) else repr(neurons.about())
+        return ("measured", language, tokens, tuple(neurons), done)
 
     def _off(self, language: str, neurons: Neurons, tokens: str) -> Activations:
         texts = self.texts["test"][language]

@@ -6,6 +6,8 @@
         model.module.generate(**inputs)
     ablation.count                                               # (token, neuron) values that were set
     with tn.Ablation(model, tn.Intervention(type1, value="mean", of=ja)): ...    # or scaled, resampled, moved
+    with tn.Ablation(model, [type2_ja, tn.Intervention(type2_nl, value="mean", of=nl)]): ...     # several at once
+    with tn.Ablation(model, tn.Direction.difference(en, ja, layers=[12])): ...   # along a direction of the state
 
 It works through PyTorch's forward hooks, so that captures, generation, evaluation harnesses and code of your own all
 see the same ablated model, through whichever wrapper of it. A remote model is ablated inside the traces that captures
@@ -13,7 +15,7 @@ and scores send, which edit the activations at the same places; whatever else wo
 """
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -23,10 +25,11 @@ from torch import Tensor
 
 from tnkit import parallel, storage
 from tnkit.captures.activations import Activations
-from tnkit.detection.neurons import NeuronSet, pairs_of
 from tnkit.errors import TnkitError, one_of
-from tnkit.interventions.intervention import Intervention, Neurons, intervention_of, sources
+from tnkit.interventions.direction import Direction
+from tnkit.interventions.intervention import Intervention, sources
 from tnkit.interventions.scopes import TOKENS, chosen_now, decoder_of, last_words, texts_now, texts_of, watched
+from tnkit.interventions.together import Given, Together, intervention_of, set_of
 from tnkit.models.model import Change, Model, hashed_once
 from tnkit.models.sessions import INTERRUPTS, TURN, state_of
 from tnkit.models.trace import changed, chosen_tokens
@@ -48,16 +51,17 @@ class Ablation:
 
     Args:
         model: from `load_model`.
-        neurons: an `Intervention`; or a `NeuronSet` or (layer, neuron) pairs, with value, of, scale, add, minus or seed
-            as in `Intervention` (default: set to 0, which switches them off). No neurons change nothing, bit for bit.
+        neurons: an `Intervention` or a `Direction`, or a list of them, which act one after another; or a `NeuronSet` or
+            (layer, neuron) pairs, with value, of, scale, add, minus or seed as in `Intervention` (default: set to 0,
+            which switches them off). No neurons change nothing, bit for bit.
         tokens: "last" acts on the last token of the prompt only, "last_word" on the last one that is not punctuation
             (of the sentence, where tnkit puts a template around it),
             "prompt" on every token of it and on no decoded one, "all" on every token, decoded ones included. Padding is
             not counted where a 2-D mask tells it.
 
     Attributes:
-        intervention: what is done, with which neurons.
-        count: how many (token, neuron) values have been set so far.
+        intervention: what is done, with which neurons; the first of several.
+        count: how many (token, neuron) values have been set so far; a direction counts as one.
 
     Raises:
         TnkitError: for a neuron that the model does not have, results of another model, an unknown token scope, or a
@@ -73,21 +77,24 @@ class Ablation:
     ([0.0, 0.0], 4)
     """
 
-    def __init__(self, model: Model, neurons: Iterable[tuple[int, int]], *, tokens: str = "all", **how: Any) -> None:
+    def __init__(self, model: Model, neurons: Given, *, tokens: str = "all", **how: Any) -> None:
         one_of("tokens", tokens, TOKENS)
         asked = intervention_of(neurons, how)
-        self.model, self.tokens, self.count = model, tokens, 0
-        self.neurons = set_of(model, asked.neurons)
-        self.intervention = replace(asked, neurons=self.neurons)
-        self._captures = sources(asked.of) + sources(asked.minus)
-        for capture in self._captures:
-            _check_capture(model, capture)
-        self.values = {layer: self._change(layer, places) for layer, places in self.neurons.by_layer().items()}
-        self.about = {"neurons": len(self.neurons), "hash": storage.text_hash(map(str, sorted(self.neurons)))}
-        self.about |= {"tokens": tokens, **asked.about()}
-        if self._captures:
-            targets = [target for _, target, _ in self.values.values() if target is not None]
-            self.about["values"] = storage.text_hash(target.cpu().numpy().tobytes().hex() for target in targets)
+        several = asked.parts if isinstance(asked, Together) else (asked,)
+        first, *others = [part for part in several if len(part)] or several[:1]
+        self._others = tuple(Ablation(model, other, tokens=tokens) for other in others)
+        self.model, self.tokens, self._count = model, tokens, 0
+        self.intervention, self.neurons = first, set_of(model, ())
+        self._captures: tuple[Activations, ...] = ()
+        self._resampled: Intervention | None = None
+        self.values: dict[int, tuple[Tensor, Tensor | None, float | None]] = {}
+        self.about: dict[str, Any] = {"tokens": tokens}
+        if isinstance(first, Direction):
+            first.check(model)
+            self.values = {layer: (torch.tensor([0]), None, None) for layer in first.vectors}
+            self.about |= first.about()
+        else:
+            self._prepare(first)
         self._stack = ExitStack()
         self._active = False
         self._thread = 0  # that entered it
@@ -96,6 +103,31 @@ class Ablation:
         self._set: set[int] = set()  # layers that it has set
         self._ran = False
         self._before = 0, 0  # count, and calls of generate, on entering
+
+    def _prepare(self, asked: Intervention) -> None:
+        """Note what is to become of neurons."""
+        self.neurons = set_of(self.model, asked.neurons)
+        self.intervention = asked = replace(asked, neurons=self.neurons)
+        self._resampled = asked if asked.value == "resampled" else None
+        self._captures = sources(asked.of) + sources(asked.minus)
+        for capture in self._captures:
+            _check_capture(self.model, capture)
+        self.values = {layer: self._change(asked, layer, places) for layer, places in self.neurons.by_layer().items()}
+        about = {"neurons": len(self.neurons), "hash": storage.text_hash(map(str, sorted(self.neurons)))}
+        self.about = about | self.about | asked.about()
+        if self._captures:
+            targets = [target for _, target, _ in self.values.values() if target is not None]
+            self.about["values"] = storage.text_hash(target.cpu().numpy().tobytes().hex() for target in targets)
+
+    @property
+    def count(self) -> int:
+        """How many (token, neuron) values have been set so far."""
+        return self._count + sum(other.count for other in self._others)
+
+    @property
+    def abouts(self) -> list[dict[str, Any]]:
+        """What each intervention does, for provenance."""
+        return [self.about, *(about for other in self._others for about in other.abouts)]
 
     @INTERRUPTS.unbroken
     def __enter__(self) -> "Ablation":
@@ -113,20 +145,22 @@ class Ablation:
             state.entered.append(entry)
             stack.callback(state.entered.remove, entry)
             stack.enter_context(self.model.edited(self._hook, self._edit))
-            self._ran, self._before = False, (self.count, state.generated)
+            for other in self._others:
+                stack.enter_context(other)
+            self._ran, self._before = False, (self._count, state.generated)
             INTERRUPTS.let_through()
             self._stack = stack.pop_all()
         return self
 
     @INTERRUPTS.unbroken
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         if self._active and self._thread != threading.get_ident():
             raise TnkitError("this Ablation was entered in another thread; leave it in that one")
         state = state_of(self.model.lm._module)
         generated, state.given = state.generated, None  # an interrupt passes by the hooks that forget what was given
-        self._stack.close()
+        self._stack.__exit__(kind, *error)
         ran = self._ran or generated > self._before[1]
-        if kind is None and self.values and ran and self.count == self._before[0]:
+        if kind is None and self.values and ran and self._count == self._before[0]:
             raise TnkitError(
                 f"{self.model.name} ran inside an Ablation of {len(self.neurons)} neurons that set nothing: its blocks "
                 "were not called as modules, or the tokens to set were all in a cache; call the module itself, without "
@@ -143,6 +177,8 @@ class Ablation:
         """Refuse neurons and captures of another model than the module is now, which may have changed since."""
         with hashed_once(self.model) if self._captures else nullcontext():
             check_made_with(self.model, self.neurons.provenance, "these neurons")
+            if isinstance(self.intervention, Direction):
+                self.intervention.check(self.model)
             for capture in self._captures:
                 check_made_with(self.model, capture.provenance, _GIVEN, states=True)
 
@@ -156,13 +192,17 @@ class Ablation:
         stack.callback(decoder.register_forward_hook(self._check_set).remove)
         stack.callback(decoder.register_forward_hook(self._forget, always_call=True).remove)
         for layer in self.values:
+            if isinstance(self.intervention, Direction):
+                block = self.model.module.get_submodule(f"{self.model.blocks_path}.{layer}")
+                stack.callback(block.register_forward_pre_hook(self._mover(layer), with_kwargs=True).remove)
+                continue
             last_map = self.model.module.get_submodule(self.model.map_path(layer))
             stack.callback(last_map.register_forward_pre_hook(self._setter(layer)).remove)
 
-    def _change(self, layer: int, places: list[int]) -> tuple[Tensor, Tensor | None, float | None]:
+    def _change(self, asked: Intervention, layer: int, places: list[int]) -> tuple[Tensor, Tensor | None, float | None]:
         """The places of a layer, their target, and their scale, as `Intervention.target` has them."""
         device = self.model.layer_device(layer)
-        target, scale = self.intervention.target(layer, places)
+        target, scale = asked.target(layer, places)
         if target is not None:
             target = target.float()
             if not bool(target.to(self.model.dtype).isfinite().all()):
@@ -176,8 +216,8 @@ class Ablation:
         """Note which (sentence, token) places of this forward pass are to be set, and what is drawn for its rows."""
         given = self.model, decoder, (args, kwargs), self.tokens
         self._chosen, self._set = chosen_now(*given), set()
-        if self.intervention.value == "resampled":
-            self._drawn = [self.intervention.draw(text) for text in texts_now(*given)]
+        if self._resampled is not None:
+            self._drawn = [self._resampled.draw(text) for text in texts_now(*given)]
 
     def _check_set(self, *_: Any) -> None:
         if missing := set(self.values) - self._set:
@@ -198,10 +238,10 @@ class Ablation:
             chosen = last_words(self.model.tokenizer, inputs["input_ids"], real, own)
         else:
             chosen = chosen_tokens(real, self.tokens)
-        if self.intervention.value == "resampled":
-            self._drawn = [self.intervention.draw(text) for text in texts_of(inputs["input_ids"], real, chosen)]
+        if self._resampled is not None:
+            self._drawn = [self._resampled.draw(text) for text in texts_of(inputs["input_ids"], real, chosen)]
         run = [layer for layer in self.values if layer <= deepest]
-        self.count += int(chosen.sum()) * sum(len(self.values[layer][0]) for layer in run)
+        self._count += int(chosen.sum()) * sum(len(self.values[layer][0]) for layer in run)
         return {layer: (chosen, self.values[layer][0], self._target(layer), self.values[layer][2]) for layer in run}
 
     def _target(self, layer: int) -> Tensor | None:
@@ -213,51 +253,47 @@ class Ablation:
         places, _, scale = self.values[layer]
 
         def hook(_: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            activations, chosen, target = args[0], self._chosen, self._target(layer)
+            activations, target = args[0], self._target(layer)
             width = activations.shape[-1]  # less than all, where the model is spread over processes
-            alone = chosen is None and self.tokens == "all" and self.intervention.value != "resampled"
-            if alone:  # a block that is called by itself
-                chosen = activations.new_ones(activations.shape[:-1], dtype=torch.bool)
-            if chosen is None or chosen.numel() * width != activations.numel():
-                raise TnkitError(
-                    f"layer {layer} runs {activations.numel() // width} tokens, not those that the model was called "
-                    f'with, so tokens="{self.tokens}" has no meaning; call the module itself, or use tokens="all"'
-                )
+            chosen = self._chosen_of(layer, activations)
             first = width * parallel.rank() if width < self.model.widths[layer] else 0
             here = (places >= first) & (places < first + width)
             edited = changed(
                 activations, chosen, places[here] - first, None if target is None else target[..., here], scale
             )
-            self.count += int(chosen.sum()) * len(places)
+            self._count += int(chosen.sum()) * len(places)
             self._set.add(layer)
             return (edited, *args[1:])
 
         return hook
 
+    def _mover(self, layer: int) -> Callable[..., tuple[Any, dict[str, Any]]]:
+        direction = self.intervention
+        assert isinstance(direction, Direction)
 
-def neurons_of(model: Model, neurons: Iterable[tuple[int, int]]) -> Neurons:
-    """Neurons as a set of the model's; an intervention stays one.
+        def hook(
+            _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            states = args[0] if args else kwargs["hidden_states"]
+            chosen = self._chosen_of(layer, states)
+            self._count += int(chosen.sum())
+            self._set.add(layer)
+            moved = direction.moved(states, chosen, layer)
+            return ((moved, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": moved})
 
-    Raises:
-        TnkitError: for one that the model does not have, or a set that was made with another model.
-    """
-    if isinstance(neurons, Intervention):
-        return replace(neurons, neurons=set_of(model, neurons.neurons))
-    return set_of(model, neurons)
+        return hook
 
-
-def set_of(model: Model, neurons: Iterable[tuple[int, int]]) -> NeuronSet:
-    """`neurons_of` where no intervention is meant."""
-    shape, layout = (model.n_layers, model.n_neurons), tuple(map(tuple, model.layout))
-    if not isinstance(neurons, NeuronSet):
-        return NeuronSet(pairs_of(neurons), shape, layout=layout)
-    if neurons.shape != shape:
-        raise TnkitError(
-            f"the neurons are of a model of {neurons.shape} (layers, neurons a layer), and {model.name} has {shape}; "
-            "select neurons of this model"
-        )
-    check_made_with(model, neurons.provenance, "these neurons")
-    return replace(neurons, layout=layout) if layout else neurons
+    def _chosen_of(self, layer: int, values: Tensor) -> Tensor:
+        """The chosen tokens of this pass, once it is known that a layer runs these."""
+        chosen, width = self._chosen, values.shape[-1]
+        if chosen is None and self.tokens == "all" and self._resampled is None:  # a block that is called by itself
+            chosen = values.new_ones(values.shape[:-1], dtype=torch.bool)
+        if chosen is None or chosen.numel() * width != values.numel():
+            raise TnkitError(
+                f"layer {layer} runs {values.numel() // width} tokens, not those that the model was called "
+                f'with, so tokens="{self.tokens}" has no meaning; call the module itself, or use tokens="all"'
+            )
+        return chosen
 
 
 def _check_capture(model: Model, capture: Activations) -> None:

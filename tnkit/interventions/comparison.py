@@ -24,10 +24,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tnkit import storage
-from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError, whole_number, whole_numbers
 from tnkit.interventions.controls import Control, drawn
-from tnkit.interventions.intervention import Neurons
+from tnkit.interventions.together import Neurons, Several, as_one, nothing
 from tnkit.statistics import effect_interval, flips, holm, interval, rank_test, resamples, sign_flip_test
 
 if TYPE_CHECKING:
@@ -201,7 +200,7 @@ def _ratio(these: np.ndarray, those: np.ndarray) -> np.ndarray:
 
 def compare(
     measure: Callable[[Any], "np.ndarray | Tensor"],
-    neurons: Neurons,
+    neurons: Neurons | Several,
     *,
     controls: Mapping[str, Control],
     seeds: SupportsIndex = 10,
@@ -228,6 +227,7 @@ def compare(
     Raises:
         TnkitError: where a measurement is not finite or changes its shape, or does not reach the chosen layer.
 
+    >>> from tnkit.detection.neurons import NeuronSet
     >>> from tnkit.interventions.controls import controls
     >>> spread = lambda neurons: np.arange(6.0) - len(neurons)
     >>> one = NeuronSet(((0, 5),), shape=(4, 48))
@@ -271,7 +271,7 @@ def values_of(
 
 def each_condition(
     run: Callable[[Any], T],
-    neurons: Neurons,
+    neurons: Neurons | Several,
     *,
     controls: Mapping[str, Control],
     seeds: SupportsIndex,
@@ -290,6 +290,7 @@ def each_condition(
     Raises:
         TnkitError: for no seeds, or a control with the name of another condition.
 
+    >>> from tnkit.detection.neurons import NeuronSet
     >>> one = NeuronSet(((0, 5),), shape=(4, 48))
     >>> each_condition(len, one, controls={"a": one}, seeds=1, name="size", progress=False)
     {'the set': [1], 'none': [0], 'a': [1]}
@@ -297,9 +298,10 @@ def each_condition(
     seeds = whole_number("seeds", seeds, at_least=1)
     if reserved := {SET, NONE} & set(controls):
         raise TnkitError(f"a control is named {reserved.pop()!r}, which is a condition of its own; rename it")
+    asked: Neurons = as_one(neurons)
     conditions: dict[str, list[Neurons]] = {
-        SET: [neurons],
-        NONE: [NeuronSet((), neurons.shape)] if len(neurons) else [],
+        SET: [asked],
+        NONE: [nothing(asked)] if len(asked) else [],
         **{name: drawn(control, seeds) for name, control in controls.items()},
     }
     results: dict[str, list[T]] = {}

@@ -21,10 +21,10 @@ from tnkit.detection.scoring import contribution_norms
 from tnkit.detection.selection import Selection
 from tnkit.errors import TnkitError, whole_number, whole_numbers
 from tnkit.interventions.displacement import equal_displacement
-from tnkit.interventions.intervention import Neurons
+from tnkit.interventions.together import Neurons, Several, as_one
 from tnkit.models.model import Model
 
-Control = Neurons | Callable[[int], Neurons]
+Control = Neurons | Several | Callable[[int], Neurons | Several]
 
 
 class Controls(Mapping[str, Control]):
@@ -139,7 +139,7 @@ def drawn(control: Control, seeds: SupportsIndex) -> list[Neurons]:
     (1, 0)
     """
     seeds = whole_number("seeds", seeds)
-    return [control] if isinstance(control, Neurons) else [control(seed) for seed in range(seeds)]
+    return [as_one(control(seed)) for seed in range(seeds)] if callable(control) else [as_one(control)]
 
 
 def _itself(control: Control) -> Control:
@@ -158,7 +158,7 @@ def _towards_others(chosen: Selection) -> dict[str, Callable[[], Control]]:
     }
     targets = {name: (name,) for name in chosen.captured} | {"all": tuple(chosen.captured)}
     for name, languages in targets.items():
-        if set(languages) != set(chosen.target):
+        if set(languages) not in (set(chosen.target), set(chosen.origin)):  # nothing is towards the origin itself
             makers[f"towards {name}"] = partial(_towards, chosen, languages)
     if len(chosen.captured) > 1:
         makers["towards the difference"] = lambda: chosen.towards(chosen.difference())

@@ -6,19 +6,18 @@ tn.export_ablated(model, type1, "folder")
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from tnkit import signals, storage
 from tnkit.errors import TnkitError, first_line
-from tnkit.interventions.ablation import set_of
-from tnkit.interventions.intervention import Intervention, intervention_of
+from tnkit.interventions.intervention import Intervention
+from tnkit.interventions.together import Given, intervention_of, set_of
 from tnkit.models.model import Model
 
 
-def export_ablated(model: Model, neurons: Iterable[tuple[int, int]], folder: str | Path) -> Path:
+def export_ablated(model: Model, neurons: Given, folder: str | Path) -> Path:
     """Write a transformers checkpoint in which the neurons' value vectors are zero, or scaled.
 
     Any tool can load it; it equals `Ablation(model, neurons, tokens="all")`. The model in memory is not touched.
@@ -47,6 +46,8 @@ def export_ablated(model: Model, neurons: Iterable[tuple[int, int]], folder: str
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise TnkitError(f"{folder} is there already and is not an empty folder; choose another")
     asked, module = intervention_of(neurons, {}), model.module
+    if not isinstance(asked, Intervention):
+        raise TnkitError(f"{asked.describe()}: export one Intervention, or run the model inside an Ablation instead")
     chosen = set_of(model, asked.neurons)
     _check_whole(model)
     weights = module.state_dict()

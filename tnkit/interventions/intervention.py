@@ -9,7 +9,6 @@ tn.Intervention(type1, add=1, of=en, minus=ja)               # moved by what Eng
 
 import hashlib
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, SupportsIndex
@@ -31,8 +30,8 @@ _NAMED = ("corpus", "language", "split", "n", "hash")  # what is recorded of cap
 class Intervention:
     """Neurons and what their activations become; give one of value, scale and add (default: value=0.0).
 
-    Everything that takes neurons takes an `Intervention`, as a control too. It has the length, pairs, shape and
-    provenance of its neurons.
+    Everything that takes neurons takes an `Intervention` or a list of them, as a control too. It has the length, pairs,
+    shape and provenance of its neurons.
 
     Args:
         neurons: a `NeuronSet` or (layer, neuron) pairs.
@@ -204,29 +203,6 @@ class Intervention:
         digest = hashlib.sha256(repr([self.seed, *tokens]).encode()).digest()
         rest, chosen = divmod(int.from_bytes(digest, "big"), len(sizes))
         return sum(sizes[:chosen]) + rest % sizes[chosen]
-
-
-Neurons = NeuronSet | Intervention
-
-
-def intervention_of(neurons: Iterable[Pair], how: Mapping[str, Any]) -> Intervention:
-    """An intervention as it is, or neurons with what is to be done with them.
-
-    Raises:
-        TnkitError: for an `Intervention` with further arguments beside it.
-    """
-    how = dict(how)
-    if (means := how.pop("means", None)) is not None:
-        warnings.warn("means= is now of=, and goes with the next release", DeprecationWarning, stacklevel=3)
-        how["of"] = means
-    if not isinstance(neurons, Intervention):
-        return Intervention(neurons, **how)
-    if how:
-        raise TnkitError(
-            f"an Intervention says what is done with its neurons, and {', '.join(how)} was given beside it; give "
-            "neurons.neurons, or leave that out"
-        )
-    return neurons
 
 
 def sources(captures: Captures | None) -> tuple[Activations, ...]:

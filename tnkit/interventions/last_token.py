@@ -29,6 +29,7 @@ from tnkit.captures.passes import KEEP, capture
 from tnkit.errors import TnkitError, one_of, whole_number
 from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.scopes import decoder_of, parameters
+from tnkit.interventions.together import Given
 from tnkit.models.model import Model, check_layers, hashed_once
 from tnkit.models.sessions import TURN, Prompt, running
 from tnkit.models.trace import chosen_sites, trace_blocks
@@ -112,7 +113,7 @@ class LastToken:
                     self._batches.append((index, *self._prefix(tokens, index)))
                 bar.update(len(index))
 
-    def capture(self, neurons: Iterable[tuple[int, int]], **how: Any) -> Activations:
+    def capture(self, neurons: Given, **how: Any) -> Activations:
         """`capture` of the sentences with neurons ablated at the token that is read.
 
         Args:
@@ -126,7 +127,7 @@ class LastToken:
         with TURN, hashed_once(self.model):
             ablation = Ablation(self.model, neurons, tokens=scope, **how)
             about = self._check_state()
-            about |= {"ablations": [*about.get("ablations", []), ablation.about]}
+            about |= {"ablations": [*about.get("ablations", []), *ablation.abouts]}
             with ablation:
                 if self.cached:
                     return gathered(self._run_last_tokens(about), len(self.sentences))

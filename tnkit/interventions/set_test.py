@@ -11,7 +11,7 @@ tested.plot(12)
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 from jaxtyping import Float
@@ -23,6 +23,7 @@ from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError, whole_number, whole_numbers
 from tnkit.interventions.comparison import values_of
 from tnkit.interventions.controls import Control
+from tnkit.interventions.together import as_one, nothing
 from tnkit.statistics import effect_interval, interval, largest_rank_test, rank_test, resamples
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ class SetTest:
 
 
 def set_test(
-    measure: "Callable[[NeuronSet], np.ndarray | Tensor]",
+    measure: "Callable[[Any], np.ndarray | Tensor]",
     neurons: NeuronSet,
     control: Control,
     *,
@@ -164,11 +165,11 @@ def set_test(
     count = whole_number("draws", draws, at_least=2)
     layers = None if layers is None else tuple(whole_numbers("layers", layers))
 
-    ablated, untouched = (values_of(measure, off, name) for off in (neurons, NeuronSet((), neurons.shape)))
+    ablated, untouched = (values_of(measure, off, name) for off in (neurons, nothing(neurons)))
     total, means = np.zeros_like(ablated), list[np.ndarray]()
     try:
         for seed in tqdm(range(count), desc=name, unit=" sets", disable=not progress, leave=False):
-            values = values_of(measure, control(seed), name)
+            values = values_of(measure, as_one(control(seed)), name)
             if not values.shape == ablated.shape == untouched.shape:
                 raise TnkitError(f"{name} returned different numbers of layers or sentences for different neurons")
             total += values

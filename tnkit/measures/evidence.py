@@ -9,7 +9,7 @@ shown.plot()
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
@@ -22,6 +22,7 @@ from tnkit.detection.centroids import estimate_centroids
 from tnkit.detection.neurons import NeuronSet
 from tnkit.detection.scores import NeuronScores
 from tnkit.detection.scoring import score_neurons
+from tnkit.detection.targets import target_languages
 from tnkit.errors import TnkitError, one_of
 from tnkit.interventions.balance import Balance, balance
 from tnkit.interventions.comparison import SET, Comparison, compare
@@ -32,7 +33,7 @@ from tnkit.measures.behaviour.likelihood import perplexity
 from tnkit.measures.geometry.translation import hits, retrieval
 from tnkit.measures.specificity.rivals import rivals
 from tnkit.models.model import Model
-from tnkit.text.corpus import Corpus
+from tnkit.text.corpus import Corpus, Split
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("tnkit")
 SITES = ("mid", "post", "activations", "scale")
 DOSES = (0.75, 0.5, 0.25)  # what the set alone is multiplied by, too
+ENDINGS = {"without the final mark": "", "one common ending": "\n"}  # of the sentences that choose a set
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,12 +142,15 @@ def evidence(
     draws: SupportsIndex = 5,
     read: int | None = None,
     selections: Iterable[str] | None = None,
+    position: str = "last",
+    suffix: str | None = None,
     progress: bool = True,
 ) -> Evidence:
     """Detect a language's neurons, and compare them with every other selection at every value.
 
     The selections are those of `tn.controls`, the centred set, the sets of the other languages, the neurons of this set
-    alone and of all sets, and language-specific neurons of other methods. Every selection is set to zero, to its mean
+    alone and of all sets, language-specific neurons of other methods, and of Type-1 what the same score chooses from
+    sentences without their final mark or with one common ending. Every selection is set to zero, to its mean
     over the language's training sentences and to its mean over the hub's; the set itself also to its mean over all
     languages, to the values of other sentences, and to shares of its own. Type-1 is measured by mean-centred
     retrieval@1 of the test sentences at their last token, at the layer where the untouched model retrieves most
@@ -162,6 +167,8 @@ def evidence(
         draws: of each random selection.
         read: how many test sentences (default: all; of Type-2 the first 32).
         selections: names of the selections to try (default: all).
+        position, suffix: which token is read, as in `capture`: with suffix="" everything is done without the final
+            mark, with suffix="\\n" at one common ending. Type-2 is measured on sentences as they are.
         progress: show bars.
 
     Raises:
@@ -177,29 +184,32 @@ def evidence(
     train, test = corpus["train"], corpus["test"]
     if language == hub or not {language, hub} <= set(train):
         raise TnkitError(f"language={language!r} and hub={hub!r} must be two languages of {', '.join(train)}")
-    captured = {name: capture(model, train[name], keep=SITES, progress=progress) for name in train}
+    reading: dict[str, Any] = {"position": position, "suffix": suffix}
+    captured = {name: capture(model, train[name], keep=SITES, **reading, progress=progress) for name in train}
     scores = _scores(model, captured, kind, hub)
     found = {name: scored.top(top) for name, scored in scores.items()}
     neurons = found[language]
     options: dict[str, Any] = {"language": language, "kind": kind, "hub": hub, "names": selections}
+    if kind == "type1" and (position, suffix) == ("last", None):
+        options["endings"] = partial(_endings, model, train, language, hub, top)
     tried = _selections(model, captured, found, scores[language], **options)
     texts = {name: test[name][:read] for name in (language, hub)}
     if kind == "type1":
         layer, _ = retrieval(captured[language], captured[hub]).best()
-        measures, states = {language: _translations(model, texts, language, hub, layer)}, captured
+        measures, states = {language: _translations(model, texts, language, hub, layer, reading)}, captured
         label, chosen_on = "mean-centred retrieval@1", "training sentences"
     else:
         layer, label, chosen_on = 0, "nats per token", ""
         measures = {name: _nats(model, sentences[: 32 if read is None else read]) for name, sentences in texts.items()}
-        reading: dict[str, Any] = {"keep": ["activations"], "position": "mean", "progress": progress}
-        states = {name: capture(model, train[name], **reading) for name in train}  # of all tokens, as all are set
+        every: dict[str, Any] = {"keep": ["activations"], "position": "mean", "progress": progress}
+        states = {name: capture(model, train[name], **every) for name in train}  # of all tokens, as all are set
     comparisons = {}
     for name, measure in measures.items():
-        for value, (how, every) in _values(states, language, hub).items():
+        for value, (how, by_all) in _values(states, language, hub).items():
             comparisons[name, value] = compare(
                 _measured(measure, how),
                 neurons,
-                controls=tried if every else {},
+                controls=tried if by_all else {},
                 seeds=draws,
                 name=label,
                 layers=(layer,),
@@ -217,7 +227,7 @@ def _scores(model: Model, captured: Mapping[str, Activations], kind: str, hub: s
     scores = {}
     for name, states in captured.items():
         if name != hub:
-            target = estimate_centroids([captured[hub], states] if kind == "type1" else [states])
+            target = estimate_centroids([captured[one] for one in target_languages(kind, name, [hub])])
             scores[name] = score_neurons(model, states, target, layers=layers)
     return scores
 
@@ -232,11 +242,14 @@ def _selections(
     kind: str,
     hub: str,
     names: Iterable[str] | None,
+    endings: Callable[[str], NeuronSet] | None = None,
 ) -> dict[str, Control]:
     """Every selection, or those that were named, by name."""
+    names = None if names is None else tuple(names)
     layers, neurons, states = scores.layers, found[language], captured[language]
     everyone = estimate_centroids([*captured.values()])
-    target = estimate_centroids([captured[hub]] if kind == "type1" else [states])  # as seen from the mean of all
+    towards = target_languages(kind, language, [hub], centred=True)
+    target = estimate_centroids([captured[name] for name in towards])
     centred = score_neurons(model, states, target, origin=everyone, layers=layers) if len(captured) > 2 else None
     others: dict[str, Control] = {f"{name} set": others for name, others in found.items() if name != language}
     if centred is not None:
@@ -244,6 +257,8 @@ def _selections(
     algebra = {"in no other set": own(found, language), "in all sets": shared(found)} if len(found) > 1 else {}
     others |= {name: neurons for name, neurons in algebra.items() if len(neurons)}
     others |= _by_other_methods(captured, neurons, language, layers)
+    if endings is not None:
+        others |= {name: endings(suffix) for name, suffix in ENDINGS.items() if names is None or name in names}
     tried = controls(
         neurons, layers=layers, scores=scores, others=others, model=model, captured=captured, language=language
     )
@@ -252,6 +267,14 @@ def _selections(
         one_of("selection", name, tuple(tried))
     # each draw is made once, for all values
     return {name: cache(control) if callable(control := tried[name]) else control for name in chosen}
+
+
+def _endings(model: Model, train: Split, language: str, hub: str, top: SupportsIndex, suffix: str) -> NeuronSet:
+    """The Type-1 neurons that sentences with another ending choose."""
+    captured = {
+        name: capture(model, train[name], keep=SITES, suffix=suffix, progress=False) for name in (hub, language)
+    }
+    return _scores(model, captured, "type1", hub)[language].top(top)
 
 
 def _by_other_methods(
@@ -287,10 +310,15 @@ def _measured(
 
 
 def _translations(
-    model: Model, texts: Mapping[str, Sequence[str]], language: str, hub: str, layer: int
+    model: Model,
+    texts: Mapping[str, Sequence[str]],
+    language: str,
+    hub: str,
+    layer: int,
+    how: Mapping[str, Any],
 ) -> Callable[[Intervention], np.ndarray]:
     """A function that says of each sentence whether its translation is nearest, at one layer."""
-    reading: dict[str, Any] = {"keep": ["post"], "layers": (layer,), "progress": False}
+    reading: dict[str, Any] = {"keep": ["post"], "layers": (layer,), "progress": False, **how}
     prefix, targets = LastToken(model, texts[language], **reading), capture(model, texts[hub], **reading)
     return lambda off: hits(prefix.capture(off), targets)
 

@@ -4,30 +4,25 @@ compared = tn.ablate(model, test, type1, language="ja", controls=tn.controls(typ
 matrix = tn.retrieval_matrix(model, test, {"ja": ja_type1, "it": it_type1})            # off in A, read in B
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
-import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from tnkit import storage
-from tnkit.captures.activations import Activations
 from tnkit.captures.batches import check_position
 from tnkit.captures.passes import capture
 from tnkit.detection.neurons import NeuronSet
-from tnkit.errors import TnkitError, whole_number
-from tnkit.interventions.ablation import Ablation
+from tnkit.errors import TnkitError
 from tnkit.interventions.comparison import Comparison, compare
 from tnkit.interventions.controls import Control
-from tnkit.interventions.intervention import Intervention, Neurons
+from tnkit.interventions.intervention import Intervention
 from tnkit.interventions.last_token import PLACES, LastToken
-from tnkit.measures.behaviour.likelihood import perplexity
-from tnkit.measures.geometry.neighbours import shared_neighbours
+from tnkit.interventions.together import Neurons, Several, as_one
 from tnkit.measures.geometry.translation import hits
+from tnkit.measures.measurement import Texts, measurement
 from tnkit.models.model import Model, check_layers
 from tnkit.statistics import mean_interval
 from tnkit.text.rows import check_texts
@@ -36,13 +31,11 @@ if TYPE_CHECKING:
     import matplotlib.axes
     import pandas as pd
 
-Texts = Mapping[str, Sequence[str]]
-
 
 def ablate(
     model: Model,
     texts: Texts,
-    neurons: Neurons,
+    neurons: Neurons | Several,
     *,
     language: str,
     controls: Mapping[str, Control],
@@ -66,12 +59,13 @@ def ablate(
     Args:
         model: from `load_model`.
         texts: language → aligned sentences, which were not used to find the neurons.
-        neurons: the set, or an `Intervention`.
+        neurons: the set, or an `Intervention`, a `Direction`, or a list of them.
         language: the language to ablate.
         controls: from `tnkit.controls`; an `Intervention` among them is done as it says.
         measure: "retrieval" (is the nearest hub sentence the translation? mean-centred cosine), "similarity" (cosine
-            with the translation) or "mutual_knn" (share of the k nearest neighbours common to both), by layer; or
-            "perplexity" (nats per token).
+            with the translation), "mutual_knn" (share of the k nearest neighbours common to both), "margin" (the
+            mean-centred cosine with the translation - the highest with another hub sentence) or "centred_similarity"
+            (mean-centred cosine with the translation), by layer; or "perplexity" (nats per token).
         hub: the language of the translations, which is never ablated (as in Tezuka & Inoue, EMNLP 2025).
         tokens: where the neurons are off: "last", "last_word" (the last token that is not punctuation; states are still
             read at the last token), "prompt" or "all" (the same for sentences).
@@ -99,100 +93,28 @@ def ablate(
     >>> ablate(tiny_model(), texts, some, language="it", controls=tn.controls(some), seeds=1, progress=False).layers
     (0, 1, 2, 3)
     """
-    _check_measure(measure, texts, (language,) if measure == "perplexity" else (language, hub))
 
-    def asked(off: Neurons) -> Intervention:
-        return off if isinstance(off, Intervention) else Intervention(off, **how)
+    def asked(off: Neurons) -> Neurons:
+        return Intervention(off, **how) if isinstance(off, NeuronSet) else off
 
-    if isinstance(neurons, Intervention) and how:
+    chosen: Neurons = as_one(neurons)
+    if not isinstance(chosen, NeuronSet) and how:
         raise TnkitError(f"an Intervention says what is done; leave out {', '.join(how)}, or give neurons.neurons")
-    asked(neurons)  # refuses what it must before sentences are read
-    run: Callable[[Intervention], np.ndarray | Tensor]
-    name = MEASURE_NAMES[measure]
-    if measure == "perplexity":
-        run, layers, label = _nats(model, texts[language], tokens), (0,), f"{name}, {language}"
-    else:
-        check_texts({name: texts[name] for name in (language, hub)})
-        layers = check_layers(model, range(model.n_layers) if layers is None else layers)
-        reading: dict[str, Any] = {"position": position, "suffix": suffix, "keep": ["post"], "layers": layers}
-        reading["last_layer"] = last_layer
-        measured = BY_STATES[measure]
-        if measure == "retrieval" and not centred:
-            measured, name = partial(hits, centred=False), "raw retrieval@1"
-        if measure == "mutual_knn":
-            k = whole_number("k", k, at_least=1)
-            measured, name = partial(shared_neighbours, k=k), f"mutual {k}-NN"
-        targets = capture(model, texts[hub], **reading, progress=progress)
-        run = _by_states(lambda off: measured(off, targets), model, texts[language], tokens, reading, progress)
-        label = f"{name}, {language} and {hub}"
+    asked(chosen)  # refuses what it must before sentences are read
+    reading: dict[str, Any] = {"hub": hub, "tokens": tokens, "position": position, "suffix": suffix, "layers": layers}
+    reading |= {"last_layer": last_layer, "k": k, "centred": centred, "progress": progress}
+    measured = measurement(model, texts, language=language, measure=measure, **reading)
     return compare(
-        lambda off: run(asked(off)),
-        neurons,
+        lambda off: measured.run(asked(off)),
+        chosen,
         controls=controls,
         seeds=seeds,
-        name=label,
-        layers=layers,
+        name=measured.name,
+        layers=measured.layers,
         chosen_layer=chosen_layer,
         chosen_on=chosen_on,
         progress=progress,
     )
-
-
-def _check_measure(measure: str, texts: Texts, languages: Sequence[str]) -> None:
-    if measure not in MEASURES:
-        raise TnkitError(f"measure={measure!r} must be one of {', '.join(MEASURES)}")
-    for name in languages:
-        if name not in texts:
-            raise TnkitError(f"there are no sentences in {name!r}; there are {', '.join(texts)}")
-
-
-def _similarity(off: Activations, targets: Activations) -> Tensor:
-    return torch.nn.functional.cosine_similarity(off.tensors()["post"], targets.tensors()["post"], dim=-1)
-
-
-# Measures of a language's hidden states against those of the hub, each (layer, sentence).
-BY_STATES: dict[str, Callable[[Activations, Activations], "np.ndarray | Tensor"]] = {
-    "retrieval": hits,
-    "similarity": _similarity,
-    "mutual_knn": shared_neighbours,
-}
-MEASURES = (*BY_STATES, "perplexity")
-MEASURE_NAMES = {
-    "retrieval": "mean-centred retrieval@1",
-    "similarity": "cosine similarity",
-    "mutual_knn": "mutual 10-NN",
-    "perplexity": "nats per token",
-}
-
-
-def _by_states(
-    measured: "Callable[[Activations], np.ndarray | Tensor]",
-    model: Model,
-    sentences: Sequence[str],
-    tokens: str,
-    reading: dict[str, Any],
-    progress: bool,
-) -> "Callable[[Intervention], np.ndarray | Tensor]":
-    """A function that measures the sentences under an intervention."""
-    position = reading["position"]
-    if tokens == "last" and position == "last_word":
-        raise TnkitError(
-            "tokens='last' ablates the punctuation after the word that position='last_word' reads, which changes "
-            "nothing; give tokens='last_word'"
-        )
-    if (tokens, position) in (("last", "last"), ("last", "end"), ("last_word", "last_word")):
-        prefix = LastToken(model, sentences, **reading, progress=progress)
-        return lambda neurons: measured(prefix.capture(neurons))
-
-    def off(neurons: Intervention) -> "np.ndarray | Tensor":
-        with Ablation(model, neurons, tokens=tokens):
-            return measured(capture(model, sentences, **reading, progress=False))
-
-    return off
-
-
-def _nats(model: Model, sentences: Sequence[str], tokens: str) -> Callable[[Intervention], np.ndarray]:
-    return lambda neurons: perplexity(model, sentences, neurons=neurons, tokens=tokens, progress=False).by_sentence
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ The harness comes with pip install 'tnkit[measures]' and is imported on first us
 import contextlib
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -23,7 +23,7 @@ import numpy as np
 
 from tnkit import storage
 from tnkit.errors import TnkitError, first_line, whole_number
-from tnkit.interventions.ablation import Ablation, neurons_of
+from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.comparison import (
     NONE,
     SET,
@@ -33,7 +33,7 @@ from tnkit.interventions.comparison import (
     frame_of_conditions,
 )
 from tnkit.interventions.controls import Control
-from tnkit.interventions.intervention import Neurons
+from tnkit.interventions.together import Given, Neurons, neurons_of
 from tnkit.measures.harness_model import harness_of, model_class
 from tnkit.measures.task_files import refuse_code, refuse_dataset_code, sandboxed_templates
 from tnkit.models.model import Model
@@ -126,7 +126,7 @@ def evaluate(
     model: Model,
     tasks: str | Sequence[str | dict[str, Any]],
     *,
-    neurons: Iterable[tuple[int, int]] = (),
+    neurons: Given = (),
     controls: Mapping[str, Control] = MappingProxyType({}),
     seeds: SupportsIndex = 10,
     tokens: str = "prompt",
@@ -147,7 +147,8 @@ def evaluate(
     Args:
         model: from `load_model`.
         tasks: names of tasks or groups, paths of YAML files, or configurations as dicts.
-        neurons: a `NeuronSet` or (layer, neuron) pairs to switch off; with none, the tasks run once.
+        neurons: a `NeuronSet` or (layer, neuron) pairs to switch off, or interventions as in `Ablation`; with none,
+            the tasks run once.
         controls: from `tnkit.controls`; each draw runs the tasks once more.
         seeds: draws of each random control.
         tokens: as in `Ablation`.
@@ -212,7 +213,7 @@ def evaluate(
         origin = {
             "model": model.provenance,
             "tasks": dict(before["versions"]),
-            "ablations": [*model.ablations, *([ablation.about] if ablation.values else [])],
+            "ablations": [*model.ablations, *(ablation.abouts if ablation.values else [])],
             "limit": limit,
             "versions": storage.versions() | {"lm_eval": lm_eval.__version__},
         }

@@ -1,5 +1,6 @@
 from .comparisons import before_and_after as before_and_after
 from .comparisons import conditions as conditions
+from .comparisons import conditions_by_dose as conditions_by_dose
 from .comparisons import conditions_by_layer as conditions_by_layer
 from .comparisons import conditions_by_value as conditions_by_value
 from .comparisons import language_shares as language_shares
@@ -22,6 +23,7 @@ from .maps import similarity_map as similarity_map
 from .points import paired as paired
 from .points import space as space
 from .points import spaces as spaces
+from .points import strata as strata
 from .style import figure_saver as figure_saver
 from .style import language_colour as language_colour
 from .style import language_label as language_label

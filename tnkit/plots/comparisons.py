@@ -16,6 +16,12 @@ _COLOURS = {"none": "#555555", "the set": "#D55E00"}
 _CONTROL_COLOURS = ("#0072B2", "#009E73", "#56B4E9", "#CC79A7", "#E69F00", "#8C6D31", "#332288", "#117733")
 
 
+def _coloured(names: list[str]) -> dict[str, str]:
+    """A colour for each condition."""
+    controls = [name for name in names if name not in _COLOURS]
+    return _COLOURS | {name: _CONTROL_COLOURS[number % len(_CONTROL_COLOURS)] for number, name in enumerate(controls)}
+
+
 def conditions_by_layer(frame: "pd.DataFrame", *, ylabel: str, ax: Axes | None = None) -> Axes:
     """Draw means with interval bands by layer, one line per condition; points with error bars for a single layer.
 
@@ -25,10 +31,7 @@ def conditions_by_layer(frame: "pd.DataFrame", *, ylabel: str, ax: Axes | None =
         ax: where to draw (default: a new figure).
     """
     names = list(dict.fromkeys(frame.index.get_level_values("condition")))
-    controls = [name for name in names if name not in _COLOURS]
-    colours = _COLOURS | {
-        name: _CONTROL_COLOURS[number % len(_CONTROL_COLOURS)] for number, name in enumerate(controls)
-    }
+    colours = _coloured(names)
     with axes(ax, 7.5, 4.0) as ax:
         for number, name in enumerate(names):
             rows, colour, main = frame.xs(name, level="condition"), colours[name], name in _COLOURS
@@ -46,6 +49,52 @@ def conditions_by_layer(frame: "pd.DataFrame", *, ylabel: str, ax: Axes | None =
             ax.legend(title="neurons off", alignment="left")
         else:
             ax.set_xticks(range(len(names)), list(map(literal, names)), rotation=20, ha="right")
+    return ax
+
+
+def conditions_by_dose(
+    frame: "pd.DataFrame",
+    *,
+    xlabel: str,
+    ylabel: str,
+    logarithmic: bool = False,
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw means with interval bands by dose, one line per condition, and the untouched model as a dashed line.
+
+    Args:
+        frame: columns `mean`, `low`, `high`, indexed (dose, condition); the condition "none" is the untouched model.
+        xlabel, ylabel: the dose and the measure.
+        logarithmic: whether doses are spaced by their logarithm.
+        title: of the axes.
+        ax: where to draw (default: a new figure).
+
+    >>> import pandas as pd
+    >>> index = pd.MultiIndex.from_product([[10, 100], ["none", "the set"]], names=["neurons", "condition"])
+    >>> frame = pd.DataFrame({"mean": [0.9, 0.8, 0.9, 0.3], "low": 0.2, "high": 0.9}, index=index)
+    >>> ax = conditions_by_dose(frame, xlabel="neurons", ylabel="retrieval", logarithmic=True)
+    >>> [text.get_text() for text in ax.get_legend().get_texts()], ax.get_xscale()
+    (['none', 'the set'], 'log')
+    """
+    names = list(dict.fromkeys(frame.index.get_level_values("condition")))
+    colours = _coloured(names)
+    with axes(ax, 6.5, 4.0) as ax:
+        for name in names:
+            rows, colour, main = frame.xs(name, level="condition"), colours[name], name in _COLOURS
+            if name == "none":
+                ax.axhline(float(rows["mean"].iloc[0]), color=colour, lw=1.4, ls="--", label=name)
+                continue
+            look: dict[str, Any] = {"lw": 2.4, "zorder": 3} if main else {"lw": 1.4, "zorder": 2}
+            ax.plot(rows.index, rows["mean"], "o-", ms=4, color=colour, label=literal(name), **look)
+            ax.fill_between(rows.index, rows["low"], rows["high"], color=colour, alpha=0.15, lw=0)
+        if logarithmic:
+            ax.set_xscale("log")
+            doses = sorted(set(frame.index.get_level_values(0)))
+            ax.set_xticks(doses, [f"{dose:,g}" for dose in doses])
+            ax.minorticks_off()
+        ax.set(xlabel=literal(xlabel), ylabel=literal(ylabel), title=literal(title))
+        ax.legend(title="neurons changed", alignment="left")
     return ax
 
 

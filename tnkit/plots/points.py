@@ -1,4 +1,4 @@
-"""One point per sentence: hidden states in a plane, and a measure after against before."""
+"""One point per sentence or neuron: hidden states in a plane, a measure after against before, effects beside scores."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +10,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from tnkit.plots.style import MARKERS, axes, language_colour, language_label, literal, panels, style
+
+_STRATA = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
 
 
 def space(
@@ -94,5 +96,31 @@ def paired(
         for mask, name, colour in ((greater, "greater after", "#0072B2"), (~greater, "smaller or equal", "#D55E00")):
             ax.scatter(x[mask], y[mask], s=12, alpha=0.7, lw=0, color=colour, label=f"{name}: {mask.sum()}")
         ax.set(xlabel=literal(xlabel), ylabel=literal(ylabel))
+        ax.legend()
+    return ax
+
+
+def strata(
+    points: Mapping[str, Float[np.ndarray, "neuron 2"]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw one point per neuron, with a colour and a marker for each stratum, and a line at 0.
+
+    >>> ax = strata({"top": np.array([[1.0, 0.1]]), "random": np.array([[0.0, 0.0]])}, xlabel="score", ylabel="drop")
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['top', 'random']
+    """
+    with axes(ax, 5.2, 4.0) as ax:
+        ax.axhline(0, color="#555555", lw=1, ls="--")
+        for number, (name, xy) in enumerate(points.items()):
+            look: dict[str, Any] = {"color": _STRATA[number % len(_STRATA)], "marker": MARKERS[number % len(MARKERS)]}
+            ax.scatter(xy[:, 0], xy[:, 1], s=22, alpha=0.75, linewidths=0, label=literal(name), **look)
+        ax.set(xlabel=literal(xlabel), ylabel=literal(ylabel), title=literal(title))
+        ax.ticklabel_format(scilimits=(-2, 4))
+        ax.locator_params(nbins=6)
         ax.legend()
     return ax

@@ -5,8 +5,10 @@ tn.behaviour.perplexity_matrix(model, test, {"ja": type2_ja, "it": type2_it}).pl
 tn.behaviour.continuations(model, prompts, neurons=type2, tokens="prompt").shares()
 tn.behaviour.pass_rates(said, "ja"), tn.behaviour.fallbacks(said, "ja")  # language confusion of continuations
 tn.behaviour.answer_questions(model, questions, answers, language="ja", neurons=type1).to_frame()
+tn.behaviour.abilities(model, test["en"], type2, controls=controls)      # are English and simple questions untouched?
 """
 
+from tnkit.measures.behaviour.abilities import abilities as abilities
 from tnkit.measures.behaviour.confusion import fallbacks as fallbacks
 from tnkit.measures.behaviour.confusion import pass_rates as pass_rates
 from tnkit.measures.behaviour.generation import Continuations as Continuations

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from tnkit import storage
 from tnkit.captures.batches import by_length, tokenised
 from tnkit.errors import TnkitError, whole_number
-from tnkit.interventions.ablation import Ablation, neurons_of
+from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.comparison import (
     NONE,
     SET,
@@ -29,7 +29,7 @@ from tnkit.interventions.comparison import (
     frame_of_conditions,
 )
 from tnkit.interventions.controls import Control
-from tnkit.interventions.intervention import Neurons
+from tnkit.interventions.together import Given, Neurons, neurons_of
 from tnkit.measures.behaviour.languages import detector_of, languages_of
 from tnkit.models.hooks import without_ablations
 from tnkit.models.model import PROBE, Model
@@ -138,7 +138,7 @@ def continuations(
     model: Model,
     prompts: Sequence[str],
     *,
-    neurons: Iterable[tuple[int, int]] = (),
+    neurons: Given = (),
     controls: Mapping[str, Control] = MappingProxyType({}),
     seeds: SupportsIndex = 10,
     tokens: str = "last",
@@ -157,7 +157,8 @@ def continuations(
     Args:
         model: from `load_model`.
         prompts: any sequence of str.
-        neurons: a `NeuronSet` or (layer, neuron) pairs to switch off; none changes nothing.
+        neurons: a `NeuronSet` or (layer, neuron) pairs to switch off, or interventions as in `Ablation`; none
+            changes nothing.
         controls: from `tnkit.controls`; each draw generates once more.
         seeds: draws of each random control.
         tokens: as in `Ablation`: "last" acts on the last token of the prompt only, "last_word" on the last one that is
@@ -203,7 +204,7 @@ def continuations(
 def texts_of(
     model: Model,
     prompts: Sequence[str],
-    neurons: Iterable[tuple[int, int]],
+    neurons: Given,
     *,
     controls: Mapping[str, Control],
     seeds: SupportsIndex,
@@ -219,7 +220,7 @@ def texts_of(
             texts = _generate(model, prompts, progress=progress, **options)
         origin = provenance_of(model, prompts)
         about = {"model": origin["model"], "prompts": origin["sentences"]}
-        about["ablations"] = [*model.ablations, *([ablation.about] if ablation.values else [])]
+        about["ablations"] = [*model.ablations, *(ablation.abouts if ablation.values else [])]
         return Texts(texts, ablation.count, about | {"versions": origin["versions"]})
 
     neurons = neurons_of(model, neurons)

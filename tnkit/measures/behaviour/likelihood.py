@@ -1,7 +1,7 @@
 """How well a model predicts text: perplexity, with neurons on and off."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, SupportsIndex, cast
@@ -18,6 +18,7 @@ from tnkit.captures.batches import Tokens, by_length, padded, tokenised
 from tnkit.errors import TnkitError, whole_number
 from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.scopes import decoder_of
+from tnkit.interventions.together import Given
 from tnkit.models.model import Model
 from tnkit.models.sessions import TURN, running
 from tnkit.provenance import provenance_of
@@ -95,7 +96,7 @@ def perplexity(
     model: Model,
     sentences: Sequence[str],
     *,
-    neurons: Iterable[tuple[int, int]] = (),
+    neurons: Given = (),
     tokens: str = "all",
     batch_tokens: SupportsIndex = 1024,
     progress: bool = True,
@@ -109,7 +110,7 @@ def perplexity(
     Args:
         model: from `load_model`.
         sentences: any sequence of str.
-        neurons: a `NeuronSet` or (layer, neuron) pairs to switch off.
+        neurons: a `NeuronSet` or (layer, neuron) pairs to switch off, or interventions as in `Ablation`.
         tokens: "all", "prompt" or "last_word", as in `Ablation`; a text that is read and not continued is all prompt.
             "last" is refused: nothing is predicted from the last token.
         batch_tokens: the most tokens in a batch, padding included.

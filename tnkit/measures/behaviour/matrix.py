@@ -1,7 +1,7 @@
 """Perplexity of several languages with each of several neuron sets off."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, SupportsIndex
 
@@ -9,8 +9,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from tnkit import storage
-from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError
+from tnkit.interventions.together import Given, Neurons, neurons_of
 from tnkit.measures.behaviour.likelihood import Perplexity, perplexity
 from tnkit.models.model import Model
 from tnkit.statistics import interval, resamples
@@ -34,7 +34,7 @@ class PerplexityMatrix:
     """
 
     values: dict[tuple[str, str], Perplexity]
-    sets: dict[str, NeuronSet]
+    sets: dict[str, Neurons]
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -79,7 +79,7 @@ class PerplexityMatrix:
 def perplexity_matrix(
     model: Model,
     sentences: Mapping[str, Sequence[str]],
-    sets: Mapping[str, Iterable[tuple[int, int]]],
+    sets: Mapping[str, Given],
     *,
     tokens: str = "all",
     batch_tokens: SupportsIndex = 1024,
@@ -93,7 +93,7 @@ def perplexity_matrix(
     Args:
         model: from `load_model`.
         sentences: language → sentences, such as `corpus["test"]`; they need not be parallel.
-        sets: name → neurons.
+        sets: name → neurons, or an `Intervention`.
         tokens, batch_tokens, progress: as in `perplexity`.
 
     Raises:
@@ -106,8 +106,7 @@ def perplexity_matrix(
     """
     if not sentences or not sets or NONE in sets:
         raise TnkitError(f'expected languages ({list(sentences)}) and sets ({list(sets)}), none of them named "{NONE}"')
-    shape = (model.n_layers, model.n_neurons)
-    named = {name: off if isinstance(off, NeuronSet) else NeuronSet(tuple(off), shape) for name, off in sets.items()}
+    named = {name: neurons_of(model, off) for name, off in sets.items()}
     cells = [(off, language) for off in (NONE, *named) for language in sentences]
     values = {}
     for off, language in tqdm(cells, unit=" cells", desc="perplexity", disable=not progress, leave=False):

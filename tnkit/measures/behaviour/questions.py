@@ -1,6 +1,6 @@
 """Questions that a model answers, untouched and with neurons switched off, and how many answers are correct."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, SupportsIndex
@@ -11,6 +11,7 @@ from tnkit import storage
 from tnkit.errors import TnkitError, one_of, whole_number
 from tnkit.interventions.comparison import NONE, SET, Comparison, compared, frame_of_conditions
 from tnkit.interventions.controls import Control
+from tnkit.interventions.together import Given
 from tnkit.measures.behaviour import generation
 from tnkit.measures.behaviour.answers import Answer, QuestionScores, score
 from tnkit.models.model import Model
@@ -100,7 +101,7 @@ def answer_questions(
     template: str = "Q: {question}\nA: {answer}",
     keep_space: bool = False,
     stop: str | None = "\n",
-    neurons: Iterable[tuple[int, int]] = (),
+    neurons: Given = (),
     controls: Mapping[str, Control] = MappingProxyType({}),
     seeds: SupportsIndex = 10,
     tokens: str = "prompt",
@@ -125,7 +126,7 @@ def answer_questions(
         template: with {question} and, at its end, {answer}.
         keep_space: keep white space at the end of the prompt.
         stop: text at which an answer ends, white space before the answer apart; None keeps all that is generated.
-        neurons: a `NeuronSet` or (layer, neuron) pairs to switch off.
+        neurons: a `NeuronSet` or (layer, neuron) pairs to switch off, or interventions as in `Ablation`.
         controls, seeds: as in `continuations`.
         tokens: as in `Ablation`; Tezuka & Inoue (EMNLP 2025) act on the prompt only, at its last token or at all.
         max_new_tokens, batch_tokens, progress: as in `continuations`.

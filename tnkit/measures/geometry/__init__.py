@@ -18,6 +18,7 @@ from tnkit.measures.geometry.neighbours import mutual_knn as mutual_knn
 from tnkit.measures.geometry.neighbours import shared_neighbours as shared_neighbours
 from tnkit.measures.geometry.translation import alignment as alignment
 from tnkit.measures.geometry.translation import hits as hits
+from tnkit.measures.geometry.translation import margins as margins
 from tnkit.measures.geometry.translation import mexa as mexa
 from tnkit.measures.geometry.translation import retrieval as retrieval
 from tnkit.measures.geometry.translation import similarity as similarity

@@ -154,6 +154,35 @@ def hits(
     return torch.stack(nearest).numpy()
 
 
+def margins(
+    queries: Activations, targets: Activations, *, site: str = "post", centred: bool = True
+) -> Float[np.ndarray, "layer sentence"]:
+    """How much nearer each query sentence lies to its own translation than to the nearest other target, layer by layer.
+
+    cos(q_n, t_n) - max over m ≠ n of cos(q_n, t_m); positive for what `hits` counts.
+
+    Args:
+        queries, targets, site, centred: as in `hits`.
+
+    Returns:
+        (layer, sentence), float64, between -2 and 2.
+
+    Raises:
+        TnkitError: for fewer than 2 sentences, or incompatible captures.
+
+    >>> from tnkit.testing import tiny_model, SENTENCES
+    >>> import tnkit as tn
+    >>> en = tn.capture(tiny_model(), SENTENCES, progress=False)
+    >>> bool((margins(en, en) > 0).all())
+    True
+    """
+    rows = []
+    for query, target in directions(queries, targets, site, centred=centred):
+        own, other = _own_and_other(query @ target.T)
+        rows.append(own - other.amax(dim=1))
+    return torch.stack(rows).double().numpy()
+
+
 def retrieval(queries: Activations, targets: Activations, *, site: str = "post", centred: bool = True) -> ByLayer:
     """Translation retrieval@1: the share of query sentences whose nearest target is their own translation.
 

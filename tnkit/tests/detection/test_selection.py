@@ -156,6 +156,32 @@ def test_a_detected_set_tells_how_it_was_chosen():
             assert chosen.towards(chosen.centroid(*target)).pairs == neurons.pairs
 
 
+def test_a_centred_set_has_rivals_that_are_seen_from_its_origin():
+    model, corpus = tiny_model(), tiny_corpus()
+    captured = {name: tn.capture(model, texts, progress=False) for name, texts in corpus["train"].items()}
+    neurons = tn.detect(model, corpus, language="ja", top=20, score="centred", progress=False).neurons
+    chosen = Selection.of(neurons, model, captured, layers=model.early_layers)
+    assert (chosen.target, {*chosen.origin}) == (("en",), {"en", "it", "ja"})
+    assert chosen.towards(chosen.centroid("en")).pairs == neurons.pairs
+    origin = tn.estimate_centroids([*captured.values()])
+    rivals = {
+        "towards ja": tn.score_neurons(model, captured["ja"], chosen.centroid("ja"), origin=origin),
+        "hub placebo": tn.score_neurons(model, captured["en"], chosen.centroid("en"), origin=origin),
+    }
+    offered = tn.controls(neurons, layers=model.early_layers, model=model, captured=captured)
+    assert "towards all" not in offered and "towards en" not in offered
+    for name, scores in rivals.items():
+        assert offered[name].pairs == scores.top(20, layers=model.early_layers).pairs
+    drawn, other = (chosen.random_direction(seed).values.double() - origin.values.double() for seed in (0, 1))
+    own = chosen.centroid("en").values.double() - origin.values.double()
+    assert torch.allclose(drawn.norm(dim=1), own.norm(dim=1), rtol=1e-4)
+    straight = torch.nn.functional.normalize(drawn, dim=1)
+    assert torch.allclose(straight, straight[:1].expand_as(straight), atol=1e-3)
+    assert torch.nn.functional.cosine_similarity(drawn, other, dim=1).abs().max() < 0.6
+    assert chosen.towards(chosen.random_direction(0)).provenance["origin"] == neurons.provenance["origin"]
+    assert {*offered["wrong layers"].by_layer()} <= {2, 3}
+
+
 def test_what_a_set_does_not_tell_is_asked_for():
     model, some = tiny_model(), tn.NeuronSet(((0, 5), (1, 2)), (4, 48))
     with pytest.raises(tn.TnkitError, match="name both, as in language='ja'"):

@@ -147,6 +147,46 @@ def test_the_ablation_shown_is_what_ablate_measures(explore):
         assert f"{mean:.3f}" in explorer.summary.value
 
 
+@pytest.mark.parametrize("value", ["mean of Japanese", "mean of English", "mean of all languages", "0.5 × itself"])
+@pytest.mark.parametrize("scope", ["last token", "all tokens"])
+def test_what_neurons_are_set_to_is_what_ablate_sets(explore, value, scope):
+    explorer = explore("ablation", seeds=1)
+    explorer.language.value, explorer.control.value = "ja", "same layers"
+    before = explorer.result["similarity"].ablated
+    explorer.scope.value, explorer.value.value = scope, value
+    captured, names = explorer.study.all_captured("train"), {"Japanese": ["ja"], "English": ["en"]}
+    chosen = names.get(value.removeprefix("mean of "), ["en", "it", "ja"])
+    how = (
+        {"scale": 0.5}
+        if value == "0.5 × itself"
+        else {"value": "mean", "of": {name: captured[name] for name in chosen}}
+    )
+    rivals = {"same layers": tn.controls(explorer.neurons)["same layers"]}
+    options = {"language": "ja", "controls": rivals, "measure": "similarity", "seeds": 1, "progress": False}
+    tokens = scope.split()[0]
+    expected = tn.ablate(tiny_model(), tiny_corpus()["test"], explorer.neurons, tokens=tokens, **options, **how)
+    shown = explorer.result["similarity"]
+    assert np.allclose(shown.ablated, expected.ablated, atol=1e-4)
+    assert np.allclose(shown.controls["same layers"], expected.controls["same layers"], atol=1e-4)
+    assert not np.allclose(shown.ablated, before, atol=1e-4)
+    assert f"Neurons set to {value}" in explorer.summary.value
+    assert explorer.parameters()["controls"]["set to"] == value
+    assert explorer.parameters()["provenance"]["intervention"]
+    explorer.go_on.click()
+    assert explorer.errors == []
+    assert f"set to {value}" in explorer._status.value
+
+
+def test_another_sentences_value_is_drawn(explore):
+    explorer = explore("ablation", seeds=1)
+    explorer.value.value = "another sentence's value"
+    prefix = tn.LastToken(tiny_model(), tiny_corpus()["test"]["it"], keep=["post"], progress=False)
+    states = tn.capture(tiny_model(), tiny_corpus()["train"]["it"], progress=False)
+    off = prefix.capture(explorer.neurons, value="resampled", of=states)
+    english = tn.capture(tiny_model(), tiny_corpus()["test"]["en"], progress=False)
+    assert np.array_equal(explorer.result["retrieval"].ablated, tn.geometry.hits(off, english))
+
+
 def test_neurons_say_what_their_card_says_and_escape_it(explore):
     explorer = explore("neurons")
     explorer.layer.value, explorer.number.value = 3, 17

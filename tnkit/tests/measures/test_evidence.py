@@ -57,6 +57,21 @@ def test_every_selection_has_a_row_and_its_balance(type1):
     assert type1.table().loc["uniform", ["mean of all", "× 0.5"]].isna().all()  # of the set alone
 
 
+def test_sentences_without_their_mark_choose_a_selection_or_are_the_whole_study(type1):
+    model, corpus = tiny_model(), tiny_corpus()
+    for name, suffix in {"without the final mark": "", "one common ending": "\n"}.items():
+        found = tn.detect(model, corpus, language="it", top=9, suffix=suffix, progress=False)
+        assert type1.selections[name].pairs == found.neurons.pairs
+        assert type1.table().loc[name, "zero"] == pytest.approx(off(type1, corpus, found.neurons))
+    bare = tn.evidence(model, corpus, suffix="", selections=["uniform"], **HOW)
+    assert bare.neurons.pairs == type1.selections["without the final mark"].pairs
+    it, en = (tn.capture(model, corpus["test"][name], suffix="", progress=False) for name in ("it", "en"))
+    expected = tn.geometry.retrieval(it, en).to_frame().loc[bare.layer].item()
+    assert bare.table().loc["none", "zero"] == pytest.approx(expected)
+    with pytest.raises(tn.TnkitError, match="selection='one common ending' must be one of"):
+        tn.evidence(model, corpus, suffix="", selections=["one common ending"], **HOW)
+
+
 def test_one_value_is_its_comparison(type1):
     rows = type1.at("own mean")
     assert rows["mean"].tolist() == type1.table()["own mean"].dropna().tolist()

@@ -1,0 +1,155 @@
+"""How a language's sentences are measured under an intervention, once for all interventions: `measurement`.
+
+measured = measurement(model, test, language="ja", measure="margin", layers=[15])
+measured.run(tn.Intervention(type1, scale=0.5))                    # (layer, sentence)
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, SupportsIndex
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tnkit.captures.activations import Activations
+from tnkit.captures.passes import capture
+from tnkit.errors import TnkitError, whole_number
+from tnkit.interventions.ablation import Ablation
+from tnkit.interventions.last_token import LastToken
+from tnkit.interventions.together import Neurons
+from tnkit.measures.behaviour.likelihood import perplexity
+from tnkit.measures.geometry.neighbours import shared_neighbours
+from tnkit.measures.geometry.translation import hits, margins
+from tnkit.measures.geometry.vectors import directions
+from tnkit.models.model import Model, check_layers
+from tnkit.text.rows import check_texts
+
+Texts = Mapping[str, Sequence[str]]
+
+
+class Measurement(NamedTuple):
+    """How the sentences of a language are measured under an intervention.
+
+    Attributes:
+        run: takes an `Intervention` and returns a number for every layer and sentence.
+        name: what is measured, for tables and axes.
+        layers: what the layer axis stands for; (0,) where the measurement has no layers.
+    """
+
+    run: "Callable[[Neurons], np.ndarray | Tensor]"
+    name: str
+    layers: tuple[int, ...]
+
+
+def measurement(
+    model: Model,
+    texts: Texts,
+    *,
+    language: str,
+    measure: str = "retrieval",
+    hub: str = "en",
+    tokens: str = "last",
+    position: str = "last",
+    suffix: str | None = None,
+    layers: Iterable[SupportsIndex] | None = None,
+    last_layer: str = "raw",
+    k: SupportsIndex = 10,
+    centred: bool = True,
+    progress: bool = True,
+) -> Measurement:
+    """What `ablate` runs under each intervention; the hub's sentences, and what comes before the token, run once.
+
+    Args:
+        model, texts, language, measure, hub, tokens: as in `ablate`.
+        position, suffix, layers, last_layer, k, centred, progress: as in `ablate`.
+
+    Raises:
+        TnkitError: as `ablate` does.
+
+    >>> from tnkit.testing import tiny_model, SENTENCES
+    >>> measured = measurement(tiny_model(), {"it": SENTENCES}, language="it", measure="perplexity", tokens="all")
+    >>> measured.name, measured.run(Intervention([(0, 5)])).shape
+    ('nats per token, it', (6,))
+    """
+    _check_measure(measure, texts, (language,) if measure == "perplexity" else (language, hub))
+    name = MEASURE_NAMES[measure]
+    if measure == "perplexity":
+        return Measurement(_nats(model, texts[language], tokens), f"{name}, {language}", (0,))
+    check_texts({name: texts[name] for name in (language, hub)})
+    layers = check_layers(model, range(model.n_layers) if layers is None else layers)
+    reading: dict[str, Any] = {"position": position, "suffix": suffix, "keep": ["post"], "layers": layers}
+    reading["last_layer"] = last_layer
+    measured = STATE_MEASURES[measure]
+    if measure == "retrieval" and not centred:
+        measured, name = partial(hits, centred=False), "raw retrieval@1"
+    if measure == "mutual_knn":
+        k = whole_number("k", k, at_least=1)
+        measured, name = partial(shared_neighbours, k=k), f"mutual {k}-NN"
+    targets = capture(model, texts[hub], **reading, progress=progress)
+    run = _by_states(lambda off: measured(off, targets), model, texts[language], tokens, reading, progress)
+    return Measurement(run, f"{name}, {language} and {hub}", layers)
+
+
+def _check_measure(measure: str, texts: Texts, languages: Sequence[str]) -> None:
+    if measure not in MEASURES:
+        raise TnkitError(f"measure={measure!r} must be one of {', '.join(MEASURES)}")
+    for name in languages:
+        if name not in texts:
+            raise TnkitError(f"there are no sentences in {name!r}; there are {', '.join(texts)}")
+
+
+def _similarity(off: Activations, targets: Activations) -> Tensor:
+    return torch.nn.functional.cosine_similarity(off.tensors()["post"], targets.tensors()["post"], dim=-1)
+
+
+def _centred_similarity(off: Activations, targets: Activations) -> Tensor:
+    return torch.stack([(a * b).sum(dim=1) for a, b in directions(off, targets, "post", centred=True)])
+
+
+# Measures of a language's hidden states against those of the hub, each (layer, sentence).
+BY_STATES: dict[str, Callable[[Activations, Activations], "np.ndarray | Tensor"]] = {
+    "retrieval": hits,
+    "similarity": _similarity,
+    "mutual_knn": shared_neighbours,
+}
+STATE_MEASURES = BY_STATES | {"margin": margins, "centred_similarity": _centred_similarity}
+MEASURES = (*STATE_MEASURES, "perplexity")
+MEASURE_NAMES = {
+    "retrieval": "mean-centred retrieval@1",
+    "similarity": "cosine similarity",
+    "mutual_knn": "mutual 10-NN",
+    "margin": "retrieval margin",
+    "centred_similarity": "mean-centred cosine similarity",
+    "perplexity": "nats per token",
+}
+
+
+def _by_states(
+    measured: "Callable[[Activations], np.ndarray | Tensor]",
+    model: Model,
+    sentences: Sequence[str],
+    tokens: str,
+    reading: dict[str, Any],
+    progress: bool,
+) -> "Callable[[Neurons], np.ndarray | Tensor]":
+    """A function that measures the sentences under an intervention."""
+    position = reading["position"]
+    if tokens == "last" and position == "last_word":
+        raise TnkitError(
+            "tokens='last' ablates the punctuation after the word that position='last_word' reads, which changes "
+            "nothing; give tokens='last_word'"
+        )
+    if (tokens, position) in (("last", "last"), ("last", "end"), ("last_word", "last_word")):
+        prefix = LastToken(model, sentences, **reading, progress=progress)
+        return lambda neurons: measured(prefix.capture(neurons))
+
+    def off(neurons: Neurons) -> "np.ndarray | Tensor":
+        with Ablation(model, neurons, tokens=tokens):
+            return measured(capture(model, sentences, **reading, progress=False))
+
+    return off
+
+
+def _nats(model: Model, sentences: Sequence[str], tokens: str) -> Callable[[Neurons], np.ndarray]:
+    return lambda neurons: perplexity(model, sentences, neurons=neurons, tokens=tokens, progress=False).by_sentence
