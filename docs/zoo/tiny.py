@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from tnkit.testing import redrawn
 
-LAYERS, VOCABULARY, LARGEST = 4, 300, 20_000_000
+LAYERS, VOCABULARY, LARGEST = 4, 300, 40_000_000
 SIZES: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim", "dim", "embedding_size"), 32),
     **dict.fromkeys(("embed_dim", "projection_dim", "out_hidden_size", "lru_width", "dim_model"), 32),
@@ -33,6 +33,7 @@ SIZES: dict[str, Any] = {
     **{"hidden_size_per_layer_input": 8, "laurel_rank": 4, "num_kv_shared_layers": 0, "query_pre_attn_scalar": 8},
     **{"vocab_size_per_layer_input": VOCABULARY, "sliding_window": 64, "state_size": 8, "time_step_rank": 4},
     **{"image_size": 28, "patch_size": 14, "num_nextn_predict_layers": 0, "n_shared_experts": 1},
+    **{"base_channels": 32, "latent_channels": 8, "num_res_blocks": 1, "codebook_size": 64, "num_embeddings": 64},
     **{"index_n_heads": 4, "index_head_dim": 8, "index_topk": 128, "num_layers_per_stage": 1},
     **{"vocab_size": VOCABULARY, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258},
 }
@@ -79,17 +80,22 @@ OWN: dict[str, dict[str, Any]] = {
     "emu3": {"vocabulary_map": {"<image>": VOCABULARY - 1, "<|extra_200|>": VOCABULARY - 2}},
     "falcon_h1": {"mamba_d_ssm": 64},
     "florence2": {"patch_size": None},
-    "hunyuan_vl": {"text_config.head_dim": 8},
+    "hunyuan_vl": {
+        "text_config.head_dim": 8,
+        "text_config.rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "xdrope_section": [1, 1, 1, 1]},
+    },
     "kosmos-2": {"text_config.max_position_embeddings": 512},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {"num_heads": 8},
-    "muse_spark": {"audio_config": None, "vision_config.hidden_sizes": [8, 8, 8, 8], "text_config.moe_hidden_size": 32},
+    "muse_spark": {"text_config.moe_hidden_size": 32, "audio_config.hidden_sizes": [32] * 4},
+    "nemotron_h_omni": {"vision_config.video_temporal_patch_size": 2},
     "gemma3n_text": {"intermediate_size": [48] * LAYERS},
     "gemma3n": {"text_config.intermediate_size": [48] * LAYERS},
     "gemma4_assistant": {"text_config.hidden_size_per_layer_input": 0},
-    "granite4_vision": {"deepstack_layer_map": []},
+    "granite4_vision": {"deepstack_layer_map": [], "vision_config.hidden_size": 64},
+    "molmo2": {"adapter_config.vision_feature_layer": [-1]},
     "reformer": {"axial_pos_embds_dim": [8, 24], "axial_pos_shape": [8, 16]},
-    "xmod": {"pad_token_id": 1},
+    "xmod": {"pad_token_id": 1, "default_language": "en_XX"},
     "zaya": {"num_experts_per_tok": 1},
     "deepseek_v2": {"head_dim": None, "num_key_value_heads": 4, "num_experts_per_tok": 2},
     "glm5_next": {"num_key_value_heads": 4, "text_config.qk_rope_head_dim": 0},

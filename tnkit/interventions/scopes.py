@@ -142,7 +142,7 @@ class _Pass(NamedTuple):
 def _pass_of(state: State, decoder: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]], tokens: str) -> _Pass:
     arguments, given = _arguments(decoder, *inputs), state.given
     ids = arguments.get("input_ids")
-    embedded = arguments.get("inputs_embeds", arguments.get("hidden_states"))  # BERT's blocks are given the latter
+    embedded: Any = arguments.get("inputs_embeds", arguments.get("hidden_states"))  # BERT's blocks are given the latter
     here = embedded[..., 0] if ids is None else ids
     mask = given.mask if given is not None else arguments.get("attention_mask")
     known = mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tnkit.errors import TnkitError, last_line
 from tnkit.models.model import PROBE, Model
-from tnkit.models.reading import Sites, unknown
-from tnkit.models.refusals import seen_reason
+from tnkit.models.reading import ATTENTIONS, Sites
+from tnkit.models.refusals import seen_reason, unknown
 from tnkit.models.trace import OutOfOrderError, trace_blocks
 
 
@@ -98,7 +98,7 @@ def _first_complete(model: Model, layers: Sequence[int], readings: Iterable[Site
     missed, row, best, reason = min(tried, key=lambda attempt: attempt[0])
     layer = layers[row]
     if not best.last_map:
-        raise unknown(model.lm._module.get_submodule(f"{model.blocks_path}.{layer}"))
+        raise unknown(model.lm._module.get_submodule(f"{model.blocks_path}.{layer}"), ATTENTIONS)
     where = f"with {best} in {model.blocks_path}.{layer}"
     if model.server is None and (seen := _seen(model, layer)):
         raise TnkitError(

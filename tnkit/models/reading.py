@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tnkit.errors import TnkitError
+from tnkit.models.refusals import unknown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -34,7 +35,7 @@ _LAST_MAPS = """
     ffn.fc2 ffn.2 fc2 output.dense
 """.split()
 # What reads other tokens: attention, and the recurrent and convolutional layers of hybrids.
-_ATTENTIONS = ("self_attn", "self_attention", "attention", "attn", "linear_attn", "mamba", "conv", "mixer")
+ATTENTIONS = ("self_attn", "self_attention", "attention", "attn", "linear_attn", "mamba", "conv", "mixer")
 _READS_MID = """
     pre_feedforward_layernorm post_attention_layernorm ln_2 norm_2 final_layer_norm ffn_norm pre_ff_layernorm mlp_norm
     channel_pre_norm layernorm2 norm_ffn mlp feed_forward ffn intermediate ln LayerNorm norm
@@ -106,7 +107,7 @@ def decoder_blocks(module: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         for path, child in module.named_modules()
         if isinstance(child, nn.ModuleList)
         and len(child) == depth
-        and any(has(block, site) for block in child for site in (*_LAST_MAPS, *_ATTENTIONS))
+        and any(has(block, site) for block in child for site in (*_LAST_MAPS, *ATTENTIONS))
     ]
     if len(found) > 1:  # an image encoder may be as deep as the text model
         decoder = module.get_decoder()
@@ -153,25 +154,8 @@ def kinds(blocks: nn.ModuleList, config: PreTrainedConfig) -> dict[tuple[int, ..
         layers.setdefault(kind, []).append(layer)
         tried.setdefault(kind, ways)
     if not any(sites.last_map for ways in tried.values() for sites in ways):
-        raise unknown(blocks[0])
+        raise unknown(blocks[0], ATTENTIONS)
     return {tuple(members): tried[kind] for kind, members in layers.items()}
-
-
-def unknown(block: nn.Module) -> TnkitError:
-    """The error for a block whose MLP is not found."""
-    children = ", ".join(name for name, _ in block.named_children())
-    maps = [path for path, child in block.named_modules() if isinstance(child, nn.Linear)]
-    why = ""
-    if has(block, "mamba_decoder"):  # Zamba's
-        why = "whose MLP feeds a Mamba layer and is not added to the residual stream"
-    elif maps and all(path.split(".")[0] in _ATTENTIONS for path in maps):
-        why = "which have no MLP, and so no neurons"
-    if why:
-        return TnkitError(f"the model has blocks ({type(block).__name__}: {children}) {why}; load a model with MLPs")
-    return TnkitError(
-        f"{type(block).__name__} is not a decoder block that tnkit knows: it has {children}, but no last linear "
-        f"map of an MLP by a usual name ({', '.join(_LAST_MAPS[:3])}, …)"
-    )
 
 
 def readings(block: nn.Module, config: PreTrainedConfig) -> Iterator[Sites]:
@@ -181,12 +165,12 @@ def readings(block: nn.Module, config: PreTrainedConfig) -> Iterator[Sites]:
         TnkitError: where the block has neither a last linear map nor an attention of a known name.
     """
     last_map = next((name for name in _LAST_MAPS if has(block, name)), None)
-    attentions = [name for name in _ATTENTIONS if has(block, name)]
+    attentions = [name for name in ATTENTIONS if has(block, name)]
     attention = next(iter(attentions), None)
     multiplier = _multiplier(block, config)
     if last_map is None:
         if not attentions:
-            raise unknown(block)
+            raise unknown(block, ATTENTIONS)
         yield from (Sites("", None, name, multiplier=multiplier) for name in attentions)
         return
     mids: list[str | None] = [name for name in _READS_MID if has(block, name)]

@@ -1,13 +1,39 @@
-"""Why an architecture has no reading, seen from a pass: `seen_reason`."""
+"""Why an architecture has no reading, told by its parts (`unknown`) or seen from a pass (`seen_reason`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from tnkit.errors import TnkitError
+
+
+def unknown(block: nn.Module, attentions: Collection[str]) -> TnkitError:
+    """The error for a block whose MLP is not found.
+
+    Args:
+        block: a decoder block.
+        attentions: names of parts that read other tokens.
+
+    >>> print(unknown(nn.Sequential(nn.Linear(2, 2)), ["0"]))
+    the model has blocks (Sequential: 0) which have no MLP, and so no neurons; load a model with MLPs
+    """
+    children = ", ".join(name for name, _ in block.named_children())
+    maps = [path for path, child in block.named_modules() if isinstance(child, nn.Linear)]
+    if hasattr(block, "mamba_decoder"):  # Zamba's
+        why = "whose MLP feeds a Mamba layer and is not added to the residual stream"
+    elif maps and all(path.split(".")[0] in attentions for path in maps):
+        why = "which have no MLP, and so no neurons"
+    else:
+        return TnkitError(
+            f"{type(block).__name__} is not a decoder block that tnkit knows: it has {children}, but no last linear "
+            "map of an MLP by a usual name (mlp.down_proj, mlp.c_proj, mlp.dense_4h_to_h, …)"
+        )
+    return TnkitError(f"the model has blocks ({type(block).__name__}: {children}) {why}; load a model with MLPs")
 
 
 def seen_reason(module: nn.Module, block: nn.Module, ids: Sequence[int]) -> str | None:
