@@ -10,9 +10,9 @@ import torch
 import transformers
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from tnkit.errors import TnkitError, whole_numbers
+from tnkit.models import maps
 from tnkit.models import reading as architecture
 from tnkit.models.reading import Sites
 from tnkit.models.wrapper import TransformersModel
@@ -68,8 +68,8 @@ class Decoder:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the value vectors."""
-        return self._last_map(0).weight.dtype
+        """The dtype of the value vectors: that of the activations, where the last map is not a plain matrix."""
+        return self._dtype_at(0)
 
     @property
     def device(self) -> torch.device:
@@ -94,7 +94,7 @@ class Decoder:
     @cached_property
     def sharded(self) -> bool:
         """Whether its weights are spread over the processes of torchrun, each of which runs every batch."""
-        return hasattr(self._last_map(0).weight, "full_tensor")
+        return hasattr(getattr(self._last_map(0), "weight", None), "full_tensor")
 
     @property
     def context(self) -> int | None:
@@ -114,8 +114,13 @@ class Decoder:
         widths = [getattr(self._config, name, None) for name in names]
         return min((width for width in widths if isinstance(width, int) and width > 0), default=None)
 
+    @property
+    def vocabulary(self) -> int:
+        """How many token embeddings it has."""
+        return int(cast(nn.Embedding, self.lm._module.get_input_embeddings()).weight.shape[0])
+
     def check_unchanged(self, layer: int | None = None) -> None:
-        """Refuse to go on where an adapter was added, a part compiled or replaced, since the model was loaded.
+        """Refuse to go on where a part was compiled or replaced since the model was loaded.
 
         Args:
             layer: look at this layer alone.
@@ -147,11 +152,12 @@ class Decoder:
     def value_vectors(self, layer: int) -> Float[Tensor, "neuron hidden"]:
         """The value vectors of a layer, one neuron a row: a view, in the model's dtype and on the layer's device.
 
-        Of a model that is spread over processes they are gathered, so every process must ask for them. Those of a
-        remote model are downloaded each time, to the CPU.
+        Where the MLP's last map is not a plain matrix (a quantised weight, an adapter beside a weight), they are what
+        it makes of unit vectors. Of a model that is spread over processes they are gathered, so every process must ask
+        for them. Those of a remote model are downloaded each time, to the CPU.
 
         Raises:
-            TnkitError: for a layer that the model does not have, or a last map that is no plain linear map any more.
+            TnkitError: for a layer that the model does not have, or a last map that was replaced since.
 
         >>> from tnkit.testing import tiny_model
         >>> tiny_model("gpt2").value_vectors(0).shape
@@ -159,8 +165,9 @@ class Decoder:
         """
         check_layers(self, [layer])
         self.check_unchanged(layer)
-        with architecture.present(self._last_map(layer)):
-            return architecture.whole(architecture.value_vectors(self._last_map(layer), self.hidden_size))
+        last_map, dtype = self._last_map(layer), self._dtype_at(layer)
+        with architecture.present(last_map):
+            return architecture.whole(architecture.value_vectors(last_map, self.hidden_size, dtype))
 
     def output_gain(self, layer: int) -> Float[Tensor, "hidden"]:
         """What the MLP branch is multiplied by, coordinate by coordinate, on its way to the residual stream (float32).
@@ -173,16 +180,27 @@ class Decoder:
         return architecture.output_gain(
             attrgetter(norm)(self._blocks[layer]) if norm else None,
             self.sites.multiplier,
-            torch.empty(self.hidden_size, dtype=last_map.weight.dtype, device=architecture.device_of(last_map)),
+            torch.empty(self.hidden_size, dtype=self._dtype_at(layer), device=architecture.device_of(last_map)),
         )
 
     def output_bias(self, layer: int) -> Float[Tensor, "hidden"]:
         """The bias of the MLP's last linear map (zeros where it has none), float32."""
-        with architecture.present(self._last_map(layer)):
-            bias = getattr(self._last_map(layer), "bias", None)
+        last_map = self._last_map(layer)
+        with architecture.present(last_map):
+            if not maps.is_plain(last_map):
+                return maps.asked(last_map, self._dtype_at(layer), self.layer_device(layer))[1].float()
+            bias = getattr(last_map, "bias", None)
             if bias is None:
                 return torch.zeros_like(self.output_gain(layer))
             return architecture.whole(bias.detach()).float()
+
+    def map_error(self, layer: int, activations: Float[Tensor, "sentence neuron"]) -> float:
+        """How far the last map of a layer is from linear (`tnkit.models.maps.nonlinearity`); 0 for a plain matrix."""
+        last_map = self._last_map(layer)
+        if maps.is_plain(last_map):
+            return 0.0
+        answers = maps.asked(last_map, self._dtype_at(layer), self.layer_device(layer))
+        return maps.nonlinearity(last_map, activations.to(self._dtype_at(layer)), *answers)
 
     def ask_weights(self, question: Callable[..., Any], given: Mapping[int, tuple[Any, ...]]) -> dict[int, Any]:
         """Put a question to the weights of some layers, where they are.
@@ -211,7 +229,11 @@ class Decoder:
     def _blocks(self) -> nn.ModuleList:
         return attrgetter(self.blocks_path)(self.lm._module)
 
-    def _last_map(self, layer: int) -> nn.Linear | Conv1D:
+    def _dtype_at(self, layer: int) -> torch.dtype:
+        last_map = self._last_map(layer)
+        return cast(nn.Linear, last_map).weight.dtype if maps.is_plain(last_map) else self.module.dtype
+
+    def _last_map(self, layer: int) -> nn.Module:
         return attrgetter(self.sites.last_map)(self._blocks[layer])
 
 
