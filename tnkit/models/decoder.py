@@ -194,13 +194,13 @@ class Decoder:
                 return torch.zeros_like(self.output_gain(layer))
             return architecture.whole(bias.detach()).float()
 
-    def map_error(self, layer: int, activations: Float[Tensor, "sentence neuron"]) -> float:
-        """How far the last map of a layer is from linear (`tnkit.models.maps.nonlinearity`); 0 for a plain matrix."""
+    def written(self, layer: int, activations: Float[Tensor, "token neuron"]) -> Float[Tensor, "token hidden"] | None:
+        """What the last map of a layer makes of activations, where it is not a plain matrix; None where it is one."""
         last_map = self._last_map(layer)
         if maps.is_plain(last_map):
-            return 0.0
-        answers = maps.asked(last_map, self._dtype_at(layer), self.layer_device(layer))
-        return maps.nonlinearity(last_map, activations.to(self._dtype_at(layer)), *answers)
+            return None
+        with torch.no_grad():
+            return cast(Tensor, last_map.forward(activations.to(self._dtype_at(layer)))).float()
 
     def ask_weights(self, question: Callable[..., Any], given: Mapping[int, tuple[Any, ...]]) -> dict[int, Any]:
         """Put a question to the weights of some layers, where they are.

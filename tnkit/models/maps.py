@@ -87,17 +87,6 @@ def asked(last_map: nn.Module, dtype: torch.dtype, device: torch.device) -> tupl
     return vectors, bias
 
 
-def nonlinearity(last_map: nn.Module, inputs: Tensor, vectors: Tensor, bias: Tensor) -> float:
-    """How far a map is from linear: how much inputs · vectors + bias misses of its output, at the worst of the inputs.
-
-    It is rounding where only weights are quantised, and about 1e-2 where the inputs are rounded to eight bits, too.
-    """
-    with torch.no_grad():
-        output = last_map.forward(inputs).float()
-    missed = (inputs.float() @ vectors.float() + bias.float() - output).norm(dim=-1)
-    return float((missed / output.norm(dim=-1).clamp_min(1e-38)).max())
-
-
 def entries(module: Any) -> Iterator[tuple[str, Any]]:
     """What a module's state holds, by name, as `state_dict` does, but nothing is changed by reading it.
 

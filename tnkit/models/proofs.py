@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,15 +16,19 @@ from tnkit.models.model import PROBE, Model
 from tnkit.models.reading import Sites
 from tnkit.models.trace import OutOfOrderError, trace_blocks
 
+_LOSSY = 0.3  # eight bits lose as much of 10^4 inputs of which one is by far the largest
+_LOG = logging.getLogger("tnkit")
+
 
 def completeness_error(model: Model) -> Float[Tensor, "layer"]:
     """How far mid + sum of contributions + bias is from post, layer by layer, on a short text.
 
     What rounding post may account for is taken off; the rest is relative to the size of the MLP branch's output, at the
     worst of the tokens. A wrong reading gives about 1, a right one 1e-6 (float32, also of quantised weights) to 1e-2
-    (bfloat16, or activations that are quantised, too); `load_model` allows 1e-3 and 0.05. The token that many models
-    give a coordinate of 10^5 says little here, since half precision rounds that away by more than the branch; the
-    others say it.
+    (bfloat16); `load_model` allows 1e-3 and 0.05. Formats that quantise activations, too, such as LLM.int8, round what
+    enters the last map: they miss by 1e-2 to 0.2, which `load_model` says, and are held to 1e-3 by what that map writes
+    of the rounded inputs. The token that many models give a coordinate of 10^5 says little here, since half precision
+    rounds that away by more than the branch; the others say it.
 
     >>> from tnkit.testing import tiny_model
     >>> bool((completeness_error(tiny_model("bloom")) < 1e-5).all())
@@ -73,10 +78,11 @@ def proved(model: Model, readings: Iterable[Sites]) -> Model:
                 "dtype='bfloat16' or 'float32', whose range is wider than float16's; if that fails too, its weights "
                 "are damaged"
             )
-        if bool((probe.incomplete <= (1e-3 if probe.fine else 0.05)).all()):
+        if bool((probe.misread <= (1e-3 if probe.fine else 0.05)).all()):
             _check_causal(model, probe)
+            _check_linear(candidate, probe)
             return candidate
-        tried.append((float(probe.incomplete.max()), int(probe.incomplete.argmax()), sites, ""))
+        tried.append((float(probe.misread.max()), int(probe.misread.argmax()), sites, ""))
     missed, layer, best, reason = min(tried, key=lambda attempt: attempt[0])
     where = f"with {best} in {model.blocks_path}.{layer}"
     if reason:
@@ -86,6 +92,20 @@ def proved(model: Model, readings: Iterable[Sites]) -> Model:
         f"bias misses post by {missed:.2g} of the MLP branch's size {where}; its blocks need a reading in "
         "tnkit/models/reading.py"
     )
+
+
+def _check_linear(model: Model, probe: _Probe) -> None:
+    """Refuse last maps that are far from linear, and say how far those are that round their inputs."""
+    if bool((probe.incomplete <= (1e-3 if probe.fine else 0.05)).all()):
+        return
+    worst, layer = float(probe.incomplete.max()), int(probe.incomplete.argmax())
+    said = (
+        f"contributions add up to what a layer of {model.name} writes to within {worst:.0%} at the worst token (layer "
+        f"{layer}), because its last linear maps are quantised and round their inputs"
+    )
+    if worst > _LOSSY:
+        raise TnkitError(f"{said}; load it in a format that quantises weights alone, or without quantisation")
+    _LOG.warning("%s; a format that quantises weights alone adds up to rounding", said)
 
 
 def _check_causal(model: Model, probe: _Probe) -> None:
@@ -102,10 +122,12 @@ def _check_causal(model: Model, probe: _Probe) -> None:
 class _Probe:
     """What a short text shows of a model, layer by layer, and whether it computes in float32 or better.
 
-    A format that rounds the inputs of its last maps (LLM.int8, for one) by more than 1e-3 does not.
+    `misread` is `incomplete`, but of what the last maps write, and not of the sum of contributions: they differ where a
+    format rounds the inputs of those maps.
     """
 
     incomplete: Float[Tensor, "layer"]
+    misread: Float[Tensor, "layer"]
     acausal: Float[Tensor, "layer"]
     fine: bool
 
@@ -114,11 +136,11 @@ def _probed(model: Model) -> _Probe:
     """Run the beginnings of a short text, padded, and then the whole text, unpadded, read where each of those ends."""
     ids = torch.tensor(_probe_ids(model))
     beginnings = torch.ones(len(ids), len(ids), dtype=torch.long).tril()
-    reduce, rounded = model.sent(_measured), 0.0
+    reduce = model.sent(_measured)
     padded = _run(model, ids, beginnings, keep=("mid", "post", "activations", "scale"), reduce=reduce)
     if reduce is None:  # outside the pass, where weights that are spread over processes can be gathered
-        rounded = max(model.map_error(layer, kept) for layer, kept in enumerate(padded["activations"]))
         weights = (model.value_vectors, model.output_gain, model.output_bias)
+        padded["written"] = [model.written(layer, kept) for layer, kept in enumerate(padded["activations"])]
         sites = [{site: kept[layer] for site, kept in padded.items()} for layer in range(model.n_layers)]
         checked = [_measured(layer, kept, *(ask(layer) for ask in weights)) for layer, kept in enumerate(sites)]
         padded = {name: [measured[name] for measured in checked] for name in checked[0]}
@@ -127,8 +149,8 @@ def _probed(model: Model) -> _Probe:
     changed = [
         ((short - full).float().norm(dim=1) / full.float().norm(dim=1).clamp_min(1e-38)).max() for short, full in pairs
     ]
-    incomplete = torch.stack([error.cpu() for error in padded["error"]])
-    return _Probe(incomplete, torch.stack(changed), max(float(padded["rounding"][0]), rounded / 1e3) < 1e-6)
+    incomplete, misread = (torch.stack([error.cpu() for error in padded[name]]) for name in ("error", "misread"))
+    return _Probe(incomplete, misread, torch.stack(changed), float(padded["rounding"][0]) < 1e-6)
 
 
 def _run(model: Model, ids: Tensor, mask: Tensor, **how: Any) -> dict[str, list[Tensor]]:
@@ -155,11 +177,13 @@ def _probe_ids(model: Model) -> list[int]:
     return ids
 
 
-def _measured(_: int, sites: Mapping[str, Tensor], vectors: Tensor, gain: Tensor, bias: Tensor) -> dict[str, Tensor]:
+def _measured(_: int, sites: Mapping[str, Any], vectors: Tensor, gain: Tensor, bias: Tensor) -> dict[str, Tensor]:
     """Of one layer, by how much its parts miss its output, and that output; it runs where the model does."""
     mid, post, activations = (sites[site].float() for site in ("mid", "post", "activations"))
-    branch = sites["scale"][:, None] * gain * (activations @ vectors.float() + bias)
     eps = torch.finfo(sites["post"].dtype).eps  # two roundings: the branch, or two branches, and the sum
-    missed = ((mid + branch - post).norm(dim=1) - eps * post.norm(dim=1)).clamp_min(0)
-    error = (missed / branch.norm(dim=1).clamp_min(1e-38)).max()
-    return {"error": error, "rounding": torch.tensor(eps), "post": sites["post"]}
+    contributed, errors = activations @ vectors.float() + bias, []
+    for written in (contributed, sites.get("written")):
+        branch = sites["scale"][:, None] * gain * (contributed if written is None else written)
+        missed = ((mid + branch - post).norm(dim=1) - eps * post.norm(dim=1)).clamp_min(0)
+        errors.append((missed / branch.norm(dim=1).clamp_min(1e-38)).max())
+    return {"error": errors[0], "misread": errors[1], "rounding": torch.tensor(eps), "post": sites["post"]}
