@@ -43,7 +43,10 @@ class ModelOrigin(TypedDict, total=False):
 
 
 class Sentences(TypedDict, total=False):
-    """Which sentences of one language: as their corpus names them, how many, their hash, and how they end."""
+    """Which sentences of one language: as their corpus names them, how many, their hash, and how they end.
+
+    `input` is "token ids" where those were given in place of sentences.
+    """
 
     corpus: str
     language: str
@@ -51,6 +54,7 @@ class Sentences(TypedDict, total=False):
     source: str
     rows: str
     matched: str
+    input: str
     n: int
     hash: str
     ends: Any  # `tnkit.models.tokens.Ends`
@@ -116,8 +120,8 @@ class Origin(ABC):
     def check_unchanged(self) -> None: ...
 
 
-def provenance_of(model: Origin, sentences: Sequence[str]) -> dict[str, Any]:
-    """What results record of where they come from: model, sentences, what is ablated, versions.
+def provenance_of(model: Origin, sentences: Sequence[Any]) -> dict[str, Any]:
+    """What results record of where they come from: model, sentences (or token ids), what is ablated, versions.
 
     >>> from tnkit.testing import tiny_model
     >>> provenance_of(tiny_model(), ["Hi!"])["sentences"]
@@ -126,6 +130,8 @@ def provenance_of(model: Origin, sentences: Sequence[str]) -> dict[str, Any]:
     names = ("corpus", "language", "split", "source", "rows", "matched")
     origin = {name: getattr(sentences, name, None) for name in names}
     named = {name: value for name, value in origin.items() if value}
+    if not isinstance(sentences[0], str):
+        named, sentences = named | {"input": "token ids"}, [" ".join(map(str, map(int, ids))) for ids in sentences]
     made_of: Provenance = {
         "model": model.provenance,
         "sentences": {**named, "n": len(sentences), "hash": storage.text_hash(sentences)},

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tnkit import parallel
+from tnkit.captures.token_ids import Texts, check_known, given_ids
 from tnkit.errors import TnkitError, one_of
 from tnkit.models.model import Model
 from tnkit.models.tokens import Specials, ends, last_word, special_ids, special_tokens, tell, without_final_punctuation
@@ -52,6 +53,10 @@ class Tokens(Sequence[Numbers]):
             raise IndexError(place)
         return self._ids[self._ends[place] : self._ends[place + 1]]
 
+    def check_known(self, model: Model) -> None:
+        """Refuse tokens that a model has no embedding for."""
+        check_known(model, np.asarray(self._ids), self._ends[1:])
+
     def lengths(self) -> Numbers:
         """How many tokens each sentence has."""
         return array("i", (end - start for start, end in pairwise(self._ends)))
@@ -81,34 +86,42 @@ class Tokens(Sequence[Numbers]):
             yield ids[start:stop]
 
 
-def tokenised(model: Model, sentences: Sequence[str], *, whole: bool = False, suffix: str | None = None) -> Tokens:
+def tokenised(model: Model, sentences: Texts, *, whole: bool = False, suffix: str | None = None) -> Tokens:
     """Token ids of each sentence, special tokens included, and whatever else the tokenizer is set to add.
+
+    Token ids that are given in place of sentences stay as they are.
 
     Truncation, padding and the maximal length that the tokenizer is set to are left aside. A template goes around the
     sentence, without the white space at its ends; what comes after the sentence's last token is cut off.
 
     Args:
         model: from `load_model`.
-        sentences: any sequence of str.
+        sentences: any sequence of str, or of token ids.
         whole: keep all of the template, up to the prompt for an answer.
         suffix: put in place of each sentence's final punctuation; None leaves the sentences as they are.
 
     Raises:
-        TnkitError: for no sentences, or one that is not str, has no tokens, or has more than the model's context.
+        TnkitError: for no sentences, or one that is not str, has no tokens, has more than the model's context, or
+            holds a token that the model has no embedding for.
     """
-    check_sentences(sentences)
+    ids = given_ids(model, sentences, suffix)
+    if ids is None:
+        check_sentences(sentences)
     if not (suffix is None or isinstance(suffix, str)):
         raise TnkitError(f"suffix={suffix!r} must be str, such as '.', or None to leave the sentences as they are")
     if suffix is not None and _is_unpaired(suffix):
         raise TnkitError(f"suffix={suffix!r:.60} holds an unpaired surrogate; fix the text")
-    parts = (list(sentences[start : start + 1000]) for start in range(0, len(sentences), 1000))
+    parts: Any = (list(sentences[start : start + 1000]) for start in range(0, len(sentences), 1000))
     if suffix is not None:
         parts = ([without_final_punctuation(text) + suffix for text in part] for part in parts)
-    if model.template is None:
+    if ids is not None:
+        tokens = Tokens(ids)
+    elif model.template is None:
         tokens = Tokens(ids for part in parts for ids in model.tokenizer(part, **_AS_IT_IS)["input_ids"])
     else:
         spans: list[tuple[int, int]] = []
         tokens = Tokens(_wrapped(model, (text for part in parts for text in part), spans, whole), spans)
+    tokens.check_known(model)
     for number, length in enumerate(tokens.lengths()):
         if not length:
             raise TnkitError(f"sentence {number} ({sentences[number]!r:.60}) has no tokens; drop it")
@@ -121,7 +134,7 @@ def tokenised(model: Model, sentences: Sequence[str], *, whole: bool = False, su
     return tokens
 
 
-def check_sentences(sentences: Sequence[str]) -> None:
+def check_sentences(sentences: Sequence[Any]) -> None:
     """Refuse what is not a sequence of at least one str.
 
     >>> check_sentences(["Hi!"])
@@ -302,9 +315,7 @@ def token_weights(model: Model, inputs: dict[str, Tensor], tokens: Tokens, index
     return counted / counted.sum(dim=1, keepdim=True)
 
 
-def read_from(
-    model: Model, sentences: Sequence[str], tokens: Tokens, *, position: str, suffix: str | None
-) -> dict[str, Any]:
+def read_from(model: Model, sentences: Texts, tokens: Tokens, *, position: str, suffix: str | None) -> dict[str, Any]:
     """`provenance_of` with the token that is read, the special tokens, and how the sentences end."""
     about = provenance_of(model, sentences)
     about["sentences"] |= {"ends": ends(model.tokenizer, tokens.own())}

@@ -33,6 +33,7 @@ from tnkit.captures.batches import (
     tokenised,
 )
 from tnkit.captures.shards import Shards, Waiting
+from tnkit.captures.token_ids import Texts
 from tnkit.errors import TnkitError, one_of, whole_number
 from tnkit.models.model import Model, check_layers
 from tnkit.models.sessions import TURN, running
@@ -49,7 +50,7 @@ _LOG = logging.getLogger("tnkit")
 
 def capture(
     model: Model,
-    sentences: Sequence[str],
+    sentences: Texts,
     *,
     position: str = "last",
     suffix: str | None = None,
@@ -64,7 +65,8 @@ def capture(
 
     Args:
         model: from `load_model`.
-        sentences: any sequence of str; a language of a `Corpus` brings its name into the provenance.
+        sentences: any sequence of str; a language of a `Corpus` brings its name into the provenance. Or token ids, as
+            lists of ints or tensors without padding: they are run as they are, and nothing is added to them.
         position: which token is kept. "last" is the sentence's last, mostly a full stop; "last_word" the last that is
             neither punctuation nor special; "mean" averages over tokens that are neither padding nor special; "end" is
             the last token of the model's template, the prompt for an answer included.
@@ -108,7 +110,7 @@ def capture(
     return gathered(_shown(planned.kept(key), len(sentences), progress), len(sentences))
 
 
-def stream(model: Model, sentences: Sequence[str], *, progress: bool = True, **options: Any) -> Iterator[Activations]:
+def stream(model: Model, sentences: Texts, *, progress: bool = True, **options: Any) -> Iterator[Activations]:
     """`capture` with its options, a batch at a time: sentences come sorted by length, `index` says which they are.
 
     >>> from tnkit.testing import tiny_model
@@ -305,7 +307,7 @@ class Pass:
 
 def plan(
     model: Model,
-    sentences: Sequence[str],
+    sentences: Texts,
     *,
     position: str = "last",
     suffix: str | None = None,

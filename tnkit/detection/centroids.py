@@ -18,6 +18,7 @@ from torch import Tensor
 from tnkit import pickles, storage
 from tnkit.captures.activations import Activations
 from tnkit.captures.passes import plan
+from tnkit.captures.token_ids import Texts
 from tnkit.detection.sums import RunningSum, add_up, drain
 from tnkit.errors import TnkitError
 from tnkit.models.model import Model
@@ -233,7 +234,7 @@ def _summed_post(_layer: int, sites: Mapping[str, Tensor], *_weights: Tensor) ->
 
 
 def centroid(
-    model: Model, sentences: Sequence[str], *, cache: bool = False, progress: bool = True, **options: Any
+    model: Model, sentences: Texts, *, cache: bool = False, progress: bool = True, **options: Any
 ) -> Centroids:
     """The centroid of one language, in memory that does not grow with the sentences.
 

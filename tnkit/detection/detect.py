@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from tnkit import parallel
 from tnkit.captures.passes import plan
+from tnkit.captures.token_ids import Texts
 from tnkit.detection.centroids import Centroids
 from tnkit.detection.detections import Detection
 from tnkit.detection.ranking import check_size
@@ -31,7 +32,7 @@ KINDS = ("type1", "type2")
 
 
 def detect(
-    model: Model, corpus: Corpus | Mapping[str, Sequence[str]], *, language: str, kind: str = "type1", **options: Any
+    model: Model, corpus: Corpus | Mapping[str, Texts], *, language: str, kind: str = "type1", **options: Any
 ) -> Detection:
     """Detect the transfer neurons of one language and kind (Tezuka & Inoue, EMNLP 2025).
 
@@ -55,7 +56,7 @@ def detect(
 
 def detect_all(
     model: Model,
-    corpus: Corpus | Mapping[str, Sequence[str]],
+    corpus: Corpus | Mapping[str, Texts],
     languages: Sequence[str] | None = None,
     kinds: Sequence[str] = KINDS,
     *,
@@ -94,7 +95,7 @@ def detect_all(
 
 def detect_steps(
     model: Model,
-    corpus: Corpus | Mapping[str, Sequence[str]],
+    corpus: Corpus | Mapping[str, Texts],
     languages: Sequence[str] | None = None,
     kinds: Sequence[str] = KINDS,
     *,
@@ -167,7 +168,7 @@ def detect_steps(
 
 def detect_towards(
     model: Model,
-    sentences: Sequence[str],
+    sentences: Texts,
     centroids: Centroids,
     *,
     language: str,

@@ -4,7 +4,7 @@ for step in tn.detect_steps(model, corpus):
     print(step.language, step.done, step.total, step.found)
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain, product
 from typing import Any
@@ -13,6 +13,7 @@ from tnkit import parallel
 from tnkit.captures.activations import Activations, Gathering
 from tnkit.captures.batches import free_memory
 from tnkit.captures.passes import Pass, plan
+from tnkit.captures.token_ids import Texts
 from tnkit.detection.centroids import CentroidAccumulator, Centroids, estimate_centroids
 from tnkit.detection.detections import Detection
 from tnkit.detection.ranking import check_size
@@ -56,7 +57,7 @@ class Job:
     """The checked arguments of `detect_steps`, and its steps."""
 
     model: Model
-    texts: Mapping[str, Sequence[str]]
+    texts: Mapping[str, Texts]
     hub: tuple[str, ...]
     languages: list[str]
     layers: dict[str, tuple[int, ...]]  # where to look, by kind

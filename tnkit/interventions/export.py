@@ -6,6 +6,7 @@ tn.export_ablated(model, type1, "folder")
 import json
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -14,7 +15,9 @@ from tnkit import signals, storage
 from tnkit.errors import TnkitError, first_line
 from tnkit.interventions.intervention import Intervention
 from tnkit.interventions.together import Given, intervention_of, set_of
+from tnkit.models import maps
 from tnkit.models.model import Model
+from tnkit.models.reading import MERGE
 
 
 def export_ablated(model: Model, neurons: Given, folder: str | Path) -> Path:
@@ -32,8 +35,8 @@ def export_ablated(model: Model, neurons: Given, folder: str | Path) -> Path:
 
     Raises:
         TnkitError: for other values than 0, which weights do not hold; for a folder that holds something already or
-            cannot be written, results of another model, a model that is remote, ablated, adapted, offloaded or spread
-            over processes.
+            cannot be written, results of another model, a model that is remote, ablated, adapted, quantised, offloaded
+            or spread over processes.
 
     >>> from tnkit.testing import tiny_model
     >>> with tempfile.TemporaryDirectory() as work:
@@ -49,7 +52,7 @@ def export_ablated(model: Model, neurons: Given, folder: str | Path) -> Path:
     if not isinstance(asked, Intervention):
         raise TnkitError(f"{asked.describe()}: export one Intervention, or run the model inside an Ablation instead")
     chosen = set_of(model, asked.neurons)
-    _check_whole(model)
+    _check_whole(model, chosen.by_layer())
     weights = module.state_dict()
     for layer, places in chosen.by_layer().items():
         factor = _factor(asked, layer, places)
@@ -89,8 +92,8 @@ def _factor(asked: Intervention, layer: int, places: list[int]) -> float:
     return 0.0 if scale is None else scale
 
 
-def _check_whole(model: Model) -> None:
-    """Refuse a model whose weights in memory are not what it computes with."""
+def _check_whole(model: Model, layers: Iterable[int]) -> None:
+    """Refuse a model whose weights in memory are not what it computes with, or not what a checkpoint holds."""
     module = model.module
     if model.sharded:
         raise TnkitError(f"{model.name} is spread over processes; load it without tp_plan to write a checkpoint")
@@ -99,3 +102,13 @@ def _check_whole(model: Model) -> None:
     if any(weight.is_meta for weight in module.parameters()):
         raise TnkitError(f"weights of {model.name} are offloaded; load it without device_map to write a checkpoint")
     model.check_unchanged()
+    for path, *_ in maps.adapters_of(module):
+        raise TnkitError(f"{path} is an adapter, which a plain checkpoint does not hold; {MERGE}")
+    for layer in layers:
+        name = model.map_path(layer)
+        last_map = module.get_submodule(name)
+        if getattr(module, "is_quantized", False) or not maps.is_plain(last_map):
+            raise TnkitError(
+                f"the weight of {name} ({type(last_map).__name__}) is no plain matrix, or the model is quantised, so "
+                "that a changed value vector cannot be written as it is; export from the model before quantisation"
+            )

@@ -26,6 +26,7 @@ from tnkit.captures.batches import (
     tokenised,
 )
 from tnkit.captures.passes import KEEP, capture
+from tnkit.captures.token_ids import Texts
 from tnkit.errors import TnkitError, one_of, whole_number
 from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.scopes import decoder_of, parameters
@@ -73,7 +74,7 @@ class LastToken:
     def __init__(
         self,
         model: Model,
-        sentences: Sequence[str],
+        sentences: Texts,
         *,
         position: str = "last",
         suffix: str | None = None,

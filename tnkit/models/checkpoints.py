@@ -1,8 +1,9 @@
 """What `load_model` is given, turned into a transformers module and its tokenizer: checkpoints and wrapped models."""
 
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -10,7 +11,9 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from tnkit.errors import TnkitError, first_line
+from tnkit.models import gguf_files
 from tnkit.models import reading as architecture
+from tnkit.models.decoder import Decoder
 from tnkit.models.wrapper import Envoy, quiet_loading
 
 _DTYPES = {
@@ -52,7 +55,8 @@ def dtype_of(dtype: str | torch.dtype | None) -> str | torch.dtype:
 def unwrapped(source: Any, tokenizer: Any) -> tuple[str | Path | PreTrainedModel, PreTrainedTokenizerBase | None]:
     """A name, a folder or a plain transformers module, and the tokenizer that is given or comes with it.
 
-    nnsight's wrappers and transformers' pipelines bring both; `DataParallel` and compiled modules hold a module.
+    nnsight's wrappers, transformers' pipelines and models of tnkit bring both; `DataParallel`, compiled modules and
+    models of PEFT, whose adapters stay on or off as they are, hold a module. A tokenizer may be the path of one.
 
     Raises:
         TnkitError: for anything else, and for a path where nothing is.
@@ -66,8 +70,14 @@ def unwrapped(source: Any, tokenizer: Any) -> tuple[str | Path | PreTrainedModel
         source, tokenizer = source._module, tokenizer or getattr(source, "tokenizer", None)
     elif isinstance(source, transformers.Pipeline):
         source, tokenizer = source.model, tokenizer or source.tokenizer
+    elif isinstance(source, Decoder):
+        source, tokenizer = source.module, tokenizer or getattr(source, "tokenizer", None)
+    source = _without_peft(source)
     while isinstance(source, nn.DataParallel | nn.parallel.DistributedDataParallel | torch._dynamo.OptimizedModule):
         source = source._orig_mod if isinstance(source, torch._dynamo.OptimizedModule) else source.module
+        source = _without_peft(source)
+    if isinstance(tokenizer, str | Path):
+        tokenizer = _tokenizer_at(tokenizer)
     if isinstance(tokenizer, ProcessorMixin):
         tokenizer = getattr(tokenizer, "tokenizer", None)
     if tokenizer is not None and not isinstance(tokenizer, PreTrainedTokenizerBase):
@@ -86,14 +96,38 @@ def unwrapped(source: Any, tokenizer: Any) -> tuple[str | Path | PreTrainedModel
     return _existing(source), tokenizer
 
 
+def _without_peft(source: Any) -> Any:
+    """The transformers module that a PEFT model holds, with the adapters in it.
+
+    Raises:
+        TnkitError: for virtual tokens, which PEFT puts before each text and the module does not know.
+    """
+    if not any(base.__module__.startswith("peft.") for base in type(source).__mro__):
+        return source
+    if getattr(source.active_peft_config, "is_prompt_learning", False):
+        raise TnkitError(
+            f"{type(source).__name__} puts virtual tokens before each text ({source.active_peft_config.peft_type}), "
+            "which change every state and belong to no sentence; load the base model"
+        )
+    return source.get_base_model()
+
+
+def _tokenizer_at(path: str | Path) -> PreTrainedTokenizerBase:
+    try:
+        return cast(PreTrainedTokenizerBase, transformers.AutoTokenizer.from_pretrained(path))
+    except Exception as error:
+        raise TnkitError(f"tokenizer={str(path)!r} could not be loaded ({first_line(error)})") from error
+
+
 def _existing(source: str | Path | PreTrainedModel) -> str | Path | PreTrainedModel:
     if isinstance(source, Path) or str(source).startswith("~"):
         source = Path(str(source)).expanduser()
         if not source.exists():
             raise TnkitError(f"there is no model folder {source}")
-    if isinstance(source, str | Path) and Path(source).is_file():
+    if isinstance(source, str | Path) and Path(source).is_file() and not gguf_files.is_named(source):
         raise TnkitError(
-            f"{source} is a file; name the folder that holds the model's config.json, weights and tokenizer"
+            f"{source} is a file; name a GGUF file, or the folder that holds the model's config.json, weights and "
+            "tokenizer"
         )
     return source
 
@@ -148,7 +182,17 @@ def checkpoint(
                 one for one in conversions if not set(getattr(one, "source_patterns", ())) & _PREFIXES.keys()
             ]
     check_complete(str(source), info)
+    if "gguf_file" in options:
+        gguf_files.unmarked(module)
     return module
+
+
+def base_of(source: str | Path) -> str | Path:
+    """Where the configuration is: the base model's place, for a folder that holds an adapter of PEFT alone."""
+    folder = Path(source)
+    if (folder / "config.json").exists() or not (folder / "adapter_config.json").exists():
+        return source
+    return str(json.loads((folder / "adapter_config.json").read_bytes())["base_model_name_or_path"])
 
 
 def check_complete(name: str, info: dict[str, Any]) -> None:
@@ -212,6 +256,8 @@ def cannot_load(source: str, error: Exception, known: Iterable[str]) -> str:
     said = f"{type(error).__name__}: {first_line(error)}"
     if Path(source).is_dir():
         return f"{source} could not be loaded as a transformers model folder ({said})"
+    if Path(source).is_file():
+        return f"{source} could not be loaded ({said})"
     if Path(source).is_absolute() or source.startswith("."):
         return f"there is no model folder {source}"
     if not isinstance(error, OSError):

@@ -10,9 +10,9 @@ import torch
 import transformers
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from tnkit.errors import TnkitError, whole_numbers
+from tnkit.models import maps
 from tnkit.models import reading as architecture
 from tnkit.models.reading import Sites
 from tnkit.models.wrapper import TransformersModel, served
@@ -99,8 +99,8 @@ class Decoder:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the value vectors."""
-        return self._a_map.weight.dtype
+        """The dtype of the value vectors: that of the activations, where the last map is not a plain matrix."""
+        return self._dtype_of(self._a_map)
 
     @property
     def device(self) -> torch.device:
@@ -127,7 +127,7 @@ class Decoder:
     @cached_property
     def sharded(self) -> bool:
         """Whether its weights are spread over the processes of torchrun, each of which runs every batch."""
-        return hasattr(self._a_map.weight, "full_tensor")
+        return hasattr(getattr(self._a_map, "weight", None), "full_tensor")
 
     @property
     def context(self) -> int | None:
@@ -147,8 +147,13 @@ class Decoder:
         widths = [getattr(self._config, name, None) for name in names]
         return min((width for width in widths if isinstance(width, int) and width > 0), default=None)
 
+    @property
+    def vocabulary(self) -> int:
+        """How many token embeddings it has."""
+        return int(cast(nn.Embedding, self.lm._module.get_input_embeddings()).weight.shape[0])
+
     def check_unchanged(self, layer: int | None = None) -> None:
-        """Refuse to go on where an adapter was added, a part compiled or replaced, since the model was loaded.
+        """Refuse to go on where a part was compiled or replaced since the model was loaded.
 
         Args:
             layer: look at this layer alone.
@@ -178,11 +183,12 @@ class Decoder:
     def value_vectors(self, layer: int) -> Float[Tensor, "neuron hidden"]:
         """The value vectors of a layer, one neuron a row: a view, in the model's dtype and on the layer's device.
 
-        Of a model that is spread over processes they are gathered, so every process must ask for them. Those of a
-        remote model are downloaded each time, to the CPU.
+        Where the MLP's last map is not a plain matrix (a quantised weight, an adapter beside a weight), they are what
+        it makes of unit vectors. Of a model that is spread over processes they are gathered, so every process must ask
+        for them. Those of a remote model are downloaded each time, to the CPU.
 
         Raises:
-            TnkitError: for a layer that the model does not have, or a last map that is no plain linear map any more.
+            TnkitError: for a layer that the model does not have, or a last map that was replaced since.
 
         >>> from tnkit.testing import tiny_model
         >>> tiny_model("gpt2").value_vectors(0).shape
@@ -192,8 +198,9 @@ class Decoder:
         self.check_unchanged(layer)
         if not self.widths[layer]:
             return torch.zeros(0, self.hidden_size, dtype=self.dtype, device=self.layer_device(layer))
-        with architecture.present(self._last_map(layer)):
-            return architecture.whole(architecture.value_vectors(self._last_map(layer), self.hidden_size))
+        last_map = self._last_map(layer)
+        with architecture.present(last_map):
+            return architecture.whole(architecture.value_vectors(last_map, self.hidden_size, self._dtype_of(last_map)))
 
     def output_gain(self, layer: int) -> Float[Tensor, "hidden"]:
         """What the MLP branch is multiplied by, coordinate by coordinate, on its way to the residual stream (float32).
@@ -215,11 +222,23 @@ class Decoder:
         """The bias of the MLP's last linear map (zeros where it has none), float32."""
         if not self.widths[layer]:
             return torch.zeros_like(self.output_gain(layer))
-        with architecture.present(self._last_map(layer)):
-            bias = getattr(self._last_map(layer), "bias", None)
+        last_map = self._last_map(layer)
+        with architecture.present(last_map):
+            if not maps.is_plain(last_map):
+                return maps.asked(last_map, self._dtype_of(last_map), self.layer_device(layer))[1].float()
+            bias = getattr(last_map, "bias", None)
             if bias is None:
                 return torch.zeros_like(self.output_gain(layer))
             return architecture.whole(bias.detach()).float()
+
+    def written(self, layer: int, activations: Float[Tensor, "token neuron"]) -> Float[Tensor, "token hidden"] | None:
+        """What the last map of a layer makes of activations, where it is not a plain matrix; None where it is one."""
+        if not self.widths[layer] or maps.is_plain(last_map := self._last_map(layer)):
+            return None
+        with torch.no_grad():
+            return cast(
+                Tensor, last_map.forward(activations[:, : self.widths[layer]].to(self._dtype_of(last_map)))
+            ).float()
 
     def ask_weights(self, question: Callable[..., Any], given: Mapping[int, tuple[Any, ...]]) -> dict[int, Any]:
         """Put a question to the weights of some layers, where they are.
@@ -259,11 +278,14 @@ class Decoder:
             raise TnkitError(f"layer {layer} of {self.name} has no MLP, and so no neurons; name another layer")
         return f"{self.blocks_path}.{layer}.{sites.last_map}"
 
-    def _last_map(self, layer: int) -> nn.Linear | Conv1D:
+    def _dtype_of(self, last_map: nn.Module) -> torch.dtype:
+        return cast(nn.Linear, last_map).weight.dtype if maps.is_plain(last_map) else self.module.dtype
+
+    def _last_map(self, layer: int) -> nn.Module:
         return attrgetter(self.map_path(layer))(self.lm._module)
 
     @property
-    def _a_map(self) -> nn.Linear | Conv1D:
+    def _a_map(self) -> nn.Module:
         """The last map of the first layer that has one."""
         return self._last_map(next(layer for layer, width in enumerate(self.widths) if width))
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tnkit import storage
 from tnkit.models.hooks import hooks_of, is_foreign, is_ours, origin, without_ablations
+from tnkit.models.maps import leaves
 from tnkit.models.sessions import TURN
 
 FORMAT = 1  # raise it where the same model and sentences give other numbers than before, beyond rounding
@@ -129,6 +130,8 @@ def _said(value: Any, depth: int = 0) -> Any:
     if isinstance(value, _PLAIN):
         return repr(value)
     if isinstance(value, Tensor):
+        if hasattr(value, "__tensor_flatten__"):
+            return [_said(leaf, depth + 1) for leaf in leaves(value)]
         return tuple(value.shape), str(value.dtype), xxhash.xxh3_128_hexdigest(storage.tensor_bytes(value))
     if isinstance(value, MethodType | functools.partial | FunctionType):
         return _function(value, depth)

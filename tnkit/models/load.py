@@ -3,7 +3,7 @@
 model = tn.load_model("gemma-3-270m")                       # the packaged demo model
 model = tn.load_model("meta-llama/Meta-Llama-3-8B", dtype="bfloat16", device_map="auto")
 model = tn.load_model("meta-llama/Meta-Llama-3-70B", tp_plan="auto")     # spread over the processes of torchrun
-model = tn.load_model("path/to/folder")
+model = tn.load_model("path/to/folder")                     # or "path/to/file.gguf"
 model = tn.load_model(module, tokenizer=tokenizer)          # a transformers model you already have
 model = tn.load_model("meta-llama/Llama-3.1-70B", remote=True)   # one that runs on NDIF (`tnkit.models.remote`)
 """
@@ -25,7 +25,7 @@ from transformers.distributed.configuration_utils import DistributedConfig
 
 from tnkit import parallel
 from tnkit.errors import TnkitError, last_line
-from tnkit.models import checkpoints, packaged
+from tnkit.models import checkpoints, gguf_files, packaged
 from tnkit.models import reading as architecture
 from tnkit.models import remote as servers
 from tnkit.models.model import Model
@@ -39,7 +39,7 @@ _FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "layer_no
 def load_model(
     source: Any,
     *,
-    tokenizer: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin | str | Path | None = None,
     revision: str | None = None,
     dtype: str | torch.dtype = "auto",
     device_map: str | dict[str, Any] | None = None,
@@ -55,9 +55,11 @@ def load_model(
     tokens nor padding change a token's state. The module is put into eval mode, and stays so.
 
     Args:
-        source: the packaged model's name, a Hub id, a local folder, or a loaded transformers model, with or without
-            its head, also inside a pipeline, a wrapper of nnsight, `DataParallel` or `torch.compile`.
-        tokenizer: needed with a loaded model, unless its wrapper brings one; it stays as it is.
+        source: a packaged model's name, a Hub id, a local folder, a GGUF file (a path, or a Hub id and the file's
+            name: "owner/name/file.gguf"), or a loaded transformers model, with or without its head, quantised or not,
+            also inside a pipeline, a wrapper of nnsight, a `Model`, `DataParallel`, `torch.compile` or a model of PEFT,
+            whose adapters stay on or off as they are.
+        tokenizer: needed with a loaded model, unless its wrapper brings one; it stays as it is. A path loads one.
         revision: branch, tag or commit of the Hub repository.
         dtype: "auto" (as stored), "float32", "bfloat16", "float16", "float64", or their short names.
         device_map: as in transformers; "auto" spreads the model over the GPUs that are there.
@@ -70,16 +72,19 @@ def load_model(
 
     Raises:
         TnkitError: for a model that cannot be loaded, divided by `tp_plan`, or reached on its server; one that lacks
-            weights, has an adapter or experts, is an encoder-decoder, or fails the checks.
+            weights, has experts, is an encoder-decoder, or fails the checks.
 
     >>> from tnkit.testing import byte_tokenizer, tiny_module
     >>> model = load_model(tiny_module("gemma3"), tokenizer=byte_tokenizer())
     >>> print(model.reading)
     neurons at mlp.down_proj, mid = the input of pre_feedforward_layernorm, branch norm post_feedforward_layernorm
     """
-    dtype = checkpoints.dtype_of(dtype)
+    dtype, name = checkpoints.dtype_of(dtype), None
+    if isinstance(source, Model):
+        name, revision = source.name, revision or source.revision
+        template = source.template if template is None and not chat else template
     source, tokenizer = checkpoints.unwrapped(source, tokenizer)
-    name = str(source) if isinstance(source, str | Path) else str(source.name_or_path or type(source).__name__)
+    name = name or str(source if isinstance(source, str | Path) else source.name_or_path or type(source).__name__)
     there = servers.checked(remote, source, dtype=dtype, device_map=device_map or tp_plan)
     about = {"name": name, "revision": revision, **({"remote": there} if there else {})}
     if isinstance(source, nn.Module):
@@ -108,7 +113,11 @@ def _loaded(
     name = str(source)
     if name in packaged.MODELS:
         source = packaged.converted_folder(name)
-    config = transformers.AutoConfig.from_pretrained(source, **options)
+    elif file := gguf_files.local(source, options["revision"]):
+        tokenizer = tokenizer or gguf_files.tokenizer_of(file)
+        source, options, how = file.parent, {"gguf_file": file.name}, how | gguf_files.dequantised(file)
+    base = checkpoints.base_of(source)
+    config = transformers.AutoConfig.from_pretrained(base, **options)
     if config.is_encoder_decoder:
         raise TnkitError(f"{name} is an encoder-decoder model ({config.model_type}); load a decoder-only model")
     tp_plan, device_map = how.pop("tp_plan"), how.pop("device_map")
@@ -119,7 +128,8 @@ def _loaded(
     else:
         parallel.check_divides(name, max_tp_size(config))
         how["distributed_config"] = DistributedConfig(tp_plan=tp_plan)
-    tokenizer = tokenizer or transformers.AutoTokenizer.from_pretrained(source, **options)
+    beside = source if (Path(source) / "tokenizer_config.json").exists() else base
+    tokenizer = tokenizer or transformers.AutoTokenizer.from_pretrained(beside, **options)
     if remote:
         return traceable(source, tokenizer, partial(servers.undispatched, **options)), tokenizer
     return traceable(checkpoints.checkpoint(source, config, how, options), tokenizer), tokenizer

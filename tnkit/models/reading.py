@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -23,11 +24,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tnkit.errors import TnkitError
+from tnkit.models import maps
 from tnkit.models.refusals import unknown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
-    from transformers.pytorch_utils import Conv1D
 
 _LAST_MAPS = """
     mlp.down_proj mlp.c_proj mlp.dense_4h_to_h mlp.fc2 mlp.fc_out mlp.proj ffn.down_proj feed_forward.down_proj
@@ -212,11 +213,12 @@ def width(block: nn.Module, sites: Sites, hidden: int) -> int:
     """The number of neurons in a block, 0 without an MLP."""
     if not sites.last_map:
         return 0
-    return len(value_vectors(cast(nn.Linear, block.get_submodule(sites.last_map)), hidden))
+    last_map = block.get_submodule(sites.last_map)
+    return len(value_vectors(last_map, hidden)) if maps.is_plain(last_map) else maps.inputs_of(last_map)
 
 
 def check_plain(module: nn.Module, where: str = "") -> None:
-    """Refuse a module with adapters in it, or parts that are compiled, around which nothing can be read or changed.
+    """Refuse a module with parts that are compiled, around which nothing can be read or changed.
 
     Raises:
         TnkitError: naming the first such part.
@@ -225,10 +227,6 @@ def check_plain(module: nn.Module, where: str = "") -> None:
     """
     for path, child in module.named_modules():
         kind, path = type(child), ".".join(filter(None, (where, path)))
-        if any(base.__module__.startswith("peft.") for base in kind.__mro__):
-            raise TnkitError(
-                f"{path or 'the model'} is an adapter ({kind.__name__}), which changes value vectors; {MERGE}"
-            )
         if child._compiled_call_impl is not None or isinstance(child, torch._dynamo.OptimizedModule):
             raise TnkitError(
                 f"{path or 'the model'} ({kind.__name__}) is compiled in place, so that its inside is neither read nor "
@@ -237,26 +235,21 @@ def check_plain(module: nn.Module, where: str = "") -> None:
 
 
 def check_map(last_map: nn.Module, where: str) -> None:
-    """Refuse a last map whose weight is made anew in each pass, or that has more parameters than a weight and a bias.
-
-    So are a parametrisation, a weight or spectral norm, a pruning mask, and a low-rank adapter of one's own.
+    """Refuse a last map whose weight a hook makes anew in each pass, as pruning and the old spectral norm do.
 
     Raises:
-        TnkitError: naming what it has.
+        TnkitError: naming it.
 
-    >>> check_map(torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(2, 2)), "mlp.down_proj")
+    >>> check_map(torch.nn.utils.spectral_norm(torch.nn.Linear(2, 2)), "mlp.down_proj")
     Traceback (most recent call last):
     ...
-    tnkit.errors.TnkitError: mlp.down_proj (ParametrizedLinear) is not a plain linear map: it has the parameters bias, \
-parametrizations.weight.original0, parametrizations.weight.original1; write the weight out (remove_parametrizations, \
-remove_weight_norm, prune.remove or a merge of the adapter) and load the model again
+    tnkit.errors.TnkitError: the weight of mlp.down_proj (Linear) is made anew by a hook in each pass; write it out \
+(prune.remove, remove_spectral_norm) and load the model again
     """
-    names = [name for name, _ in last_map.named_parameters()]
-    if "weight" not in last_map._parameters or not set(names) <= {"weight", "bias"}:
+    if isinstance(vars(last_map).get("weight"), Tensor):
         raise TnkitError(
-            f"{where} ({type(last_map).__name__}) is not a plain linear map: it has the parameters "
-            f"{', '.join(names[:5]) or 'none'}; write the weight out (remove_parametrizations, remove_weight_norm, "
-            "prune.remove or a merge of the adapter) and load the model again"
+            f"the weight of {where} ({type(last_map).__name__}) is made anew by a hook in each pass; write it out "
+            "(prune.remove, remove_spectral_norm) and load the model again"
         )
 
 
@@ -279,39 +272,42 @@ def real(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
         return getattr(child, attribute)
 
 
-def device_of(module: nn.Linear | nn.Embedding | Conv1D) -> torch.device:
+def device_of(module: nn.Module) -> torch.device:
     """Where a module computes: where its weight is, or where accelerate brings it for each pass.
 
     >>> device_of(torch.nn.Linear(2, 2))
     device(type='cpu')
     """
     outer = getattr(module, "_hf_hook", None)
+    weight = next(chain(module.parameters(), module.buffers()))
     for hook in (outer, *getattr(outer, "hooks", ())):
-        if module.weight.is_meta and getattr(hook, "execution_device", None) is not None:
+        if weight.is_meta and getattr(hook, "execution_device", None) is not None:
             return torch.device(hook.execution_device)
-    return module.weight.device
+    return weight.device
 
 
-def value_vectors(last_map: nn.Linear | Conv1D, width: int) -> Float[Tensor, "neuron hidden"]:
+def value_vectors(
+    last_map: nn.Module, width: int, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "neuron hidden"]:
     """The columns of an MLP's last linear map, one a row, in the map's own dtype.
 
     Args:
-        last_map: a `Linear` (weight hidden × neuron) or GPT-2's `Conv1D` (weight neuron × hidden).
+        last_map: a `Linear` (weight hidden × neuron), GPT-2's `Conv1D` (weight neuron × hidden), or any map that is
+            asked what it makes of unit vectors (`tnkit.models.maps`).
         width: the residual stream's width, `hidden`.
+        dtype: of the activations that enter a map that is not plain.
 
     Raises:
-        TnkitError: where the weight is not a plain matrix of that width (a quantised layer, for one).
+        TnkitError: where the vectors are not of that width.
 
     >>> value_vectors(torch.nn.Linear(3, 2), 2).shape
     torch.Size([3, 2])
     """
-    weight = last_map.weight.detach()
-    if weight.ndim != 2 or not weight.dtype.is_floating_point:
-        raise TnkitError(
-            f"the weight of {type(last_map).__name__} is {tuple(weight.shape)} of {weight.dtype}, not a plain matrix; "
-            "load the model without quantisation"
-        )
-    vectors = weight if type(last_map).__name__ == "Conv1D" else weight.T
+    if not maps.is_plain(last_map):
+        vectors = maps.asked(last_map, dtype, device_of(last_map))[0]
+    else:
+        weight = cast(nn.Linear, last_map).weight.detach()
+        vectors = weight if type(last_map).__name__ == "Conv1D" else weight.T
     if vectors.shape[1] != width:
         raise TnkitError(f"value vectors of width {vectors.shape[1]} do not fit a residual stream of width {width}")
     return vectors

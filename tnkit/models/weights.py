@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import xxhash
 from torch import Tensor, nn
 
+from tnkit.models.maps import adapters_of, entries, leaves
 from tnkit.models.reading import real, whole
 from tnkit.storage import tensor_bytes
 
@@ -22,6 +24,8 @@ _KNOWN: dict[bytes, str] = {}  # hashes, by the XXH3 of the same weights
 def hash_of(module: Any) -> str:
     """A hash of every parameter's name, shape, dtype and bytes (32 hex digits).
 
+    Of a quantised weight it reads what that is made of; of adapters also which of them act, and how strongly.
+
     Args:
         module: a PyTorch module, or nnsight's wrapper of one.
 
@@ -29,25 +33,28 @@ def hash_of(module: Any) -> str:
     >>> hash_of(tiny_module("llama")) == hash_of(tiny_module("llama")) != hash_of(tiny_module("gpt2"))
     True
     """
-    digest, hashes = hashlib.sha256(), {}
-    for name, tensor in module.state_dict(keep_vars=True).items():
+    digest, hashes, kept = hashlib.sha256(), {}, list[Any]()  # kept, so that no two have one id
+    for name, tensor in entries(module):
         if id(tensor) not in hashes:  # tied weights are read once
-            hashes[id(tensor)] = row_sums(whole(real(module, name, tensor).detach()))
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {hashes[id(tensor)]}\n".encode())
+            hashes[id(tensor)] = _hashed(whole(real(module, name, tensor).detach()) if _is(tensor) else tensor)
+            kept.append(tensor)
+        digest.update(f"{_said(name, tensor)} {hashes[id(tensor)]}\n".encode())
+    digest.update("".join(map(repr, adapters_of(module))).encode())
     return digest.hexdigest()[:32]
 
 
 def hash_now(module: nn.Module) -> str:
     """`hash_of`, computed again only where a byte has changed, which XXH3 detects several times as fast."""
-    state = module.state_dict(keep_vars=True)
-    if any(tensor.device.type != "cpu" for tensor in state.values()):
+    state = dict(entries(module))
+    if any(tensor.device.type != "cpu" for tensor in state.values() if _is(tensor)):
         return hash_of(module)
     seen, digest = set(), xxhash.xxh3_128()
     for name, tensor in state.items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {id(tensor) in seen}\n".encode())
-        if id(tensor) not in seen:
-            digest.update(tensor_bytes(tensor))
+        digest.update(f"{_said(name, tensor)} {id(tensor) in seen}\n".encode())
+        for leaf in () if id(tensor) in seen else leaves(tensor):
+            digest.update(tensor_bytes(leaf) if _is(leaf) else repr(leaf).encode())
         seen.add(id(tensor))
+    digest.update("".join(map(repr, adapters_of(module))).encode())
     if (current := digest.digest()) not in _KNOWN:
         _KNOWN[current] = hash_of(module)
     return _KNOWN[current]
@@ -66,8 +73,34 @@ def versions_of(module: nn.Module) -> list[Any]:
     >>> versions_of(layer) == before
     False
     """
-    weights = [weight for weight in module.parameters() if not weight.is_meta]
-    return [(id(w), w.data_ptr(), None if w.is_inference() else w._version) for w in weights]
+    weights = [weight for weight in (*module.parameters(), *_packed(module)) if not weight.is_meta]
+    tensors = [leaf for weight in weights for leaf in leaves(weight) if _is(leaf)]
+    versions = [(id(t), t.data_ptr(), None if t.is_inference() else t._version) for t in tensors]
+    return [*versions, *adapters_of(module)]
+
+
+def _packed(module: nn.Module) -> Iterator[Tensor]:
+    """Buffers that may hold quantised weights: matrices that are saved with the model."""
+    for child in module.modules():
+        for name, buffer in child._buffers.items():
+            if buffer is not None and buffer.ndim > 1 and name not in child._non_persistent_buffers_set:
+                yield buffer
+
+
+def _is(value: Any) -> bool:
+    """Whether an entry of a module's state is a tensor; some formats keep numbers and words beside theirs."""
+    return isinstance(value, Tensor)
+
+
+def _said(name: str, entry: Any) -> str:
+    return f"{name} {tuple(entry.shape)} {entry.dtype}" if _is(entry) else name
+
+
+def _hashed(entry: Any) -> list[Any]:
+    """`row_sums` of a tensor, or of each that an entry is made of."""
+    if _is(entry) and not hasattr(entry, "__tensor_flatten__"):
+        return row_sums(entry)
+    return [row_sums(leaf) if _is(leaf) else leaf for leaf in leaves(entry)]
 
 
 def row_sums(tensor: Tensor) -> list[int]:

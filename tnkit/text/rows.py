@@ -218,7 +218,7 @@ def check_parallel(origins: Mapping[str, Origin]) -> None:
                 raise TnkitError(f"{sides} are of {key} {left[key]!r} and {right[key]!r}, so they are not parallel")
 
 
-def check_texts(texts: Mapping[str, Sequence[str]]) -> None:
+def check_texts(texts: Mapping[str, Sequence[Any]]) -> None:
     """Run `check_parallel` on languages before a model reads them; plain lists state only their length."""
     keys = ("corpus", "split", "source", "rows")
     check_parallel(

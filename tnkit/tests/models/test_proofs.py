@@ -86,53 +86,78 @@ def with_own_adapter(module):
     module.model.layers[2].mlp.down_proj = OwnAdapter(module.model.layers[2].mlp.down_proj)
 
 
-MAPS = {
-    "weight_norm": lambda module: parametrizations.weight_norm(module.model.layers[2].mlp.down_proj),
-    "spectral_norm": lambda module: parametrizations.spectral_norm(module.model.layers[2].mlp.down_proj),
-    "old spectral_norm": lambda module: nn.utils.spectral_norm(module.model.layers[2].mlp.down_proj),
-    "prune": lambda module: prune.l1_unstructured(module.model.layers[2].mlp.down_proj, "weight", 0.3),
-    "own adapter": with_own_adapter,
+def down_proj(module):
+    return module.model.layers[2].mlp.down_proj
+
+
+HOOKED = {
+    "old spectral_norm": lambda module: nn.utils.spectral_norm(down_proj(module)),
+    "prune": lambda module: prune.l1_unstructured(down_proj(module), "weight", 0.3),
 }
-CHANGES = {
+REFUSED = {
     "peft on the last map": lambda module: peft.get_peft_model(module, lora("down_proj")),
+    "own adapter": with_own_adapter,
+    "compiled": lambda module: module.model.layers[2].compile(),
+    **HOOKED,
+}
+
+
+def with_weight_norm(module):
+    parametrizations.weight_norm(down_proj(module)).parametrizations.weight.original0.data.mul_(2)
+
+
+READ = {
     "peft on attention": lambda module: peft.get_peft_model(module, lora("q_proj")),
     "transformers' own": lambda module: module.add_adapter(lora("q_proj")),
-    "compiled": lambda module: module.model.layers[2].compile(),
-    **MAPS,
+    "weight_norm": with_weight_norm,
+    "spectral_norm": lambda module: parametrizations.spectral_norm(down_proj(module)),
 }
 
 
-@pytest.mark.parametrize("change", MAPS)
-def test_a_last_map_that_makes_its_weight_anew_is_refused(change):
+@pytest.mark.parametrize("change", HOOKED)
+def test_a_last_map_whose_weight_a_hook_makes_anew_is_refused(change):
     module = fresh()
-    MAPS[change](module)
-    with pytest.raises(tn.TnkitError, match=r"model\.layers\.2\.mlp\.down_proj .* is not a plain linear map"):
+    HOOKED[change](module)
+    with pytest.raises(tn.TnkitError, match=r"weight of model\.layers\.2\.mlp\.down_proj .* is made anew by a hook"):
         loaded(module)
 
 
-@pytest.mark.parametrize("adapted", [lambda module: peft.get_peft_model(module, lora("up_proj")), None])
-def test_a_live_adapter_is_refused(adapted):
+@pytest.mark.parametrize("change", ["weight_norm", "spectral_norm", "own adapter"])
+def test_a_last_map_with_more_than_a_weight_is_asked_for_its_value_vectors(change):
     module = fresh()
-    if adapted is None:
-        module.add_adapter(lora("up_proj"))
-    else:
-        module = adapted(module)
-    with pytest.raises(tn.TnkitError, match=r"is an adapter .*merge_and_unload"):
-        loaded(module)
+    {**READ, **REFUSED}[change](module)
+    if change == "own adapter":
+        down_proj(module).up.data.normal_()
+    model = loaded(module)
+    assert torch.allclose(model.value_vectors(2).double(), oracle.value_vectors(down_proj(module)), atol=1e-6)
+    assert (model.value_vectors(2) - tiny_model().value_vectors(2)).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", REFUSED)
 def test_a_change_after_loading_is_refused_where_it_would_be_used(change):
     module = fresh()
     model = loaded(module)
     before = tn.capture(model, SENTENCES[:2], progress=False)
     target = tn.estimate_centroids([before])
-    CHANGES[change](module)
-    with pytest.raises(tn.TnkitError, match=r"is an adapter|is compiled in place|is not a plain linear map"):
+    REFUSED[change](module)
+    said = r"was replaced after|is compiled in place|is made anew by a hook"
+    with pytest.raises(tn.TnkitError, match=said):
         tn.capture(model, SENTENCES[:2], progress=False)
-    if change in MAPS or change == "peft on the last map":
-        with pytest.raises(tn.TnkitError, match=r"is an adapter|is not a plain linear map"):
+    if change != "compiled":
+        with pytest.raises(tn.TnkitError, match=said):
             tn.score_neurons(model, before, target)
+
+
+@pytest.mark.parametrize("change", READ)
+def test_a_change_after_loading_that_can_be_read_makes_another_model(change):
+    module = fresh()
+    model = loaded(module)
+    before = tn.capture(model, SENTENCES[:2], progress=False)
+    READ[change](module)
+    after, expected = (tn.capture(which, SENTENCES[:2], progress=False) for which in (model, loaded(module)))
+    assert torch.equal(after.post, expected.post) and not torch.allclose(after.post, before.post, atol=1e-4)
+    with pytest.raises(tn.TnkitError, match="were made with"):
+        tn.score_neurons(model, before, tn.estimate_centroids([before]))
 
 
 def test_a_last_map_that_was_replaced_after_loading_is_refused():
