@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tnkit.errors import TnkitError
+from tnkit.models.experts import Experts, experts_in, is_experts, shape_of, weight_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -68,6 +69,7 @@ class Sites:
         attention: the attention module, read only where `mid` is None.
         norm: the norm that the MLP branch passes through before it is added, or None.
         multiplier: the constant that the branch is multiplied by before it is added (Granite), else 1.
+        experts: what else is read where `last_map` is not a linear map, but the experts of the layer.
     """
 
     last_map: str
@@ -75,15 +77,21 @@ class Sites:
     attention: str | None = None
     norm: str | None = None
     multiplier: float = 1.0
+    experts: Experts | None = None
 
     @property
     def names(self) -> list[str]:
         """The submodules that are read."""
-        return [name for name in (self.mid, self.attention, self.norm, self.last_map) if name]
+        more = (self.experts.shared, self.experts.gate) if self.experts else ()
+        return [name for name in (self.mid, self.attention, self.norm, self.last_map, *more) if name]
 
     def __str__(self) -> str:
         mid = f"the input of {self.mid}" if self.mid else f"pre + {self.attention}"
-        return f"neurons at {self.last_map}, mid = {mid}" + (f", branch norm {self.norm}" if self.norm else "")
+        where = f"neurons at {self.last_map}"
+        if self.experts:
+            where += f" ({self.experts.slots} experts a token)"
+            where += f" and {self.experts.shared}" if self.experts.shared else ""
+        return f"{where}, mid = {mid}" + (f", branch norm {self.norm}" if self.norm else "")
 
 
 def decoder_blocks(module: PreTrainedModel) -> tuple[str, nn.ModuleList]:
@@ -119,10 +127,11 @@ def decoder_blocks(module: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     for path, blocks in found:
         for index, block in enumerate(blocks):
             expert = next((part for part, _ in block.named_modules() if part.split(".")[-1] in _EXPERTS), None)
-            if expert:
+            if expert and not any(is_experts(part) for part in block.modules()):
                 raise TnkitError(
-                    f"{name} is a mixture-of-experts model ({path}.{index}.{expert}); a neuron there belongs to an "
-                    "expert that is not always run, which tnkit does not score: load a dense model"
+                    f"{name} is a mixture-of-experts model whose experts ({path}.{index}.{expert}) are not one module "
+                    "that is called with states, experts' numbers and the router's weights and sums up what they "
+                    "write, so that tnkit cannot tell which neurons run; load another model"
                 )
     if len(found) != 1:
         raise TnkitError(
@@ -130,31 +139,6 @@ def decoder_blocks(module: PreTrainedModel) -> tuple[str, nn.ModuleList]:
             f"found {[path for path, _ in found] or 'none'}"
         )
     return found[0]
-
-
-def kinds(blocks: nn.ModuleList, config: PreTrainedConfig) -> dict[tuple[int, ...], list[Sites]]:
-    """The layers of each kind of block, and the ways to read it; blocks of one kind have the same parts and width.
-
-    Raises:
-        TnkitError: where a block has neither a last linear map nor an attention of a known name, or no block has the
-            former.
-
-    >>> from tnkit.testing import tiny_module
-    >>> module = tiny_module("llama")
-    >>> list(kinds(module.model.layers, module.config))
-    [(0, 1, 2, 3)]
-    """
-    layers: dict[Any, list[int]] = {}
-    tried: dict[Any, list[Sites]] = {}
-    for layer, block in enumerate(blocks):
-        ways = [*readings(block, config)]
-        parts = tuple((name, type(part)) for name, part in block.named_modules())
-        kind = parts, width(block, ways[0], config.hidden_size)
-        layers.setdefault(kind, []).append(layer)
-        tried.setdefault(kind, ways)
-    if not any(sites.last_map for ways in tried.values() for sites in ways):
-        raise unknown(blocks[0])
-    return {tuple(members): tried[kind] for kind, members in layers.items()}
 
 
 def unknown(block: nn.Module) -> TnkitError:
@@ -172,7 +156,8 @@ def readings(block: nn.Module, config: PreTrainedConfig) -> Iterator[Sites]:
     Raises:
         TnkitError: where the block has neither a last linear map nor an attention of a known name.
     """
-    last_map = next((name for name in _LAST_MAPS if has(block, name)), None)
+    routed = next((name for name, part in block.named_modules() if is_experts(part)), None)
+    last_map = routed or next((name for name in _LAST_MAPS if has(block, name)), None)
     attentions = [name for name in _ATTENTIONS if has(block, name)]
     attention = next(iter(attentions), None)
     multiplier = float(getattr(config, "residual_multiplier", None) or 1.0)
@@ -188,7 +173,8 @@ def readings(block: nn.Module, config: PreTrainedConfig) -> Iterator[Sites]:
     norms = [*(name for name in _BRANCH_NORMS if has(block, name)), None]
     for norm in norms:
         for mid in mids:
-            yield Sites(last_map, mid, attention if mid is None else None, norm, multiplier)
+            for experts in experts_in(block) if routed else (None,):
+                yield Sites(last_map, mid, attention if mid is None else None, norm, multiplier, experts)
 
 
 def has(module: nn.Module, path: str) -> bool:
@@ -209,6 +195,10 @@ def width(block: nn.Module, sites: Sites, hidden: int) -> int:
     """The number of neurons in a block, 0 without an MLP."""
     if not sites.last_map:
         return 0
+    if sites.experts:
+        count, each = shape_of(block.get_submodule(sites.last_map))
+        shared = sites.experts.shared
+        return count * each + (width(block, Sites(shared, None), hidden) if shared else 0)
     return len(value_vectors(cast(nn.Linear, block.get_submodule(sites.last_map)), hidden))
 
 
@@ -248,6 +238,8 @@ def check_map(last_map: nn.Module, where: str) -> None:
 parametrizations.weight.original0, parametrizations.weight.original1; write the weight out (remove_parametrizations, \
 remove_weight_norm, prune.remove or a merge of the adapter) and load the model again
     """
+    if is_experts(last_map):
+        return
     names = [name for name, _ in last_map.named_parameters()]
     if "weight" not in last_map._parameters or not set(names) <= {"weight", "bias"}:
         raise TnkitError(
@@ -276,17 +268,17 @@ def real(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
         return getattr(child, attribute)
 
 
-def device_of(module: nn.Linear | nn.Embedding | Conv1D) -> torch.device:
+def device_of(module: Any) -> torch.device:
     """Where a module computes: where its weight is, or where accelerate brings it for each pass.
 
     >>> device_of(torch.nn.Linear(2, 2))
     device(type='cpu')
     """
-    outer = getattr(module, "_hf_hook", None)
+    outer, weight = getattr(module, "_hf_hook", None), weight_of(module)
     for hook in (outer, *getattr(outer, "hooks", ())):
-        if module.weight.is_meta and getattr(hook, "execution_device", None) is not None:
+        if weight.is_meta and getattr(hook, "execution_device", None) is not None:
             return torch.device(hook.execution_device)
-    return module.weight.device
+    return weight.device
 
 
 def value_vectors(last_map: nn.Linear | Conv1D, width: int) -> Float[Tensor, "neuron hidden"]:
