@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tnkit.errors import TnkitError, whole_numbers
 from tnkit.models import maps
 from tnkit.models import reading as architecture
+from tnkit.models.experts import all_vectors, is_experts, shape_of, weight_of
 from tnkit.models.reading import Sites
 from tnkit.models.wrapper import TransformersModel, served
 
@@ -56,8 +57,31 @@ class Decoder:
 
     @property
     def layout(self) -> list[list[int]]:
-        """How many neurons each layer has, as results record it; empty where all have as many."""
-        return [[width] for width in self.widths] if len(set(self.widths)) > 1 else []
+        """How many neurons each layer has, as results record it; empty where all have as many, and none has experts.
+
+        A layer of experts has how many those are, and the number of neurons of one, beside it.
+        """
+        rows = [[width, *self.experts_of(layer)] for layer, width in enumerate(self.widths)]
+        return rows if len(set(self.widths)) > 1 or self.slots else []
+
+    def experts_of(self, layer: int) -> tuple[int, ...]:
+        """How many experts a layer has and how many neurons each of them, shared ones apart; empty without experts."""
+        sites = self.sites[layer]
+        return shape_of(self._last_map(layer)) if sites and sites.experts else ()
+
+    @property
+    def slots(self) -> int:
+        """How many experts of a layer a token is sent to; 0 in a model without experts."""
+        return max(sites.experts.slots if sites and sites.experts else 0 for sites in self.sites)
+
+    @property
+    def places(self) -> int:
+        """How many activations of a sentence are kept in a layer: `n_neurons`, or of experts those that run."""
+        kept = []
+        for layer, width in enumerate(self.widths):
+            count, each = self.experts_of(layer) or (0, 0)
+            kept.append(width - (count - self.slots) * each if count else width)
+        return max(kept)
 
     @property
     def reading(self) -> str:
@@ -127,7 +151,8 @@ class Decoder:
     @cached_property
     def sharded(self) -> bool:
         """Whether its weights are spread over the processes of torchrun, each of which runs every batch."""
-        return hasattr(getattr(self._a_map, "weight", None), "full_tensor")
+        last_map = self._a_map
+        return hasattr(last_map.down_proj if is_experts(last_map) else getattr(last_map, "weight", None), "full_tensor")
 
     @property
     def context(self) -> int | None:
@@ -198,7 +223,13 @@ class Decoder:
         self.check_unchanged(layer)
         if not self.widths[layer]:
             return torch.zeros(0, self.hidden_size, dtype=self.dtype, device=self.layer_device(layer))
-        last_map = self._last_map(layer)
+        last_map, sites = self._last_map(layer), self.sites[layer]
+        if sites and sites.experts:
+            vectors, shared = all_vectors(last_map), sites.experts.shared
+            if not shared:
+                return vectors
+            beside = attrgetter(shared)(self._blocks[layer])
+            return torch.cat([vectors, architecture.value_vectors(beside, self.hidden_size, vectors.dtype)])
         with architecture.present(last_map):
             return architecture.whole(architecture.value_vectors(last_map, self.hidden_size, self._dtype_of(last_map)))
 
@@ -219,8 +250,8 @@ class Decoder:
         return architecture.output_gain(norm, sites.multiplier, like)
 
     def output_bias(self, layer: int) -> Float[Tensor, "hidden"]:
-        """The bias of the MLP's last linear map (zeros where it has none), float32."""
-        if not self.widths[layer]:
+        """The bias of the MLP's last linear map, float32; zeros where it has none, and where experts have their own."""
+        if not self.widths[layer] or self.experts_of(layer):
             return torch.zeros_like(self.output_gain(layer))
         last_map = self._last_map(layer)
         with architecture.present(last_map):
@@ -233,7 +264,7 @@ class Decoder:
 
     def written(self, layer: int, activations: Float[Tensor, "token neuron"]) -> Float[Tensor, "token hidden"] | None:
         """What the last map of a layer makes of activations, where it is not a plain matrix; None where it is one."""
-        if not self.widths[layer] or maps.is_plain(last_map := self._last_map(layer)):
+        if not self.widths[layer] or self.experts_of(layer) or maps.is_plain(last_map := self._last_map(layer)):
             return None
         with torch.no_grad():
             return cast(
@@ -278,14 +309,15 @@ class Decoder:
             raise TnkitError(f"layer {layer} of {self.name} has no MLP, and so no neurons; name another layer")
         return f"{self.blocks_path}.{layer}.{sites.last_map}"
 
-    def _dtype_of(self, last_map: nn.Module) -> torch.dtype:
-        return cast(nn.Linear, last_map).weight.dtype if maps.is_plain(last_map) else self.module.dtype
+    def _dtype_of(self, last_map: Any) -> torch.dtype:
+        is_read = is_experts(last_map) or maps.is_plain(last_map)
+        return weight_of(last_map).dtype if is_read else self.module.dtype
 
-    def _last_map(self, layer: int) -> nn.Module:
+    def _last_map(self, layer: int) -> Any:
         return attrgetter(self.map_path(layer))(self.lm._module)
 
     @property
-    def _a_map(self) -> nn.Module:
+    def _a_map(self) -> Any:
         """The last map of the first layer that has one."""
         return self._last_map(next(layer for layer, width in enumerate(self.widths) if width))
 
