@@ -132,7 +132,8 @@ def _check_whole(model: Model, layers: Iterable[int]) -> None:
     for layer in layers:
         name = model.map_path(layer)
         last_map = module.get_submodule(name)
-        if getattr(module, "is_quantized", False) or not maps.is_plain(last_map):
+        is_read = maps.is_plain(last_map) or model.experts_of(layer)
+        if getattr(module, "is_quantized", False) or not is_read:
             raise TnkitError(
                 f"the weight of {name} ({type(last_map).__name__}) is no plain matrix, or the model is quantised, so "
                 "that a changed value vector cannot be written as it is; export from the model before quantisation"
