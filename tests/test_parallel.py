@@ -243,7 +243,7 @@ def test_a_model_that_does_not_divide_is_refused(saved_models, tmp_path):
         (tmp_path / "x.txt").write_text("Hi!\n")
         failed = torchrun(tmp_path, "-m", "tnkit", "centroids", "--model_id", name, *flags.split())
         assert failed.returncode != 0 and f"{name} cannot be split over 2 processes: its heads" in failed.stderr
-    with pytest.raises(tn.TnkitError, match="this is the only one; start it with torchrun"):
+    with pytest.raises(tn.TnkitError, match="there is only one; start it with torchrun"):
         tn.load_model(saved_models / "model", tp_plan="auto")
     with pytest.raises(tn.TnkitError, match="both say where the weights go"):
         tn.load_model(saved_models / "model", tp_plan="auto", device_map="cpu")
