@@ -29,7 +29,7 @@ _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 _DAMAGE: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, RuntimeError, KeyError)
 _DAMAGE += (zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
 Quoting = Literal["csv", "none"]
-Members = Mapping[str, Callable[[], bytes]]  # how to read each file, by its path in a folder or archive
+Members = Mapping[str, Callable[[], "File"]]  # how to read each file, by its path in a folder or archive
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ def opened(path: str | Path) -> File:
         members = listing(path)
         if len(members) != 1:
             raise TnkitError(f"{path} holds {len(members)} files, expected one; unpack it and name one of them")
-        [(name, read)] = members.items()
-        return File(f"{path}/{name}", read())
+        [read] = members.values()
+        return read()
     if path.stat().st_size > BYTES:
         raise _too_large(str(path), BYTES)
     return File(str(path), _unpacked(str(path), path.read_bytes()))
@@ -131,18 +131,14 @@ def listing(path: Path) -> Members:
 
 
 def _of_folder(path: Path) -> Members:
-    members: dict[str, Callable[[], bytes]] = {}
+    members: dict[str, Callable[[], File]] = {}
     for folder, folders, names in os.walk(path):
         folders.sort()
         for file in (Path(folder, name) for name in sorted(names)):
-            members[file.relative_to(path).as_posix()] = partial(_content, file)
+            members[file.relative_to(path).as_posix()] = partial(opened, file)
         if len(members) > _NAMES:
             break
     return members
-
-
-def _content(path: Path) -> bytes:
-    return opened(path).data
 
 
 def _of_archive(path: Path) -> Members:
@@ -155,15 +151,16 @@ def _of_archive(path: Path) -> Members:
     return {name: partial(_member, path, name) for name in names}
 
 
-def _member(path: Path, name: str) -> bytes:
-    """The content of a file in an archive."""
+def _member(path: Path, name: str) -> File:
+    """A file in an archive."""
+    packed, whole = path.stat().st_size, f"{path}/{name}"
     with readable(f"{path} is not a readable archive"):
         if path.suffix.lower() == ".zip":
             with zipfile.ZipFile(path) as archive, archive.open(name) as file:
-                return _unpacked(name, _bounded(f"{path}/{name}", file, path.stat().st_size))
+                return File(whole, _unpacked(name, _bounded(whole, file, packed)))
         with tarfile.open(path) as tape:
             member = tape.extractfile(name)
-            return _unpacked(name, _bounded(f"{path}/{name}", member, path.stat().st_size)) if member else b""
+            return File(whole, _unpacked(name, _bounded(whole, member, packed)) if member else b"")
 
 
 def _unpacked(name: str, data: bytes) -> bytes:

@@ -93,12 +93,12 @@ def read(
     tables = {name: SPLIT.search(name) for name in members if is_table(name)}
     if len(tables) == 1:
         [name] = tables
-        return _table(path, name, members, languages, options)
+        return _table(members[name](), languages, options)
     if any(tables.values()):
         frames = []
         for name, match in tables.items():
             if match:
-                frame = _table(path, name, members, languages, options)
+                frame = _table(members[name](), languages, options)
                 frames.append(frame if "split" in frame else frame.assign(split=match[1]))
         return _stacked(frames)
     known = ", ".join(dict.fromkeys(layout.name for layout in FOLDERS))
@@ -173,7 +173,7 @@ def _by_language(
         sentences = {}
         for language, names in files_by_language.items():
             with layouts.tolerant(language, wanted):
-                sentences[language] = _sentences(path, layout, names[split], language, members)
+                sentences[language] = _sentences(layout, members[names[split]](), language)
         frame = layouts.joined(f"{path} ({split})" if split else path, sentences, layout.keys, wanted)
         frames.append(frame.assign(split=roles[split]) if named else frame)
     stacked = _stacked(frames)
@@ -182,10 +182,9 @@ def _by_language(
     return stacked
 
 
-def _sentences(path: str, layout: Folder, name: str, language: str, members: Members) -> "pd.DataFrame":
+def _sentences(layout: Folder, file: files.File, language: str) -> "pd.DataFrame":
     import pandas as pd
 
-    file = files.File(f"{path}/{name}", members[name]())
     if not layout.text:
         return pd.DataFrame({"text": file.lines()}, dtype=object)
     frame = readers.read_table(file, [language], **layout.options)
@@ -196,10 +195,7 @@ def _sentences(path: str, layout: Folder, name: str, language: str, members: Mem
     return frame[["text", *layout.keys, *(["split"] if "split" in frame else [])]]
 
 
-def _table(
-    path: str, name: str, members: Members, languages: Sequence[str] | None, options: Mapping[str, Any]
-) -> "pd.DataFrame":
-    file = files.File(f"{path}/{name}", members[name]())
+def _table(file: files.File, languages: Sequence[str] | None, options: Mapping[str, Any]) -> "pd.DataFrame":
     return layouts.wide(file.path, readers.read_table(file, languages, **options), languages)
 
 
@@ -217,13 +213,13 @@ def _saved(path: str, members: Members) -> "pd.DataFrame":
     for name in (name for name in members if Path(name).name == "state.json"):
         folder = name.removesuffix("state.json")
         try:
-            paths = [folder + str(file["filename"]) for file in json.loads(members[name]())["_data_files"]]
+            paths = [folder + str(file["filename"]) for file in json.loads(members[name]().data)["_data_files"]]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise TnkitError(f"{path}/{name} does not name the files of a data set; save it again") from error
         for file in paths:
             if file not in members:
                 raise TnkitError(f"{path} has no file {file}, which its state.json names; save it again")
-            frame = readers.READERS[".arrow"](files.File(f"{path}/{file}", members[file]()))
+            frame = readers.READERS[".arrow"](members[file]())
             frames.append(frame.assign(split=folder.strip("/")) if folder and "split" not in frame else frame)
     if not frames:
         raise TnkitError(f"{path} holds no data of the library datasets; save it again")
@@ -238,7 +234,7 @@ def _tatoeba(path: str, members: Members, languages: Sequence[str] | None) -> "p
         raise TnkitError(f"{path} holds Tatoeba's exports; name the languages to read")
     texts: dict[str, dict[str, str]] = {language: {} for language in languages}
     for name in filter(_SENTENCES.search, members):
-        rows = [line.split("\t") for line in files.File(f"{path}/{name}", members[name]()).lines()]
+        rows = [line.split("\t") for line in members[name]().lines()]
         rows = [row for row in rows if len(row) > 2]
         tags = list(dict.fromkeys(row[1] for row in rows))
         for language in languages:
@@ -249,7 +245,7 @@ def _tatoeba(path: str, members: Members, languages: Sequence[str] | None) -> "p
     first, *others = languages
     columns = {first: texts[first], **{language: dict[str, str]() for language in others}}
     for name in filter(_LINKS.search, members):
-        for line in files.File(f"{path}/{name}", members[name]()).lines():
+        for line in members[name]().lines():
             left, _, right = line.partition("\t")
             for source, target in ((left, right), (right, left)):
                 for language in others if source in texts[first] else ():

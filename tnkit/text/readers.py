@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree.ElementTree import Element, TreeBuilder
@@ -58,10 +59,6 @@ def read_table(
     if header is None and file.ending in READERS and file.ending not in (".tsv", ".csv", ".txt"):
         raise TnkitError(f"header=None is for .tsv and .csv files, and {file.path} is {file.ending}; name its columns")
     return reader(replace(file, languages=languages, header=header, quoting=quoting))
-
-
-def _tsv(file: File) -> "pd.DataFrame":
-    return tables.frame(file, "\t")
 
 
 def _csv(file: File) -> "pd.DataFrame":
@@ -258,7 +255,7 @@ def _text_of(element: Element) -> str:
 
 
 READERS: dict[str, Callable[[File], "pd.DataFrame"]] = {
-    ".tsv": _tsv,
+    ".tsv": partial(tables.frame, separator="\t"),
     ".csv": _csv,
     ".jsonl": _jsonl,
     ".ndjson": _jsonl,

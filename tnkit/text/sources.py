@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -202,12 +202,12 @@ def _dataset(repository: str, languages: Sequence[str] | None, revision: str | N
     names = _listing(repository, revision)
     if revision is None and not any(map(folders.is_table, names)):  # a data set of pictures, or made by a script
         names, revision = _listing(repository, _CONVERTED), _CONVERTED
-    members = {name: partial(_data, repository, name, revision) for name in names}
+    members = {name: partial(_member, repository, name, revision) for name in names}
     return folders.read(repository, members, languages, others=False)
 
 
-def _data(repository: str, name: str, revision: str | None) -> bytes:
-    return files.opened(_download(repository, name, revision)).data
+def _member(repository: str, name: str, revision: str | None) -> files.File:
+    return replace(files.opened(_download(repository, name, revision)), path=f"{repository}/{name}")
 
 
 @dataclass(frozen=True)

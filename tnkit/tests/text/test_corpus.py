@@ -75,7 +75,7 @@ def test_the_frame_that_was_given_is_left_alone():
         (frame_of([("", "a")]), {}, "frame has no sentences left after dropping {'empty': 1}"),
         (frame_of([("a", "b")], ["id", "topic"]), {}, "no column for any language; it has id, topic: name each"),
         (numbered(2), {"languages": ["en", "xx", "yy"]}, "frame has no column for xx, yy; it has en, ja: name each"),
-        (numbered(2), {"languages": ["en", "en"]}, "the column en exists or was requested twice; name each column once"),
+        (numbered(2), {"languages": ["en", "en"]}, "the column en exists or was requested twice; name each"),
         (frame_of([("a", "b")], ["en", "en"]), {}, "the column en exists or was requested twice"),
         (numbered(2), {"test": 1.5}, "test=1.5 must be a share between 0 and 1"),
         (numbered(2), {"limit": -1}, "limit=-1 must be at least 1"),
