@@ -89,7 +89,8 @@ def opened(path: str | Path) -> File:
         return read()
     if path.stat().st_size > BYTES:
         raise _too_large(str(path), BYTES)
-    return File(str(path), _unpacked(str(path), path.read_bytes()))
+    with readable(f"{path} cannot be read"):
+        return File(str(path), _unpacked(str(path), path.read_bytes()))
 
 
 def unpacked_name(name: str) -> str:

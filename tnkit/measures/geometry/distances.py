@@ -66,13 +66,14 @@ class CentroidDistances:
         Raises:
             TnkitError: for a language that was not captured.
         """
+        import pandas as pd
+
         if language not in self.languages:
             raise TnkitError(f"there is no language {language!r}; there are {', '.join(self.languages)}")
-        column = self.to_frame()[f"{self.distance} distance"]
+        row = self.languages.index(language)
         others = [name for name in self.languages if name != language]
-        wide = column.unstack("other")
-        rows = wide[wide.index.get_level_values("language") == language].droplevel("language")
-        return rows[others].rename_axis(columns=None)
+        distances = np.delete(self.values[:, row], row, axis=1)
+        return pd.DataFrame(distances, index=pd.Index(self.layers, name="layer"), columns=others)
 
     def plot(self, layer: int, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw the distances after a layer as a heat map."""
