@@ -195,4 +195,4 @@ def _bounded(name: str, file: Any, packed: int) -> bytes:
 
 
 def _too_large(name: str, limit: int) -> TnkitError:
-    return TnkitError(f"{name} holds more than {limit >> 20:,} MiB of text; give a part of it")
+    return TnkitError(f"{name} holds more than {limit >> 20:,} MiB of text; load a part of it")

@@ -163,7 +163,7 @@ def _by_language(
     common = [split for split in of_wanted[0] if all(split in names for names in of_wanted)]
     if not common:
         held = "; ".join(f"{language}: {', '.join(files_by_language[language])}" for language in wanted)
-        raise TnkitError(f"{path}: no file name has every language; it has {held:.200}")
+        raise TnkitError(f"{path}: the files of its languages differ in name ({held:.200}); name the files to read")
     roles = {split: match[1] for split in common if (match := SPLIT.search(split))}
     named = len(roles) == len(common)
     if len(common) > 1 and not named:

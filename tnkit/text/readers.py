@@ -159,13 +159,13 @@ def _of_arrow(path: str, schema: Any, rows: int, batches: Iterable[Any]) -> "pd.
     if len({*names}) != len(names):
         raise TnkitError(f"{path}: a column is named twice in {names}; name each column once")
     if rows * len(names) > files.CELLS:
-        raise TnkitError(f"{path} holds {rows:,} rows of {len(names)} columns; give a part of them")
+        raise TnkitError(f"{path} holds {rows:,} rows of {len(names)} columns; load a part of them")
     decoded, size = [], 0
     for batch in batches:
         decoded.append(batch)
         size += batch.nbytes
         if size > files.BYTES:
-            raise TnkitError(f"{path} holds more than {files.BYTES >> 20:,} MiB of text; give a part of it")
+            raise TnkitError(f"{path} holds more than {files.BYTES >> 20:,} MiB of text; load a part of it")
     frame: pd.DataFrame = pyarrow.Table.from_batches(decoded, schema).to_pandas()
     for name in frame.select_dtypes(["object", "string"]):
         frame[name] = [*frame[name]]  # decoded here, so that damaged text raises here
@@ -196,14 +196,14 @@ def _sheet(file: File) -> list[tuple[Any, ...]]:
     with zipfile.ZipFile(io.BytesIO(file.data)) as archive:
         size = sum(member.file_size for member in archive.infolist())
     if size > min(files.BYTES, max(64 << 20, 200 * len(file.data))):
-        raise TnkitError(f"{file.path} unpacks to {size >> 20:,} MiB; give a part of it")
+        raise TnkitError(f"{file.path} unpacks to {size >> 20:,} MiB; load a part of it")
     rows, cells, letters = [], 0, 0
     book = openpyxl.load_workbook(io.BytesIO(file.data), read_only=True, data_only=True)
     for row in book.worksheets[0].iter_rows(values_only=True):
         cells += len(row)
         letters += sum(len(cell) for cell in row if isinstance(cell, str))
         if cells > max(1_000_000, 2 * len(file.data)) or letters > files.BYTES:
-            raise TnkitError(f"{file.path} holds more than {cells:,} cells; give a part of them")
+            raise TnkitError(f"{file.path} holds more than {cells:,} cells; load a part of them")
         rows.append(row)
     return rows
 

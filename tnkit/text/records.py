@@ -46,7 +46,7 @@ def of_rows(name: str, rows: Sequence[Any]) -> "pd.DataFrame":
 def _check_size(name: str, rows: int, columns: int, values: int) -> None:
     """Refuse a table that is far larger than its source."""
     if rows * columns > min(files.CELLS, max(_FREE, _SPARSE * values)):
-        raise TnkitError(f"{name} holds {rows:,} rows of {columns:,} columns; give a part of them")
+        raise TnkitError(f"{name} holds {rows:,} rows of {columns:,} columns; load a part of them")
 
 
 def _of_columns(name: str, content: Mapping[Any, Any]) -> "pd.DataFrame":

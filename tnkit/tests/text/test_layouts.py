@@ -395,7 +395,7 @@ def test_folders_that_are_no_corpus(tmp_path):
     for members, message in [
         ({"a.tsv": TSV, "b.tsv": TSV}, r"is a folder in no layout that tnkit knows for en, ja"),
         ({"x.en": "a\n", "x.ja": "b\nc\n"}, r"different numbers of rows \(1 in en, 2 in ja\)"),
-        ({"x.en": "a\n", "y.ja": "b\n"}, r"no file name has every language; it has en: x; ja: y"),
+        ({"x.en": "a\n", "y.ja": "b\n"}, r"the files of its languages differ in name .en: x; ja: y."),
         (by_language("x.{0}", lines) | by_language("y.{0}", lines), r"holds several corpora \(x, y\)"),
         ({"sentences.csv": "1\teng\tHi.\n2\tjpn\tや。\n", "links.csv": "5\t6\n"}, r"no link joins en to ja"),
         ({"sentences.csv": "1\teng\tHi.\n", "links.csv": "5\t6\n"}, r"has no Tatoeba sentences in ja"),
@@ -420,7 +420,7 @@ def test_what_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
         "bomb.tar.bz2": tarred({"a.tsv": text}),
     }.items():
         assert len(data) < 20_000
-        with pytest.raises(tn.TnkitError, match=r"holds more than \d+ MiB of text; give a part of it"):
+        with pytest.raises(tn.TnkitError, match=r"holds more than \d+ MiB of text; load a part of it"):
             tn.load_corpus(put_at(tmp_path / name, data), LANGUAGES)
 
 
@@ -428,7 +428,7 @@ def test_rows_with_ever_new_names_are_refused(tmp_path):
     """300 kB that would be a table of 400 million cells."""
     path = put_at(tmp_path / "x.jsonl", json_lines([*({f"k{n}": 1} for n in range(20_000))]))
     assert path.stat().st_size < 400_000
-    with pytest.raises(tn.TnkitError, match=r"x.jsonl holds 20,000 rows of 20,000 columns; give a part of them"):
+    with pytest.raises(tn.TnkitError, match=r"x.jsonl holds 20,000 rows of 20,000 columns; load a part of them"):
         tn.load_corpus(path, LANGUAGES)
 
 

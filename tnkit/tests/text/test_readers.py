@@ -213,8 +213,8 @@ def test_a_parquet_file_that_unfolds_into_more_than_memory_is_refused(tmp_path, 
     once = pyarrow.DictionaryArray.from_arrays(np.zeros(50_000, dtype="int32"), ["a" * 100_000])
     long = pyarrow.nulls(60_000_000)
     for name, columns, size, words in [
-        ("bomb.parquet", {"en": once}, 400, "holds more than 256 MiB of text; give a part of it"),
-        ("long.parquet", {"en": long, "ja": long}, 300_000, "holds 60,000,000 rows of 2 columns; give a part of them"),
+        ("bomb.parquet", {"en": once}, 400, "holds more than 256 MiB of text; load a part of it"),
+        ("long.parquet", {"en": long, "ja": long}, 300_000, "holds 60,000,000 rows of 2 columns; load a part of them"),
     ]:
         table = pyarrow.table(columns)
         write_table(table, tmp_path / name, store_schema=False, compression="zstd", row_group_size=len(table))
