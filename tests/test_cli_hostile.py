@@ -28,7 +28,7 @@ HOSTILE = {
     "unknown_language": (f"{DETECT} --lang_for_TN zz", "these centroids are of en and ja; type1 of zz"),
     "language_path": (f"{DETECT} --lang_for_TN ../../x --sentence_path pairs.tsv", "no column for ../../x"),
     "language_twice_in_file": (f"{DETECT} --sentence_path twice.tsv", "a column is named twice"),
-    "hub_twice": (f"{CENTROIDS} --hub en,EN", "asked for twice"),
+    "hub_twice": (f"{CENTROIDS} --hub en,EN", "requested twice"),
     "language_is_hub": (f"{CENTROIDS} --hub en,ja", "--lang_for_TN ja is also the hub"),
     "out_folder": (f"{DETECT} --out folder.json", "folder.json: it is a folder"),
     "out_below_file": (f"{DETECT} --out /dev/null/n.json", "/dev/null is not a folder"),

@@ -247,14 +247,14 @@ CODE = {  # what a task file, or one that it includes, runs: (file, rest of the 
     "function": ("evil.yaml", "process_docs: !function evil.run", "evil.yaml, line 6: !function runs evil.run"),
     "class": ("evil.yaml", "class: !function evil.run", "!function runs evil.run"),
     "python tag": ("evil.yaml", "x: !!python/object/apply:os.mkdir [executed]", "python/object/apply:os.mkdir"),
-    "metric": ("evil.yaml", "metric_list: [{metric: nobody/evil}]", "the metric nobody/evil is not the harness's own"),
+    "metric": ("evil.yaml", "metric_list: [{metric: nobody/evil}]", "the metric nobody/evil is not built in"),
     "hf metric": ("evil.yaml", "metric_list: [{metric: acc, hf_evaluate: true}]", "the metric acc is not"),
     "include": ("evil.yaml", "include: deep/base.inc", "base.inc, line 1: !function runs evil.run"),
-    "template": ("evil.yaml", "doc_to_text: \"{{ ''.__class__.__mro__ }}\"", "a template reaches into Python"),
+    "template": ("evil.yaml", "doc_to_text: \"{{ ''.__class__.__mro__ }}\"", "a template accesses Python objects"),
     "hidden template": (
         "evil.yaml",
         r"""doc_to_text: "{{ question['_'~'_class_'~'_'].mro() }}" """,
-        "a template reaches",
+        "a template accesses",
     ),
 }
 
@@ -307,7 +307,7 @@ def test_data_sets_of_the_harness_that_run_code_are_refused():
     tag = SimpleNamespace(cfg=None, kind=Kind.TAG, tags={"x"}, yaml_path=None)
     manager = SimpleNamespace(task_index={"x": entry, "all": group, "tagged": tag})
     for task in ("x", "tagged", "all"):
-        with pytest.raises(tn.TnkitError, match=r"x\.yaml: the data set of x runs code"):
+        with pytest.raises(tn.TnkitError, match=r"x\.yaml: the data set of x runs its own code"):
             refuse_dataset_code(manager, [task])
     entry.cfg = {"task": "x", "dataset_kwargs": {"trust_remote_code": True}}
     with pytest.raises(tn.TnkitError, match="trust_remote_code=True"):
@@ -341,7 +341,7 @@ def test_what_cannot_be_run_is_refused(folder, monkeypatch):
     monkeypatch.setattr(
         "lm_eval.tasks.TaskManager", lambda **_: type("Index", (), {"all_tasks": [], "all_subtasks": []})
     )
-    with pytest.raises(tn.TnkitError, match=r"the harness has no task nothing, nor does .* hold one"):
+    with pytest.raises(tn.TnkitError, match=r"the harness has no task nothing, nor does .*; check its name"):
         harness.evaluate(model, "nothing", include_path=folder, progress=False)
     harness_model.model_class.cache_clear()
     monkeypatch.setitem(sys.modules, "lm_eval", None)

@@ -143,7 +143,7 @@ def test_a_process_that_fails_says_why_and_ends_the_job(tmp_path):
 
 def test_processes_with_different_jobs_are_refused(tmp_path):
     failed = script(tmp_path, "different")
-    assert failed.returncode != 0 and "were given different models, sentences or options" in failed.stderr
+    assert failed.returncode != 0 and "have different models, sentences or options" in failed.stderr
 
 
 @pytest.fixture
@@ -242,8 +242,8 @@ def test_a_model_that_does_not_divide_is_refused(saved_models, tmp_path):
         flags = "--TN_Type type2 --lang_for_TN ja --sentence_path x.txt --tp_plan auto"
         (tmp_path / "x.txt").write_text("Hi!\n")
         failed = torchrun(tmp_path, "-m", "tnkit", "centroids", "--model_id", name, *flags.split())
-        assert failed.returncode != 0 and f"{name} cannot be spread over 2 processes: its heads" in failed.stderr
-    with pytest.raises(tn.TnkitError, match="this is the only one; start it with torchrun"):
+        assert failed.returncode != 0 and f"{name} cannot be split over 2 processes: its heads" in failed.stderr
+    with pytest.raises(tn.TnkitError, match="there is only one; start it with torchrun"):
         tn.load_model(saved_models / "model", tp_plan="auto")
     with pytest.raises(tn.TnkitError, match="both say where the weights go"):
         tn.load_model(saved_models / "model", tp_plan="auto", device_map="cpu")
@@ -272,7 +272,7 @@ LEFT = {  # what an earlier run may leave in the environment: variables, and wha
     "the second of two": ({"RANK": "1", "WORLD_SIZE": "2"}, "RANK=1 and WORLD_SIZE=2 are set, but the 2 processes"),
     "torchrun, gone": (
         {"RANK": "1", "WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "x"},
-        "could not meet",
+        "could not connect",
     ),
     "no numbers": ({"RANK": "a", "WORLD_SIZE": "2"}, "the environment variable RANK is 'a'"),
     "none": ({"RANK": "0", "WORLD_SIZE": "0"}, "the environment variable WORLD_SIZE is '0'"),

@@ -1,4 +1,4 @@
-"""The error that tnkit raises on purpose, checks of options, and how foreign text is quoted."""
+"""The error that tnkit raises, checks of options, and how text from elsewhere is quoted."""
 
 import operator
 import re
@@ -11,7 +11,7 @@ _UNPRINTABLE = re.compile(f"{_CONTROLS.pattern}|[\ud800-\udfff]")  # and unpaire
 
 
 class TnkitError(ValueError):
-    """A problem with what the caller gave, in one line of text.
+    """A problem with the caller's input, in one line of text.
 
     >>> raise TnkitError("layers 3:40 reach past the model's last layer, 17; give a range within 0:18")
     Traceback (most recent call last):
@@ -24,7 +24,7 @@ class TnkitError(ValueError):
 
 
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse an option that is not one of the choices.
+    """Refuse an option that is not among the choices.
 
     >>> one_of("position", "first", ("last", "mean"))
     Traceback (most recent call last):
@@ -36,7 +36,7 @@ def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def whole_number(name: str, value: Any, *, at_least: int = 0) -> int:
-    """A whole number of Python, NumPy or PyTorch as int; refuse anything else, also True and 2.0.
+    """A whole number of Python, NumPy or PyTorch as int; anything else, such as True or 2.0, is refused.
 
     >>> import numpy as np
     >>> whole_number("top", np.int64(3), at_least=1)
@@ -59,7 +59,7 @@ def whole_number(name: str, value: Any, *, at_least: int = 0) -> int:
 
 
 def whole_numbers(name: str, values: Iterable[Any]) -> Iterator[int]:
-    """Whole numbers from 0 in a list, a range or an array, as ints.
+    """Whole numbers of at least 0 from a list, a range or an array, as ints.
 
     >>> list(whole_numbers("layers", range(2)))
     [0, 1]
@@ -71,7 +71,7 @@ def whole_numbers(name: str, values: Iterable[Any]) -> Iterator[int]:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of another library's error, or its type where it has no text.
+    """The first line of another library's error, or its type if it has no text.
 
     >>> first_line(OSError("no route\\nto the host")), first_line(OSError())
     ('no route', 'OSError')
@@ -80,7 +80,7 @@ def first_line(error: Exception) -> str:
 
 
 def last_line(error: Exception) -> str:
-    """The last line of another library's error that holds a traceback, else the first.
+    """The last line of another library's error if it holds a traceback, otherwise the first.
 
     >>> last_line(RuntimeError("Traceback (most recent call last):\\n  File x\\nKeyError: 'y'"))
     "KeyError: 'y'"
@@ -90,7 +90,8 @@ def last_line(error: Exception) -> str:
 
 
 def visible(text: object) -> str:
-    """Foreign text for a terminal: control characters, except line breaks and tabs, and unpaired surrogates as escapes.
+    """Text made safe for a terminal: control characters (but line breaks and tabs) and unpaired surrogates are escaped.
+
 
     >>> print(visible("a\\x1b[31mb\\u202ec\\udcff"))
     a\\x1b[31mb\\u202ec\\udcff

@@ -1,10 +1,10 @@
-"""Pickles of the published code, read without running anything in them.
+"""Pickles of the published code, read without running any code in them.
 
-The reader knows lists, tuples, dicts, strings, numbers and numpy arrays. It first loads a file with stand-ins for
-numpy, and reads it only if it holds what pickle and numpy write for these types and nothing else.
+The reader accepts lists, tuples, dicts, strings, numbers and numpy arrays. It first loads a file with stand-ins for
+numpy, and reads it only if it holds exactly what pickle and numpy write for these types.
 
-Why a plain `pickle.Unpickler` with `find_class` is not enough: numpy trusts the state of a pickled dtype, which can
-address memory outside an array; and hashing a dict key can take 2^100 steps, which only the opcodes' own handlers see.
+A plain `pickle.Unpickler` with `find_class` is not enough: numpy trusts the state of a pickled dtype, which can address
+memory outside an array, and hashing a dict key can take 2^100 steps, which only the handlers of opcodes can notice.
 """
 
 import importlib
@@ -29,7 +29,7 @@ _NUMPY = {
     ("numpy._core.numeric", "_frombuffer"),
     ("numpy.core.numeric", "_frombuffer"),
 }
-_KEY = 64  # longest tuple that is a key of a dict
+_KEY = 64  # the longest tuple that may be a key of a dict
 _SETS = ("EMPTY_SET", "ADDITEMS", "FROZENSET")
 _LOAD: dict[int, Callable[[Any], None]] = pickle._Unpickler.dispatch  # the handlers of opcodes
 
@@ -46,7 +46,7 @@ class _Plain:
 
     def _bytes(self, text: Any = "", codec: Any = "latin1") -> bytes:
         if not isinstance(text, str) or codec != "latin1":
-            raise pickle.UnpicklingError("it holds bytes that pickle did not write")
+            raise pickle.UnpicklingError("it holds bytes that pickle does not write")
         return text.encode("latin1")
 
     def persistent_load(self, pid: Any) -> Any:  # noqa: ARG002 - unpicklers name it so
@@ -60,14 +60,14 @@ class _PlainUnpickler(_Plain, pickle.Unpickler):
 def _check_key(key: Any) -> None:
     items = key if type(key) is tuple else (key,)
     if len(items) > _KEY or any(isinstance(item, int) and item.bit_length() > 64 * _KEY for item in items):
-        raise pickle.UnpicklingError("it has a very long key of a dict")  # each use computes its hash again
+        raise pickle.UnpicklingError("it has a dict with a very long key")  # each use computes its hash again
     for item in items:
         if not isinstance(item, str | bytes | int | float | complex | None):
-            raise pickle.UnpicklingError(f"it has {type(item).__name__} as a key of a dict")
+            raise pickle.UnpicklingError(f"it has a dict with a key of type {type(item).__name__}")
 
 
 def _keys_checked(load: Callable[[Any], None], keys: slice) -> Callable[[Any], None]:
-    """The handler of an opcode that fills a dict, after a check of its keys on the stack."""
+    """The handler of an opcode that fills a dict, with a check of the keys on the stack."""
 
     def checked(unpickler: Any) -> None:
         for key in unpickler.stack[keys]:
@@ -78,7 +78,7 @@ def _keys_checked(load: Callable[[Any], None], keys: slice) -> Callable[[Any], N
 
 
 class _Rehearsal(_Plain, pickle._Unpickler):
-    """Loads a pickle with stand-ins for numpy, and refuses what numpy does not write for numbers and text."""
+    """Loads a pickle with stand-ins for numpy, and refuses anything that numpy does not write for numbers and text."""
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = _LOAD | {
         opcode[0]: _keys_checked(_LOAD[opcode[0]], keys)
@@ -92,12 +92,12 @@ class _Rehearsal(_Plain, pickle._Unpickler):
 
     def __init__(self, file: io.BytesIO, size: int):
         super().__init__(file)
-        self.left = 2 * size + 1024  # bytes that calls may copy: the file holds each of them once
+        self.budget = 2 * size + 1024  # bytes that calls may copy: the file holds each of them once
 
     def _copy(self, data: Any) -> None:
-        """Count what a call copies: each reference to a string is another copy."""
-        self.left -= len(data) if isinstance(data, str | bytes | bytearray) else 0
-        if self.left < 0:
+        """Count the bytes that a call copies: each reference to a string is another copy."""
+        self.budget -= len(data) if isinstance(data, str | bytes | bytearray) else 0
+        if self.budget < 0:
             raise pickle.UnpicklingError("it makes more bytes than it holds")
 
     def _bytes(self, text: Any = "", codec: Any = "latin1") -> bytes:
@@ -110,17 +110,17 @@ class _Rehearsal(_Plain, pickle._Unpickler):
             return real
         return name if name == "ndarray" else getattr(self, name)
 
-    def dtype(self, code: Any, *how: Any) -> "_StandIn":
+    def dtype(self, code: Any, *flags: Any) -> "_StandIn":
         import numpy as np
 
-        if not isinstance(code, str) or how != (False, True) or np.dtype(code).kind not in "biufcSU":
+        if not isinstance(code, str) or flags != (False, True) or np.dtype(code).kind not in "biufcSU":
             raise pickle.UnpicklingError("it holds an array of objects or records")
         both = np.dtype(code).newbyteorder("<"), np.dtype(code).newbyteorder(">")
         return _StandIn(self, [dtype.__reduce__()[2] for dtype in both])
 
-    def _reconstruct(self, *how: Any) -> "_StandIn":
-        if how not in (("ndarray", (0,), b"b"), ("ndarray", (0,), "b")):
-            raise pickle.UnpicklingError("it holds an array that numpy did not write")
+    def _reconstruct(self, *arguments: Any) -> "_StandIn":
+        if arguments not in (("ndarray", (0,), b"b"), ("ndarray", (0,), "b")):
+            raise pickle.UnpicklingError("it holds an array that numpy does not write")
         return _StandIn(self)
 
     def _frombuffer(self, *_: Any) -> "_StandIn":
@@ -132,7 +132,7 @@ class _Rehearsal(_Plain, pickle._Unpickler):
 
 
 class _StandIn:
-    """In place of an array, a scalar, or a dtype that may have one of some states."""
+    """Replaces an array, a scalar, or a dtype, which may have only the given states."""
 
     def __init__(self, rehearsal: _Rehearsal, states: list[Any] | None = None):
         self.rehearsal, self.states = rehearsal, states
@@ -146,7 +146,7 @@ class _StandIn:
 
 
 def read(path: str | Path) -> Any:
-    """Read a pickle of lists, tuples, dicts, strings, numbers and numpy arrays, and refuse any other.
+    """Read a pickle of lists, tuples, dicts, strings, numbers and numpy arrays, and refuse anything else.
 
     >>> import tempfile
     >>> file = tempfile.mkdtemp() + "/pairs.pkl"
@@ -165,11 +165,7 @@ def read(path: str | Path) -> Any:
 
 
 def loads(path: str | Path, data: bytes) -> Any:
-    """`read` of bytes that a file held.
-
-    Raises:
-        TnkitError: as `read` does.
-    """
+    """`read` for the bytes of a file."""
     try:
         for code, argument, _ in pickletools.genops(data):
             if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > len(data):
@@ -189,5 +185,6 @@ def loads(path: str | Path, data: bytes) -> Any:
 
 
 def write(path: str | Path, content: Any) -> Path:
-    """Write the published code's layout."""
+    """Write a pickle in the layout of the published code."""
+
     return write_atomically(path, lambda file: pickle.dump(content, file))

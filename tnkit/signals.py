@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM: a clean end of the program at every moment, with no file left half-written.
+"""Ctrl-C and SIGTERM end the program cleanly at any time, and no file is left half-written.
 
-`begin` comes before every heavy import. A signal then ends the process at once: nothing is raised, so neither an import
-under way nor another library's `except` can swallow it or turn it into another error.
+Call `begin` before any heavy import. A signal then ends the process at once. Nothing is raised, so neither an import in
+progress nor another library's `except` can swallow it or turn it into another error.
 """
 
 import os
@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from types import FrameType
 
 _CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
-_SAID = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+_NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 _unfinished: set[str] = set()
 
 
 def begin() -> None:
-    """End in one line on Ctrl-C (exit code 130) and on SIGTERM (143) from here on."""
+    """From now on, exit with one line on Ctrl-C (exit code 130) and on SIGTERM (143)."""
     process = os.getpid()
 
     def stop(number: int, _: FrameType | None) -> None:
@@ -26,25 +26,26 @@ def begin() -> None:
             os._exit(code)
         try:
             _remove_unfinished()
-            line = f"tnkit: {_SAID[signal.Signals(number)]}; no file was left half-written\n"
+            line = f"tnkit: {_NAMES[signal.Signals(number)]}; no file was left half-written\n"
             os.write(2, ("\n" + line if os.isatty(2) else line).encode())
         finally:
             os._exit(code)
 
     for number in _CODES:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, and jobs in the background of a script
+        if signal.getsignal(number) is not signal.SIG_IGN:  # which nohup and a script's background jobs set
             signal.signal(number, stop)
 
 
 def ignore() -> None:
-    """Ignore the signals from here on: the work is done, and what is left is the interpreter's own end."""
+    """From now on, ignore the signals: the work is done, and only the interpreter is shutting down."""
     for number in _CODES:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
 def unfinished(path: str) -> Iterator[None]:
-    """A context that creates a temporary file or folder; it is removed where a signal ends the program meanwhile.
+    """A context that creates a temporary file or folder, which is removed if a signal ends the program.
+
 
     >>> with unfinished("/tmp/half"):
     ...     "/tmp/half" in _unfinished

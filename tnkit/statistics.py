@@ -4,7 +4,7 @@ weights = resamples(len(values))                     # how often each item comes
 low, high = interval(weights @ values / len(values))
 p = rank_test(the_set, draws)                        # is the set's value unusual among random sets?
 
-`docs/statistics.md` says what each p-value tests, and how often each is below .05 where nothing is there.
+`docs/statistics.md` says what each p-value tests, and how often it is below .05 under the null hypothesis.
 """
 
 from typing import Any
@@ -14,13 +14,13 @@ from jaxtyping import Float, Float64, Int
 
 RESAMPLES = 2000
 FLIPS = 10_000
-_ROUNDING = 1e-12  # values this near to each other count as equal
+_ROUNDING = 1e-12  # values this close count as equal
 _POWER = 2.801585  # z(.975) + z(.8): how many standard errors a test at 5 % finds with a power of 80 %
-_FLOOR = 1e-12  # of the total variance: what Welch's test takes for the variance of a group that has none
+_FLOOR = 1e-12  # of the total variance: the variance that Welch's test assumes for a group without any
 
 
 def resamples(items: int, random: np.random.Generator | None = None) -> Int[np.ndarray, "resample item"]:
-    """How often each item is drawn in each of 2,000 bootstrap resamples of all items.
+    """How often each item is drawn in each of 2,000 bootstrap resamples.
 
     >>> resamples(5).shape, set(resamples(5).sum(axis=1).tolist())
     ((2000, 5), {5})
@@ -77,10 +77,10 @@ def mean_interval(values: Float[np.ndarray, "*cells item"]) -> Float[np.ndarray,
 def rank_test(
     value: Float[np.ndarray, "layer"], draws: Float[np.ndarray, "draw layer"]
 ) -> Float64[np.ndarray, "layer"]:
-    """The two-sided p-value of a value among random draws: is it as one of them?
+    """The two-sided p-value of a value among random draws: could it be one of them?
 
     p = (1 + draws at least as far from the centre) / (1 + draws), where the centre is the mean of the value and all
-    draws. So the value plays the same role as each draw, and P(p ≤ α) ≤ α for every distribution if it is one of them
+    draws. The value thus plays the same role as each draw, and P(p ≤ α) ≤ α for every distribution if it is one of them
     (Phipson & Smyth 2010, doi:10.2202/1544-6115.1585). The smallest possible p is 1 / (1 + draws); NaN for one draw.
 
     >>> rank_test(np.array([9.0]), np.arange(4.0)[:, None]).tolist()
@@ -95,10 +95,10 @@ def rank_test(
 def largest_rank_test(
     value: Float[np.ndarray, "layer"], draws: Float[np.ndarray, "draw layer"]
 ) -> Float64[np.ndarray, "layer"]:
-    """p-values as of `rank_test`, corrected over layers: the chance that a draw is as unusual at *any* layer.
+    """The p-values of `rank_test`, corrected over layers: the chance that a draw is as unusual at *any* layer.
 
-    Distances from the centre are divided by their root mean square in each layer, and the value's at each layer is
-    ranked among the draws' largest (the single-step method of Westfall & Young 1993).
+    Distances from the centre are divided by their root mean square in each layer; the value's distance at each layer is
+    ranked among the largest distances of the draws (the single-step method of Westfall & Young 1993).
 
     >>> largest_rank_test(np.array([9.0, 1.0]), np.array([[0.0, 3.0], [1.0, 2.0], [2.0, 1.0], [3.0, 0.0]])).tolist()
     [0.2, 1.0]
@@ -112,14 +112,14 @@ def largest_rank_test(
 
 
 def _from_centre(value: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    together = np.concatenate([value[None], draws]).astype(np.float64)
-    return np.abs(together - together.mean(axis=0))
+    value_and_draws = np.concatenate([value[None], draws]).astype(np.float64)
+    return np.abs(value_and_draws - value_and_draws.mean(axis=0))
 
 
 def holm(p: Float64[np.ndarray, "test"]) -> Float64[np.ndarray, "test"]:
-    """p-values corrected over a family of tests, so that any is wrongly below 5 % at most 5 % of the time (Holm 1979).
+    """p-values corrected over a family of tests: any is below α by chance with a probability of at most α (Holm 1979).
 
-    A NaN is no test: it stays NaN, and the family is smaller by one.
+    NaN is not a test: it stays NaN and does not count in the family.
 
     >>> holm(np.array([0.01, 0.04, np.nan, 0.03])).tolist()
     [0.03, 0.06, nan, 0.06]
@@ -136,15 +136,15 @@ def effect_interval(
     differences: Float[np.ndarray, "layer item"],
     draws: Float[np.ndarray, "draw layer"],
 ) -> tuple[Float64[np.ndarray, "layer"], Float64[np.ndarray, "layer"], Float64[np.ndarray, "layer"]]:
-    """The 95 % interval of a mean difference whose units are items and draws, and the smallest effect it would show.
+    """The 95 % interval of a mean difference over items and draws, and the smallest detectable effect.
 
-    The percentile interval of the resampled effects, widened about the effect where items or draws are few: by
+    The percentile interval of the resampled effects, widened around the effect to account for few items or draws: by
     t(.975, df) / z(.975), with Welch and Satterthwaite's degrees of freedom, and by the ratio of the unbiased standard
-    error to that of the resamples (at least 1 together). A single draw counts as the only one of its kind.
+    error to that of the resamples (at least 1 together). A single draw counts as the only possible one.
 
     Args:
         effects: of resampled items and draws.
-        differences: of every item, the mean of the draws taken away; their mean is the effect.
+        differences: of each item, minus the mean of the draws; their mean is the effect.
         draws: the mean of each draw over items.
 
     Returns:
@@ -181,13 +181,14 @@ def welch(
 ) -> Float64[np.ndarray, "*values"]:
     """The p-value of Welch's (1951) analysis of variance, from the moments of each group.
 
-    `scipy.stats.f_oneway(equal_var=False)` needs all observations at once and gives NaN for a group of no variance;
-    here such a group counts with 10⁻¹² of the total variance, practically the limit of none.
+    `scipy.stats.f_oneway(equal_var=False)` needs all observations at once and returns NaN for a group without variance;
+    here such a group has 10⁻¹² of the total variance, which is practically the limit of zero.
 
     Args:
         means: of each group.
-        squares: sums of squared deviations from the group's mean.
-        sizes: observations in each group.
+        squares: each group's sum of squared deviations from its mean.
+        sizes: the number of observations in each group.
+
 
     >>> p = welch(np.array([[1.0], [3.0]]), np.array([[2.0], [2.0]]), np.array([[3.0], [3.0]]))
     >>> from scipy import stats

@@ -1,7 +1,7 @@
 """The files that tnkit writes and reads: safetensors for tensors, JSON for neuron sets.
 
 Writes are atomic (a temporary file in the same folder, then a rename), so a reader never sees a partial file. Both
-formats carry a checksum, so a changed byte is an error and never another number. For pickles, see `tnkit.pickles`.
+formats carry a checksum, so a changed byte is an error, never a wrong number. For pickles, see `tnkit.pickles`.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ _TOGETHER: ContextVar[tuple[ExitStack, dict[Path, Path]] | None] = ContextVar("t
 
 
 def cache_folder() -> Path:
-    """The cache folder: $TNKIT_CACHE (~ is the home folder), or the user's own.
+    """The cache folder: $TNKIT_CACHE (~ is the home folder), or the user's default.
 
     Raises:
         TnkitError: for ~ of an unknown user.
@@ -39,19 +39,19 @@ def cache_folder() -> Path:
     try:
         return folder.expanduser()
     except RuntimeError as error:
-        raise TnkitError(f"TNKIT_CACHE={folder} names the home folder of an unknown user; give another one") from error
+        raise TnkitError(f"TNKIT_CACHE={folder} is in the home folder of an unknown user; set another one") from error
 
 
 def private(folder: Path, *, make: bool = False) -> Path:
-    """A folder of the cache that only this user (and root) can write to, so that its files can be trusted.
+    """A folder of the cache whose files can be trusted, because only this user (and root) can write to it.
 
     Args:
-        folder: `cache_folder()` or a folder in it; existing folders from the first to the second are checked.
-        make: make missing folders, for this user alone.
+        folder: `cache_folder()` or a folder in it; every existing folder from the first to the second is checked.
+        make: create missing folders, for this user only.
 
     Raises:
-        TnkitError: where another user owns one of them or can write to it (on POSIX systems).
-        OSError: where it cannot be made.
+        TnkitError: if another user owns or can write to one of them (on POSIX systems).
+        OSError: if it cannot be created.
     """
     root = cache_folder()
     for level in [root, *reversed([inner for inner in (folder, *folder.parents) if root in inner.parents])]:
@@ -60,21 +60,20 @@ def private(folder: Path, *, make: bool = False) -> Path:
         status = level.stat() if os.name == "posix" and level.exists() else None
         if status and (status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022):
             raise TnkitError(
-                f"the cache folder {level} belongs to another user or can be written to by others, so what it holds "
-                f"cannot be trusted; look through it and run chmod -R go-w {level}, or set TNKIT_CACHE to a folder of "
-                "your own"
+                f"the cache folder {level} belongs to another user or can be written to by others, so its files cannot "
+                f"be trusted; check them and run chmod -R go-w {level}, or set TNKIT_CACHE to another folder"
             )
     return folder
 
 
 def versions() -> dict[str, str]:
-    """The versions of the packages that decide numbers, for provenance; of an imported package, the one in memory."""
+    """The versions of the packages that affect numbers, for provenance; of an imported package, the one in memory."""
     names = ("tnkit", "torch", "transformers", "nnsight")
     return {name: getattr(sys.modules.get(name), "__version__", None) or metadata.version(name) for name in names}
 
 
 def text_hash(sentences: Iterable[str]) -> str:
-    """A hash of sentences in their order (16 hex digits).
+    """A hash of sentences in order (16 hex digits).
 
     >>> text_hash(["a", "b"]) == text_hash(["ab"])
     False
@@ -87,17 +86,17 @@ def text_hash(sentences: Iterable[str]) -> str:
 
 
 def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> Path:
-    """Let `write` fill a temporary file, flush it to disk, and replace `path` with it; permissions stay.
+    """Write a temporary file with `write`, flush it to disk, and replace `path` with it; permissions are kept.
 
     Raises:
-        TnkitError: where the folder cannot be written to.
+        TnkitError: if the folder cannot be written to.
     """
     path = Path(path)
     name = os.fsdecode(os.fsencode(path.name)[:200])  # a name can have 255 bytes
     temporary = path.with_name(f".{name}-{secrets.token_hex(4)}")
     try:
-        with ExitStack() as alone:
-            stack, waiting = _TOGETHER.get() or (alone, None)
+        with ExitStack() as own_stack:
+            stack, waiting = _TOGETHER.get() or (own_stack, None)
             path.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(signals.unfinished(str(temporary)))
             stack.callback(temporary.unlink, missing_ok=True)
@@ -118,13 +117,13 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
 
 @contextmanager
 def together() -> Iterator[dict[Path, Path]]:
-    """A context in which written files replace the old ones only at its end: all of them, or none after an error.
+    """A context in which written files replace the old ones only at the end: all of them, or none after an error.
 
     Yields:
-        The temporary file of each written one.
+        The temporary file of each written file.
 
     Raises:
-        TnkitError: where a file cannot be replaced.
+        TnkitError: if a file cannot be replaced.
 
     >>> import tempfile
     >>> file = Path(tempfile.mkdtemp(), "x")
@@ -149,7 +148,7 @@ def together() -> Iterator[dict[Path, Path]]:
 
 
 def _not_written(path: Path, error: OSError) -> TnkitError:
-    return TnkitError(f"cannot write {path}: {error.strerror or error}; choose another place with out=/--out")
+    return TnkitError(f"cannot write {path}: {error.strerror or error}; choose another path with out=/--out")
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -233,24 +232,20 @@ def tensor_bytes(tensor: Any) -> memoryview:
 
 
 def _checked(path: Path, header: Any, kind: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The description in a header that fits the tensors."""
+    """The description in a header, checked against the tensors."""
     if not isinstance(header, dict) or not isinstance(header.get("about"), dict):
         raise TnkitError(f"{path} was not written by tnkit; expected {kind}")
     if header.get("kind") != kind:
         raise TnkitError(f"{path} holds {header.get('kind')!s:.40}, expected {kind}")
     if header.get("schema") != _SCHEMA:
-        raise TnkitError(f"{path} has schema {header.get('schema')!s:.40}, this tnkit reads {_SCHEMA}; make it again")
+        raise TnkitError(f"{path} has schema {header.get('schema')!s:.40}, this tnkit reads {_SCHEMA}; create it again")
     if header.pop("checksum", None) != _checksum(header, tensors):
-        raise TnkitError(f"{path} was changed after it was saved, by hand or by damage; make it again and save it")
+        raise TnkitError(f"{path} was edited or damaged after it was saved; create it again")
     return header["about"]
 
 
 def existing_file(path: str | Path) -> Path:
-    """The path of a file, if it can be read and is not empty.
-
-    Raises:
-        TnkitError: otherwise.
-    """
+    """The path of a file; a `TnkitError` if it cannot be read or is empty."""
     path = Path(path)
     try:
         if not path.exists():
@@ -266,16 +261,12 @@ def existing_file(path: str | Path) -> Path:
 
 
 def layers_of(path: str | Path, description: Mapping[str, Any]) -> tuple[int, ...]:
-    """The layers in a file's description.
-
-    Raises:
-        TnkitError: where they are not whole numbers, ascending.
-    """
+    """The layers in a file's description; a `TnkitError` if they are not whole numbers in ascending order."""
     layers = description.get("layers")
     if not isinstance(layers, list) or not layers or not all(type(layer) is int and layer >= 0 for layer in layers):
-        raise TnkitError(f"{path} does not say which layers it is of; make it again")
+        raise TnkitError(f"{path} does not state its layers; create it again")
     if sorted(set(layers)) != layers:
-        raise TnkitError(f"{path}: its layers {layers!s:.60} are not in order; make it again")
+        raise TnkitError(f"{path}: its layers {layers!s:.60} are not in order; create it again")
     return tuple(layers)
 
 
@@ -294,7 +285,7 @@ def finite(path: str | Path, name: str, tensor: Any, shape: tuple[int | None, ..
 
 
 def file_name(text: str) -> str:
-    """A file name for foreign text: it names no other folder, and differs between texts.
+    """A file name made from any text: it cannot lead to another folder, and differs between texts.
 
     >>> file_name("same layers"), file_name("ja"), file_name("../ja")
     ('same-layers-4d4e7a', 'ja', 'ja-fb5e93')
@@ -304,7 +295,7 @@ def file_name(text: str) -> str:
 
 
 def without_folders(content: Any) -> Any:
-    """JSON-able content in which absolute paths, such as a model's, are replaced by their last part.
+    """JSON-able content in which absolute paths, such as a model's, are shortened to their last part.
 
     >>> without_folders({"model": {"name": "/home/ann/llama"}})
     {'model': {'name': 'llama'}}
@@ -322,8 +313,8 @@ def html_card(title: str, rows: Mapping[str, Any]) -> str:
     >>> "&lt;b&gt;" in html_card("Corpus", {"name": "<b>"})
     True
     """
-    left, shown = "style='text-align:left'", {html.escape(str(key)): _short(value) for key, value in rows.items()}
-    body = "".join(f"<tr><th {left}>{key}</th><td {left}>{html.escape(text)}</td></tr>" for key, text in shown.items())
+    left, texts = "style='text-align:left'", {html.escape(str(key)): _short(value) for key, value in rows.items()}
+    body = "".join(f"<tr><th {left}>{key}</th><td {left}>{html.escape(text)}</td></tr>" for key, text in texts.items())
     return f"<table><caption {left}><b>{html.escape(title)}</b></caption>{body}</table>"
 
 

@@ -1,12 +1,12 @@
-"""The finished parts of a long job, kept in the user's cache folder so that a killed one goes on: `Shards`.
+"""The finished shards of a long job, cached in the user's cache folder so that an interrupted job resumes: `Shards`.
 
 shards = Shards({"weights": …, "sentences": …}, what="capture of 256 sentences")
-shards.read("00000", most=1 << 20)       # None where it is not there, or damaged (a warning names it)
-shards.write("00000", {"post": post})    # whole or not at all; a cache that cannot be written to is a warning
+shards.read("00000", most=1 << 20)       # None if it is missing, or damaged (with a warning)
+shards.write("00000", {"post": post})    # atomic; if the cache cannot be written to, a warning
 
-A folder is named after everything that decides its numbers, and each file says whose part it is, under a checksum, so
-that nothing of another job is ever read. A folder that other users can write to is left alone. Processes that share a
-cache need no lock: each writes under a name of its own and renames.
+A folder's name is a hash of everything that affects its numbers, and each file names its job under a checksum, so
+shards of another job are never read. A folder that other users can write to is not used. Processes that share a cache
+need no lock: each writes a temporary file and renames it.
 """
 
 import hashlib
@@ -33,16 +33,14 @@ from tnkit.models import packaged
 _LOG = logging.getLogger("tnkit")
 _HEADER = 1 << 16  # bytes of a file that are not tensors, at most
 _NAME = re.compile("[0-9a-f]{24}")  # of an entry's folder
-_FILE = re.compile(
-    r"(entry\.json|\w+\.safetensors)|\.(entry\.json|\w+\.safetensors)-\w+"
-)  # half-written begin with a dot
-_RARELY = 50  # times as long as a check took pass before the next one
-_LEFT = 3600  # seconds after which the temporary file of a killed process is cleared away
+_FILE = re.compile(r"(entry\.json|\w+\.safetensors)|\.(entry\.json|\w+\.safetensors)-\w+")  # with a dot: half-written
+_RARELY = 50  # the time between two checks, in multiples of the time that a check takes
+_LEFT = 3600  # seconds after which the temporary file of a killed process is removed
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One folder of the cache: what is in it, how large it is, when it was last written to, and tnkit's files in it."""
+    """One folder of the cache: its content, its size, when it was last written to, and tnkit's files in it."""
 
     what: str
     path: Path
@@ -55,8 +53,8 @@ class Shards:
     """Named sets of tensors of one job, in a folder of the cache.
 
     Args:
-        key: everything that decides the numbers, JSON-able.
-        what: what a person should read about it in `tnkit cache`.
+        key: everything that affects the numbers, JSON-able.
+        what: the description that `tnkit cache` shows.
 
     >>> import os, tempfile
     >>> os.environ["TNKIT_CACHE"] = tempfile.mkdtemp()
@@ -75,32 +73,32 @@ class Shards:
         try:
             storage.private(self.folder)
         except TnkitError as error:
-            _LOG.warning("%s; nothing is read from it or kept", error)
+            _LOG.warning("%s; the cache is not used", error)
             self.writes, self.trusted = None, False
 
     def read(self, name: str, *, most: int) -> dict[str, Tensor] | None:
-        """The tensors of that name, or None where they are not there or not what was written.
+        """The tensors of that name, or None if they are missing or damaged.
 
         Args:
             name: under which they were written.
-            most: how many bytes they have at most; a larger file is not read.
+            most: the most bytes that they can have; a larger file is not read.
         """
         path = self._path(name)
         try:
             if not self.trusted or not path.exists():
                 return None
             if (size := path.stat().st_size) > most + _HEADER:
-                raise TnkitError(f"{path} has {size} bytes, where at most {most + _HEADER} were written")
-            tensors, about = storage.load_tensors(path, "shard")
-            if about != {"job": self.name, "part": name}:
-                raise TnkitError(f"{path} is not of this job: it was renamed or moved")
+                raise TnkitError(f"{path} has {size} bytes, expected at most {most + _HEADER}")
+            tensors, description = storage.load_tensors(path, "shard")
+            if description != {"job": self.name, "part": name}:
+                raise TnkitError(f"{path} belongs to another job: it was renamed or moved")
         except (TnkitError, OSError) as error:
-            _LOG.warning("%s; it is made again", error)
+            _LOG.warning("%s; it is computed again", error)
             return None
         return tensors
 
     def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keep tensors under a name; where that fails, say so once and go on without."""
+        """Write tensors under a name; if that fails, warn once and continue without the cache."""
         if self.writes is None:
             return
         try:
@@ -112,16 +110,15 @@ class Shards:
             self.writes = None
             reason = getattr(error.__cause__ or error, "strerror", None) or error
             _LOG.warning(
-                "%s cannot be written to (%s), so this is not kept; TNKIT_CACHE names another cache folder",
-                self.folder,
-                reason,
+                "%s cannot be written to (%s), so results are not cached; set TNKIT_CACHE to another folder",
+                *(self.folder, reason),
             )
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
 
     def _open(self) -> None:
-        """Say what the folder is of, and clear away what killed processes left half-written."""
+        """Write the folder's description, and remove files that killed processes left half-written."""
         storage.private(self.folder, make=True)
         if not (self.folder / "entry.json").exists():
             storage.save_json(self.folder / "entry.json", "cache entry", {"what": self.what})
@@ -131,14 +128,14 @@ class Shards:
 
 
 class Waiting:
-    """Shards that are written once a check has passed; a slow check runs so seldom that it takes 2 % of the time.
+    """Shards that are written once a check has passed; a slow check runs so rarely that it takes 2 % of the time.
 
-    A process that is killed loses what waits: at most a shard, or what it made in 50 times the time of a check.
+    A process that is killed loses the waiting shards: at most one, or those made in 50 times the time of a check.
 
     Args:
         shards: to which they are written.
-        check: raises where what waits must not be kept.
-        most: how many bytes may wait.
+        check: raises an error if the waiting shards are invalid.
+        most: the most bytes that may wait.
 
     >>> import os, tempfile
     >>> os.environ["TNKIT_CACHE"] = tempfile.mkdtemp()
@@ -158,14 +155,14 @@ class Waiting:
         self._due = 0.0
 
     def add(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Let tensors wait under a name."""
+        """Add tensors under a name."""
         self._tensors[name] = tensors
 
     def write(self, *, at_once: bool = False) -> None:
-        """Check and write what waits, where that is due.
+        """Check and write the waiting shards if it is time.
 
         Args:
-            at_once: it is due in any case.
+            at_once: do so in any case.
         """
         began = time.monotonic()
         size = sum(tensor.nbytes for tensors in self._tensors.values() for tensor in tensors.values())
@@ -178,24 +175,24 @@ class Waiting:
         self._tensors = {}
 
 
-def joined(parts: list[Any]) -> dict[str, Tensor]:
-    """The tensors of batches, side by side."""
-    sites = {name: torch.cat([getattr(part, name) for part in parts], dim=1) for name in parts[0].tensors()}
-    return {"index": torch.cat([part.index for part in parts]), **sites}
+def joined(batches: list[Any]) -> dict[str, Tensor]:
+    """The tensors of several batches, concatenated."""
+    sites = {name: torch.cat([getattr(batch, name) for batch in batches], dim=1) for name in batches[0].tensors()}
+    return {"index": torch.cat([batch.index for batch in batches]), **sites}
 
 
 def folder() -> Path:
-    """Where shards are kept."""
+    """The folder of all shards."""
     return storage.cache_folder() / "captures"
 
 
 def entries() -> list[Entry]:
-    """What tnkit keeps in the cache folder: captures and running sums, then converted models; the newest first.
+    """The entries of the cache folder: captures and running sums, then converted models; the newest first.
 
-    Folders and files that tnkit did not make are not among them.
+    Folders and files that tnkit did not create are not included.
 
     Raises:
-        TnkitError: where the cache folder is a file.
+        TnkitError: if the cache folder is a file.
     """
     root = storage.cache_folder()
     if root.exists() and not root.is_dir():
@@ -210,16 +207,16 @@ def entries() -> list[Entry]:
 
 
 def clear(chosen: Iterable[Entry]) -> int:
-    """Remove entries: the files that tnkit wrote, and their folders where nothing else is in them.
+    """Remove entries: the files that tnkit wrote, and their folders if they are then empty.
 
     Args:
         chosen: some of `entries()`.
 
     Returns:
-        The bytes freed.
+        The freed bytes.
 
     Raises:
-        TnkitError: where others own the cache folder or can write to it.
+        TnkitError: if other users own the cache folder or can write to it.
     """
     freed = 0
     for entry in chosen:
@@ -231,7 +228,7 @@ def clear(chosen: Iterable[Entry]) -> int:
                 freed += size
         inner = {parent for file in entry.files for parent in file.parents if entry.path in (parent, *parent.parents)}
         for path in sorted(inner, reverse=True):
-            with suppress(OSError):  # it holds what is not ours
+            with suppress(OSError):  # it holds other files
                 path.rmdir()
     return freed
 
@@ -241,12 +238,12 @@ def _folders(parent: Path) -> list[Path]:
 
 
 def _own(path: Path) -> tuple[Path, ...]:
-    """The files of a cache entry, none of a folder that is not one: tnkit's have a name and a mark."""
+    """The files of a cache entry; none if a folder lacks the name and description of one."""
     return _files(path) if _NAME.fullmatch(path.name) and _what(path) is not None else ()
 
 
 def _files(path: Path) -> tuple[Path, ...]:
-    """The files in an entry's folder that have names such as tnkit gives, but links."""
+    """The files in an entry's folder that are named like tnkit's, without links."""
     return tuple(file for file in path.iterdir() if _FILE.fullmatch(file.name) and stat.S_ISREG(file.lstat().st_mode))
 
 
@@ -254,14 +251,15 @@ def _entry(path: Path, what: str, files: tuple[Path, ...]) -> Entry:
     sizes, times = [], [0.0]
     for file in files:
         with suppress(FileNotFoundError):  # another process has just renamed it
-            about = file.lstat()
-            times.append(about.st_mtime)
-            sizes.append(about.st_size)
+            status = file.lstat()
+            times.append(status.st_mtime)
+            sizes.append(status.st_size)
     return Entry(what, path, sum(sizes), datetime.fromtimestamp(max(times)), files)
 
 
 def _what(path: Path) -> str | None:
-    """What the mark of an entry says; None where there is none, or one that tnkit did not write."""
+    """The description of an entry; None if it is missing or was not written by tnkit."""
+
     try:
         return str(storage.load_json(path / "entry.json", "cache entry").get("what"))
     except TnkitError:

@@ -1,4 +1,4 @@
-"""One neuron on one card: what activates it, and what it writes.
+"""A card for one neuron: what activates it, and what it writes.
 
 card = neuron_card(model, captured, texts, (12, 345))    # captures and sentences by language
 card.plot()                                              # its activation in every sentence, by language
@@ -33,7 +33,7 @@ class NeuronCard:
         neuron: (layer, neuron).
         activations: its activation in every sentence, (sentence,) each, by language.
         sentences: those with the largest absolute activation and its sign, as in `tn.specificity.top_sentences`.
-        tokens: the vocabulary that its value vector raises and lowers when its activation is positive.
+        tokens: the vocabulary that its value vector raises and lowers if its activation is positive.
         spans: start and end of the token read in each of these sentences, or None if unknown.
     """
 
@@ -137,7 +137,8 @@ def _token_read(model: Model, text: str, provenance: Mapping[str, Any]) -> tuple
 
 
 def _marked(text: str, span: tuple[int, int] | None) -> str:
-    """HTML of a sentence with the token read marked; a special token is shown as an empty mark."""
+    """HTML of a sentence in which the token read is marked; a special token is shown as an empty mark."""
+
     start, end = span or (len(text), len(text))
     token = html.escape(text[start:end]) or ("&#9144;" if span else "")
     return html.escape(text[:start]) + (f"<mark>{token}</mark>" if token else "") + html.escape(text[end:])

@@ -1,13 +1,13 @@
-"""Tasks of the lm-evaluation-harness with neurons switched off: `evaluate`, and `TnkitLM` for runs of your own.
+"""Tasks of the lm-evaluation-harness with neurons switched off: `evaluate`, and `TnkitLM` for your own runs.
 
-found = tn.harness.evaluate(model, ["mmlu_prox_lite_ja"], neurons=type1, tokens="prompt", limit=100)
-found.to_frame()                                       # metrics and unparsed answers, before and after
-found = tn.harness.evaluate(model, ["mine"], neurons=type1, include_path="folder/with/mine.yaml")
+evaluation = tn.harness.evaluate(model, ["mmlu_prox_lite_ja"], neurons=type1, tokens="prompt", limit=100)
+evaluation.to_frame()                                  # metrics and unparsed answers, before and after
+evaluation = tn.harness.evaluate(model, ["mine"], neurons=type1, include_path="folder/with/tasks")
 
 with tn.Ablation(model, type1, tokens="prompt"):
     lm_eval.simple_evaluate(tn.harness.TnkitLM(model, batch_size=8), tasks=["belebele_jpn_Jpan"])
 
-The harness comes with pip install 'tnkit[measures]' and is imported on first use.
+Install the harness with pip install 'tnkit[measures]'; it is imported on first use.
 """
 
 import contextlib
@@ -45,22 +45,22 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 UNPARSED = "unparsed"
-_INVALID = "[invalid]"  # what the harness's extracting filters return where they find nothing
+_INVALID = "[invalid]"  # the result of the harness's extracting filters if they find nothing
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What tasks of the lm-evaluation-harness give, untouched and with neurons switched off.
+    """The results of tasks of the lm-evaluation-harness, untouched and with neurons switched off.
 
     Attributes:
         table: indexed (task, filter, metric): `before`, `after`, `change` = after - before with its 95 % bootstrap
-            interval over documents (`low`, `high`; NaN for one document, and where a metric is no mean over documents),
-            and `documents`. The metric "unparsed" is the share of answers in which a task's extracting filter found
-            nothing: where it rises, an accuracy may fall because answers lost their format.
-        before, after: what the harness returned, with every document under "samples".
-        count: (token, neuron) values that were set.
+            interval over documents (`low`, `high`; NaN for one document, or a metric that is not a mean over
+            documents), and `documents`. The metric "unparsed" is the share of answers in which a task's extracting
+            filter found nothing: if it rises, an accuracy may fall because answers lost their format.
+        before, after: the results of the harness, with every document under "samples".
+        count: the number of (token, neuron) values that were set.
         provenance: model, tasks and their versions, ablations, limit, versions.
-        controls: for each control, the evaluation with each draw of it switched off.
+        controls: for each control, the evaluation with each of its draws switched off.
     """
 
     table: "pd.DataFrame"
@@ -71,16 +71,16 @@ class Evaluation:
     controls: dict[str, tuple["Evaluation", ...]] = field(default_factory=dict)
 
     def compared(self, task: str, metric: str, *, filter: str | None = None) -> Comparison:
-        """A metric of a task, untouched, with the set off and with each control off.
+        """Compare a metric of a task: untouched, with the set off and with each control off.
 
         Args:
-            task, metric, filter: as in the index of `table`; the filter only where a task has several.
+            task, metric, filter: as in the index of `table`; the filter only if a task has several.
 
         Returns:
             `Comparison` with a number for every document: means with intervals, effects and p-values.
 
         Raises:
-            TnkitError: for no such row, several, or a metric without a number for every document.
+            TnkitError: if no row or several rows match, or the metric lacks a number for each document.
         """
         names = [name for row, name, column in self.table.index if (row, column) == (task, metric)]
         names = [name for name in names if filter in (None, name)]
@@ -139,10 +139,10 @@ def evaluate(
 ) -> Evaluation:
     """Run tasks of EleutherAI's lm-evaluation-harness untouched and with neurons switched off.
 
-    In tasks that generate, "prompt" and "last" act on the prompt and on nothing that is generated. In tasks that
-    compare likelihoods (multiple choice), the harness feeds prompt and continuation in one pass: there "prompt" acts on
-    all of both, as "all" does; "last" acts on the last token of the prompt where every continuation is one token, and
-    is refused otherwise.
+    In tasks that generate, "prompt" and "last" act on the prompt and not on generated tokens. In tasks that compare
+    likelihoods (multiple choice), the harness feeds prompt and continuation in one pass. There "prompt" acts on both,
+    like "all"; "last" acts on the last token of the prompt if every continuation is one token, and is refused
+    otherwise.
 
     Args:
         model: from `load_model`.
@@ -152,21 +152,21 @@ def evaluate(
         controls: from `tnkit.controls`; each draw runs the tasks once more.
         seeds: draws of each random control.
         tokens: as in `Ablation`.
-        limit: how many documents of each task, or below 1 which share; None takes all.
-        num_fewshot: how many examples each prompt shows (default: the task's own number).
-        include_path: a folder with YAML files of tasks of your own. Where it holds all the tasks asked for, the
-            harness's own thousands are not indexed, which takes it about ten seconds.
-        batch_size: how many requests run at once.
-        trust_remote_code: allow task files that run code: Python functions that they name (`!function`), metrics that
-            are downloaded, data sets with code of their own, templates that reach into Python.
-        progress: let the harness show its bars.
+        limit: the number of documents of each task, or their share if below 1; None takes all.
+        num_fewshot: the number of examples in each prompt (default: the task's own number).
+        include_path: a folder with your own YAML task files. If it holds all requested tasks, the harness does not
+            index its own thousands of tasks, which would take about ten seconds.
+        batch_size: the number of requests that run at once.
+        trust_remote_code: allow task files that run code: named Python functions (`!function`), downloaded metrics,
+            data sets with their own code, templates that access Python objects.
+        progress: show the harness's progress bars.
 
     Returns:
-        `Evaluation`. The harness seeds Python, numpy and torch anew in each run.
+        `Evaluation`. The harness seeds Python, numpy and torch again in each run.
 
     Raises:
-        TnkitError: for no or unknown tasks, a limit that is not positive, tokens="last" where continuations have
-            several tokens, task files that run code, data that cannot be downloaded, and where lm_eval is missing.
+        TnkitError: for no or unknown tasks, a limit that is not positive, tokens="last" with continuations of several
+            tokens, task files that run code, data that cannot be downloaded, or a missing lm_eval.
 
     >>> from datasets import Dataset
     >>> documents = Dataset.from_list([{"question": "Roma è in", "choices": [" Italia", " Asia"], "label": 0}])
@@ -178,14 +178,14 @@ def evaluate(
     """
     tasks = [tasks] if isinstance(tasks, str) else list(tasks)
     if not tasks:
-        raise TnkitError("there are no tasks to run; name some, such as belebele_jpn_Jpan")
+        raise TnkitError("there are no tasks to run; name at least one, such as belebele_jpn_Jpan")
     if limit is not None and not (isinstance(limit, float) and 0 < limit < 1):  # or a share
         limit = whole_number("limit", limit, at_least=1)
     if num_fewshot is not None:
         num_fewshot = whole_number("num_fewshot", num_fewshot)
     lm_eval = harness_of()
     model.check_ready()
-    Ablation(model, neurons, tokens=tokens)  # refuses what it must before data is read
+    Ablation(model, neurons, tokens=tokens)  # so that it refuses its arguments before data is read
     options = {"tasks": tasks, "limit": limit, "num_fewshot": num_fewshot, "bootstrap_iters": 1000}
     quiet = contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO())
     padding = model.tokenizer.padding_side, model.tokenizer.pad_token
@@ -227,7 +227,7 @@ def _unread(tasks: Sequence[Any], error: OSError) -> TnkitError:
     names = ", ".join(task if isinstance(task, str) else str(task.get("task")) for task in tasks)
     return TnkitError(
         f"the data of {names} could not be read ({first_line(error)}); check the network, and whether the data set "
-        "asks for a token (hf auth login); once read, it stays in the cache"
+        "needs a token (hf auth login); it is cached after the first download"
     )
 
 
@@ -238,24 +238,24 @@ def __getattr__(name: str) -> Any:
 
 
 def _manager(tasks: list[str | dict[str, Any]], include_path: str | Path | None, trusted: bool) -> "TaskManager":
-    """An index of tasks: of the include path alone where every task is there, or is a whole configuration."""
+    """An index of tasks: only of the include path if it holds every task that is not a complete configuration."""
     from lm_eval.tasks import TaskManager
 
     path = None if include_path is None else str(include_path)
     if path is not None and not Path(path).is_dir():
-        raise TnkitError(f"include_path={path} is not a folder; name the one that holds the YAML files of tasks")
+        raise TnkitError(f"include_path={path} is not a folder; name the folder with the YAML task files")
     if not trusted:
         refuse_code(tasks, None if path is None else Path(path))
-    own = TaskManager(include_path=path, include_defaults=False)
-    whole = [task for task in tasks if isinstance(task, dict) and {"dataset_path", "custom_dataset"} & set(task)]
-    if all(task in whole or task in own.all_subtasks for task in tasks):
-        return own
+    included = TaskManager(include_path=path, include_defaults=False)
+    complete = [task for task in tasks if isinstance(task, dict) and {"dataset_path", "custom_dataset"} & set(task)]
+    if all(task in complete or task in included.all_subtasks for task in tasks):
+        return included
     manager = TaskManager(include_path=path)
     known = set(manager.all_tasks)
     unknown = [task for task in tasks if isinstance(task, str) and task not in known and not Path(task).is_file()]
     if unknown:
-        where = f", nor does {path} hold one" if path else "; tasks of your own need include_path=FOLDER"
-        raise TnkitError(f"the harness has no task {', '.join(unknown)}{where}")
+        advice = f", nor does {path}; check its name" if path else "; for your own tasks, give include_path=FOLDER"
+        raise TnkitError(f"the harness has no task {', '.join(unknown)}{advice}")
     if not trusted:
         refuse_dataset_code(manager, tasks)
     return manager
@@ -286,12 +286,12 @@ def _by_document(run: dict[str, Any], task: str, name: str, metric: str) -> np.n
         return _unparsed(samples, name, _fallbacks(run["configs"].get(task, {}))[name])
     values = _values(samples, name, metric)
     if values is None:
-        raise TnkitError(f"{metric} of {task} has no number for each document; compare a metric that has one")
+        raise TnkitError(f"{metric} of {task} has no number for each document; choose another metric")
     return values
 
 
 def _values(samples: list[dict[str, Any]], name: str, metric: str) -> np.ndarray | None:
-    """A metric's value for each document, where it has one number a document."""
+    """A metric's value for each document; None if it has no single number for each."""
     values = [sample.get(metric) for sample in samples if sample["filter"] == name]
     numbers = values and all(value is not None and np.ndim(value) == 0 for value in values)
     return np.array(values, dtype=float) if numbers else None
@@ -317,7 +317,8 @@ def _row(before: float, after: float, values: list[np.ndarray | None]) -> dict[s
 
 
 def _fallbacks(config: dict[str, Any]) -> dict[str, set[str]]:
-    """By filter of a generating task that extracts answers: the placeholder for one that was not found."""
+    """For a generating task: filter that extracts answers → the placeholders for a missing answer."""
+
     if config.get("output_type") != "generate_until":
         return {}
     fallbacks = {}

@@ -1,4 +1,4 @@
-"""A loaded `tnkit.Model` as the lm-evaluation-harness takes it: the class `TnkitLM`, made on first use."""
+"""A loaded `tnkit.Model` for the lm-evaluation-harness: the class `TnkitLM`, created on first use."""
 
 import logging
 import math
@@ -13,7 +13,7 @@ from tnkit.models.model import Model
 
 @cache
 def model_class() -> type:
-    """The harness's model class for tnkit, made on first use because it inherits from one of the harness."""
+    """The harness's model class for tnkit, created on first use because it inherits from a class of the harness."""
     harness_of()
     from lm_eval.models.huggingface import HFLM
     from tqdm.auto import tqdm
@@ -23,14 +23,14 @@ def model_class() -> type:
 
         Args:
             model: from `load_model`.
-            batch_size: how many requests run at once.
+            batch_size: the number of requests that run at once.
             **options: as in lm_eval.models.huggingface.HFLM.
         """
 
         def __init__(self, model: Model, *, batch_size: int = 8, **options: Any) -> None:
             log = logging.getLogger("lm_eval.models.huggingface")
             level = log.level
-            log.setLevel(logging.ERROR)  # it warns of a loaded module, which is the point here
+            log.setLevel(logging.ERROR)  # it warns of a loaded module, which is intended here
             try:
                 super().__init__(model.module, tokenizer=model.tokenizer, batch_size=batch_size, **options)
             finally:
@@ -43,14 +43,14 @@ def model_class() -> type:
             disable_tqdm: bool = False,
             override_bs: int | None = None,
         ) -> list[tuple[float, bool]]:
-            """As HFLM's, one length at a time.
+            """Like HFLM's method, one length at a time.
 
-            HFLM pads without an attention mask, so that the last token of a padded row would be padding.
+            HFLM pads without an attention mask, so the last token of a padded row would be padding.
             """
             scopes = {ablation["tokens"] for ablation in self.ablated.ablations}
             if "last_word" in scopes or ("last" in scopes and any(len(end) > 1 for *_, end in requests)):
                 raise TnkitError(
-                    'tokens="last" and "last_word" have no meaning for continuations of several tokens, which the '
+                    'tokens="last" and "last_word" are undefined for continuations of several tokens, which the '
                     'harness feeds together with their prompt; use tokens="prompt" or "all"'
                 )
             by_length: dict[int, list[int]] = {}
@@ -69,10 +69,8 @@ def model_class() -> type:
 
 
 def harness_of() -> ModuleType:
-    """The lm-evaluation-harness.
+    """The module lm_eval; a `TnkitError` if it is not installed.
 
-    Raises:
-        TnkitError: where it is not installed.
 
     >>> harness_of().__name__
     'lm_eval'

@@ -29,12 +29,12 @@ class PromotedTokens:
     """The vocabulary items that each neuron's value vector raises and lowers most, strongest first.
 
     Attributes:
-        neurons: (layer, neuron) pairs, which the first axis stands for.
+        neurons: (layer, neuron) pairs, the first axis.
         promoted, suppressed: the items as text.
         promoted_ids, suppressed_ids: their token ids, (neuron, token).
-        promoted_logits, suppressed_logits: change of the logit for an activation of 1 where the denominators of the
-            norms are 1, (neuron, token), float32; positive is raised. Compare them within a neuron: between neurons
-            the denominators differ. A neuron whose activation is negative raises what is named suppressed here.
+        promoted_logits, suppressed_logits: the change of the logit for an activation of 1 with the norms' denominators
+            set to 1, (neuron, token), float32; positive is raised. Compare them only within a neuron: the denominators
+            differ between neurons. A neuron with a negative activation raises the items named suppressed here.
         provenance: the model.
     """
 
@@ -48,7 +48,7 @@ class PromotedTokens:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def to_frame(self) -> "pd.DataFrame":
-        """One row a rank, indexed (layer, neuron, rank)."""
+        """One row per rank, indexed (layer, neuron, rank)."""
         import pandas as pd
 
         ranks = range(1, self.promoted_ids.shape[1] + 1)
@@ -73,14 +73,14 @@ def promoted(
     """The vocabulary items that value vectors promote and suppress (Geva et al., EMNLP 2022).
 
     Logits of neuron i: W_U (g ⊙ (gain ⊙ v_i)), its value vector through the branch's output gain, the final norm's
-    learned gain g and the unembedding W_U. The norms' denominators are frozen (taken as 1), a LayerNorm also subtracts
-    the mean over coordinates. Biases, which are the same for all neurons, and any scale or cap of the logits after the
-    unembedding are left out: neither changes the order.
+    learned gain g and the unembedding W_U. The norms' denominators are set to 1; a LayerNorm also subtracts the mean
+    over coordinates. Biases, which are the same for all neurons, and any scale or cap of the logits after the
+    unembedding are omitted: neither changes the order.
 
     Args:
         model: from `load_model`.
         neuron: (layer, neuron), or several, such as a `NeuronSet`.
-        k: how many items to name at each end.
+        k: the number of items at each end.
 
     Returns:
         `PromotedTokens`: float32, on the CPU.
@@ -90,8 +90,8 @@ def promoted(
             vocabulary has, or a model whose final norm or unembedding does not fit the residual stream.
 
     >>> from tnkit.testing import tiny_model
-    >>> found = promoted(tiny_model(), [(0, 1), (3, 5)], k=4)
-    >>> found.promoted_ids.shape, bool((found.promoted_logits > found.suppressed_logits).all())
+    >>> tokens = promoted(tiny_model(), [(0, 1), (3, 5)], k=4)
+    >>> tokens.promoted_ids.shape, bool((tokens.promoted_logits > tokens.suppressed_logits).all())
     (torch.Size([2, 4]), True)
     """
     pairs = _pairs(model, neuron)
@@ -99,13 +99,13 @@ def promoted(
     head = model.module.get_output_embeddings()
     if model.final_norm_path is None or head is None or head.weight.shape[1] != model.hidden_size:
         raise TnkitError(
-            f"{model.name} has no final norm that tnkit knows, or no unembedding of width {model.hidden_size}: "
-            "the logit lens does not reach its vocabulary"
+            f"{model.name} has no known final norm, or no unembedding of width {model.hidden_size}, both of which the "
+            "logit lens needs; use another model"
         )
     size = min(len(head.weight), len(model.tokenizer))
     k = whole_number("k", k, at_least=1)
     if k > size:
-        raise TnkitError(f"k={k} items were asked for; the vocabulary has {size}: ask for 1 to {size}")
+        raise TnkitError(f"k={k} is more than the {size} items of the vocabulary; give 1 to {size}")
     norm = attrgetter(model.final_norm_path)(model.module)
     highest, lowest = [], []
     with torch.no_grad():
@@ -130,10 +130,10 @@ def promoted(
 
 
 def frozen_norm(norm: nn.Module, vectors: Float[Tensor, "neuron hidden"]) -> Float[Tensor, "neuron hidden"]:
-    """What a norm makes of additions to its input with its denominator taken as 1: no bias, float32.
+    """The effect of additions to a norm's input on its output with the denominator set to 1: no bias, float32.
 
-    Gain and centring are read by passing vectors through it whose root mean square is 1, so that no class needs to be
-    known: ±1 in turn have mean 0, and a norm that centres makes nothing of a constant vector.
+    Gain and centring are measured on vectors with a root mean square of 1, whatever the norm's class: alternating ±1
+    have mean 0, and a norm that centres maps a constant vector to zero.
 
     >>> norm = nn.LayerNorm(4)
     >>> frozen_norm(norm, torch.tensor([[3.0, 1.0, 0.0, 0.0]]))
@@ -155,9 +155,9 @@ def frozen_norm(norm: nn.Module, vectors: Float[Tensor, "neuron hidden"]) -> Flo
 
 def _pairs(model: Model, neuron: tuple[int, int] | Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     if not len(neuron):
-        raise TnkitError("no neurons were named; name one as (layer, neuron), or several")
-    several: Sequence[Any] = neuron if isinstance(neuron[0], Sequence) else [neuron]
-    pairs = tuple((int(layer), int(number)) for layer, number in several)
+        raise TnkitError("no neurons were given; give one as (layer, neuron), or several")
+    neurons: Sequence[Any] = neuron if isinstance(neuron[0], Sequence) else [neuron]
+    pairs = tuple((int(layer), int(number)) for layer, number in neurons)
     check_layers(model, [layer for layer, _ in pairs])
     outside = next((pair for pair in pairs if not 0 <= pair[1] < model.widths[pair[0]]), None)
     if outside:
@@ -169,7 +169,8 @@ def _pairs(model: Model, neuron: tuple[int, int] | Sequence[tuple[int, int]]) ->
 
 
 def _texts(model: Model, ids: Int[Tensor, "neuron token"]) -> tuple[tuple[str, ...], ...]:
-    """Tokens as text; those that are no whole characters as the tokenizer names them."""
+    """Tokens as text; those that are incomplete characters as the tokenizer names them."""
+
     tokenizer = model.tokenizer
     texts = {}
     for token in ids.unique().tolist():

@@ -1,7 +1,7 @@
-"""Code in the task files of the lm-evaluation-harness: it runs only where the caller trusts it.
+"""Code in the task files of the lm-evaluation-harness: it runs only if the caller trusts it.
 
-A YAML file can name Python functions (`!function`), metrics that are downloaded and run, and templates, whose language
-reaches Python's own objects. Files are checked without running anything; templates run in Jinja's sandbox.
+A YAML file can name Python functions (`!function`), metrics that are downloaded and run, and templates that access
+Python objects. Files are checked without running anything; templates run in Jinja's sandbox.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 _STANDARD = "tag:yaml.org,2002:"
-_LARGEST = 10 << 20  # bytes of a task file
+_LARGEST = 10 << 20  # the most bytes of a task file
 
 
 def refuse_code(tasks: Iterable[str | Mapping[str, Any]], folder: Path | None) -> None:
-    """Refuse task files that run code: all in a folder, those named by path, and what they include.
+    """Refuse task files that run code: those in a folder, those named by path, and the files that they include.
 
     Raises:
-        TnkitError: which file and line, or for a file that cannot be read.
+        TnkitError: naming the file and line, or for a file that cannot be read.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -43,11 +43,7 @@ def refuse_code(tasks: Iterable[str | Mapping[str, Any]], folder: Path | None) -
 
 
 def refuse_dataset_code(manager: "TaskManager", tasks: Iterable[str | Mapping[str, Any]]) -> None:
-    """Refuse tasks of the harness itself whose data sets come with code.
-
-    Raises:
-        TnkitError: which file.
-    """
+    """Refuse the harness's own tasks whose data sets contain code."""
     waiting, seen = [task for task in tasks if isinstance(task, str)], set()
     while waiting:
         name = waiting.pop()
@@ -60,12 +56,12 @@ def refuse_dataset_code(manager: "TaskManager", tasks: Iterable[str | Mapping[st
         waiting += [*entry.tags] if entry.kind.name == "TAG" else []
         waiting += [child for child in _several(children) if isinstance(child, str)] if "group" in settings else []
         if "custom_dataset" in settings or (settings.get("dataset_kwargs") or {}).get("trust_remote_code"):
-            raise _untrusted(f"{entry.yaml_path}: the data set of {name} runs code of its own")
+            raise _untrusted(f"{entry.yaml_path}: the data set of {name} runs its own code")
 
 
 @contextmanager
 def sandboxed_templates() -> Iterator[None]:
-    """A context in which the harness's templates reach no Python object but their documents.
+    """A context in which the harness's templates can access no Python objects but their documents.
 
     Raises:
         TnkitError: for a template that tries to.
@@ -81,7 +77,7 @@ def sandboxed_templates() -> Iterator[None]:
     try:
         yield
     except SecurityError as error:
-        raise _untrusted(f"a template reaches into Python ({first_line(error)})") from error
+        raise _untrusted(f"a template accesses Python objects ({first_line(error)})") from error
     finally:
         utils.env = before
 
@@ -95,7 +91,7 @@ def _check(file: Path, seen: set[Path]) -> None:
     seen.add(file)
     try:
         if file.stat().st_size > _LARGEST:
-            raise TnkitError(f"{file} is larger than {_LARGEST >> 20} MB, too large for a task file")
+            raise TnkitError(f"{file} is larger than {_LARGEST >> 20} MB; is it a task file?")
         root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise TnkitError(f"{file} is not a readable task file ({first_line(error)})") from error
@@ -106,13 +102,13 @@ def _check(file: Path, seen: set[Path]) -> None:
     for entry in _several(settings.get("metric_list")):
         name = entry.get("metric") if isinstance(entry, dict) else None
         if name is not None and (name not in metric_registry or entry.get("hf_evaluate") not in (None, "false")):
-            raise _untrusted(f"{file}: the metric {name!s:.60} is not the harness's own; its code would be downloaded")
+            raise _untrusted(f"{file}: the metric {name!s:.60} is not built in; its code would be downloaded")
     for include in _several(settings.get("include")):
         _check((file.parent / str(include)).resolve(), seen)
 
 
 def _nodes(root: Any) -> Iterator[Any]:
-    """Every node of a YAML file once, however often aliases repeat it."""
+    """Every node of a YAML file once, even if aliases repeat it."""
     waiting, seen = [root] if root else [], set()
     while waiting:
         node = waiting.pop()
@@ -140,4 +136,4 @@ def _several(value: Any) -> list[Any]:
 
 
 def _untrusted(reason: str) -> TnkitError:
-    return TnkitError(f"{reason}; read it, and allow it with trust_remote_code=True / --trust_remote_code")
+    return TnkitError(f"{reason}; review it, and allow it with trust_remote_code=True / --trust_remote_code")

@@ -115,10 +115,11 @@ def conditions(frame: "pd.DataFrame", *, xlabel: str, title: str = "", ax: Axes 
     with axes(ax, 7.0, 1.1 + 0.36 * len(frame)) as ax:
         names = list(map(str, frame.index))
         for number, (name, (_, row)) in enumerate(zip(names, frame.iterrows(), strict=True)):
-            colour, at = _COLOURS.get(name, _CONTROL_COLOURS[0]), ("axes fraction", "data")
+            colour, coordinates = _COLOURS.get(name, _CONTROL_COLOURS[0]), ("axes fraction", "data")
             ax.hlines(number, row["low"], row["high"], color=colour, lw=2)
             ax.plot(row["mean"], number, "o", color=colour, ms=6)
-            ax.annotate(f"{row['mean']:z.3f}", (1.01, number), xycoords=at, va="center", color=colour)
+            ax.annotate(f"{row['mean']:z.3f}", (1.01, number), xycoords=coordinates, va="center", color=colour)
+
         seeds = zip(names, frame["seeds"], strict=True)
         labels = [literal(name) + (f" ({count:.0f} seeds)" if count > 1 else "") for name, count in seeds]
         ax.set_yticks(range(len(frame)), labels)
@@ -174,11 +175,10 @@ def conditions_by_value(frames: Mapping[str, "pd.DataFrame"], *, xlabel: str, ax
     first = next(iter(frames.values()))
     names = [name for name in first.index if name != "none"]
     with axes(ax, 7.0, 1.3 + 0.27 * len(names)) as ax:
-        for place, ((value, frame), colour) in enumerate(
-            zip(frames.items(), ("#D55E00", *_CONTROL_COLOURS), strict=False)
-        ):
+        colours = ("#D55E00", *_CONTROL_COLOURS)
+        for number, ((value, frame), colour) in enumerate(zip(frames.items(), colours, strict=False)):
             rows = frame.loc[[name for name in names if name in frame.index]]
-            heights = np.array([names.index(name) for name in rows.index]) + 0.22 * (place - (len(frames) - 1) / 2)
+            heights = np.array([names.index(name) for name in rows.index]) + 0.22 * (number - (len(frames) - 1) / 2)
             ax.hlines(heights, rows["low"], rows["high"], color=colour, lw=1.6)
             ax.plot(rows["mean"], heights, "o", color=colour, ms=4.5, label=f"set to {literal(value)}")
         if "none" in first.index:

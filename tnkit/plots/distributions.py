@@ -23,7 +23,7 @@ def score_distribution(
     """Draw a histogram of scores with the chosen ones in colour; counts are on a log axis.
 
     Args:
-        scores: of all neurons; NaN where none was taken.
+        scores: of all neurons; NaN for a neuron without a score.
         distance: what the scores are a change of: "cosine" or another.
         chosen: the scores of a set of neurons.
         colour: of the chosen scores.
@@ -34,7 +34,7 @@ def score_distribution(
     >>> [text.get_text() for text in drawn.get_legend().get_texts()]
     ['all 2 neurons', 'chosen 1, score ≥ 0.2']
     """
-    values = _taken(scores)
+    values = scores[~np.isnan(scores)]
     bins = _bins(values, 80)
     with axes(ax, 6.0, 3.4) as ax:
         ax.hist(values, bins=bins, color=_GREY, label=f"all {len(values):,} neurons")
@@ -50,7 +50,7 @@ def score_distributions(
     scores: Mapping[str, Float[np.ndarray, "*any"]], *, distance: str, title: str = "", ax: Axes | None = None
 ) -> Axes:
     """Draw the score distributions of several languages as outlines; counts are on a log axis."""
-    values_by_language = {language: _taken(values) for language, values in scores.items()}
+    values_by_language = {language: values[~np.isnan(values)] for language, values in scores.items()}
     bins = _bins(np.concatenate(list(values_by_language.values())), 60)
     with axes(ax, 6.0, 3.4) as ax:
         for language, values in values_by_language.items():
@@ -59,10 +59,6 @@ def score_distributions(
             ax.hist(values, bins=bins, histtype="step", color=colour, lw=1.4, label=language_label(language))
         _label_scores(ax, f"score (mean change of {_unit(distance)})", title)
     return ax
-
-
-def _taken(scores: np.ndarray) -> np.ndarray:
-    return scores[~np.isnan(scores)]
 
 
 def _bins(values: np.ndarray, count: int) -> list[float]:
@@ -90,7 +86,7 @@ def random_sets(
     title: str = "",
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw a histogram of what random sets do, with the set and the untouched model as lines.
+    """Draw a histogram of the effects of random sets, with the set and the untouched model as lines.
 
     Args:
         draws: the mean with each random set off.
@@ -115,7 +111,7 @@ def random_sets(
 
 
 def losses(values: Float[np.ndarray, "sentence"], *, whole: float, ax: Axes | None = None) -> Axes:
-    """Draw a histogram of nats per token over sentences, with those of the whole text as a line."""
+    """Draw a histogram of nats per token over sentences, with the value of the whole text as a line."""
     with axes(ax, 6.0, 3.4) as ax:
         ax.hist(values, bins=_bins(values, 30), color=_GREY)
         ax.axvline(whole, color="#D55E00", lw=1.5, label=f"whole text: {whole:.2f}")
@@ -168,7 +164,8 @@ def exceedance(
     """Draw the share of each group's values greater than x, for values between 0 and 1.
 
     Args:
-        groups: values by name; of two groups, the first is in colour and the second grey.
+        groups: values by name; if there are two, the first is in colour and the second grey.
+
         xlabel: the measure.
         marks: x of the dashed lines.
         ax: where to draw (default: a new figure).

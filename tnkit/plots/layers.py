@@ -1,4 +1,4 @@
-"""What each layer holds: measures and numbers of neurons, layer by layer."""
+"""Measures and numbers of neurons, layer by layer."""
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING

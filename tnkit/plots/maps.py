@@ -103,7 +103,7 @@ def overlap_matrix(
     *,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw Jaccard indices of neuron sets as a heat map, with the numbers of shared neurons written in.
+    """Draw Jaccard indices of neuron sets as a heat map, annotated with the numbers of shared neurons.
 
     Args:
         jaccard: NaN for cells without colour, such as the diagonal.
@@ -122,7 +122,7 @@ def overlap_matrix(
 
 
 def matrix(frame: "pd.DataFrame", *, xlabel: str, ylabel: str, value: str, ax: Axes | None = None) -> Axes:
-    """Draw a frame as a heat map with its numbers; language codes among the labels become names."""
+    """Draw a frame as an annotated heat map; language codes among the labels become names."""
     names = [language_label(name) for name in frame.columns], [language_label(name) for name in frame.index]
     written = np.vectorize("{:z.2f}".format)(frame)
     with axes(ax, 2.4 + 1.1 * frame.shape[1], 1.5 + 0.55 * frame.shape[0]) as ax:
@@ -132,7 +132,7 @@ def matrix(frame: "pd.DataFrame", *, xlabel: str, ylabel: str, value: str, ax: A
 
 
 def perplexities(frame: "pd.DataFrame", *, ax: Axes | None = None) -> Axes:
-    """Draw perplexities as a heat map coloured by change, with the cells of a language's own set framed.
+    """Draw perplexities as a heat map coloured by change; frames mark the cells of a language's own set.
 
     Args:
         frame: columns `perplexity`, `change` and `own`, indexed (off, read); the first `off` is the untouched model.
@@ -168,7 +168,7 @@ def _heatmap(
     label: str | None,
     **look: Any,
 ) -> None:
-    """Cells with what is written in them, names of columns and rows, and a colour bar if it has a label."""
+    """Draw annotated cells, the names of columns and rows, and a colour bar if it has a label."""
     import seaborn
 
     bar = {"cbar": False} if label is None else {"cbar_kws": {"label": literal(label)}}
@@ -180,7 +180,7 @@ def _heatmap(
 def _image(
     ax: Axes, values: np.ndarray, written: np.ndarray, *, scale: tuple[float, float], fontsize: float, **options: Any
 ) -> AxesImage:
-    """Cells in shades of blue, NaN without, and what is written in them."""
+    """Draw annotated cells in shades of blue, NaN without colour."""
     low, high = scale
     image = ax.imshow(np.ma.masked_invalid(values), cmap="Blues", vmin=low, vmax=high, **options)
     for (row, column), text in np.ndenumerate(written):
@@ -196,11 +196,12 @@ def _size(count: int) -> tuple[float, float]:
 
 
 def _short(distance: float) -> str:
-    """Two digits, and whole numbers from 100 on."""
+    """Two digits, or a whole number from 100."""
     return f"{distance:,.0f}" if distance >= 99.5 else f"{distance:.2g}"
 
 
 def _largest(values: np.ndarray) -> float:
-    """The largest finite value, or 1 where none is above 0."""
+    """The largest finite value, or 1 if none is above 0."""
+
     finite = values[np.isfinite(values)]
     return float(finite.max()) if len(finite) and finite.max() > 0 else 1.0

@@ -52,7 +52,8 @@ def space(
                 ax.scatter(x, y, s=90, color=language_colour(language), marker="D", **edge)
             x, y = means.mean(axis=0)
             ax.scatter(x, y, s=260, color="white", marker="*", **edge)
-        x_label, y_label = (f"PC {one + 1} ({share:.0%}" for one, share in zip(pair, explained, strict=True))
+        x_label, y_label = (f"PC {number + 1} ({share:.0%}" for number, share in zip(pair, explained, strict=True))
+
         ax.set(xlabel=f"{x_label} of variance)", ylabel=f"{y_label})", title=literal(title))
         ax.ticklabel_format(scilimits=(-2, 4))
         ax.locator_params(nbins=5)

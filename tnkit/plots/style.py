@@ -66,8 +66,8 @@ _log = logging.getLogger("tnkit")
 def style() -> Iterator[None]:
     """Use the project's matplotlib style inside a `with` block.
 
-    Interactive mode is not reset: a notebook's first figure loads the backend, which turns it on, and without it no
-    later figure would be shown.
+    Interactive mode is not reset: a notebook's first figure loads the backend, which turns interactive mode on, and
+    later figures need it to be shown.
 
     >>> with style():
     ...     plt.rcParams["legend.frameon"]
@@ -82,7 +82,7 @@ def style() -> Iterator[None]:
 
 
 def use_style() -> None:
-    """Use the project's matplotlib style from here on, also for your own figures and titles."""
+    """Use the project's matplotlib style from now on, also for your own figures and titles."""
     plt.rcParams.update({**_STYLE, "font.family": _fonts()})
 
 
@@ -124,7 +124,7 @@ def language_name(code: str) -> str:
 
 
 def literal(text: object) -> str:
-    """Text from elsewhere, prepared so that a figure shows it as it is, in at most 80 characters.
+    """Text from elsewhere, escaped so that a figure shows it literally, in at most 80 characters.
 
     matplotlib would read text between dollar signs as mathematics, and omit a label that begins with an underscore
     from the legend. Control characters become escapes.
@@ -185,7 +185,8 @@ def save_figure(figure: Figure | SubFigure, path: str | Path, *, close: bool = T
 
 
 def figure_saver(prefix: str | Path, **parameters: object) -> Callable[..., None]:
-    """A function that saves figures with the parameters they were made with, and leaves them open.
+    """A function that saves figures with the parameters that they were made with, and leaves them open.
+
 
     Args:
         prefix: folder and beginning of the file names.

@@ -58,7 +58,7 @@ def test_places_that_cannot_be_written_to(tmp_path):
         raise OSError(28, "No space left on device")
 
     for name, write in {"file/x": bytes, "folder": bytes, "a" * 300: bytes, "full": full}.items():
-        with pytest.raises(tn.TnkitError, match=rf"cannot write .*{name}: .*; choose another place with out=/--out"):
+        with pytest.raises(tn.TnkitError, match=rf"cannot write .*{name}: .*; choose another path with out=/--out"):
             storage.write_atomically(tmp_path / name, write)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "folder"]
     assert list((tmp_path / "folder").iterdir()) == []
@@ -83,7 +83,7 @@ def test_files_of_another_kind_schema_or_maker(tmp_path, monkeypatch):
         with monkeypatch.context() as later:
             later.setattr(storage, "_SCHEMA", 9)
             path = save("scores")
-        with pytest.raises(tn.TnkitError, match=rf"/{name} has schema 9, this tnkit reads 2; make it again"):
+        with pytest.raises(tn.TnkitError, match=rf"/{name} has schema 9, this tnkit reads 2; create it again"):
             load(path, "scores")
     save_file({"values": torch.ones(2)}, tmp_path / "t")
     for text in "[1]", "null", '{"kind": "scores"}', '{"kind": "scores", "about": []}':

@@ -1,7 +1,7 @@
-"""Sentences aligned across languages, with fixed splits: `Corpus`, and `load_corpus` for every source of them.
+"""Sentences aligned across languages, in fixed splits: `Corpus`, and `load_corpus`, which reads every source.
 
 corpus = tn.load_corpus("everyday", ["en", "ja"])           # packaged, CC0
-corpus = tn.load_corpus("pairs.tsv", ["en", "ja"])          # a file, a folder or an archive in many layouts
+corpus = tn.load_corpus("pairs.tsv", ["en", "ja"])          # a file, folder or archive, in many layouts
 corpus = tn.load_corpus({"en": "x.en", "ja": "x.ja"})       # two files, or lists in memory
 corpus = tn.load_corpus("tatoeba", ["en", "ja"], limit=2000)  # from the Hugging Face Hub; see sources.RECIPES
 corpus["train"]["ja"]                                       # a sequence of str
@@ -20,16 +20,16 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
 
 from tnkit import storage
 from tnkit.errors import TnkitError, one_of, whole_number
-from tnkit.text import languages as languages_module
 from tnkit.text import rows as row_rules
 from tnkit.text import sources
+from tnkit.text.languages import code_of, foreign_script, matching, name_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _log = logging.getLogger("tnkit")
 _MANY = 20  # cells for each value of a tag
-_FAR = 0.1  # of the rows, by which the test split may miss its share without a warning
+_FAR = 0.1  # the test split may miss its share by this share of the rows without a warning
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Sentences(Sequence[str]):
         language, corpus, split: names, for messages and results.
         ids: the number of each sentence's row in its source, if known; slices keep it.
         source: a fingerprint of the source.
-        matched: "in order" where nothing but their order says which sentences are translations of each other.
+        matched: "in order" if only their order says which sentences are translations of each other.
 
     >>> Sentences(("Hi!", "Bye!"), language="en")[1]
     'Bye!'
@@ -75,15 +75,15 @@ class Sentences(Sequence[str]):
 
     @property
     def rows(self) -> str:
-        """A fingerprint of the rows, the same for parallel languages; empty where rows are not known."""
+        """A fingerprint of the rows, the same for parallel languages; "" if the rows are not known."""
         return "" if self.ids is None else row_rules.fingerprint(self.ids)
 
 
 class Split(dict[str, Sentences]):
-    """Language → `Sentences`, aligned by index; a language is found by its other names too."""
+    """Language → `Sentences`, aligned by index; other names of a language work too."""
 
     def __missing__(self, language: str) -> Sentences:
-        names = languages_module.matching(language, self) if isinstance(language, str) else []
+        names = matching(language, self) if isinstance(language, str) else []
         if len(names) == 1:
             return self[names[0]]
         raise TnkitError(f"the corpus has no sentences in {language!r}; it has {', '.join(self) or 'none'}")
@@ -94,9 +94,9 @@ class Corpus:
     """Aligned sentences by language, in a train and a test split that share no sentence.
 
     Attributes:
-        name: where it comes from.
+        name: of the source.
         frame: a pandas frame with a column `split` ("train" or "test") and one for each language.
-        dropped: how many rows were left out, by reason.
+        dropped: how many rows were dropped, by reason.
         ids: the number of each row in its source, if known.
         source: a fingerprint of the source's sentences.
         matched: as in `Sentences`.
@@ -131,8 +131,8 @@ class Corpus:
         of_split = (self.frame["split"] == split).to_numpy()
         rows = self.frame[of_split]
         ids = None if self.ids is None else tuple(compress(self.ids, of_split))
-        origin = (self.name, split, ids, self.source, self.matched)
-        return Split({name: Sentences(tuple(rows[name]), name, *origin) for name in self.languages})
+        provenance = (self.name, split, ids, self.source, self.matched)
+        return Split({name: Sentences(tuple(rows[name]), name, *provenance) for name in self.languages})
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -142,11 +142,11 @@ class Corpus:
         return self.frame.copy()
 
     def save(self, path: str | Path) -> Path:
-        """Write a TSV file that `load_corpus` reads back, splits included."""
+        """Write a TSV file that `load_corpus` reads back, with the splits."""
         rows = [list(self.frame.columns), *self.frame.itertuples(index=False)]
         special = any(re.search('["\t\r\n]', cell) for row in rows for cell in row)
         text = io.StringIO(newline="")
-        quoting: Any = csv.QUOTE_ALL if special else csv.QUOTE_NONE  # names in quotes say that every cell is
+        quoting: Any = csv.QUOTE_ALL if special else csv.QUOTE_NONE  # quoted names show that every cell is quoted
         csv.writer(text, delimiter="\t", lineterminator="\n", quoting=quoting, quotechar='"').writerows(rows)
         return storage.write_text(path, text.getvalue())
 
@@ -167,47 +167,46 @@ def load_corpus(
 ) -> Corpus:
     """Load sentences, normalise them, and split them.
 
-    Text is put into Unicode NFC and stripped, and a placeholder such as "-" or "N/A" counts as empty. Rows with an
-    empty sentence and exact duplicates in the languages asked for are dropped and counted. Without a column `split`,
-    rows are split by a hash of their text in all languages that the source has: rows that share a sentence stay
-    together, the test split has its exact share of the distinct rows, and a row's split does not depend on which
-    languages are asked for. (Data sets on the Hub with a file for each language, and Tatoeba's exports, are read in the
-    languages asked for only, and there it does.)
+    Text is stripped and put into Unicode NFC; a placeholder such as "-" or "N/A" counts as empty. Rows with an empty
+    sentence and exact duplicates in the requested languages are dropped and counted. Without a column `split`, rows are
+    split by a hash of their text in all languages of the source: rows that share a sentence stay together, the test
+    split has its exact share of the distinct rows, and a row's split does not depend on the requested languages. (It
+    does for Tatoeba's exports and for data sets on the Hub with a file for each language, of which only the requested
+    languages are read.)
 
     A column `split` is respected. It holds train and test, in upper or lower case; devtest is test. Rows of dev,
-    validation or valid become the test split if there is none, or the training split if there is none; beside both they
-    are dropped and counted, and alone they are split by hash.
+    validation or valid become the test split if there is none, or else the training split if there is none. If both
+    exist, those rows are dropped and counted; if neither does, they are split by hash.
 
     Args:
         source: one of these.
 
             - a name: "everyday" (packaged), or "tatoeba", "mkqa", "flores+", "ntrex-128", "belebele" or "opus-100"
-              (from the Hugging Face Hub; `sources.RECIPES` has licences, sizes and citations), another data set of
+              (from the Hugging Face Hub; `sources.RECIPES` has licences, sizes and citations), another data set on
               the Hub as "OWNER/NAME", or a file of one as "hf://datasets/OWNER/NAME/FILE".
             - a file with a column for each language, a column of translations by language, or a row for each sentence
               and language: .tsv .csv .jsonl .ndjson .json .parquet .arrow .feather .xlsx, or a .tmx translation memory.
             - a .txt with one sentence per line, or a .pkl of the published code (a list of sentences, or of tuples).
-            - two files of OPUS: {"en": "x.en", "ja": "x.ja"}, a list of them, or "x", with which their names begin.
+            - two files of OPUS: {"en": "x.en", "ja": "x.ja"}, a list of them, or "x", the beginning of their names.
             - a folder, .zip or .tar of FLORES-200, FLORES+, NTREX-128, Belebele, SIB-200, MASSIVE, OPUS, Tatoeba's
               exports of sentences and links, `datasets.Dataset.save_to_disk`, or a file for each language.
             - a pandas frame, a `datasets.Dataset` or `DatasetDict`, a dict of lists, a list of dicts or of tuples.
 
-            Text may be packed as .gz, .bz2, .xz or .zip, in UTF-8, or in UTF-16 with a byte-order mark.
-        languages: which languages, by column name or by another name of the language (ja finds jpn_Jpan and
-            Japanese); for files without column names, the name of each column in order. Default: every column of text
-            whose name is a language's, such as ja, ja-JP, jpn_Jpan or Japanese, but not src, url or id.
+            Text may be packed as .gz, .bz2, .xz or .zip. It is in UTF-8, or in UTF-16 with a byte-order mark.
+        languages: column names or other names of the languages (ja finds jpn_Jpan and Japanese); for files without
+            column names, the name of each column in order. Default: every column of text that is named after a
+            language, such as ja, ja-JP, jpn_Jpan or Japanese, but not src, url or id.
         header: None for a table without column names; `languages` then names its columns in order.
-        quoting: of a .tsv file, "csv" where a cell in quotes is a cell and inner quotes are doubled, "none" where
-            quotes are text; detected by default, and a file that can be either is refused.
+        quoting: of a .tsv file, "csv" if quotes enclose cells and inner quotes are doubled, or "none" if quotes are
+            text; detected by default, and a file that can be either is refused.
         test: the share of rows in the test split.
-        limit: keep at most this many rows, those of each split with the lowest hash, so that the splits keep their
-            shares and no row changes its split.
-        leaks: what to do where the given training split holds sentences of the test split: "refuse", or "drop" those
-            training rows.
+        limit: the most rows to keep, those of each split with the lowest hash: the splits keep their shares, and no
+            row changes its split.
+        leaks: if training rows of a column `split` hold sentences of the test split, "refuse" them or "drop" the rows.
 
     Raises:
         TnkitError: for a file that is missing, empty, damaged or not what its ending says, for missing languages, and
-            for a given split that leaks.
+            for a column `split` that leaks.
 
     >>> import pandas as pd
     >>> corpus = load_corpus(pd.DataFrame({"en": ["Hi!", "Hi!", "Bye!"], "it": ["Ciao!", "Ciao!", "A dopo!"]}))
@@ -226,40 +225,25 @@ def load_corpus(
     texts = frame[[column for column in frame.columns if column != "split"]]
     hashes = row_rules.row_hashes(texts)
     roles = row_rules.roles(name, frame["split"]) if "split" in frame else []
-    given = not {*roles} <= {"dev"}  # which alone is no split
-    frame["split"] = roles if given else row_rules.by_hash(texts, hashes, test)
-    whole = frame[(frame[wanted] != "").all(axis=1)]
+    is_split = not {*roles} <= {"dev"}  # dev alone is no split
+    frame["split"] = roles if is_split else row_rules.by_hash(texts, hashes, test)
+    rows = frame[(frame[wanted] != "").all(axis=1)]
     dropped["without a translation"] = dropped.get("without a translation", 0) + int((untranslated == 1).sum())
-    dropped["empty"] = len(frame) - len(whole) - int((untranslated > 0).sum())
-    if given:
-        whole = row_rules.without_leaks(name, whole, wanted, leaks, dropped)
-    kept = whole.drop_duplicates(wanted)
-    dropped["duplicates"] = len(whole) - len(kept)
-    if limit is not None and len(kept) > int(limit):
-        dropped["beyond the limit"] = len(kept) - int(limit)
-        kept = kept.iloc[row_rules.lowest(list(kept["split"]), hashes[kept.index], int(limit))]
+    dropped["empty"] = len(frame) - len(rows) - int((untranslated > 0).sum())
+    if is_split:
+        rows = row_rules.without_leaks(name, rows, wanted, leaks, dropped)
+    distinct = rows.drop_duplicates(wanted)
+    dropped["duplicates"] = len(rows) - len(distinct)
+    if limit is not None and len(distinct) > int(limit):
+        dropped["beyond the limit"] = len(distinct) - int(limit)
+        distinct = distinct.iloc[row_rules.lowest(list(distinct["split"]), hashes[distinct.index], int(limit))]
     dropped = {reason: count for reason, count in dropped.items() if count}
-    if kept.empty:
+    if distinct.empty:
         raise TnkitError(f"{name} has no sentences{f' left after dropping {dropped}' if dropped else ''}")
-    if dropped:
-        counts = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
-        _log.warning("%s: kept %d rows, dropped %s", name, len(kept), counts)
-    tests = int((kept["split"] == "test").sum())
-    if not given and abs(tests - test * len(kept)) > max(1, _FAR * len(kept)):
-        _log.warning(
-            "%s: %d of %d rows are in the test split, far from test=%s, because rows sharing sentences stay together",
-            *(name, tests, len(kept), test),
-        )
-    if matched:
-        _log.warning(
-            "%s: nothing says which rows are translations of each other, so they were matched %s; check them with "
-            "tnkit.measures.geometry.alignment",
-            *(name, matched),
-        )
-    _warn_of_scripts(name, kept, wanted)
-    origin = storage.text_hash(row_rules.FIELD.join(texts[column]) for column in texts.columns)
-    plain = pd.DataFrame({column: kept[column].tolist() for column in [*wanted, "split"]})
-    return Corpus(name, plain, dropped, tuple(kept.index), origin, matched)
+    _warn(name, distinct, wanted, dropped, None if is_split else test, matched)
+    fingerprint = storage.text_hash(row_rules.FIELD.join(texts[column]) for column in texts.columns)
+    columns = pd.DataFrame({column: distinct[column].tolist() for column in [*wanted, "split"]})
+    return Corpus(name, columns, dropped, tuple(distinct.index), fingerprint, matched)
 
 
 def _checked(languages: Any, test: Any, limit: Any, leaks: str) -> list[str] | None:
@@ -271,9 +255,9 @@ def _checked(languages: Any, test: Any, limit: Any, leaks: str) -> list[str] | N
         for language in languages:
             if not isinstance(language, str):
                 raise TnkitError(f"languages holds {language!r}; give names of languages, such as ['en', 'ja']")
-    codes = Counter(filter(None, map(languages_module.code_of, languages or ())))
+    codes = Counter(filter(None, map(code_of, languages or ())))
     if again := [code for code, count in codes.items() if count > 1]:
-        raise TnkitError(f"the column {again[0]} is there or asked for twice; name each column once")
+        raise TnkitError(f"the column {again[0]} exists or was requested twice; name each column once")
     if isinstance(test, bool) or not isinstance(test, int | float) or not 0 <= test <= 1:
         raise TnkitError(f"test={test!r} must be a share between 0 and 1")
     if limit is not None:
@@ -283,15 +267,15 @@ def _checked(languages: Any, test: Any, limit: Any, leaks: str) -> list[str] | N
 
 
 def _columns(name: str, frame: "pd.DataFrame", languages: list[str] | None) -> tuple["pd.DataFrame", list[str]]:
-    """All language columns and the split, and which languages are wanted; those are named as they were asked for."""
+    """The columns of all languages and the split, and the wanted languages, whose columns get their requested names."""
     columns = [str(column) for column in frame.columns]
     frame = frame.set_axis(columns, axis=1)
     twice = {column for column, count in Counter(columns).items() if count > 1}
     named = [column for column in columns if column not in twice and _is_language(column, frame[column].tolist())]
-    if languages:  # a column that was not asked for decides the split only where it holds sentences
-        asked = {*languages, *chain(*(languages_module.matching(language, named) for language in languages))}
-        named = [column for column in named if column in asked or not _is_tag(frame[column].tolist())]
-    wanted = languages or [*named, *(column for column in twice if languages_module.code_of(column))]
+    if languages:  # a column that was not requested decides the split only if it holds sentences
+        requested = {*languages, *chain(*(matching(language, named) for language in languages))}
+        named = [column for column in named if column in requested or not _is_tag(frame[column].tolist())]
+    wanted = languages or [*named, *filter(code_of, twice)]
     column_of = {language: _column(name, language, frame, named) for language in wanted}
     missing = [language for language, column in column_of.items() if column is None]
     if missing or not column_of:
@@ -302,15 +286,14 @@ def _columns(name: str, frame: "pd.DataFrame", languages: list[str] | None) -> t
     used = [*(str(column_of[language]) for language in wanted), "split"]
     again = [column for column in used if used.count(column) > 1 or column in twice]
     if again:
-        raise TnkitError(f"{name}: the column {again[0]} is there or asked for twice; name each column once")
-    kept = dict.fromkeys([*named, *used[:-1], *(["split"] if "split" in columns else [])])
-    return frame[[*kept]].rename(columns={column: language for language, column in column_of.items()}), [*column_of]
+        raise TnkitError(f"{name}: the column {again[0]} exists or was requested twice; name each column once")
+    chosen = dict.fromkeys([*named, *used[:-1], *(["split"] if "split" in columns else [])])
+    return frame[[*chosen]].rename(columns={column: language for language, column in column_of.items()}), [*column_of]
 
 
 def _is_language(name: str, cells: Sequence[object]) -> bool:
-    """Whether a column is named for a language and holds text, or nothing at all."""
-    named = languages_module.code_of(name) is not None
-    return named and (not cells or any(isinstance(cell, str) for cell in cells))
+    """Whether a column is named after a language and holds text, or nothing at all."""
+    return code_of(name) is not None and (not cells or any(isinstance(cell, str) for cell in cells))
 
 
 def _is_tag(cells: Sequence[object]) -> bool:
@@ -320,22 +303,39 @@ def _is_tag(cells: Sequence[object]) -> bool:
 
 
 def _column(name: str, language: str, frame: "pd.DataFrame", named: list[str]) -> str | None:
-    """The column that a language was asked for; id is Indonesian only where it holds words, not row numbers."""
-    matches = languages_module.matching(language, named)
+    """The column of a requested language; id is Indonesian only if it holds words, not row numbers."""
+    matches = matching(language, named)
     if language in frame.columns and not (language == "id" and matches):
         cells = frame[language].tolist() if language == "id" else ["a"]
-        worded = any(isinstance(cell, str) and any(map(str.isalpha, cell)) for cell in cells)
-        return language if worded else None
+        has_words = any(isinstance(cell, str) and any(map(str.isalpha, cell)) for cell in cells)
+        return language if has_words else None
     if len(matches) > 1:
         raise TnkitError(f"{name} has more than one column for {language}: {', '.join(matches)}; name one of them")
     return matches[0] if matches else None
 
 
-def _warn_of_scripts(name: str, frame: "pd.DataFrame", languages: list[str]) -> None:
+def _warn(
+    name: str, rows: "pd.DataFrame", languages: list[str], dropped: Mapping[str, int], test: float | None, matched: str
+) -> None:
+    """Warn of dropped rows, a test split far from its share, rows matched in order, and text in an unusual script."""
+    if dropped:
+        counts = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+        _log.warning("%s: kept %d rows, dropped %s", name, len(rows), counts)
+    in_test = int((rows["split"] == "test").sum())
+    if test is not None and abs(in_test - test * len(rows)) > max(1, _FAR * len(rows)):
+        _log.warning(
+            "%s: %d of %d rows are in the test split, far from test=%s, because rows sharing sentences stay together",
+            *(name, in_test, len(rows), test),
+        )
+    if matched:
+        _log.warning(
+            "%s: only their order says which rows are translations of each other, so they were matched %s; check them "
+            "with tnkit.measures.geometry.alignment",
+            *(name, matched),
+        )
     for language in languages:
-        script = languages_module.foreign_script(list(frame[language]), language)
-        if script:
+        if script := foreign_script(list(rows[language]), language):
             _log.warning(
                 "%s: most letters of %s are in %s script, which is not how %s is written; check the columns",
-                *(name, language, script, languages_module.name_of(language)),
+                *(name, language, script, name_of(language)),
             )

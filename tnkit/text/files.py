@@ -1,4 +1,4 @@
-"""Files as people have them: packed or not, in any marked encoding, unpacked and decoded within bounds."""
+"""Files as people have them: packed or not, in any marked encoding, unpacked and decoded within limits."""
 
 import bz2
 import gzip
@@ -12,34 +12,35 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from tnkit import storage
 from tnkit.errors import TnkitError, first_line
 
-BYTES = 2 << 30  # of text, of one file or table
+BYTES = 2 << 30  # of text in one file or table
 CELLS = 100_000_000
-_FREE, _RATIO = 64 << 20, 200  # any file may unpack to the first; beyond it, at most so many bytes per packed byte
-_NAMES = 10_000  # files of a folder or archive
+_FREE, _RATIO = 64 << 20, 200  # a file may unpack to the first, or to this many times its packed size
+_NAMES = 10_000  # files in a folder or archive
 _PACKED: dict[str, Callable[[Any], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _MARKS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 _DAMAGE: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, RuntimeError, KeyError)
 _DAMAGE += (zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
 Quoting = Literal["csv", "none"]
-Members = Mapping[str, Callable[[], bytes]]
+Members = Mapping[str, Callable[[], "File"]]  # how to read each file, by its path in a folder or archive
 
 
 @dataclass(frozen=True)
 class File:
-    """The content of a file, and how the caller asked to read it.
+    """The content of a file, and how to read it.
 
     Attributes:
         path: its name in errors.
         data: its bytes, unpacked.
-        languages: the names asked for.
-        header: 0 where the first line names the columns, None where it does not.
+        languages: the requested languages.
+        header: 0 if the first line names the columns, None if it does not.
         quoting: "csv" or "none"; None to detect it.
     """
 
@@ -51,11 +52,11 @@ class File:
 
     @property
     def ending(self) -> str:
-        """The end of its name, in lower case and without the ending of the packing."""
+        """The file's ending in lower case, without .gz, .bz2 or .xz."""
         return ending_of(self.path)
 
     def text(self) -> str:
-        """Its text, in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark."""
+        """The text, in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark."""
         encoding = next((name for mark, name in _MARKS.items() if self.data.startswith(mark)), "utf-8-sig")
         try:
             text = self.data.decode(encoding)
@@ -68,7 +69,7 @@ class File:
         return text if "\n" in text else text.replace("\r", "\n")
 
     def lines(self) -> list[str]:
-        """Its lines; a carriage return ends one where it precedes a newline, or where the file has no newline."""
+        """The lines; a carriage return ends one before a newline, or in a file without newlines."""
         lines = [line.removesuffix("\r") for line in self.text().split("\n")]
         return lines[:-1] if lines[-1] == "" else lines
 
@@ -84,18 +85,16 @@ def opened(path: str | Path) -> File:
         members = listing(path)
         if len(members) != 1:
             raise TnkitError(f"{path} holds {len(members)} files, expected one; unpack it and name one of them")
-        [(name, read)] = members.items()
-        return File(f"{path}/{name}", read())
-    try:
-        if path.stat().st_size > BYTES:
-            raise _too_large(str(path), BYTES)
+        [read] = members.values()
+        return read()
+    if path.stat().st_size > BYTES:
+        raise _too_large(str(path), BYTES)
+    with readable(f"{path} cannot be read"):
         return File(str(path), _unpacked(str(path), path.read_bytes()))
-    except OSError as error:
-        raise TnkitError(f"cannot read {path}: {error.strerror}") from error
 
 
 def unpacked_name(name: str) -> str:
-    """A file's name without the ending of its packing.
+    """A file's name without .gz, .bz2 or .xz.
 
     >>> unpacked_name("pairs.tsv.gz"), unpacked_name("pairs.tsv")
     ('pairs.tsv', 'pairs.tsv')
@@ -105,7 +104,7 @@ def unpacked_name(name: str) -> str:
 
 
 def ending_of(name: str) -> str:
-    """The end of a file's name, in lower case and without the ending of the packing.
+    """A file's ending in lower case, without .gz, .bz2 or .xz.
 
     >>> ending_of("pairs.TSV.gz")
     '.tsv'
@@ -114,84 +113,80 @@ def ending_of(name: str) -> str:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file's name says that it holds several."""
+    """Whether a file's name is that of an archive."""
     return path.name.lower().endswith(_ARCHIVES)
 
 
 def listing(path: Path) -> Members:
-    """The files of a folder or archive by their path within it, and how to read each.
-
-    Nothing is written to disk, so no name in an archive can lead outside of it.
-    """
-    with _complaints(f"{path} is not a readable archive"):
+    """The files of a folder or archive; nothing is written to disk, so no name in an archive can lead outside it."""
+    with readable(f"{path} is not a readable archive"):
         members = _of_folder(path) if path.is_dir() else _of_archive(path)
     if len(members) > _NAMES:
-        raise TnkitError(f"{path} holds more than {_NAMES:,} files; unpack or name the folder of the corpus itself")
+        raise TnkitError(f"{path} holds more than {_NAMES:,} files; unpack it, or name the folder of the corpus")
     hidden = ("__MACOSX", ".")
     return {
         name: read
         for name, read in members.items()
-        if not any(piece.startswith(hidden) for piece in name.split("/") if piece != ".")
+        if not any(step.startswith(hidden) for step in name.split("/") if step != ".")
     }
 
 
-def _of_folder(path: Path) -> dict[str, Callable[[], bytes]]:
-    members: dict[str, Callable[[], bytes]] = {}
+def _of_folder(path: Path) -> Members:
+    members: dict[str, Callable[[], File]] = {}
     for folder, folders, names in os.walk(path):
         folders.sort()
-        for name in sorted(names):
-            file = Path(folder, name)
-            members[file.relative_to(path).as_posix()] = lambda file=file: opened(file).data  # type: ignore[misc]
+        for file in (Path(folder, name) for name in sorted(names)):
+            members[file.relative_to(path).as_posix()] = partial(opened, file)
         if len(members) > _NAMES:
             break
     return members
 
 
-def _of_archive(path: Path) -> dict[str, Callable[[], bytes]]:
-    names: list[str]
+def _of_archive(path: Path) -> Members:
     if path.suffix.lower() == ".zip":
         with zipfile.ZipFile(path) as archive:
             names = [member.filename for member in archive.infolist() if not member.is_dir()]
     else:
         with tarfile.open(path) as tape:
-            names = [member.name for member, _ in zip((m for m in tape if m.isfile()), range(_NAMES + 1), strict=False)]
+            names = [member.name for member in islice(filter(tarfile.TarInfo.isfile, tape), _NAMES + 1)]
     return {name: partial(_member, path, name) for name in names}
 
 
-def _member(path: Path, name: str) -> bytes:
-    """The content of a file in an archive."""
-    with _complaints(f"{path} is not a readable archive"):
-        packed, whole = path.stat().st_size, f"{path}/{name}"
+def _member(path: Path, name: str) -> File:
+    """A file in an archive."""
+    packed, whole = path.stat().st_size, f"{path}/{name}"
+    with readable(f"{path} is not a readable archive"):
         if path.suffix.lower() == ".zip":
             with zipfile.ZipFile(path) as archive, archive.open(name) as file:
-                return _unpacked(name, _bounded(whole, file, packed))
+                return File(whole, _unpacked(name, _bounded(whole, file, packed)))
         with tarfile.open(path) as tape:
             member = tape.extractfile(name)
-            return _unpacked(name, _bounded(whole, member, packed)) if member else b""
+            return File(whole, _unpacked(name, _bounded(whole, member, packed)) if member else b"")
 
 
 def _unpacked(name: str, data: bytes) -> bytes:
-    """The bytes of a file, unpacked where its ending says that it is packed."""
     ending = Path(name).suffix.lower()
     if ending not in _PACKED:
         return data
-    with _complaints(f"{name} is not a readable {ending} file"), _PACKED[ending](io.BytesIO(data)) as file:
+    with readable(f"{name} is not a readable {ending} file"), _PACKED[ending](io.BytesIO(data)) as file:
         return _bounded(name, file, len(data))
 
 
 @contextmanager
-def _complaints(text: str) -> Iterator[None]:
-    """Turn the errors that damaged archives cause into one sentence."""
+def readable(
+    problem: str, advice: str = "is it complete?", errors: tuple[type[Exception], ...] = _DAMAGE
+) -> Iterator[None]:
+    """Report an error of another library that reads a file as a `TnkitError`."""
     try:
         yield
     except TnkitError:
         raise
-    except _DAMAGE as error:
-        raise TnkitError(f"{text} ({first_line(error)}); is it complete?") from error
+    except errors as error:
+        raise TnkitError(f"{problem} ({first_line(error)}); {advice}") from error
 
 
 def _bounded(name: str, file: Any, packed: int) -> bytes:
-    """All that a file unpacks to, within the bounds."""
+    """The content of a packed file, unless it is larger than the limits allow."""
     limit = min(BYTES, max(_FREE, _RATIO * packed))
     data: bytes = file.read(limit + 1)
     if len(data) > limit:
@@ -200,4 +195,4 @@ def _bounded(name: str, file: Any, packed: int) -> bytes:
 
 
 def _too_large(name: str, limit: int) -> TnkitError:
-    return TnkitError(f"{name} holds more than {limit >> 20:,} MiB of text; give a part of it")
+    return TnkitError(f"{name} holds more than {limit >> 20:,} MiB of text; load a part of it")

@@ -6,7 +6,6 @@ read("flores200", files.listing(path), ["en", "ja"])      # dev/eng_Latn.dev, de
 import json
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,10 +29,10 @@ class Folder:
 
     Attributes:
         name: of the data set.
-        pattern: of a file's path from the folder, with the groups language and, where there is one, split.
-        text: the column of sentences; "" for a sentence a line.
-        keys: the columns that tell which rows are translations of each other; rows are matched in order without them.
-        options: how its tables are read.
+        pattern: of a file's path in the folder, with the groups language and, if there is one, split.
+        text: the column of sentences; "" for one sentence per line.
+        keys: the columns that match translations; without them, rows are matched in order.
+        options: for `readers.read_table`.
     """
 
     name: str
@@ -56,7 +55,7 @@ FOLDERS = (
     Folder("OPUS", rf"(?:(?P<split>[^/]+)\.)?{_CODE}"),
 )
 
-_ABOUT = re.compile(
+_DESCRIPTIONS = re.compile(
     r"(?i)(^|/)_?(readme|license|licence|about|languages|labels|document_ids)[^/]*$|\.(ids|scores|xml)$"
 )
 SPLIT = re.compile(r"(?i)(?:^|[/._-])(train|validation|valid|val|dev|devtest|test)(?![a-z])(?:[^/]*|/[^/]+)$")
@@ -65,42 +64,41 @@ _LINKS = re.compile(r"(?:^|/)(?:[a-z]{3}-[a-z]{3}_)?links\.(?:csv|tsv)" + _PACKE
 
 
 def read(
-    path: str, members: Members, languages: Sequence[str] | None, *, others: bool = True, **how: Any
+    path: str, members: Members, languages: Sequence[str] | None, *, others: bool = True, **options: Any
 ) -> "pd.DataFrame":
-    """The table of a folder or archive, with a column for each language and, where there is one, split.
+    """The table of a folder or archive, with a column for each language and, if there is one, split.
 
     Args:
         path: of the folder, for errors.
-        members: how to read each file, by its path within the folder.
-        languages: those that are asked for.
-        others: whether the files of other languages, which decide the split of a row, are read too.
-        **how: header and quoting of tables, as in `readers.read_table`; a layout with tables has its own.
-
-    Raises:
-        TnkitError: for a folder in no layout that is known, and for what a layout's own reader refuses.
+        members: how to read each file, by its path in the folder.
+        languages: the requested ones.
+        others: also read the files of other languages, which decide the split of a row.
+        **options: header and quoting of tables, as in `readers.read_table`; a layout with tables has its own.
     """
     members = _of_pair(members, languages)
     if "dataset_dict.json" in members or "state.json" in members:
-        _check_names_columns(path, "a data set that was saved", how)
+        _check_header(path, "a saved data set", options)
         return _saved(path, members)
-    if any(_SENTENCES.search(name) for name in members) and any(_LINKS.search(name) for name in members):
+    if any(map(_SENTENCES.search, members)) and any(map(_LINKS.search, members)):
         return _tatoeba(path, members, languages)
     for layout in FOLDERS:
-        chosen = _chosen(layout, members, languages)
-        if chosen:
+        files_by_language = _files_of(layout, members, languages)
+        if files_by_language:
             if layout.text:
-                _check_names_columns(path, layout.name, how)
-            wanted = [*(languages or chosen)]
-            chosen = chosen if others else {language: chosen[language] for language in wanted}
-            return _by_language(path, layout, chosen, members, wanted)
+                _check_header(path, layout.name, options)
+            wanted = [*(languages or files_by_language)]
+            if not others:
+                files_by_language = {language: files_by_language[language] for language in wanted}
+            return _by_language(path, layout, files_by_language, members, wanted)
     tables = {name: SPLIT.search(name) for name in members if is_table(name)}
     if len(tables) == 1:
-        return _table(path, next(iter(tables)), members, languages, how)
+        [name] = tables
+        return _table(members[name](), languages, options)
     if any(tables.values()):
         frames = []
         for name, match in tables.items():
             if match:
-                frame = _table(path, name, members, languages, how)
+                frame = _table(members[name](), languages, options)
                 frames.append(frame if "split" in frame else frame.assign(split=match[1]))
         return _stacked(frames)
     known = ", ".join(dict.fromkeys(layout.name for layout in FOLDERS))
@@ -110,57 +108,62 @@ def read(
     )
 
 
-def _check_names_columns(path: str, name: str, how: Mapping[str, Any]) -> None:
-    if how.get("header", 0) is None:
+def _check_header(path: str, name: str, options: Mapping[str, Any]) -> None:
+    if options.get("header", 0) is None:
         raise TnkitError(f"{path} holds {name}, whose columns have names; leave header=None out")
 
 
 def is_table(name: str) -> bool:
-    """Whether a file's name says that it is a table of sentences, and not a description of the data set.
+    """Whether a file's name is that of a table of sentences, and not of a description of the data set.
 
     >>> is_table("data/train.parquet"), is_table("README.txt")
     (True, False)
     """
-    return files.ending_of(name) in readers.READERS and not _ABOUT.search(name)
+    return files.ending_of(name) in readers.READERS and not _DESCRIPTIONS.search(name)
 
 
 def _of_pair(members: Members, languages: Sequence[str] | None) -> Members:
-    """The members in a folder or file of the pair that is asked for (en-ja), in data sets with one for each pair."""
+    """The members in a folder or file of the requested pair (en-ja), in data sets with one for each pair."""
     if languages is None or len(languages) != 2:
         return members
 
-    def fits(piece: str) -> bool:
-        source, dash, target = piece.partition(".")[0].partition("-")
+    def fits(step: str) -> bool:
+        source, dash, target = step.partition(".")[0].partition("-")
         ends = [matching(language, [source, target]) for language in languages]
         return bool(dash) and all(ends) and ends[0] != ends[1]
 
     return {name: read for name, read in members.items() if any(map(fits, name.split("/")))} or members
 
 
-def _chosen(layout: Folder, members: Members, languages: Sequence[str] | None) -> dict[str, dict[str, str]]:
-    """The file of each split of each language, or nothing where the layout lacks a language."""
+def _files_of(layout: Folder, members: Members, languages: Sequence[str] | None) -> dict[str, dict[str, str]]:
+    """Language → split → file; empty if the layout lacks a requested language."""
     pattern = re.compile(rf"(?:.*/)?{layout.pattern}{_PACKED}")
     matches = {name: match for name in members if (match := pattern.fullmatch(name))}
     tags = list(dict.fromkeys(match["language"] for match in matches.values()))
     if not all(matching(language, tags) for language in languages or ()):
         return {}
     columns = layouts.columns_of(layout.name, tags, languages)
-    chosen: dict[str, dict[str, str]] = {}
+    files_by_language: dict[str, dict[str, str]] = {}
     for name, match in matches.items():
         language, split = columns.get(match["language"], ""), match.groupdict().get("split") or ""
-        known = chosen.setdefault(language, {}).setdefault(split, name)
-        if known != name and language in (languages or columns.values()):
-            raise TnkitError(f"{name} and {known} are both in {language}; name one folder of them")
-    return {language: chosen[language] for language in columns.values()}
+        first = files_by_language.setdefault(language, {}).setdefault(split, name)
+        if first != name and language in (languages or columns.values()):
+            raise TnkitError(f"{name} and {first} are both in {language}; name the folder of one of them")
+    return {language: files_by_language[language] for language in columns.values()}
 
 
 def _by_language(
-    path: str, layout: Folder, chosen: Mapping[str, Mapping[str, str]], members: Members, wanted: Sequence[str]
+    path: str,
+    layout: Folder,
+    files_by_language: Mapping[str, Mapping[str, str]],
+    members: Members,
+    wanted: Sequence[str],
 ) -> "pd.DataFrame":
-    common = [split for split in chosen[wanted[0]] if all(split in chosen[language] for language in wanted)]
+    of_wanted = [files_by_language[language] for language in wanted]
+    common = [split for split in of_wanted[0] if all(split in names for names in of_wanted)]
     if not common:
-        listed = "; ".join(f"{language}: {', '.join(chosen[language])}" for language in wanted)
-        raise TnkitError(f"{path}: no part is there in every language; it has {listed:.200}")
+        held = "; ".join(f"{language}: {', '.join(files_by_language[language])}" for language in wanted)
+        raise TnkitError(f"{path}: the files of its languages differ in name ({held:.200}); name the files to read")
     roles = {split: match[1] for split in common if (match := SPLIT.search(split))}
     named = len(roles) == len(common)
     if len(common) > 1 and not named:
@@ -168,9 +171,9 @@ def _by_language(
     frames = []
     for split in common:
         sentences = {}
-        for language, names in chosen.items():
-            with suppress(*(() if language in wanted else (TnkitError, KeyError))):
-                sentences[language] = _sentences(path, layout, names[split], language, members)
+        for language, names in files_by_language.items():
+            with layouts.tolerant(language, wanted):
+                sentences[language] = _sentences(layout, members[names[split]](), language)
         frame = layouts.joined(f"{path} ({split})" if split else path, sentences, layout.keys, wanted)
         frames.append(frame.assign(split=roles[split]) if named else frame)
     stacked = _stacked(frames)
@@ -179,27 +182,21 @@ def _by_language(
     return stacked
 
 
-def _sentences(path: str, layout: Folder, name: str, language: str, members: Members) -> "pd.DataFrame":
+def _sentences(layout: Folder, file: files.File, language: str) -> "pd.DataFrame":
     import pandas as pd
 
-    file = files.File(f"{path}/{name}", members[name]())
     if not layout.text:
         return pd.DataFrame({"text": file.lines()}, dtype=object)
     frame = readers.read_table(file, [language], **layout.options)
-    lacking = [column for column in (layout.text, *layout.keys) if column not in frame]
-    if lacking:
-        raise TnkitError(
-            f"{file.path} has no column {lacking[0]}, which {layout.name} has; it has {', '.join(map(str, frame))}"
-        )
+    if lacking := [column for column in (layout.text, *layout.keys) if column not in frame]:
+        held = ", ".join(map(str, frame))
+        raise TnkitError(f"{file.path} has no column {lacking[0]}, which {layout.name} has; it has {held}")
     frame = frame.rename(columns={layout.text: "text", "partition": "split"})  # the latter in MASSIVE
     return frame[["text", *layout.keys, *(["split"] if "split" in frame else [])]]
 
 
-def _table(
-    path: str, name: str, members: Members, languages: Sequence[str] | None, how: Mapping[str, Any]
-) -> "pd.DataFrame":
-    file = files.File(f"{path}/{name}", members[name]())
-    return layouts.wide(file.path, readers.read_table(file, languages, **how), languages)
+def _table(file: files.File, languages: Sequence[str] | None, options: Mapping[str, Any]) -> "pd.DataFrame":
+    return layouts.wide(file.path, readers.read_table(file, languages, **options), languages)
 
 
 def _stacked(frames: Sequence["pd.DataFrame"]) -> "pd.DataFrame":
@@ -216,13 +213,13 @@ def _saved(path: str, members: Members) -> "pd.DataFrame":
     for name in (name for name in members if Path(name).name == "state.json"):
         folder = name.removesuffix("state.json")
         try:
-            paths = [folder + str(file["filename"]) for file in json.loads(members[name]())["_data_files"]]
+            paths = [folder + str(file["filename"]) for file in json.loads(members[name]().data)["_data_files"]]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise TnkitError(f"{path}/{name} does not name the files of a data set; save it again") from error
         for file in paths:
             if file not in members:
                 raise TnkitError(f"{path} has no file {file}, which its state.json names; save it again")
-            frame = readers.READERS[".arrow"](files.File(f"{path}/{file}", members[file]()))
+            frame = readers.READERS[".arrow"](members[file]())
             frames.append(frame.assign(split=folder.strip("/")) if folder and "split" not in frame else frame)
     if not frames:
         raise TnkitError(f"{path} holds no data of the library datasets; save it again")
@@ -230,44 +227,35 @@ def _saved(path: str, members: Members) -> "pd.DataFrame":
 
 
 def _tatoeba(path: str, members: Members, languages: Sequence[str] | None) -> "pd.DataFrame":
-    """Tatoeba's exports of sentences and links; each sentence of the first language with its first translations."""
+    """Tatoeba's exports of sentences and links: each sentence of the first language with its first translations."""
+    import pandas as pd
+
     if not languages:
         raise TnkitError(f"{path} holds Tatoeba's exports; name the languages to read")
     texts: dict[str, dict[str, str]] = {language: {} for language in languages}
     for name in filter(_SENTENCES.search, members):
-        cells = [line.split("\t") for line in files.File(f"{path}/{name}", members[name]()).lines()]
-        tags = list(dict.fromkeys(row[1] for row in cells if len(row) > 2))
+        rows = [line.split("\t") for line in members[name]().lines()]
+        rows = [row for row in rows if len(row) > 2]
+        tags = list(dict.fromkeys(row[1] for row in rows))
         for language in languages:
             matches = matching(language, tags)
-            texts[language] |= {row[0]: row[2] for row in cells if len(row) > 2 and row[1] in matches}
-    empty = [language for language in languages if not texts[language]]
-    if empty:
-        raise TnkitError(
-            f"{path}: Tatoeba's sentences there are not in {', '.join(empty)}; download those of each language"
-        )
+            texts[language] |= {row[0]: row[2] for row in rows if row[1] in matches}
+    if empty := [language for language in languages if not texts[language]]:
+        raise TnkitError(f"{path} has no Tatoeba sentences in {', '.join(empty)}; download those of each language")
     first, *others = languages
-    translations: dict[str, dict[str, str]] = {language: {} for language in others}
+    columns = {first: texts[first], **{language: dict[str, str]() for language in others}}
     for name in filter(_LINKS.search, members):
-        for line in files.File(f"{path}/{name}", members[name]()).lines():
+        for line in members[name]().lines():
             left, _, right = line.partition("\t")
             for source, target in ((left, right), (right, left)):
                 for language in others if source in texts[first] else ():
                     if target in texts[language]:
-                        translations[language].setdefault(source, texts[language][target])
-    return _linked(path, texts[first], first, translations)
-
-
-def _linked(
-    path: str, texts: Mapping[str, str], first: str, translations: Mapping[str, Mapping[str, str]]
-) -> "pd.DataFrame":
-    import pandas as pd
-
-    kept = [number for number in texts if all(number in translated for translated in translations.values())]
-    if not kept:
-        raise TnkitError(
-            f"{path}: no link joins {first} to {', '.join(translations)}; download the links of these languages"
-        )
-    columns = {first: texts, **translations}
-    frame = pd.DataFrame({language: [of[number] for number in kept] for language, of in columns.items()}, dtype=object)
-    frame.attrs["dropped"] = {"without a translation": len(texts) - len(kept)}
+                        columns[language].setdefault(source, texts[language][target])
+    translated = [number for number in texts[first] if all(number in column for column in columns.values())]
+    if not translated:
+        raise TnkitError(f"{path}: no link joins {first} to {', '.join(others)}; download the links of these languages")
+    frame = pd.DataFrame(
+        {language: [column[number] for number in translated] for language, column in columns.items()}, dtype=object
+    )
+    frame.attrs["dropped"] = {"without a translation": len(texts[first]) - len(translated)}
     return frame

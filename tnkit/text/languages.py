@@ -14,7 +14,7 @@ from langcodes.data_dicts import LIKELY_SUBTAGS, MACROLANGUAGES
 
 _SPEAKERS = 2_000_000
 _SAMPLE = 1000  # texts
-# ISO 15924 codes that join scripts of Unicode: those that the text may have, and those that it must have some of.
+# ISO 15924 codes that join scripts of Unicode: the scripts that a text may have, and those of which it needs some.
 _JOINED = {
     "Jpan": ({"Hira", "Kana", "Hani"}, {"Hira", "Kana"}),
     "Kore": ({"Hang", "Hani"}, {"Hang"}),
@@ -24,13 +24,10 @@ _JOINED = {
 
 @lru_cache(4096)
 def code_of(name: str) -> str | None:
-    """The BCP-47 code of a column that names a language; None for a column that names something else.
+    """The BCP-47 code of a language from the name of a column; None for a column that names something else.
 
-    A name counts if it is a valid ISO 639 code or the name of a language, and the language has a two-letter code or
-    two million speakers, or its script is named too; names that end in "id" in lower case are identifiers.
-
-    Args:
-        name: of a column, such as "ja", "ja-JP", "jpn_Jpan" or "Japanese".
+    A name is an ISO 639 code or the name of a language; the language has a two-letter code or two million speakers,
+    unless its script is named too. Names that end in "id" in lower case are identifiers.
 
     >>> [code_of(name) for name in ("ja", "jpn_Jpan", "ja-JP", "Japanese", "zho_Hans", "ace_Latn")]
     ['ja', 'ja-Jpan', 'ja-JP', 'ja', 'zh-Hans', 'ace-Latn']
@@ -46,7 +43,7 @@ def code_of(name: str) -> str | None:
 
 
 def same(name: str, other: str) -> bool:
-    """Whether two names are of one language; a script or region counts where both name one.
+    """Whether two names are of one language; scripts and regions are compared if both names have them.
 
     >>> same("ja", "jpn_Jpan"), same("pt-BR", "por"), same("pt-BR", "pt-PT"), same("zh_TW", "zho_Hans")
     (True, True, False, False)
@@ -63,9 +60,9 @@ def same(name: str, other: str) -> bool:
 
 
 def matching(name: str, names: Iterable[str]) -> list[str]:
-    """Those of the names that match a language: the same name, or else code, or else language, or else its parts.
+    """The names that match a language: the same name, or else code, or else language, or else its members.
 
-    Parts are the languages of a macrolanguage, such as nn of no; callers refuse several of them.
+    The members of a macrolanguage are languages, such as nn of no; callers refuse several.
 
     >>> matching("ja", ["eng_Latn", "jpn_Jpan"]), matching("zh", ["zho_Hans", "zho_Hant"])
     (['jpn_Jpan'], ['zho_Hans', 'zho_Hant'])
@@ -78,29 +75,20 @@ def matching(name: str, names: Iterable[str]) -> list[str]:
     if name in names:
         return [name]
     matches = [other for other in names if same(name, other)]
-    if not matches:  # Indonesian is never meant by Malay
-        own = {other: _base(other) for other in names if _parsed(other)}
-        matches = [other for other, code in own.items() if code != "id" and MACROLANGUAGES.get(code) == _base(name)]
+    if not matches:  # nobody means Indonesian by Malay
+        codes = {other: _base(other) for other in names if _parsed(other)}
+        matches = [other for other, code in codes.items() if code != "id" and MACROLANGUAGES.get(code) == _base(name)]
     return [other for other in matches if _base(other) == _base(name)] or matches
 
 
-def script_of(name: str) -> str | None:
-    """The ISO 15924 code of the script that a language is usually written in; None if it is not a language.
+def scripts_of(name: str) -> set[str]:
+    """The Unicode scripts in which a language is usually written; none if the name is not a language.
 
-    >>> script_of("ja"), script_of("zh-TW"), script_of("srp_Latn")
-    ('Jpan', 'Hant', 'Latn')
+    >>> sorted(scripts_of("ja")), scripts_of("ru"), scripts_of("srp_Latn"), scripts_of("x")
+    (['Hani', 'Hira', 'Kana'], {'Cyrl'}, {'Latn'}, set())
     """
     language = _parsed(name)
-    return None if language is None else language.maximize().script
-
-
-def scripts_of(name: str) -> set[str]:
-    """The Unicode scripts that text in a language is usually in; none if it is not a language.
-
-    >>> sorted(scripts_of("ja")), scripts_of("ru"), scripts_of("x")
-    (['Hani', 'Hira', 'Kana'], {'Cyrl'}, set())
-    """
-    script = script_of(name)
+    script = language.maximize().script if language else None
     return set(_JOINED.get(script, ({script},))[0]) if script else set()
 
 
@@ -115,46 +103,42 @@ def name_of(name: str) -> str:
 
 
 def foreign_script(texts: Sequence[str], name: str) -> str | None:
-    """The script of most letters, if the texts are clearly not in that language; otherwise None.
+    """The script of most letters, if the texts are clearly not in the language; otherwise None.
 
     They are not if fewer than half of the letters of a sample are in a script of the language, or if Japanese has
     hardly any kana or Korean hardly any hangul.
 
-    Args:
-        texts: of which at most 1,000 are read, evenly spaced.
-        name: of the language.
-
     >>> foreign_script(["Hello!", "Good morning."], "ja"), foreign_script(["お早う。", "OKだ。"], "ja")
     ('Latin', None)
     """
-    from fontTools import unicodedata as scripts
+    from fontTools import unicodedata as unicode_scripts
 
     language = _parsed(name)
     if language is None:
         return None
     sets = [_JOINED.get(script, ({script}, {script})) for script in _scripts(language)]
-    accepted, needed = (set[str]().union(*(pair[index] for pair in sets)) for index in (0, 1))
+    accepted, required = (set[str]().union(*(pair[index] for pair in sets)) for index in (0, 1))
     letters: Counter[str] = Counter()
     for letter, count in Counter("".join(texts[:: -(-len(texts) // _SAMPLE) or 1])).items():
         if unicodedata.category(letter)[0] in "LM":
-            letters[scripts.script(letter)] += count
+            letters[unicode_scripts.script(letter)] += count
     for shared in ("Zyyy", "Zinh", "Zzzz"):  # common, inherited and unknown
         del letters[shared]
     total = letters.total()
-    shares = [sum(letters[script] for script in chosen) / max(total, 1) for chosen in (accepted, needed)]
+    shares = [sum(letters[script] for script in scripts) / max(total, 1) for scripts in (accepted, required)]
     if not total or not accepted or (shares[0] >= 0.5 and shares[1] >= 0.05):
         return None
-    return str(scripts.script_name(letters.most_common(1)[0][0]))
+    return str(unicode_scripts.script_name(letters.most_common(1)[0][0]))
 
 
 @lru_cache(4096)
 def _parsed(name: str) -> langcodes.Language | None:
-    """A name as a valid language with its usual code (jpn and Japanese as ja, cmn as zh), or None."""
+    """The language of a name with its usual code (jpn and Japanese as ja, cmn as zh), or None."""
     tag = name.strip().replace("_", "-")
     try:
         language = langcodes.Language.get(tag)
     except ValueError:
-        return _named(name.strip())
+        language = langcodes.Language.make()
     if not language.language or not language.is_valid():
         return _named(name.strip())
     usual = language.prefer_macrolanguage()
@@ -184,12 +168,12 @@ def _base(name: str) -> str:
 
 
 def _stated_script(language: langcodes.Language) -> str | None:
-    """The script that is named, or that of the region that is named."""
+    """The script in the name, or that of the region in the name."""
     return language.script if language.script or not language.territory else language.maximize().script
 
 
 def _unicode_scripts(script: str | None) -> set[str]:
-    """Scripts that two codes of one script have in common: Jpan and Hira, Kore and Hang, Hani and Hans."""
+    """The scripts to compare codes by: Jpan includes Hira, Kore Hang, Hani both Hans and Hant."""
     if script in ("Hans", "Hant"):
         return {script}
     if script in ("Hani", "Hanb"):
@@ -198,7 +182,7 @@ def _unicode_scripts(script: str | None) -> set[str]:
 
 
 def _scripts(language: langcodes.Language) -> set[str]:
-    """Scripts a language is written in: the one that is named, or all that are likely somewhere."""
+    """The scripts of a language: the one in its name, or all that are likely somewhere."""
     stated = _stated_script(language)
     if stated:
         return {stated}

@@ -1,6 +1,6 @@
 """Tables as data sets lay them out, as one column for each language: a layout is one entry of a table here.
 
-wide("pairs.jsonl", frame, ["en", "ja"])     # a frame with the columns en, ja and, where there is one, split
+wide("pairs.jsonl", frame, ["en", "ja"])     # a frame with the columns en, ja and, if the source has one, split
 """
 
 import ast
@@ -17,27 +17,23 @@ from tnkit.text.languages import code_of, matching
 if TYPE_CHECKING:
     import pandas as pd
 
-_LANGUAGES = 500  # columns that a table may spread to
-_CELL = 1_000_000  # letters of a cell that is read as a dict
+_LANGUAGES = 500  # the most columns that a table spreads to
+_CELL = 1_000_000  # the most letters of a cell that is read as a dict
 
 
 @dataclass(frozen=True)
 class Long:
-    """A table with a row for each sentence of each language.
+    """A table with a row for each sentence and language.
 
     Attributes:
         language: the columns that together name the language.
         text: the column of sentences.
-        keys: the columns that tell which rows are translations of each other; rows are matched in order without them.
+        keys: the columns that match translations; without them, rows are matched in order.
     """
 
     language: tuple[str, ...]
     text: str
     keys: tuple[str, ...]
-
-    def fits(self, columns: Sequence[str]) -> bool:
-        """Whether a table has these columns."""
-        return {*self.language, self.text} <= {*columns}
 
 
 LONG = (
@@ -55,19 +51,16 @@ _SPLITS = ("split", "partition")  # the latter in MASSIVE
 
 
 def wide(name: str, source: Any, languages: Sequence[str] | None = None) -> "pd.DataFrame":
-    """A table with a column for each language, from a table in any known layout, or from lists or dicts.
+    """A table with a column for each language of the source, requested or not.
 
     Args:
         name: of the source, for errors.
         source: a pandas frame, a `datasets.Dataset` or `DatasetDict`, a dict of lists, a list of dicts or of pairs.
-        languages: those that are asked for.
+        languages: the requested ones.
 
     Returns:
-        the frame, with all languages of the source. `attrs["key"]` names the key that joined its rows, some of which a
-        language can lack; `attrs["matched"]` is "in order" where nothing says which rows are translations.
-
-    Raises:
-        TnkitError: for a source of another kind, and for cells of a language that are not text.
+        The frame. `attrs["key"]` names the key that joined its rows, some of which a language can lack;
+        `attrs["matched"]` is "in order" if only their order says which rows are translations.
 
     >>> import pandas as pd
     >>> long = pd.DataFrame({"lang": ["en", "it"], "id": [1, 1], "text": ["Hi!", "Ciao!"]})
@@ -75,11 +68,11 @@ def wide(name: str, source: Any, languages: Sequence[str] | None = None) -> "pd.
     {'en': ['Hi!'], 'it': ['Ciao!']}
     """
     frame = _frame(name, source, languages)
-    frame = frame.set_axis([str(column) for column in frame.columns], axis=1)
-    columns = list(frame.columns)
+    columns = [str(column) for column in frame.columns]
+    frame = frame.set_axis(columns, axis=1)
     layout = next((read for fits, read in LAYOUTS if fits(columns)), None)
-    long = next((layout for layout in LONG if layout.fits(columns)), None)
-    keys = {*long.language, long.text, *long.keys} if long else {"id"} if layout else set()  # where "id" numbers rows
+    long = next((layout for layout in LONG if {*layout.language, layout.text} <= {*columns}), None)
+    keys = {*long.language, long.text, *long.keys} if long else {"id"} if layout else set()  # "id" numbers rows here
     plain = [column for column in columns if column not in keys]
     if not languages or not all(matching(language, plain) for language in languages):
         if layout is not None:
@@ -91,57 +84,52 @@ def wide(name: str, source: Any, languages: Sequence[str] | None = None) -> "pd.
 
 
 def _from_long(name: str, frame: "pd.DataFrame", layout: Long, languages: Sequence[str] | None) -> "pd.DataFrame":
-    tags = frame[layout.language[0]].astype(str)
-    for column in layout.language[1:]:
-        tags = tags + "_" + frame[column].astype(str)
+    language = frame[[*layout.language]].astype(str)
+    tags = language.iloc[:, 0].str.cat(language.iloc[:, 1:], sep="_")
     columns = columns_of(name, list(dict.fromkeys(tags)), languages)
     keys = [key for key in layout.keys if key in frame.columns]
-    keys = [key for key in keys if frame[key].duplicated().any()] or keys  # others number the rows of the table
+    keys = [key for key in keys if frame[key].duplicated().any()] or keys  # the others number the rows of the table
     split = next((column for column in _SPLITS if column in frame.columns), None)
-    kept = frame[[layout.text, *keys, *([split] if split else [])]]
-    kept = kept.rename(columns={layout.text: "text"} | ({split: "split"} if split else {}))
-    sentences = {columns[str(tag)]: rows for tag, rows in kept.groupby(tags, sort=False) if str(tag) in columns}
+    names = {layout.text: "text", **({split: "split"} if split else {})}
+    rows = frame[[*names, *keys]].rename(columns=names)
+    sentences = {columns[str(tag)]: group for tag, group in rows.groupby(tags, sort=False) if str(tag) in columns}
     return joined(name, sentences, keys, languages or sentences)
 
 
 def columns_of(name: str, present: Sequence[str], languages: Sequence[str] | None) -> dict[str, str]:
-    """The name of the column for each language that is present: as it was asked for, otherwise its own.
+    """The column name of each language in a source: as it was requested, otherwise its own.
 
-    Args:
-        name: of the source, for errors.
-        present: names of languages in the source. Names of nothing are left out unless they are asked for.
-        languages: those that are asked for; all others are read too, since they decide the split of a row.
-
-    Raises:
-        TnkitError: where one is missing, or names several that are present.
+    Languages that were not requested are included, because they decide the split of a row.
 
     >>> columns_of("x", ["eng", "jpn", "id", "url"], ["ja"])
     {'eng': 'eng', 'jpn': 'ja', 'id': 'ind'}
     """
-    asked = {only(name, language, present): language for language in languages or ()}
-    if languages and len(asked) < len(languages):
-        raise TnkitError(f"{name}: one of the languages {', '.join(languages)} is asked for twice; name each once")
+    requested = {only(name, language, present): language for language in languages or ()}
+    if languages and len(requested) < len(languages):
+        raise TnkitError(f"{name}: one of the languages {', '.join(languages)} is requested twice; name each once")
     if len(present) > _LANGUAGES:
         if not languages:
-            raise TnkitError(f"{name} has {len(present):,} languages; name those to read")
-        present = [tag for tag in present if tag in asked]
+            raise TnkitError(f"{name} has {len(present):,} languages; name the languages to read")
+        present = [tag for tag in present if tag in requested]
     own = {tag: "ind" if tag == "id" else tag for tag in present if tag == "id" or code_of(tag)}  # id names row numbers
-    return {tag: asked.get(tag) or own[tag] for tag in present if tag in asked or tag in own}
+    return {tag: requested.get(tag) or own[tag] for tag in present if tag in requested or tag in own}
+
+
+def tolerant(language: str, wanted: Collection[str]) -> suppress:
+    """A context that leaves out a language that cannot be read, unless it is wanted."""
+    return suppress(*(() if language in wanted else (TnkitError, KeyError)))
 
 
 def joined(
     name: str, sentences: Mapping[str, "pd.DataFrame"], keys: Sequence[str], wanted: Collection[str]
 ) -> "pd.DataFrame":
-    """One table of each language's sentences, matched by their keys, or row by row where there are none.
+    """One table from the sentences of each language, matched by keys, or row by row without keys.
 
     Args:
         name: of the source, for errors.
-        sentences: for each language, a frame with the columns text, the keys, and perhaps split.
-        keys: the columns that tell which rows are translations of each other.
-        wanted: languages that must be parallel; others are left out if they are not.
-
-    Raises:
-        TnkitError: for languages with different numbers of rows, or with two sentences for one key.
+        sentences: by language, a frame with the column text, the keys, and possibly split.
+        keys: the columns that match translations.
+        wanted: the languages that must be parallel; others are left out if they are not.
     """
     import pandas as pd
 
@@ -152,7 +140,7 @@ def joined(
         _check_order(name, parallel, splits)
     texts = {}
     for language, rows in sentences.items():
-        with suppress(*(() if language in wanted else (TnkitError, KeyError))):
+        with tolerant(language, wanted):
             if keys:
                 texts[language] = _by_key(name, language, rows, [*keys, *(["split"] if splits else [])])
             else:
@@ -167,7 +155,7 @@ def joined(
 
 
 def _by_key(name: str, language: str, rows: "pd.DataFrame", keys: list[str]) -> "pd.Series[Any]":
-    """The sentences of a language under their keys; "" where one is missing, unlike a key that the language lacks."""
+    """The sentences of a language by key; a missing sentence is "", a missing key is NaN in the joined table."""
     rows = rows.drop_duplicates([*keys, "text"])
     if rows.duplicated(keys).any():
         again = rows.loc[rows.duplicated(keys), keys[0]].iloc[0]
@@ -181,24 +169,19 @@ def _check_order(name: str, sentences: Mapping[str, "pd.DataFrame"], splits: boo
     if len({*sizes.values()}) > 1:
         counts = ", ".join(f"{size:,} in {language}" for language, size in sizes.items())
         raise TnkitError(f"{name}: its languages have different numbers of rows ({counts}); they are not parallel")
-    if splits:
-        first, *others = (rows["split"].to_list() for rows in sentences.values())
-        if any(other != first for other in others):
-            raise TnkitError(f"{name}: its languages have different splits in the same rows; they are not parallel")
+    roles = [rows["split"].to_list() for rows in sentences.values()] if splits else []
+    if any(other != roles[0] for other in roles):
+        raise TnkitError(f"{name}: its languages have different splits in the same rows; they are not parallel")
 
 
 def only(name: str, language: str, present: Sequence[str]) -> str:
-    """The one name that is present for a language; of eng and eng-GB, eng is en.
-
-    Raises:
-        TnkitError: for none, or several.
-    """
+    """The one name in a source for a language; of eng and eng-GB, eng is en."""
     names = matching(language, present)
     names = [other for other in names if code_of(other) == code_of(language)] or names if len(names) > 1 else names
     if len(names) != 1:
-        shown = ", ".join(map(str, names or present))
+        listed = ", ".join(map(str, names or present))
         problem = f"{len(names)} languages that {language} could be" if names else f"no sentences in {language}"
-        raise TnkitError(f"{name} has {problem}; it has {shown:.200}: name one of them")
+        raise TnkitError(f"{name} has {problem}; it has {listed:.200}: name one of them")
     return names[0]
 
 
@@ -210,14 +193,12 @@ def _nested(name: str, frame: "pd.DataFrame", languages: Sequence[str] | None) -
     cells = [_dict(name, column, row, cell) for row, cell in enumerate(frame[column], 1)]
     present = list(dict.fromkeys(key for cell in cells for key in cell))
     if len(present) > _LANGUAGES:
-        if not languages:
+        matches = [key for language in languages or () for key in matching(language, present)]
+        if not matches:
             raise TnkitError(f"{name} has {len(present):,} keys in its column {column}; name the languages to read")
-        named = [key for language in languages for key in matching(language, present)]
-        present = list(dict.fromkeys(named)) or present[:_LANGUAGES]
+        present = list(dict.fromkeys(matches))
     spread = pd.DataFrame({key: [cell.get(key) for cell in cells] for key in present}, dtype=object)
-    if "split" in frame.columns:
-        spread["split"] = frame["split"].to_list()
-    return spread
+    return spread.assign(split=frame["split"].to_list()) if "split" in frame.columns else spread
 
 
 def _dict(name: str, column: str, row: int, cell: Any) -> Mapping[str, Any]:
@@ -237,14 +218,14 @@ def _dict(name: str, column: str, row: int, cell: Any) -> Mapping[str, Any]:
 
 def _english(name: str, frame: "pd.DataFrame", languages: Sequence[str] | None) -> "pd.DataFrame":
     """Pairs of sentence-transformers, which do not name their other language."""
-    others = [language for language in languages or () if not matching("en", [language])]
+    english = [language for language in languages or () if matching("en", [language])]
+    others = [language for language in languages or () if language not in english]
     if len(others) != 1:
         raise TnkitError(
-            f"{name} has the columns english and non_english, and was asked for {records.listed(languages)}; name "
-            "English and the one other language that it is in"
+            f"{name} has the columns english and non_english (requested: {records.listed(languages)}); name en and "
+            "its other language"
         )
-    english = next((language for language in languages or () if matching("en", [language])), "en")
-    return frame.rename(columns={"english": english, "non_english": others[0]})
+    return frame.rename(columns={"english": english[0] if english else "en", "non_english": others[0]})
 
 
 _Fits = Callable[[Sequence[str]], bool]
@@ -292,7 +273,7 @@ def _check_text(name: str, frame: "pd.DataFrame", languages: Sequence[str] | Non
 
     columns = list(frame.columns)
     if len({*columns}) != len(columns):
-        return  # the caller refuses them where one is asked for
+        return  # the caller refuses a column that is requested and there twice
     if languages:
         checked = [column for language in languages for column in matching(language, columns)]
     else:  # without columns of numbers that look like a language

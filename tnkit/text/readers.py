@@ -3,15 +3,17 @@
 import io
 import json
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from tnkit import pickles
-from tnkit.errors import TnkitError, first_line
+from tnkit.errors import TnkitError
 from tnkit.text import files, records, tables
 from tnkit.text.files import File, Quoting
 from tnkit.text.languages import code_of, matching
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _BATCH = 256  # rows of a Parquet file decoded at a time
-_SHARED = 100  # times that the text of a pickle, which can refer to a string again, may be longer than its file
+_SHARED = 100  # a pickle can repeat a string by reference: its text may be this many times longer than the file
 _MARKUP = ("bpt", "ept", "ph", "it", "ut")  # elements of a TMX segment whose text is formatting
 
 
@@ -34,13 +36,9 @@ def read_table(
     """Read a file by its ending.
 
     Args:
-        path: one of the endings in `READERS`, of text also with .gz, .bz2 or .xz, or alone in a .zip or .tar file.
+        path: a file with an ending in `READERS`; text may be packed as .gz, .bz2 or .xz, or alone in a .zip or .tar.
         languages: names for the columns of files that name none (.txt, .pkl, and tables without a header).
-        header: None for a .tsv or .csv file whose first line is a row.
-        quoting: of a .tsv file, "csv" where cells may be quoted and "none" where quotes are text; None to detect it.
-
-    Raises:
-        TnkitError: for a file that is missing, empty, damaged, or not what its ending says.
+        header, quoting: as in `load_corpus`.
 
     >>> import tempfile
     >>> file = Path(tempfile.mkdtemp()) / "pairs.tsv"
@@ -55,16 +53,12 @@ def read_table(
     file = path if isinstance(path, File) else files.opened(path)
     reader, tag = READERS.get(file.ending), file.ending[1:]
     if reader is None and tag and (code_of(tag) or any(matching(language, [tag]) for language in languages or ())):
-        reader = _plain  # OPUS names files so: corpus.en
+        reader = _plain  # OPUS names its files after the language: corpus.en
     if reader is None:
         raise TnkitError(f"{file.path} ends in {file.ending or 'nothing'}; tnkit reads {' '.join(READERS)}")
     if header is None and file.ending in READERS and file.ending not in (".tsv", ".csv", ".txt"):
         raise TnkitError(f"header=None is for .tsv and .csv files, and {file.path} is {file.ending}; name its columns")
     return reader(replace(file, languages=languages, header=header, quoting=quoting))
-
-
-def _tsv(file: File) -> "pd.DataFrame":
-    return tables.frame(file, "\t")
 
 
 def _csv(file: File) -> "pd.DataFrame":
@@ -78,7 +72,7 @@ def _jsonl(file: File) -> "pd.DataFrame":
     for number, line in enumerate(file.text().split("\n"), 1):
         if not line.strip():
             continue
-        row = _loaded(f"{file.path}, line {number}", line, "; give one object a line")
+        row = _loaded(f"{file.path}, line {number}", line, "give one object a line")
         if not isinstance(row, dict):
             raise TnkitError(f'{file.path}, line {number}: expected an object such as {{"en": "Hi!", "ja": "やあ！"}}')
         rows.append(row)
@@ -86,18 +80,18 @@ def _jsonl(file: File) -> "pd.DataFrame":
 
 
 def _json(file: File) -> "pd.DataFrame":
-    content = _loaded(file.path, file.text(), "; for one object a line, end its name in .jsonl")
+    content = _loaded(file.path, file.text(), "if each line is an object, rename it to .jsonl")
     if isinstance(content, dict) and len(content) == 1:  # {"data": [...]}
         [inner] = content.values()
         content = inner if isinstance(inner, list) and inner and isinstance(inner[0], dict) else content
     return records.table(file.path, content, file.languages)
 
 
-def _loaded(where: str, text: str, advice: str) -> Any:
+def _loaded(source: str, text: str, advice: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise TnkitError(f"{where}: not JSON ({error}){advice}") from error
+        raise TnkitError(f"{source}: not JSON ({error}); {advice}") from error
 
 
 def _plain(file: File) -> "pd.DataFrame":
@@ -109,13 +103,13 @@ def _plain(file: File) -> "pd.DataFrame":
         if tables.export_of([line.split("\t") for line in lines[:20] if line]) or file.header is None:
             return tables.frame(replace(file, quoting="none"), "\t")
         raise TnkitError(
-            f"{file.path} holds {max(widths) + 1} columns between tabs, expected a sentence a line; end its name in "
+            f"{file.path} has {max(widths) + 1} columns between tabs, expected one sentence per line; rename it to "
             ".tsv, and give header=None if its first line is no header"
         )
     if languages is None or len(languages) != 1:
         raise TnkitError(
-            f"{file.path} holds single sentences, one a line, and was asked for {records.listed(languages)}; name one "
-            "language, or give aligned sentences as TSV with a column a language"
+            f"{file.path} holds single sentences (requested: {records.listed(languages)}); name one language, or "
+            "give a TSV file with a column for each language"
         )
     return pd.DataFrame({languages[0]: lines}, dtype=object)
 
@@ -136,56 +130,43 @@ def _pickle(file: File) -> "pd.DataFrame":
     return frame
 
 
+def _readable(file: File, kind: str) -> AbstractContextManager[None]:
+    return files.readable(f"{file.path} is not a readable {kind} file", "is its ending right?", (Exception,))
+
+
 def _parquet(file: File) -> "pd.DataFrame":
     from pyarrow.parquet import ParquetFile
 
-    with _complaints(file.path, "Parquet"):
-        with ParquetFile(io.BytesIO(file.data), page_checksum_verification=True) as source:
-            _check_shape(file.path, source.schema_arrow.names, source.metadata.num_rows)
-            return _of_arrow(file.path, source.schema_arrow, source.iter_batches(_BATCH))
+    with _readable(file, "Parquet"), ParquetFile(io.BytesIO(file.data), page_checksum_verification=True) as source:
+        return _of_arrow(file.path, source.schema_arrow, source.metadata.num_rows, source.iter_batches(_BATCH))
 
 
 def _arrow(file: File) -> "pd.DataFrame":
     """An Arrow file or stream, as the library datasets writes them."""
     import pyarrow
 
-    with _complaints(file.path, "Arrow"):
-        is_file = file.data.startswith(b"ARROW1")
-        with (pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream)(pyarrow.BufferReader(file.data)) as source:
-            table = source.read_all()
-            table.validate(full=True)
-            _check_shape(file.path, table.column_names, len(table))
-            return _of_arrow(file.path, table.schema, table.to_batches())
+    opened = pyarrow.ipc.open_file if file.data.startswith(b"ARROW1") else pyarrow.ipc.open_stream
+    with _readable(file, "Arrow"), opened(pyarrow.BufferReader(file.data)) as source:
+        table = source.read_all()
+        table.validate(full=True)
+        return _of_arrow(file.path, table.schema, len(table), table.to_batches())
 
 
-@contextmanager
-def _complaints(path: str, kind: str) -> Iterator[None]:
-    """Turn the errors of readers of binary files into one sentence."""
-    try:
-        yield
-    except TnkitError:
-        raise
-    except Exception as error:
-        raise TnkitError(f"{path} is not a readable {kind} file ({first_line(error)}); is its ending right?") from error
+def _of_arrow(path: str, schema: Any, rows: int, batches: Iterable[Any]) -> "pd.DataFrame":
+    import pyarrow
 
-
-def _check_shape(path: str, names: list[str], rows: int) -> None:
+    names = schema.names
     if len({*names}) != len(names):
         raise TnkitError(f"{path}: a column is named twice in {names}; name each column once")
     if rows * len(names) > files.CELLS:
-        raise TnkitError(f"{path} holds {rows:,} rows of {len(names)} columns; give a part of them")
-
-
-def _of_arrow(path: str, schema: Any, batches: Iterable[Any]) -> "pd.DataFrame":
-    import pyarrow
-
-    kept, size = [], 0
+        raise TnkitError(f"{path} holds {rows:,} rows of {len(names)} columns; load a part of them")
+    decoded, size = [], 0
     for batch in batches:
-        kept.append(batch)
+        decoded.append(batch)
         size += batch.nbytes
         if size > files.BYTES:
-            raise TnkitError(f"{path} holds more than {files.BYTES >> 20:,} MiB of text; give a part of it")
-    frame: pd.DataFrame = pyarrow.Table.from_batches(kept, schema).to_pandas()
+            raise TnkitError(f"{path} holds more than {files.BYTES >> 20:,} MiB of text; load a part of it")
+    frame: pd.DataFrame = pyarrow.Table.from_batches(decoded, schema).to_pandas()
     for name in frame.select_dtypes(["object", "string"]):
         frame[name] = [*frame[name]]  # decoded here, so that damaged text raises here
     return frame
@@ -195,16 +176,14 @@ def _spreadsheet(file: File) -> "pd.DataFrame":
     """The first sheet of an Excel file; its first row names the columns."""
     import pandas as pd
 
-    with _complaints(file.path, "Excel"):
+    with _readable(file, "Excel"):
         rows = [row for row in _sheet(file) if any(cell is not None for cell in row)]
     names = ["" if name is None else str(name).strip() for name in (rows[0] if rows else ())]
     if names[:1] == [""] and all(isinstance(row[0], int | float) for row in rows[1:]):  # the index of a frame
         rows, names = [row[1:] for row in rows], names[1:]
     width = max((number for number, name in enumerate(names, 1) if name), default=0)
     if not width or "" in names[:width] or len({*names[:width]}) != width:
-        raise TnkitError(
-            f"{file.path}, row 1: expected a different name for each column, such as en and ja, not {names}"
-        )
+        raise TnkitError(f"{file.path}, row 1: expected a name for each column, such as en and ja, not {names}")
     if any(cell is not None for row in rows for cell in row[width:]):
         raise TnkitError(f"{file.path}: a row has more than the {width} cells that row 1 names")
     cells = [[*row[:width], *[None] * (width - len(row))] for row in rows[1:]]
@@ -217,82 +196,66 @@ def _sheet(file: File) -> list[tuple[Any, ...]]:
     with zipfile.ZipFile(io.BytesIO(file.data)) as archive:
         size = sum(member.file_size for member in archive.infolist())
     if size > min(files.BYTES, max(64 << 20, 200 * len(file.data))):
-        raise TnkitError(f"{file.path} unpacks to {size >> 20:,} MiB; give a part of it")
+        raise TnkitError(f"{file.path} unpacks to {size >> 20:,} MiB; load a part of it")
     rows, cells, letters = [], 0, 0
     book = openpyxl.load_workbook(io.BytesIO(file.data), read_only=True, data_only=True)
     for row in book.worksheets[0].iter_rows(values_only=True):
         cells += len(row)
         letters += sum(len(cell) for cell in row if isinstance(cell, str))
         if cells > max(1_000_000, 2 * len(file.data)) or letters > files.BYTES:
-            raise TnkitError(f"{file.path} holds more than {cells:,} cells; give a part of them")
+            raise TnkitError(f"{file.path} holds more than {cells:,} cells; load a part of them")
         rows.append(row)
     return rows
 
 
 def _tmx(file: File) -> "pd.DataFrame":
-    """A translation memory, a row for each unit and a column for each language, by a parser that loads nothing.
+    """A translation memory: a row for each unit, a column for each language; external entities are never loaded.
 
     If a unit has a language twice, its first segment counts; EN and en are one language.
     """
-    memory, parser = _Memory(file.path), expat.ParserCreate()
-    parser.buffer_text = True
-    parser.StartElementHandler, parser.EndElementHandler = memory.start, memory.end
-    parser.CharacterDataHandler = memory.text
-    parser.StartDoctypeDeclHandler, parser.EntityDeclHandler = memory.doctype, memory.entity
-    try:
-        parser.Parse(file.data, True)
-    except expat.ExpatError as error:
-        raise TnkitError(
-            f"{file.path}, line {error.lineno}: not a readable TMX file ({error}); is it complete?"
-        ) from error
-    except TnkitError:
-        raise
-    except (LookupError, ValueError) as error:
-        raise TnkitError(f"{file.path} is not a readable TMX file ({error}); save it as UTF-8") from error
-    if not memory.units:
-        raise TnkitError(f"{file.path} has no translation units (<tu>); is its ending right?")
-    return records.of_rows(file.path, memory.units)
+    units, names = list[dict[str, str]](), dict[str, str]()
+    builder, parser = TreeBuilder(), expat.ParserCreate()
 
-
-class _Memory:
-    """Collects the units of a TMX file while it is parsed."""
-
-    def __init__(self, path: str):
-        self.path, self.units, self.names = path, list[dict[str, str]](), dict[str, str]()
-        self.language, self.pieces = "", list[str]()
-        self.inside, self.depth = False, 0  # whether in a segment, and of how many markup elements
-
-    def start(self, tag: str, attributes: dict[str, str]) -> None:
+    def end(tag: str) -> None:
+        element = builder.end(tag)
         if tag == "tu":
-            self.units.append({})
-        elif tag == "tuv":
-            language = attributes.get("xml:lang") or attributes.get("lang") or ""
-            self.language = self.names.setdefault(language.lower(), language)
-        elif tag == "seg":
-            self.inside, self.pieces = True, []
-        self.depth += tag in _MARKUP
+            units.append(_unit(element, names))
+            element.clear()
 
-    def end(self, tag: str) -> None:
-        if tag == "seg":
-            self.inside = False
-            if self.units and self.language:
-                self.units[-1].setdefault(self.language, "".join(self.pieces))
-        self.depth -= tag in _MARKUP
+    def doctype(_name: str, _system: Any, _public: Any, internal: Any) -> None:
+        if internal:  # which could declare entities that grow without end
+            raise TnkitError(f"{file.path} declares its own document type; take its <!DOCTYPE …[…]> out")
 
-    def text(self, text: str) -> None:
-        if self.inside and not self.depth:
-            self.pieces.append(text)
+    parser.buffer_text = True
+    parser.StartElementHandler, parser.EndElementHandler = builder.start, end
+    parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = builder.data, doctype
+    damage = (expat.ExpatError, LookupError, ValueError, RecursionError)
+    with files.readable(f"{file.path} is not a readable TMX file", "is it complete, and in UTF-8?", damage):
+        parser.Parse(file.data, True)
+    if not units:
+        raise TnkitError(f"{file.path} has no translation units (<tu>); is its ending right?")
+    return records.of_rows(file.path, units)
 
-    def doctype(self, _name: str, _system: Any, _public: Any, internal: Any) -> None:
-        if internal:
-            raise TnkitError(f"{self.path} declares its own document type; take its <!DOCTYPE …[…]> out")
 
-    def entity(self, *_: Any) -> None:
-        raise TnkitError(f"{self.path} declares entities, which could grow without end; take its <!ENTITY …> out")
+def _unit(element: Element, names: dict[str, str]) -> dict[str, str]:
+    """The segment of each language in a unit; `names` holds the first spelling of each language."""
+    segments: dict[str, str] = {}
+    for variant in element.iter("tuv"):
+        tag = variant.get("xml:lang") or variant.get("lang") or ""
+        language, segment = names.setdefault(tag.lower(), tag), variant.find("seg")
+        if language and segment is not None:
+            segments.setdefault(language, _text_of(segment))
+    return segments
+
+
+def _text_of(element: Element) -> str:
+    """The text of a segment without its formatting."""
+    inner = ((_text_of(child) if child.tag not in _MARKUP else "") + (child.tail or "") for child in element)
+    return (element.text or "") + "".join(inner)
 
 
 READERS: dict[str, Callable[[File], "pd.DataFrame"]] = {
-    ".tsv": _tsv,
+    ".tsv": partial(tables.frame, separator="\t"),
     ".csv": _csv,
     ".jsonl": _jsonl,
     ".ndjson": _jsonl,

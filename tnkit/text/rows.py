@@ -1,4 +1,4 @@
-"""Rows of a corpus: normalised, split for training and testing, and compared where they should be parallel."""
+"""Rows of a corpus: normalised, split into train and test, and checked to be parallel."""
 
 import hashlib
 import logging
@@ -20,34 +20,33 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("tnkit")
 FIELD = "\0"  # between cells; no text may hold it
-_GAPS = {"-", "--", "---", "–", "—", "_", "N/A", "n/a", "#N/A", "NaN", "NULL", "null", "<NA>"}  # no sentences
+_GAPS = {"-", "--", "---", "–", "—", "_", "N/A", "n/a", "#N/A", "NaN", "NULL", "null", "<NA>"}  # placeholders
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ROLES = dict.fromkeys(("train", "training"), "train") | dict.fromkeys(("test", "testing", "devtest"), "test")
 _ROLES |= dict.fromkeys(("dev", "val", "valid", "validation"), "dev")
-Origin = Mapping[str, Any]  # what is known of one language's sentences: corpus, split, language, source, rows, n
+Origin = Mapping[str, Any]  # of one language's sentences, if known: corpus, split, language, source, rows, n
 
 
 def normalised(name: str, frame: "pd.DataFrame") -> "pd.DataFrame":
-    """Text in Unicode NFC, stripped, and empty where there is none; the rows numbered from 0."""
+    """Text in Unicode NFC, stripped, and "" for missing sentences; the rows numbered from 0."""
     import pandas as pd
 
     frame = frame.reset_index(drop=True)
     for language in (column for column in frame.columns if column != "split"):
         cells = [cell if isinstance(cell, str) else "" for cell in frame[language].tolist()]
-        joined = FIELD.join(cells)  # the checks run once over all of the text, not once per cell
+        joined = FIELD.join(cells)  # checked and normalised at once, which is faster than cell by cell
         if joined.count(FIELD) > max(0, len(cells) - 1) or _SURROGATE.search(joined):
             row, cell = next((row, cell) for row, cell in enumerate(cells, 1) if re.search("[\0\ud800-\udfff]", cell))
             wrong = "the character NUL" if FIELD in cell else "an unpaired surrogate"
             raise TnkitError(f"{name}, {language} in row {row}: {wrong}; fix the text")
         normal = unicodedata.normalize("NFC", joined).split(FIELD) if cells else []
-        # Python's own strings: those of Arrow are decoded anew at every look.
         cells = ["" if (stripped := cell.strip()) in _GAPS else stripped for cell in normal]
-        frame[language] = pd.Series(cells, dtype=object)
+        frame[language] = pd.Series(cells, dtype=object)  # Arrow would decode its strings at every access
     return frame
 
 
 def untranslated(name: str, texts: "pd.DataFrame", key: str) -> Int[np.ndarray, "row"]:
-    """Of rows that a key joins: 1 where some wanted language lacks the row, 2 where all do, 0 elsewhere."""
+    """For rows joined by a key: 1 if some wanted language lacks the row, 2 if all do, else 0."""
     if not key:
         return np.zeros(len(texts), int)
     absent = texts.isna().to_numpy()
@@ -60,7 +59,7 @@ def untranslated(name: str, texts: "pd.DataFrame", key: str) -> Int[np.ndarray, 
 def without_leaks(
     name: str, frame: "pd.DataFrame", wanted: list[str], leaks: str, dropped: dict[str, int]
 ) -> "pd.DataFrame":
-    """Training and test rows of a given split that share no sentence; those that do are refused or dropped."""
+    """Rows of the source's own split, without training rows that hold a sentence of the test split, and without dev."""
     used = frame[frame["split"] != "dev"]
     is_test = (used["split"] == "test").to_numpy()
     by_language = {column: used[column].isin({*used[column][is_test]}).to_numpy() & ~is_test for column in wanted}
@@ -76,13 +75,10 @@ def without_leaks(
 
 
 def roles(name: str, column: Iterable[object]) -> list[str]:
-    """The cells of a column of splits as "train", "test" or "dev", in upper or lower case.
+    """The cells of a column of splits as "train", "test" or "dev".
 
-    Rows of dev become the test split if there is none, or the training split if there is none; beside both, or alone,
-    they stay "dev".
-
-    Raises:
-        TnkitError: for another name of a split.
+    Rows of dev become the test split if there is none, or the training split if there is none; otherwise they stay
+    "dev".
 
     >>> roles("x", ["Train", "valid"]), roles("x", ["dev", "devtest"])
     (['train', 'test'], ['train', 'test'])
@@ -99,15 +95,10 @@ def roles(name: str, column: Iterable[object]) -> list[str]:
 
 
 def by_hash(frame: "pd.DataFrame", hashes: UInt64[np.ndarray, "row"], test: float) -> list[str]:
-    """Group rows that share a sentence, order the groups by hash, and fill the test split with the first.
+    """Assign each row to "train" or "test"; rows that share a sentence stay together.
 
-    Args:
-        frame: one column per language; an empty cell is no sentence.
-        hashes: of the rows, from `row_hashes`.
-        test: the share of the test split among the distinct rows that are not empty.
-
-    Returns:
-        "train" or "test" for each row.
+    Groups of such rows fill the test split in the order of their hashes, up to the share `test` of the distinct rows
+    that are not empty. An empty cell is no sentence.
 
     >>> import pandas as pd
     >>> frame = pd.DataFrame({"en": ["Hi!", "Hi!", "Bye!", "So?"], "it": ["Ciao!", "Salve!", "A dopo!", "E allora?"]})
@@ -119,12 +110,12 @@ def by_hash(frame: "pd.DataFrame", hashes: UInt64[np.ndarray, "row"], test: floa
     sizes = np.bincount(group, weights=counted).astype(int) if len(group) else np.zeros(0, int)
     keys = np.full(len(sizes), np.iinfo(np.uint64).max, np.uint64)
     np.minimum.at(keys, group, hashes)
-    left, chosen = round(test * int(counted.sum())), np.zeros(len(sizes), bool)
+    free, is_test = round(test * int(counted.sum())), np.zeros(len(sizes), bool)
     for number in np.argsort(keys, kind="stable"):
-        if sizes[number] <= left:
-            left -= sizes[number]
-            chosen[number] = True
-    return [("train", "test")[is_test] for is_test in chosen[group].tolist()]
+        if sizes[number] <= free:
+            free -= sizes[number]
+            is_test[number] = True
+    return np.where(is_test[group], "test", "train").tolist()
 
 
 def row_hashes(frame: "pd.DataFrame") -> UInt64[np.ndarray, "row"]:
@@ -140,7 +131,7 @@ def row_hashes(frame: "pd.DataFrame") -> UInt64[np.ndarray, "row"]:
 
 
 def lowest(split: Sequence[str], hashes: UInt64[np.ndarray, "row"], limit: int) -> Int[np.ndarray, "kept"]:
-    """The rows with the lowest hashes, as many of each split as keep the splits' shares.
+    """The rows of each split with the lowest hashes, so that the splits keep their shares.
 
     >>> lowest(["train", "test", "train", "test"], np.array([3, 2, 1, 0], np.uint64), 2).tolist()
     [2, 3]
@@ -148,12 +139,11 @@ def lowest(split: Sequence[str], hashes: UInt64[np.ndarray, "row"], limit: int) 
     is_test = np.array(split) == "test"
     tests = min(round(limit * int(is_test.sum()) / len(is_test)), int(is_test.sum()))
     order = np.argsort(hashes, kind="stable")
-    kept = [order[is_test[order]][:tests], order[~is_test[order]][: limit - tests]]
-    return np.sort(np.concatenate(kept))
+    return np.sort(np.concatenate([order[is_test[order]][:tests], order[~is_test[order]][: limit - tests]]))
 
 
 def _groups(frame: "pd.DataFrame") -> Int[np.ndarray, "row"]:
-    """A number for each row, the same where rows share a sentence, directly or through others."""
+    """The group of each row; rows that share a sentence, directly or through other rows, are in one group."""
     import pandas as pd
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
@@ -180,16 +170,13 @@ def fingerprint(ids: Sequence[int]) -> str:
 
 
 def check_parallel(origins: Mapping[str, Origin]) -> None:
-    """Refuse sentences that are known not to be translations of each other, row by row.
+    """Refuse sentences that cannot be translations of each other, row by row.
 
-    Rows are compared where both sides state them, names of corpus and split where they do not. The same row numbers of
-    two sources may or may not be translations, which a warning says once.
+    Rows are compared if both sides state them, otherwise the names of corpus and split. The same rows of two sources
+    may or may not be translations: that is a warning.
 
     Args:
-        origins: what is known of each side's sentences, by a name for the message.
-
-    Raises:
-        TnkitError: naming two sides with different rows, corpora, splits or numbers of sentences.
+        origins: by a name for the message.
 
     >>> check_parallel({"en": {"rows": "1f", "source": "a"}, "ja": {"rows": "1f", "source": "a"}})
     >>> check_parallel({"en": {"rows": "1f", "source": "a"}, "ja": {"rows": "2e", "source": "a"}})
@@ -205,12 +192,12 @@ def check_parallel(origins: Mapping[str, Origin]) -> None:
             if left["rows"] != right["rows"]:
                 raise TnkitError(
                     f"{sides} hold different rows, so their sentences are not translations of each other; "
-                    "load both languages as one corpus and take the same split and rows of both"
+                    "load both languages as one corpus and take the same rows of one split"
                 )
             if left.get("source") != right.get("source"):
                 _warn_once(
-                    f"{sides} come from two sources, so nothing says that their rows are translations of each other; "
-                    "load them as one corpus, or check them with tnkit.measures.geometry.alignment"
+                    f"{sides} come from two sources, so their rows may not be translations of each other; load them as "
+                    "one corpus, or check them with tnkit.measures.geometry.alignment"
                 )
             continue
         for key in ("corpus", "split"):
@@ -219,14 +206,12 @@ def check_parallel(origins: Mapping[str, Origin]) -> None:
 
 
 def check_texts(texts: Mapping[str, Sequence[Any]]) -> None:
-    """Run `check_parallel` on languages before a model reads them; plain lists state only their length."""
-    keys = ("corpus", "split", "source", "rows")
-    check_parallel(
-        {
-            name: {"n": len(sentences), **{key: getattr(sentences, key, None) for key in keys}}
-            for name, sentences in texts.items()
-        }
-    )
+    """Run `check_parallel` on the sentences of each language; plain lists state only their length."""
+    origins = {}
+    for name, sentences in texts.items():
+        stated = {key: getattr(sentences, key, None) for key in ("corpus", "split", "source", "rows")}
+        origins[name] = {"n": len(sentences), **stated}
+    check_parallel(origins)
 
 
 def _described(name: str, origin: Origin) -> str:

@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 Rows = list[list[str]]
 _PAIR = re.compile("(?=(?<![A-Za-z])([A-Za-z]+)-([A-Za-z]+))")  # Japanese-English
-_CSV_LINES = 20  # looked at to tell an export by its cells
-# Columns that are no language and yet show that the first line names columns.
+_SAMPLE = 20  # lines that decide whether a table is an export
+# Names of columns that are no language but show that the first line is a header.
 _NAMES = {"split", "lang", "language", "text", "sentence", "translation", "translations", "english", "non_english"}
 _NAMES |= {"id", "locale", "utt", "dialect", "flores_passage", "iso_639_3", "index_id", "category", "queries"}
 
 
 class Export(NamedTuple):
-    """A table without column names that is recognised by its cells.
+    """A table without a header that is recognised by its cells.
 
     Attributes:
         name: of its source.
-        fits: whether a row is one of its own.
-        columns: their names; a number is an index into the languages asked for.
+        fits: whether a row can be one of its rows.
+        columns: their names; a number is an index into the requested languages.
     """
 
     name: str
@@ -37,20 +37,15 @@ class Export(NamedTuple):
     columns: tuple[str | int, ...]
 
 
-def _sentence(row: Sequence[str], width: int) -> bool:
+def _starts_with_code(row: Sequence[str]) -> bool:
     """Whether a row begins with a number and the code of a language."""
-    if len(row) != width or not row[0].isdecimal():
-        return False
-    return row[1] == "\\N" or (2 <= len(row[1]) <= 4 and row[1].isascii() and row[1].isalpha() and row[1].islower())
+    return row[0].isdecimal() and re.fullmatch(r"\\N|[a-z]{2,4}", row[1]) is not None
 
 
+_DETAILED = ("id", "lang", "text", "user", "added", "modified")
 EXPORTS = (
-    Export("Tatoeba's sentences", lambda row: _sentence(row, 3), ("id", "lang", "text")),
-    Export(
-        "Tatoeba's detailed sentences",
-        lambda row: _sentence(row, 6),
-        ("id", "lang", "text", "user", "added", "modified"),
-    ),
+    Export("Tatoeba's sentences", lambda row: len(row) == 3 and _starts_with_code(row), ("id", "lang", "text")),
+    Export("Tatoeba's detailed sentences", lambda row: len(row) == 6 and _starts_with_code(row), _DETAILED),
     Export(
         "Tatoeba's pairs",
         lambda row: len(row) == 4 and row[0].isdecimal() and row[2].isdecimal(),
@@ -62,30 +57,23 @@ EXPORTS = (
 
 
 def frame(file: File, separator: str) -> "pd.DataFrame":
-    """The table of a file whose cells are between tabs or commas.
-
-    Raises:
-        TnkitError: for rows of other lengths, quotes that can be read in two ways, and a header that is missing.
+    """The table of a file with tabs or commas between its cells.
 
     >>> frame(File("x.tsv", b'en\\tit\\n"Hi!\\tCiao!\\n'), "\\t").to_dict("records")
     [{'en': '"Hi!', 'it': 'Ciao!'}]
     """
     text = file.text()
-    if file.quoting == "none":
-        rows = _plain(file.path, text, separator)
-    elif file.quoting == "csv" or (separator in ",;" and '"' in text):
-        rows = _quoted(file.path, text, separator)
-    else:
-        rows = _plain(file.path, text, separator) if '"' not in text else _told_apart(file.path, text, separator)
+    quoting = file.quoting or ("none" if '"' not in text else "csv" if separator in ",;" else None)
+    read = {"none": _plain, "csv": _quoted, None: _detected}[quoting]
+    rows = read(file.path, text, separator)
     if not rows:
         raise TnkitError(f"{file.path} has no sentences")
     return _headed(file, rows)
 
 
 def export_of(rows: Rows) -> Export | None:
-    """The export that rows without a header are of, or None."""
-    sample = rows[:_CSV_LINES]
-    return next((export for export in EXPORTS if all(map(export.fits, sample))), None)
+    """The export that rows without a header come from, or None."""
+    return next((export for export in EXPORTS if all(map(export.fits, rows[:_SAMPLE]))), None)
 
 
 def _headed(file: File, rows: Rows) -> "pd.DataFrame":
@@ -99,15 +87,15 @@ def _headed(file: File, rows: Rows) -> "pd.DataFrame":
     if file.header is None:
         if file.languages is None or len(file.languages) != len(rows[0]):
             raise TnkitError(
-                f"{file.path} has {len(rows[0])} columns and no header, and was asked for {listed(file.languages)}; "
-                "name one language for each column in its order, or add a first line that names the columns"
+                f"{file.path} has {len(rows[0])} columns and no header (requested: {listed(file.languages)}); name "
+                "one language for each column in its order, or add a first line that names the columns"
             )
         return pd.DataFrame(rows, columns=list(file.languages))
     header = [name.strip() for name in rows[0]]
     if len({*header}) != len(header):
         raise TnkitError(f"{file.path}, line 1: a column is named twice in {header}; name each column once")
-    asked = any(matching(language, header) for language in file.languages or ())
-    if not asked and not any(name in _NAMES or _names_language(name) for name in header):
+    requested = any(matching(language, header) for language in file.languages or ())
+    if not requested and not any(name in _NAMES or _names_language(name) for name in header):
         raise TnkitError(
             f"{file.path}, line 1: no names of columns; name each by its language code, such as en or ja, or, "
             "for a file without a header, give header=None and languages= in the order of its columns"
@@ -126,14 +114,14 @@ def _export_columns(file: File, export: Export) -> list[str]:
     languages = list(file.languages or ())
     if width and len(languages) != width:
         raise TnkitError(
-            f"{file.path} looks like {export.name}, which have no header, and was asked for {listed(languages)}; name "
+            f"{file.path} looks like {export.name}, which have no header (requested: {listed(languages)}); name "
             f"{width} languages in the order of its columns"
         )
     return [languages[column] if isinstance(column, int) else column for column in export.columns]
 
 
 def _check_order(file: File, export: Export, table: "pd.DataFrame") -> None:
-    """Refuse languages in another order than that of the file's name, its source or the scripts of its text."""
+    """Refuse languages in another order than the file's name, its source or the scripts of its text show."""
     pair = [str(table.columns[index]) for index, column in enumerate(export.columns) if isinstance(column, int)]
     if len(pair) != 2:
         return
@@ -147,46 +135,45 @@ def _check_order(file: File, export: Export, table: "pd.DataFrame") -> None:
     )
     if by_name or by_script:
         raise TnkitError(
-            f"{file.path}: {left} and {right} were asked for, and its columns are in the other order; give "
+            f"{file.path}: {left} and {right} were requested, but its columns are in the other order; give "
             f"languages=[{right!r}, {left!r}]"
         )
 
 
 def _plain(path: str, text: str, separator: str) -> Rows:
-    """Rows whose quotes are text."""
+    """Rows in which quotes are text."""
     rows: Rows = []
     for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
         if (line := line.removesuffix("\r")) or (rows and len(rows[0]) == 1):  # an empty cell
             rows.append(line.split(separator))
-            _same_width(path, number, rows)
+            _check_width(path, number, rows)
     return rows
 
 
 def _quoted(path: str, text: str, separator: str) -> Rows:
-    """Rows whose cells may be quoted, with inner quotes doubled, as csv and pandas write them."""
+    """Rows of cells that may be quoted, with inner quotes doubled, as csv and pandas write them."""
     text, mark = _marked(text)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     rows: Rows = []
     try:
         for row in reader:
             if row or (rows and len(rows[0]) == 1):
-                row = row or [""]
-                rows.append([cell.replace(mark, "\r") for cell in row] if mark in text else row)
-                _same_width(path, reader.line_num, rows)
+                rows.append([cell.replace(mark, "\r") for cell in row or [""]])
+                _check_width(path, reader.line_num, rows)
     except csv.Error as error:
         raise TnkitError(f"{path}, line {reader.line_num}: {error}; check its quotes and separators") from error
     return rows
 
 
 def _marked(text: str) -> tuple[str, str]:
-    """The text, and the character that replaces carriage returns within lines, at which csv would end a line."""
+    """The text, and the character that replaces carriage returns within lines, where csv would end a line."""
     mark = next(chr(code) for code in range(0xFDD0, 0x110000) if chr(code) not in text)
     if text.partition("\n")[0].endswith("\r"):
         text = text.replace("\r\n", "\n")
     return text.replace("\r", mark), mark
 
 
-def _same_width(path: str, number: int, rows: Rows) -> None:
+def _check_width(path: str, number: int, rows: Rows) -> None:
     if len(rows[-1]) != len(rows[0]):
         names = ", ".join(rows[0])
         raise TnkitError(
@@ -194,11 +181,11 @@ def _same_width(path: str, number: int, rows: Rows) -> None:
         )
 
 
-def _told_apart(path: str, text: str, separator: str) -> Rows:
-    """Rows of a file with quotes, if there is only one way in which it can have been written."""
+def _detected(path: str, text: str, separator: str) -> Rows:
+    """Rows of a file with quotes, if it can have been written in only one way."""
     first = text.split("\n", 1)[0].removesuffix("\r").split(separator)
     if all(map(_in_quotes, first)):
-        return _quoted(path, text, separator)  # no column is named with quotes
+        return _quoted(path, text, separator)  # no column's name has quotes
     try:
         quoted = _quoted(path, text, separator)
     except TnkitError:
@@ -240,6 +227,6 @@ def _as_written(rows: Rows, separator: str) -> str:
 
 def _ambiguous(path: str) -> TnkitError:
     return TnkitError(
-        f"{path}: its quotes can be read in two ways; give quoting='csv' where a cell in quotes is a cell and inner "
-        "quotes are doubled, or quoting='none' where quotes are text"
+        f"{path}: its quotes can be read in two ways; give quoting='csv' if quotes enclose cells and inner quotes are "
+        "doubled, or quoting='none' if quotes are text"
     )

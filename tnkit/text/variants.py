@@ -1,10 +1,10 @@
-"""Control versions of a corpus, for when script or word order could explain a result: `romanised` and `shuffled`.
+"""Control versions of a corpus, for results that script or word order could explain: `romanised` and `shuffled`.
 
 latin = tn.variants.romanised(corpus, ["ja", "ko"])   # the same sentences, in Latin script
 mixed = tn.variants.shuffled(corpus, ["en"], seed=0)  # the same words, in a random order
 
 Neurons that respond to the Japanese script are inactive on the first, neurons that respond to its grammar on the
-second. Rows, splits and alignment stay as they are. Install the packages with pip install 'tnkit[measures]'.
+second. Rows, splits and alignment stay the same. Install the packages with pip install 'tnkit[measures]'.
 """
 
 import random
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _BASE = {"jpn": "ja", "kor": "ko", "cmn": "zh", "yue": "zh", "zho": "zh", "tha": "th"}
 _TRADITIONAL = {"hant", "hk", "mo", "tw", "yue"}
-_UNSEGMENTED = set("bo dz km khm lo lao my mya".split())  # no spaces between words, and no package to cut them
+_UNSEGMENTED = set("bo dz km khm lo lao my mya".split())  # no spaces between words, and no package to segment them
 _PUNCTUATION = str.maketrans({"。": ". ", "、": ", ", "「": '"', "」": '"', "『": '"', "』": '"', "・": " ", "〜": "~"})
 _UROMAN = {
     "ar": "ara", "be": "bel", "bg": "bul", "el": "ell", "fa": "fas", "ja": "jpn", "kk": "kaz", "ky": "kir", "mk": "mkd",
@@ -33,25 +33,24 @@ _UROMAN = {
 
 
 def romanised(corpus: Corpus, languages: str | Sequence[str] | None = None) -> Corpus:
-    """The same corpus with some of its languages written in Latin script.
+    """The same corpus with some of its languages in Latin script.
 
-    Japanese is written in modified Hepburn, with long vowels spelt out and words apart; SudachiPy (Takaoka et al. 2018)
-    gives the readings, correct for most but not all homographs. Korean follows the Revised Romanisation of 2000
+    Japanese is written in modified Hepburn, with long vowels spelt out and words separated; SudachiPy (Takaoka et al.
+    2018) gives the readings, correct for most but not all homographs. Korean follows the Revised Romanisation of 2000
     (koroman), Chinese is pinyin without tones (pypinyin); BudouX separates the words of Chinese and Thai. Every other
     language is spelt letter by letter by uroman (Hermjakob, May & Knight 2018), whose licence asks publications to
     acknowledge it.
 
     Args:
         corpus: from `load_corpus`.
-        languages: which of its languages (default: all that are not in Latin script already).
+        languages: which languages (default: all that are not in Latin script).
 
     Returns:
-        A `Corpus` with the same rows and splits, named "…, romanised". Latin passages stay as they are. Homophones can
-        make two sentences of a language alike, also across the splits; in "everyday" they do not.
+        A `Corpus` with the same rows and splits, named "…, romanised". Latin passages do not change. Homophones can
+        make two sentences of a language equal, also across the splits; in "everyday" they do not.
 
     Raises:
-        TnkitError: for a language that the corpus lacks or that is in Latin script already, and where a package is
-            missing.
+        TnkitError: for a language that the corpus lacks or that is in Latin script, or for a missing package.
 
     >>> from tnkit.text.corpus import load_corpus
     >>> romanised(load_corpus("everyday", ["en", "ja"]))["train"]["ja"][1]
@@ -61,39 +60,39 @@ def romanised(corpus: Corpus, languages: str | Sequence[str] | None = None) -> C
     chosen = _chosen(corpus, languages) if languages is not None else [n for n in corpus.languages if n not in latin]
     refused = [name for name in chosen if name in latin]
     if refused or not chosen:
-        raise TnkitError(f"{corpus.name}: {', '.join(refused or latin)} is in Latin script already; leave it out")
+        raise TnkitError(f"{corpus.name}: {', '.join(refused or latin)} is already in Latin script; leave it out")
     return _rewritten(corpus, chosen, languages is None, "romanised", romanise)
 
 
 def shuffled(corpus: Corpus, languages: str | Sequence[str] | None = None, *, seed: int = 0) -> Corpus:
     """The same corpus with the words of each sentence in a random order.
 
-    All orders are equally likely except the sentence's own: two or more different words never stay as they were.
-    Punctuation keeps its position (the second word keeps its comma, whichever word that becomes), and letters keep
-    their case. Words are separated by spaces; in Japanese a word is a verb with its endings, a noun, or a particle
-    (SudachiPy, Takaoka et al. 2018), and in Chinese and Thai what BudouX cuts.
+    All orders are equally likely except the original: two or more different words never keep their order. Punctuation
+    keeps its position (the second word keeps its comma, whichever word that becomes), and letters keep their case.
+    Words are separated by spaces; in Japanese a word is a verb with its endings, a noun, or a particle (SudachiPy,
+    Takaoka et al. 2018), and in Chinese and Thai a segment of BudouX.
 
     Args:
-        corpus: from `load_corpus`, or a corpus of `romanised`.
-        languages: which of its languages (default: all).
-        seed: decides the order, with language and sentence, so that a sentence gets the same order in every corpus.
+        corpus: from `load_corpus` or `romanised`.
+        languages: which languages (default: all).
+        seed: decides the order, with language and sentence: a sentence gets the same order in every corpus.
 
     Returns:
         A `Corpus` with the same rows and splits, named "…, shuffled with seed 0".
 
     Raises:
-        TnkitError: for a language that the corpus lacks or that is written without spaces and cannot be cut into words
-            (Khmer, Lao, Burmese, Tibetan), and where a package is missing.
+        TnkitError: for a language that the corpus lacks, that is written without spaces and cannot be segmented
+            (Khmer, Lao, Burmese, Tibetan), or for a missing package.
 
     >>> from tnkit.text.corpus import load_corpus
     >>> shuffled(load_corpus("everyday", ["en", "it"]), ["en"])["train"]["en"][1]
     'are These figs ripe perfectly.'
     """
     chosen = _chosen(corpus, languages)
-    uncut = [name for name in chosen if _base(name) in _UNSEGMENTED and _is_foreign("".join(corpus.frame[name]))]
-    if uncut:
+    unsegmented = [name for name in chosen if _base(name) in _UNSEGMENTED and _is_foreign("".join(corpus.frame[name]))]
+    if unsegmented:
         raise TnkitError(
-            f"{', '.join(uncut)} is written without spaces, and tnkit cannot cut it into words; leave it out"
+            f"tnkit cannot find the words of {', '.join(unsegmented)}, written without spaces; leave it out"
         )
     change = f"shuffled with seed {seed}"
     return _rewritten(corpus, chosen, languages is None, change, lambda text, name: shuffle(text, name, seed=seed))
@@ -151,7 +150,7 @@ def shuffle(text: str, language: str, *, seed: int = 0) -> str:
 
 
 def words(text: str, language: str) -> list[str]:
-    """The words of a sentence, punctuation with the word that it follows or opens.
+    """The words of a sentence; punctuation belongs to the word that it follows or opens.
 
     >>> words("彼は「行こう！」と言った。", "ja")
     ['彼', 'は', '「行こう！」', 'と', '言った。']
@@ -169,10 +168,8 @@ def _chosen(corpus: Corpus, languages: str | Sequence[str] | None) -> list[str]:
     chosen = list(corpus.languages if languages is None else [languages] if isinstance(languages, str) else languages)
     missing = [name for name in chosen if name not in corpus.languages]
     if missing or not chosen:
-        raise TnkitError(
-            f"{corpus.name} has no {', '.join(missing) or 'language to change'}; name some of "
-            f"{', '.join(corpus.languages)}"
-        )
+        lacking, languages = ", ".join(missing) or "language to change", ", ".join(corpus.languages)
+        raise TnkitError(f"{corpus.name} has no {lacking}; name some of {languages}")
     return chosen
 
 
@@ -212,7 +209,7 @@ def _opens(character: str) -> bool:
 
 
 def _bare(word: str) -> tuple[int, int]:
-    """Where a word begins and ends without the punctuation around it; an apostrophe next to a letter is the word's own.
+    """The start and end of a word without the punctuation around it; an apostrophe next to a letter is no punctuation.
 
     >>> [word[slice(*_bare(word))] for word in ["¿Qué", "po'.", "'s", "«forte»,", "50%!", "–"]]
     ['Qué', "po'", "'s", 'forte', '50%', '']
@@ -226,24 +223,24 @@ def _bare(word: str) -> tuple[int, int]:
 
 
 def _unspaced(tokens: Sequence[str]) -> str:
-    """Words without spaces, except between two Latin letters or digits."""
+    """Words joined without spaces, except between two Latin letters or digits."""
     return re.sub("(?<=[!-~])\0(?=[!-~])", " ", "\0".join(tokens)).replace("\0", "")
 
 
 def _japanese(text: str) -> list[tuple[str, str]]:
-    """Japanese words as they are written and as they are read, in katakana; what has no reading as it is written."""
+    """The words as written and as read, in katakana; what has no reading, as written."""
     pairs: list[tuple[str, str]] = []
-    before = ("空白", "*")
+    previous = ("空白", "*")
     for token in _sudachi().tokenize(text):
         surface, kind = token.surface(), token.part_of_speech()[:2]
         if kind[0] != "空白":
             reading = _reading(surface, token.reading_form(), kind[0])
-            latin = pairs and (pairs[-1][0][-1] + surface[0]).isascii() and before[0] != "空白"
-            if latin or (pairs and _belongs(surface, kind, before)):
+            latin = pairs and (pairs[-1][0][-1] + surface[0]).isascii() and previous[0] != "空白"
+            if latin or (pairs and _continues(surface, kind, previous)):
                 written, read = pairs.pop()
                 surface, reading = written + surface, read + reading
             pairs.append((surface, reading))
-        before = kind
+        previous = kind
     return pairs
 
 
@@ -255,27 +252,27 @@ def _reading(surface: str, reading: str, kind: str) -> str:
     return "エ" if (surface, kind) == ("へ", "助詞") else reading
 
 
-def _belongs(surface: str, kind: Sequence[str], before: Sequence[str]) -> bool:
+def _continues(surface: str, kind: Sequence[str], previous: Sequence[str]) -> bool:
     """Whether a token continues the word before it: endings, suffixes, what follows a prefix, closing punctuation."""
-    if before[0] == "空白":
+    if previous[0] == "空白":
         return False
     return (
         (kind[0] == "補助記号" and kind[1] != "括弧開")
-        or before[1] == "括弧開"
-        or before[0] == "接頭辞"
+        or previous[1] == "括弧開"
+        or previous[0] == "接頭辞"
         or kind[0] == "接尾辞"
-        or (kind[0] == "助動詞" and before[0] in ("動詞", "形容詞", "助動詞") and surface != "です")
+        or (kind[0] == "助動詞" and previous[0] in ("動詞", "形容詞", "助動詞") and surface != "です")
         or (kind[1] == "接続助詞" and surface in ("て", "で", "ば", "ちゃ", "じゃ", "たり", "だり", "ながら"))
     )
 
 
 _HEPBURN = {"si": "shi", "zi": "ji", "ti": "chi", "di": "ji", "tu": "tsu", "du": "zu", "hu": "fu"}
-_HEPBURN |= {"wi": "i", "we": "e", "wo": "o"}  # where it differs from the Unicode names of the kana
+_HEPBURN |= {"wi": "i", "we": "e", "wo": "o"}  # Unicode name of the kana → Hepburn, if they differ
 _GLIDES = {"i": "y", "u": "w", "ku": "kw", "gu": "gw"}  # before a small vowel: イェ ye, ウィ wi, クォ kwo
 
 
 def _hepburn(kana: str) -> str:
-    """Katakana in modified Hepburn, long vowels spelt out; all else stays.
+    """Katakana in modified Hepburn, long vowels spelt out; other text does not change.
 
     >>> " ".join(map(_hepburn, "キッチリ シャシン コンヤ ウェイター デュエット ワァ".split()))
     "kitchiri shashin kon'ya weitaa dyuetto waa"
@@ -288,7 +285,7 @@ def _hepburn(kana: str) -> str:
 
 
 def _syllable(syllable: re.Match[str]) -> str:
-    kana, small = (re.sub(".* ", "", unicodedata.name(part).lower()) if part else "" for part in syllable.groups())
+    kana, small = (re.sub(".* ", "", unicodedata.name(sign).lower()) if sign else "" for sign in syllable.groups())
     sound = _HEPBURN.get(kana, kana)
     if not small or sound[-1] == small:
         return sound + small

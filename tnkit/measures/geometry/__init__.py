@@ -1,6 +1,7 @@
-"""What happens to the spaces of languages, layer by layer: captures in, results with `to_frame()` and `plot()` out.
+"""The spaces of languages, layer by layer: captures in, results with `to_frame()` and `plot()` out.
 
-en, ja = tn.capture(model, test["en"]), tn.capture(model, test["ja"])   # parallel, and not used to find the neurons
+en, ja = tn.capture(model, test["en"]), tn.capture(model, test["ja"])   # parallel, not those that found the neurons
+
 tn.geometry.similarity(en, ja).plot()
 tn.geometry.retrieval(ja, en).best()                                    # (layer, share of sentences)
 tn.geometry.pca({"en": en, "ja": ja}).plot([0, 8, 17])

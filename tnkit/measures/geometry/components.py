@@ -1,4 +1,4 @@
-"""The plane of the largest variance: principal components of several languages together."""
+"""Principal components of several languages: the plane of the largest variance."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ class PrincipalComponents:
 
     Attributes:
         coordinates: (layer, sentence, component) of each language.
-        explained: share of the variance, (layer, component), between 0 and 1; 0 where the states do not vary.
-        layers: what the first axis stands for.
+        explained: share of the variance, (layer, component), between 0 and 1; 0 if the states do not vary.
+        layers: of the first axis.
     """
 
     coordinates: dict[str, Float[np.ndarray, "layer sentence component"]]
@@ -33,7 +33,7 @@ class PrincipalComponents:
     layers: tuple[int, ...]
 
     def to_frame(self) -> "pd.DataFrame":
-        """One row a sentence, indexed (layer, language, sentence)."""
+        """One row per sentence, indexed (layer, language, sentence)."""
         import pandas as pd
 
         names = [f"PC{number}" for number in range(1, 1 + self.explained.shape[1])]
@@ -45,7 +45,7 @@ class PrincipalComponents:
         return pd.concat(frames, names=["layer", "language", "sentence"])
 
     def plot(self, layers: Sequence[int] | None = None, *, centroids: bool = False) -> "matplotlib.figure.Figure":
-        """Draw one panel per layer, a colour per language; with `centroids`, also their means and the mean of these."""
+        """Draw one panel per layer, one colour per language; `centroids` adds the languages' means and their mean."""
         from tnkit import plots
 
         layers = self.layers if layers is None else layers
@@ -79,8 +79,8 @@ class PrincipalComponents:
 
     def _row(self, layer: int) -> int:
         if layer not in self.layers:
-            has = ", ".join(map(str, self.layers))
-            raise TnkitError(f"there are no principal components of layer {layer}; choose one of {has}")
+            layers = ", ".join(map(str, self.layers))
+            raise TnkitError(f"there are no principal components of layer {layer}; choose one of {layers}")
         return self.layers.index(layer)
 
     def _repr_html_(self) -> str:
@@ -97,7 +97,7 @@ def pca(
 ) -> PrincipalComponents:
     """Principal components of `post`, fitted to all languages together, layer by layer.
 
-    A component's sign means nothing; here the first language's mean is never positive, so that layers compare.
+    The sign of a component is arbitrary; here the first language's mean is never positive, so that layers compare.
 
     Args:
         languages: a capture of each language, of the same model.
@@ -120,7 +120,7 @@ def pca(
 
     vectors = {language: states(capture, "post") for language, capture in languages.items()}
     if not vectors:
-        raise TnkitError("there are no languages to find components of; give one capture a language")
+        raise TnkitError("there are no captures; give one for each language")
     check_together(languages, layers=False)
     layers = next(iter(languages.values())).layers if layers is None else tuple(layers)
     missing = [layer for layer in layers if any(layer not in capture.layers for capture in languages.values())]
@@ -134,17 +134,19 @@ def pca(
     points: dict[str, list[np.ndarray]] = {language: [] for language in languages}
     explained = []
     for layer in layers:
-        here = [whole[languages[name].layers.index(layer)] for name, whole in vectors.items()]
-        together = torch.cat(here).numpy()
-        if not (together != together[0]).any():
-            explained.append(np.zeros(components, together.dtype))
-            for language, rows in zip(languages, here, strict=True):
-                points[language].append(np.zeros((len(rows), components), together.dtype))
+        of_layer = {name: rows[languages[name].layers.index(layer)] for name, rows in vectors.items()}
+        stacked = torch.cat([*of_layer.values()]).numpy()
+        if not (stacked != stacked[0]).any():
+            explained.append(np.zeros(components, stacked.dtype))
+            for language, rows in of_layer.items():
+                points[language].append(np.zeros((len(rows), components), stacked.dtype))
             continue
-        fit = PCA(components, svd_solver="full").fit(together)
+        fit = PCA(components, svd_solver="full").fit(stacked)
         explained.append(fit.explained_variance_ratio_)
-        signs = np.where(fit.transform(here[0].numpy()).mean(axis=0) > 0, -1, 1).astype(together.dtype)
-        for language, rows in zip(languages, here, strict=True):
+        first = next(iter(of_layer.values()))
+        signs = np.where(fit.transform(first.numpy()).mean(axis=0) > 0, -1, 1).astype(stacked.dtype)
+        for language, rows in of_layer.items():
             points[language].append(fit.transform(rows.numpy()) * signs)
+
     coordinates = {language: np.stack(rows) for language, rows in points.items()}
     return PrincipalComponents(coordinates, np.stack(explained), tuple(layers))

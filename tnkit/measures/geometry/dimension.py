@@ -1,4 +1,4 @@
-"""How many dimensions a space needs."""
+"""The number of dimensions of a space."""
 
 from collections.abc import Sequence
 
@@ -14,20 +14,20 @@ from tnkit.provenance import joined
 def effective_dimension(
     captured: Activations, *, shares: Sequence[float] = (0.9, 0.95, 0.99), centred: bool = True, site: str = "post"
 ) -> ByLayer:
-    """How many principal components hold a share of the variance, layer by layer.
+    """The number of principal components that explain a share of the variance, layer by layer.
 
-    The smallest d with σ_1² + … + σ_d² ≥ share · Σ σ² (to 1e-12 of the sum), σ the singular values of the (sentence,
-    hidden) matrix less its mean. centred=False keeps the mean, which then counts as variance, as the code of Tezuka &
-    Inoue (EMNLP 2025) does. No d exceeds the number of sentences, so compare only the same number of them.
+    The smallest d with σ_1² + … + σ_d² ≥ share · Σ σ² (to 1e-12 of the sum), where σ are the singular values of the
+    (sentence, hidden) matrix minus its mean. centred=False keeps the mean, which then counts as variance, as in the
+    code of Tezuka & Inoue (EMNLP 2025). No d exceeds the number of sentences, so compare only equal numbers of them.
 
     Args:
         captured: of one language, or of any sentences.
         shares: of the variance, each above 0 and at most 1.
-        centred: take away the mean over sentences first.
+        centred: subtract the mean over sentences first.
         site: "pre", "mid", "post" or "activations".
 
     Returns:
-        `ByLayer` with a column a share, int64; 0 where nothing varies (one sentence, or equal states).
+        `ByLayer` with one column per share, int64; 0 if nothing varies (one sentence, or equal states).
 
     Raises:
         TnkitError: for a share out of range, or a capture that lacks the site.
@@ -50,5 +50,5 @@ def effective_dimension(
         reached = torch.searchsorted(variance, goal * variance[-1]) + 1
         needed.append(torch.where(variance[-1] > 0, reached, 0))
     columns = {f"{100 * share:g}%": column.numpy() for share, column in zip(shares, torch.stack(needed).T, strict=True)}
-    about = joined([captured], site=site, centred=centred)
-    return ByLayer("principal components", columns, captured.layers, about)
+    provenance = joined([captured], site=site, centred=centred)
+    return ByLayer("principal components", columns, captured.layers, provenance)

@@ -1,4 +1,4 @@
-"""How far apart the centroids of languages lie."""
+"""Distances between the centroids of languages."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class CentroidDistances:
-    """How far apart the centroids of languages lie, layer by layer.
+    """The distances between the centroids of languages, layer by layer.
 
     Attributes:
         values: (layer, language, language), float64, symmetric, 0 on the diagonal.
-        languages: what the other axes stand for.
-        layers: what the first axis stands for.
+        languages: of the second and third axis.
+        layers: of the first axis.
         distance: "cosine" (1 - cosine, between 0 and 2) or "euclidean" (units of the residual stream).
         provenance: model, and the sentences of each language.
     """
@@ -46,14 +46,14 @@ class CentroidDistances:
         """The distances after a layer.
 
         Raises:
-            TnkitError: where it was not captured.
+            TnkitError: for a layer that was not captured.
         """
         if layer not in self.layers:
             raise TnkitError(f"layer {layer} was not captured; these distances have {', '.join(map(str, self.layers))}")
         return self.values[self.layers.index(layer)]
 
     def to_frame(self) -> "pd.DataFrame":
-        """One row an ordered pair, indexed (layer, language, other)."""
+        """One row per ordered pair, indexed (layer, language, other)."""
         import pandas as pd
 
         axes = [self.layers, self.languages, self.languages]
@@ -61,18 +61,19 @@ class CentroidDistances:
         return pd.DataFrame({f"{self.distance} distance": self.values.reshape(-1)}, index=index)
 
     def by_layer(self, language: str) -> "pd.DataFrame":
-        """How far every other language is from one, indexed by layer, a column a language.
+        """The distances of the other languages from one, indexed by layer, with one column per language.
 
         Raises:
             TnkitError: for a language that was not captured.
         """
+        import pandas as pd
+
         if language not in self.languages:
             raise TnkitError(f"there is no language {language!r}; there are {', '.join(self.languages)}")
-        column = self.to_frame()[f"{self.distance} distance"]
+        row = self.languages.index(language)
         others = [name for name in self.languages if name != language]
-        wide = column.unstack("other")
-        rows = wide[wide.index.get_level_values("language") == language].droplevel("language")
-        return rows[others].rename_axis(columns=None)
+        distances = np.delete(self.values[:, row], row, axis=1)
+        return pd.DataFrame(distances, index=pd.Index(self.layers, name="layer"), columns=others)
 
     def plot(self, layer: int, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw the distances after a layer as a heat map."""
@@ -83,9 +84,9 @@ class CentroidDistances:
         )
 
     def plot_all(self, layers: Sequence[int] | None = None) -> "matplotlib.figure.Figure":
-        """Draw one heat map a layer (default: four, from the first to the last).
+        """Draw one heat map per layer (default: four, from the first to the last).
 
-        Cosine distances share one scale; Euclidean ones, which grow with the residual stream, have one a panel.
+        Cosine distances share one scale; Euclidean distances, which grow with the residual stream, have one per panel.
         """
         from tnkit import plots
 
@@ -103,10 +104,10 @@ class CentroidDistances:
 
 
 def centroid_distances(languages: Mapping[str, Activations], *, distance: str = "cosine") -> CentroidDistances:
-    """The distance between every two language centroids (means of `post`), layer by layer.
+    """The distances between language centroids (means of `post`), layer by layer.
 
-    cosine: 1 - cos(C, C'), so that 1 minus it is the similarity that Tezuka & Inoue (EMNLP 2025) draw; euclidean:
-    |C - C'|. A zero centroid is at cosine distance 1 from every other.
+    cosine: 1 - cos(C, C'), which is 1 minus the similarity that Tezuka & Inoue (EMNLP 2025) plot; euclidean:
+    |C - C'|. A zero centroid has the cosine distance 1 from every other.
 
     Args:
         languages: a capture of each language, of the same model; they need not be parallel.
@@ -135,15 +136,18 @@ def centroid_distances(languages: Mapping[str, Activations], *, distance: str = 
     if distance == "cosine":
         units = unit(centroids)
         zero = ~units.any(dim=-1)
-        values = (_apart(units).square() / 2).clamp_(max=2)  # 1 - cosine, without the rounding of a difference from 1
+        values = (_distances(units).square() / 2).clamp_(
+            max=2
+        )  # 1 - cosine, without the rounding of a difference from 1
         values = torch.where(zero[:, :, None] | zero[:, None], 1, values)
     else:
-        values = _apart(centroids)
+        values = _distances(centroids)
     values.diagonal(dim1=1, dim2=2).zero_()
     layers = next(iter(languages.values())).layers
     return CentroidDistances(values.numpy(), tuple(languages), layers, distance, joined(languages))
 
 
-def _apart(points: Float[Tensor, "layer row width"]) -> Float[Tensor, "layer row row"]:
-    """Euclidean distances between the rows of each layer, from differences: 0 for equal rows, whatever the kernel."""
+def _distances(points: Float[Tensor, "layer row width"]) -> Float[Tensor, "layer row row"]:
+    """Euclidean distances between the rows of each layer, computed from differences, so that equal rows give 0."""
+
     return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")

@@ -1,4 +1,4 @@
-"""Numbers layer by layer: `ByLayer`, and `beside`, which joins several results of one measure."""
+"""Numbers layer by layer: `ByLayer`, and `beside`, which combines several results of one measure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class ByLayer:
-    """One number a layer, or several.
+    """One or several numbers per layer.
 
     Attributes:
         measure: what the numbers are; the title of the y axis.
         columns: (layer,) each, by name.
-        layers: what the axis stands for.
+        layers: of the axis.
         provenance: model, sentences of each capture, parameters.
-        chance: what states that tell nothing give, where that is one number.
+        chance: the expected value for uninformative states, if that is one number.
 
-    >>> found = ByLayer("share", {"a": np.array([0.1, 0.4]), "b": np.array([0.3, 0.2])}, (4, 5))
-    >>> found.best(), found.best("b")
+    >>> shares = ByLayer("share", {"a": np.array([0.1, 0.4]), "b": np.array([0.3, 0.2])}, (4, 5))
+    >>> shares.best(), shares.best("b")
     ((5, 0.4), (4, 0.3))
     """
 
@@ -48,13 +48,13 @@ class ByLayer:
         return f"ByLayer({self.measure}: {', '.join(self.columns)}, {len(self.layers)} layers)"
 
     def best(self, column: str | None = None) -> tuple[int, float]:
-        """The layer of a column's largest value (the first of equals), and that value.
+        """The layer of a column's largest value (the first if several are equal), and that value.
 
         Args:
             column: which (default: the first).
 
         Raises:
-            TnkitError: for an unknown column, or one of NaN alone.
+            TnkitError: for an unknown column, or one that holds only NaN.
         """
         name = next(iter(self.columns)) if column is None else column
         if name not in self.columns:
@@ -72,7 +72,7 @@ class ByLayer:
         return pd.DataFrame(self.columns, index=pd.Index(self.layers, name="layer"))
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
-        """Draw a line a column, and chance as a dotted one."""
+        """Draw one line per column, and chance as a dotted line."""
         from tnkit import plots
 
         return plots.lines_by_layer(self.to_frame(), ylabel=self.measure, chance=self.chance, ax=ax)
@@ -87,26 +87,26 @@ class ByLayer:
 
 
 def beside(results: Mapping[str, ByLayer]) -> ByLayer:
-    """Results of one measure as columns of one, so that a number and its control share a plot.
+    """Combine results of one measure as columns of one, so that a number and its control share a plot.
 
     Args:
-        results: a label for each; one with several columns gives "label, column" each.
+        results: by label; a result with several columns gives the columns "label, column".
 
     Raises:
-        TnkitError: for none, different measures or different layers.
+        TnkitError: for no results, different measures or different layers.
 
-    >>> one = ByLayer("share", {"retrieved": np.array([0.5, 0.4])}, (0, 1))
-    >>> list(beside({"Type-1 off": one, "random off": one}).columns)
+    >>> shares = ByLayer("share", {"retrieved": np.array([0.5, 0.4])}, (0, 1))
+    >>> list(beside({"Type-1 off": shares, "random off": shares}).columns)
     ['Type-1 off', 'random off']
     """
-    parts = list(results.values())
-    if not parts or any((part.measure, part.layers) != (parts[0].measure, parts[0].layers) for part in parts):
+    first = next(iter(results.values()), None)
+    if first is None or any((each.measure, each.layers) != (first.measure, first.layers) for each in results.values()):
         raise TnkitError(f"{', '.join(results) or 'no results'} must be one measure over the same layers")
     columns = {
-        label if len(part.columns) == 1 else f"{label}, {name}": column
-        for label, part in results.items()
-        for name, column in part.columns.items()
+        label if len(result.columns) == 1 else f"{label}, {name}": column
+        for label, result in results.items()
+        for name, column in result.columns.items()
     }
-    about = {"results": {label: part.provenance for label, part in results.items()}}
-    chances = {part.chance for part in parts}
-    return ByLayer(parts[0].measure, columns, parts[0].layers, about, chances.pop() if len(chances) == 1 else None)
+    provenance = {"results": {label: result.provenance for label, result in results.items()}}
+    chances = {result.chance for result in results.values()}
+    return ByLayer(first.measure, columns, first.layers, provenance, chances.pop() if len(chances) == 1 else None)

@@ -1,4 +1,4 @@
-"""Which sentences are neighbours in two spaces: mutual nearest neighbours."""
+"""Mutual nearest neighbours: the neighbours of a sentence that two spaces share."""
 
 from dataclasses import replace
 from typing import Any, SupportsIndex
@@ -25,18 +25,18 @@ def mutual_knn(
 ) -> ByLayer:
     """The mean share of each sentence's k nearest neighbours that two spaces have in common (Huh et al. 2024).
 
-    mean_n | N_left(n) ∩ N_right(n) | / k, where N(n) are sentence n's nearest of the same language by cosine, itself
-    excluded. Those that tie for the last places share them equally, which is the expected value of a random choice, so
-    states that do not vary give chance, k / (sentences - 1). Source: "The Platonic Representation Hypothesis", ICML
-    2024, whose code clamps outliers at q = 0.95 (`clamp`) and searches all pairs of layers; Tezuka & Inoue (EMNLP 2025)
-    take k = 5 and 10 and do not clamp.
+    mean_n | N_left(n) ∩ N_right(n) | / k, where N(n) are the k sentences of the same language nearest to n by cosine,
+    excluding n. Sentences that tie for the last places share them equally, which is the expected value of a random
+    choice, so states that do not vary give chance, k / (sentences - 1). Source: "The Platonic Representation
+    Hypothesis", ICML 2024, whose code clamps outliers at q = 0.95 (`clamp`) and searches all pairs of layers; Tezuka &
+    Inoue (EMNLP 2025) use k = 5 and 10 and do not clamp.
 
     Args:
         left, right: captures of the same sentences in two languages (or models of equal depth), in the same order.
-        k: how many neighbours.
+        k: the number of neighbours.
         site: "pre", "mid", "post" or "activations".
         clamp: limit every coordinate to ± the mean over sentences of this quantile of |coordinate|, over all captured
-            layers; None leaves the states as they are.
+            layers; None does not clamp.
 
     Returns:
         `ByLayer` with column "mutual {k}-NN", between 0 and 1.
@@ -52,8 +52,8 @@ def mutual_knn(
     """
     k = whole_number("k", k, at_least=1)
     shares = shared_neighbours(left, right, k=k, site=site, clamp=clamp).mean(axis=1)
-    about = joined([left, right], site=site, k=k, **({} if clamp is None else {"clamp": clamp}))
-    return ByLayer("mutual k-NN", {f"mutual {k}-NN": shares}, left.layers, about, k / (len(left) - 1))
+    provenance = joined([left, right], site=site, k=k, **({} if clamp is None else {"clamp": clamp}))
+    return ByLayer("mutual k-NN", {f"mutual {k}-NN": shares}, left.layers, provenance, k / (len(left) - 1))
 
 
 def shared_neighbours(
@@ -64,7 +64,7 @@ def shared_neighbours(
     site: str = "post",
     clamp: float | None = None,
 ) -> Float64[np.ndarray, "layer sentence"]:
-    """The share of each sentence's k nearest neighbours that two spaces have in common; its mean is `mutual_knn`.
+    """The share of each sentence's k nearest neighbours that two spaces have in common; `mutual_knn` is its mean.
 
     Args:
         left, right, k, site, clamp: as in `mutual_knn`.
@@ -89,7 +89,7 @@ def shared_neighbours(
 
 
 def _clamped(captured: Activations, site: str, quantile: float) -> Activations:
-    """A capture without outliers: coordinates limited to the mean over sentences of a quantile of their size."""
+    """A capture whose coordinates are limited to the mean over sentences of a quantile of their size."""
     if not 0 < quantile <= 1:
         raise TnkitError(f"clamp={quantile} must be a quantile above 0 and at most 1, such as 0.95, or None")
     vectors = states(captured, site)
@@ -99,10 +99,10 @@ def _clamped(captured: Activations, site: str, quantile: float) -> Activations:
 
 
 def _neighbours(points: Float[Tensor, "sentence width"], k: int) -> Float[Tensor, "sentence sentence"]:
-    """How much of a place each sentence has among the k nearest of each other: 1, 0, or a share where they tie."""
+    """Whether sentence m is among the k nearest of n: 1, 0, or a share if it ties for the last places."""
     cosines = (points @ points.T).fill_diagonal_(-torch.inf)
     last = cosines.topk(k, dim=1).values[:, -1:]
     nearer = (cosines > last + TIE).double()
     equal = ((cosines - last).abs() <= TIE).double()
-    left_over = k - nearer.sum(dim=1, keepdim=True)
-    return nearer + equal * left_over / equal.sum(dim=1, keepdim=True)
+    free = k - nearer.sum(dim=1, keepdim=True)
+    return nearer + equal * free / equal.sum(dim=1, keepdim=True)

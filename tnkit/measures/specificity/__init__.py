@@ -2,7 +2,7 @@
 
 captured = {name: tn.capture(model, train[name], keep=["activations"]) for name in corpus.languages}
 of_ja = tn.specificity.correlation_ratio(captured, language="ja")    # Japanese against the rest
-of_ja.shares(type1)                                                  # of the set beside its layers
+of_ja.shares(type1)                                                  # of the set and of its layers
 tn.specificity.lape(captured).neurons["ja"]                          # at the captured position
 tn.specificity.lape_of_tokens(model, train).neurons["ja"]            # all tokens, as Tang et al., 2024
 tn.specificity.average_precision(captured, "ja").top(1000)           # Kojima et al., 2024
@@ -10,7 +10,8 @@ tn.specificity.table(type1, captured).to_frame()                      # every me
 tn.specificity.overlaps({"ja": type1_ja, "ko": type1_ko}, layers=model.early_layers).plot()
 tn.specificity.routing(captured).concentration(type1, language="ja")    # of a model with experts
 
-Activations come as a mapping from language to capture, with any number of sentences each, at the captured position.
+Give activations as a mapping from language to capture, with any number of sentences, at the captured position.
+
 """
 
 from tnkit.measures.specificity.constancy import constant_share as constant_share

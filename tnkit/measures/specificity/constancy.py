@@ -10,11 +10,11 @@ from tnkit.measures.specificity.neurons import absent, activations_of, comparabl
 
 
 def constant_share(languages: Mapping[str, Activations]) -> Float64[np.ndarray, "layer neuron"]:
-    """The share of each neuron's mean squared activation that is its squared mean, over the sentences of all languages.
+    """The squared mean as a share of each neuron's mean squared activation, over the sentences of all languages.
 
-    mean(a)² / mean(a²) = 1 − variance / mean(a²): 1 for a neuron that takes one value in every sentence, 0 for one
-    whose activations cancel. Setting a neuron of share 1 to zero removes a constant from the residual stream; setting
-    it to its mean changes nothing.
+    mean(a)² / mean(a²) = 1 − variance / mean(a²): 1 for a neuron with the same value in every sentence, 0 for one whose
+    activations cancel out. Setting a neuron of share 1 to zero removes a constant from the residual stream; setting it
+    to its mean changes nothing.
 
     Args:
         languages: a capture of each language with `activations`, of the same model and layers.
@@ -22,6 +22,7 @@ def constant_share(languages: Mapping[str, Activations]) -> Float64[np.ndarray, 
     Returns:
         (layer, neuron), float64, from 0 to 1; 0 for a neuron that is never active, NaN for one that the
         layer lacks.
+
 
     Raises:
         TnkitError: for incompatible captures.

@@ -1,4 +1,4 @@
-"""The correlation ratio of every neuron's activation with the language of the sentence, and its tests."""
+"""The correlation ratio of each neuron's activation with the language of the sentence, and its tests."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,18 +31,18 @@ PUBLISHED_FAMILIES = {"ja": "ja, ko", "ko": "ja, ko", "en": "en, it, nl", "it": 
 
 @dataclass(frozen=True, eq=False)
 class Specificity:
-    """How much of each neuron's variance lies between groups of sentences, and the tests of it.
+    """The share of each neuron's variance between groups of sentences, and tests of it.
 
     All are (layer, neuron), float64, NaN for neurons that a layer lacks. A neuron whose activation never varies has
     eta2, epsilon2 and F 0 and every p and q 1; one that varies between groups only has eta2 1, F infinity and p 0.
 
     Attributes:
         eta2: η², the correlation ratio, between 0 and 1.
-        epsilon2: ε², η² corrected for chance (below 0 where there is less than chance gives).
+        epsilon2: ε², η² corrected for chance (negative if η² is below chance).
         F, p: one-way analysis of variance, and its p.
         p_welch: p of Welch's analysis of variance, which does not assume equal variances.
         q, q_welch: both p, as false discovery rates over all neurons (Benjamini & Hochberg, 1995).
-        layers: what the first axis stands for.
+        layers: of the first axis.
         groups: the languages of each group.
         counts: the sentences of each group.
         shape: the model's numbers of layers and of neurons in a layer.
@@ -66,7 +66,7 @@ class Specificity:
         return f"Specificity({' | '.join(self.groups)}, {self.eta2.size} neurons)"
 
     def top(self, n: SupportsIndex, *, layers: Iterable[SupportsIndex] | None = None) -> NeuronSet:
-        """The n neurons of highest η², best first; equal ones keep the order (layer, neuron).
+        """The n neurons with the highest η², best first; equal ones are in the order (layer, neuron).
 
         Raises:
             TnkitError: for more neurons than there are, or a layer that was not captured.
@@ -76,22 +76,22 @@ class Specificity:
     def shares(
         self, neurons: NeuronSet, thresholds: Sequence[float] = (0.1, 0.25), *, alpha: float = 0.05
     ) -> "pd.DataFrame":
-        """The share of a set's neurons with η² of at least a threshold that are significant, beside its controls.
+        """The share of a set's neurons that are significant with η² at or above a threshold, and of control neurons.
 
         The code of Tezuka & Inoue (EMNLP 2025) counts η² ≥ 0.1 and ≥ 0.25 with p < 0.05, uncorrected. With hundreds of
-        sentences such an η² is significant by any of the tests: it is the threshold that decides, not p.
+        sentences such an η² is significant by any of the tests: the threshold decides, not p.
 
         Returns:
             A frame indexed (eta2 above, test); a value equal to the threshold counts. Columns are "set", "same layers"
-            (all neurons of the layers where the set has some) and "layer-matched" (what a random set with as many
-            neurons in each layer has on average).
+            (all neurons of the set's layers) and "layer-matched" (the expected share of a random set with as many
+            neurons in each layer).
 
         Raises:
             TnkitError: for an empty set, one of another model, or one with a neuron in a layer that was not captured.
         """
         import pandas as pd
 
-        layers, columns = self._places(neurons)
+        layers, columns = self._indices(neurons)
         tests = {f"p < {alpha:g}": self.p, f"q < {alpha:g}": self.q, f"Welch q < {alpha:g}": self.q_welch}
         rows = {}
         for threshold in thresholds:
@@ -114,13 +114,13 @@ class Specificity:
     def plot(
         self, ax: "matplotlib.axes.Axes | None" = None, neurons: NeuronSet | None = None
     ) -> "matplotlib.axes.Axes":
-        """Draw the share of neurons above each η², of a set against all others of its layers."""
+        """Draw the share of neurons above each η²; with `neurons`, of that set and of all others in its layers."""
         from tnkit import plots
 
         values = self.eta2
         if neurons is None:
             return plots.exceedance({"all neurons": values.ravel()}, xlabel=self._label(), ax=ax)
-        layers, columns = self._places(neurons)
+        layers, columns = self._indices(neurons)
         others = np.zeros(values.shape, dtype=bool)
         others[layers] = True
         others[layers, columns] = False
@@ -130,9 +130,9 @@ class Specificity:
     def _label(self) -> str:
         return f"correlation ratio η² ({' | '.join(self.groups)})"
 
-    def _places(self, neurons: NeuronSet) -> tuple[np.ndarray, np.ndarray]:
+    def _indices(self, neurons: NeuronSet) -> tuple[np.ndarray, np.ndarray]:
         if neurons.shape != self.shape:
-            raise TnkitError(f"the set is of a model of {neurons.shape} layers × neurons, this one has {self.shape}")
+            raise TnkitError(f"the set's model has {neurons.shape} layers × neurons, this one has {self.shape}")
         if not len(neurons):
             raise TnkitError("the set is empty; give a set with neurons")
         missing = sorted({layer for layer, _ in neurons} - set(self.layers))
@@ -150,32 +150,32 @@ class Specificity:
 def correlation_ratio(
     languages: Mapping[str, Activations], *, language: str | None = None, groups: Mapping[str, str] | None = None
 ) -> Specificity:
-    """The correlation ratio of every neuron's activation with the language, or a group of languages, of the sentence.
+    """The correlation ratio of each neuron's activation with the language, or group of languages, of the sentence.
 
-    η² = Σ_g n_g (ā_g − ā)² / Σ_n (a_n − ā)², between-group over total sum of squares (Fisher, 1925). It is η², not its
-    root η, as in the published code of Tezuka & Inoue (EMNLP 2025), who compare one language with the rest. Beside
-    it, ε² = (SS_between − (k − 1) MS_within) / SS_total (Kelley, 1935), F = MS_between / MS_within, and Welch's (1951)
-    test, in which a group of no variance counts with 10⁻¹² of the total one (practically the limit of none).
+    η² = Σ_g n_g (ā_g − ā)² / Σ_n (a_n − ā)², between-group over total sum of squares (Fisher, 1925). This is η², not
+    its root η, as in the published code of Tezuka & Inoue (EMNLP 2025), who compare one language with the rest. Also
+    ε² = (SS_between − (k − 1) MS_within) / SS_total (Kelley, 1935), F = MS_between / MS_within, and Welch's (1951)
+    test, in which a group without variance has 10⁻¹² of the total variance (practically the limit of zero).
 
     Args:
         languages: a capture of each language with `activations`, of the same model and layers.
-        language: test this one (or, with `groups`, its group) against the rest; None compares all with each other.
+        language: test this language (or, with `groups`, its group) against the rest; None compares all groups.
         groups: the group of each language, such as `FAMILIES`, or `PUBLISHED_FAMILIES` for the published labels;
-            default: each language by itself.
+            default: each language is a group.
 
     Returns:
         `Specificity`, (layer, neuron), float64; sums run in float64.
 
     Raises:
-        TnkitError: for a language that is missing or has no group, fewer than two groups, fewer than two sentences in
-            one, incompatible captures, or activations that are not finite.
+        TnkitError: for a language that is missing or has no group, fewer than two groups, a group of fewer than two
+            sentences, incompatible captures, or activations that are not finite.
 
     >>> import tnkit as tn
     >>> from tnkit.testing import tiny_model, SENTENCES
     >>> halves = {"en": SENTENCES[:3], "ja": SENTENCES[3:]}
     >>> captured = {name: tn.capture(tiny_model(), texts, progress=False) for name, texts in halves.items()}
-    >>> found = correlation_ratio(captured, language="ja")
-    >>> found, found.eta2.shape, bool((found.eta2 >= 0).all() and (found.eta2 <= 1).all())
+    >>> of_ja = correlation_ratio(captured, language="ja")
+    >>> of_ja, of_ja.eta2.shape, bool((of_ja.eta2 >= 0).all() and (of_ja.eta2 <= 1).all())
     (Specificity(ja | rest, 192 neurons), (4, 48), True)
     """
     from scipy import stats
@@ -227,7 +227,7 @@ def _rates(p: np.ndarray, gone: np.ndarray) -> np.ndarray:
 
 
 def _moments(capture: Activations) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and sum of squared deviations of each neuron, float64, a layer at a time."""
+    """The mean and the sum of squared deviations of each neuron, float64, computed one layer at a time."""
     means, squares = [], []
     for values in (capture.of_layer(layer).numpy() for layer in capture.layers):
         means.append(values.mean(axis=0, dtype=np.float64))
@@ -239,11 +239,11 @@ def _moments(capture: Activations) -> tuple[np.ndarray, np.ndarray]:
 def _members(
     languages: Iterable[str], language: str | None, groups: Mapping[str, str] | None
 ) -> dict[str, tuple[str, ...]]:
-    """The languages of each group, in the order in which they come."""
+    """The languages of each group, in their order."""
     groups = {name: name for name in languages} if groups is None else groups
     missing = [name for name in languages if name not in groups]
     if missing:
-        raise TnkitError(f"groups does not say which group {', '.join(missing)} belong to; name a group for each")
+        raise TnkitError(f"groups has no group for {', '.join(missing)}; give one for each language")
     if language is not None and language not in languages:
         raise TnkitError(f"there is no capture of {language!r}; there are {', '.join(languages)}")
     members: dict[str, tuple[str, ...]] = {} if language is None else {groups[language]: ()}
@@ -252,11 +252,12 @@ def _members(
         members[group] = (*members.get(group, ()), name)
     if len(members) < 2:
         raise TnkitError(
-            f"{', '.join(languages)} are all in the group {next(iter(members))}; compare at least 2 groups"
+            f"{', '.join(languages)} are all in one group, {next(iter(members))}; compare at least 2 groups"
         )
     return members
 
 
 def _over(numerator: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """The ratio, 0 where the whole is 0."""
+    """The ratio, or 0 if the whole is 0."""
+
     return np.divide(numerator, whole, out=np.zeros_like(whole), where=whole > 0)

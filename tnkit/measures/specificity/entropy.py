@@ -1,4 +1,4 @@
-"""Language-specific neurons by activation entropy (LAPE)."""
+"""Language-specific neurons by the entropy of activation probabilities (LAPE)."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -29,12 +29,12 @@ class ActivationEntropy:
     """How evenly languages activate each neuron, and the neurons that few languages activate.
 
     Attributes:
-        values: entropy of the activation probabilities over languages, (layer, neuron), float64, in nats: 0 where one
-            language alone activates the neuron, ln(languages) where all do alike or none does.
+        values: entropy of the activation probabilities over languages, (layer, neuron), float64, in nats: 0 if only
+            one language activates the neuron, ln(languages) if all do equally or none does.
         probabilities: share of the sentences (`lape_of_tokens`: tokens) that activate it, (layer, neuron, language).
         neurons: the language-specific neurons of each language, lowest entropy first, with the entropy as score; a
-            neuron may belong to several.
-        layers, languages: what the first and the last axis stand for.
+            neuron may belong to several languages.
+        layers, languages: of the first and the last axis.
         provenance: model, sentences, token position, versions.
     """
 
@@ -51,7 +51,7 @@ class ActivationEntropy:
         return neuron_frame(self.layers, {"entropy": self.values, **shares})
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
-        """Draw how many neurons of each language sit in each layer."""
+        """Draw the number of neurons of each language in each layer."""
         from tnkit import plots
 
         n_layers = max(neurons.shape[0] for neurons in self.neurons.values())
@@ -72,22 +72,22 @@ def lape(
 ) -> ActivationEntropy:
     """Language-specific neurons by the entropy of activation probabilities at the captured position, after LAPE.
 
-    P_l = share of language l's sentences with activation > threshold; P'_l = P_l / Σ P; LAPE = −Σ P'_l ln P'_l. Of the
-    neurons whose P_l exceeds the filter's quantile in some language, those of lowest entropy are taken, and given to
-    each language whose P_l exceeds the language's quantile. This is not the published LAPE (Tang et al., ACL 2024),
-    which counts gate signs over all tokens and finds other neurons: `lape_of_tokens` does that. Here the activation is
-    the product of gate and up projection, and each sentence counts once.
+    P_l = share of language l's sentences with activation > threshold; P'_l = P_l / Σ P; LAPE = −Σ P'_l ln P'_l. Among
+    the neurons whose P_l exceeds the filter's quantile in some language, those with the lowest entropy are chosen, and
+    assigned to each language whose P_l exceeds the language's quantile. This is not the published LAPE (Tang et al.,
+    ACL 2024), which counts gate signs over all tokens and finds other neurons; for that, use `lape_of_tokens`. Here the
+    activation is the product of gate and up projection, and each sentence counts once.
 
     Args:
         languages: a capture of each language with `activations`, made in the same way.
-        top_share: how many neurons are taken, as a share of all (their top_rate).
-        filter_quantile: a neuron must exceed this quantile of all probabilities in some language (filter_rate).
-        language_quantile: the same, for being given to a language (activation_bar_ratio).
-        threshold: what counts as active.
+        top_share: the number of chosen neurons, as a share of all (the published top_rate).
+        filter_quantile: a neuron has to exceed this quantile of all probabilities in some language (filter_rate).
+        language_quantile: the same, to be assigned to a language (activation_bar_ratio).
+        threshold: a neuron is active above this activation.
 
     Returns:
-        `ActivationEntropy`, (layer, neuron), float64, in nats. Where no neuron exceeds the filter's quantile, which
-        happens with few sentences, all sets are empty and a warning says so.
+        `ActivationEntropy`, (layer, neuron), float64, in nats. If no neuron exceeds the filter's quantile, as happens
+        with few sentences, all sets are empty and a warning is logged.
 
     Raises:
         TnkitError: for one language, shares outside 0 to 1, or incompatible captures.
@@ -107,8 +107,8 @@ def lape(
         for name, capture in languages.items()
     }
     options = {"top_share": top_share, "filter_quantile": filter_quantile, "language_quantile": language_quantile}
-    about = joined(languages), {"lape": options, "threshold": threshold}
-    return _entropy(shares, first.layers, model_shape(first), options, about)
+    origin = joined(languages), {"lape": options, "threshold": threshold}
+    return _entropy(shares, first.layers, model_shape(first), options, origin)
 
 
 def lape_of_tokens(
@@ -123,8 +123,8 @@ def lape_of_tokens(
 ) -> ActivationEntropy:
     """Language-specific neurons by language activation probability entropy, LAPE (Tang et al., ACL 2024).
 
-    As `lape`, with the published counts: P_l = share of language l's tokens at which the neuron's gate is positive.
-    Special tokens are left out. It runs the model on all texts.
+    Like `lape`, with the published counts: P_l = share of language l's tokens at which the neuron's gate is positive,
+    without special tokens. The model runs on all texts.
 
     Args:
         model: from `load_model`.
@@ -147,12 +147,12 @@ def lape_of_tokens(
     ((4, 48, 2), {'en': 1, 'ja': 1})
     """
     if len(texts) < 2:
-        raise TnkitError(f"{len(texts)} language(s) were given; compare at least 2")
+        raise TnkitError(f"cannot compare {len(texts)} language(s); give at least 2")
     reading: dict[str, Any] = {"batch_tokens": batch_tokens, "progress": progress}
     shares = {name: positive_gates(model, sentences, **reading) for name, sentences in texts.items()}
-    made_of = {name: provenance_of(model, sentences) for name, sentences in texts.items()}
-    sentences = [{"language": name, **origin["sentences"]} for name, origin in made_of.items()]
-    provenance = next(iter(made_of.values())) | {"sentences": sentences, "position": "all"}
+    provenances = {name: provenance_of(model, sentences) for name, sentences in texts.items()}
+    sentences = [{"language": name, **provenance["sentences"]} for name, provenance in provenances.items()]
+    provenance = next(iter(provenances.values())) | {"sentences": sentences, "position": "all"}
     options = {"top_share": top_share, "filter_quantile": filter_quantile, "language_quantile": language_quantile}
     shape = (model.n_layers, model.n_neurons)
     return _entropy(shares, tuple(range(model.n_layers)), shape, options, (provenance, {"lape of tokens": options}))
@@ -165,7 +165,7 @@ def _entropy(
     options: Mapping[str, float],
     about: tuple[dict[str, Any], dict[str, Any]],
 ) -> ActivationEntropy:
-    """Entropies and language-specific neurons of activation probabilities by language."""
+    """Entropies and language-specific neurons, from activation probabilities by language."""
     for name, value in options.items():
         if not 0 < value <= 1:
             raise TnkitError(f"{name}={value} must be a share above 0 and at most 1")
@@ -179,8 +179,8 @@ def _entropy(
     eligible = (probabilities > bar).any(axis=-1)
     if not eligible.any():
         _LOG.warning(
-            "LAPE finds no neurons: none is active more often than in a share of %.3g, the %g quantile of all "
-            "probabilities, in any language; lower filter_quantile, or give more sentences",
+            "LAPE finds no neurons: in no language is any active in a share above %.3g, the %g quantile of all "
+            "probabilities; lower filter_quantile, or give more sentences",
             *(bar, options["filter_quantile"]),
         )
     lowest = np.argsort(np.where(eligible, values, np.inf), axis=None, kind="stable")
@@ -191,6 +191,7 @@ def _entropy(
         given = lowest[probability.ravel()[lowest] > _quantile(probabilities[there], options["language_quantile"])]
         pairs = tuple((layers[index // values.shape[1]], index % values.shape[1]) for index in given.tolist())
         scores = tuple(values.ravel()[given].tolist())
+
         neurons[name] = NeuronSet(pairs, shape, scores, {**provenance, "selection": selection, "language": name})
     return ActivationEntropy(values, probabilities, neurons, layers, tuple(shares), provenance)
 

@@ -1,4 +1,4 @@
-"""How often each neuron's gate is positive, over all tokens of a text: the counts of the published LAPE."""
+"""How often each neuron's gate is positive over all tokens of a text: the counts of the published LAPE."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -28,8 +28,8 @@ def positive_gates(
 ) -> Float64[np.ndarray, "layer neuron"]:
     """The share of a text's tokens at which each neuron's gate is positive.
 
-    In a gated MLP that is the gate projection, whose sign is that of its activation for SiLU, GELU and ReLU; in an MLP
-    without a gate it is the activation itself. Padding, special tokens and a template are not counted.
+    In a gated MLP the gate is the gate projection, whose sign is that of its activation for SiLU, GELU and ReLU; in an
+    MLP without a gate it is the activation itself. Padding, special tokens and the tokens of a template do not count.
 
     Args:
         model: from `load_model`.
@@ -91,6 +91,6 @@ def _hook(model: Model, layer: int, count: Callable[[Tensor], None]) -> Callable
         return last_map.register_forward_pre_hook(lambda _, inputs: count(inputs[0])).remove
     children = ", ".join(name for name, _ in mlp.named_children())
     raise TnkitError(
-        f"the MLP of {model.name} has {children}, but no gate of a usual name ({', '.join(_GATES)}); "
-        "use lape with captured activations"
+        f"the MLP of {model.name} has {children}, but no gate with a known name ({', '.join(_GATES)}); use lape with "
+        "captured activations"
     )

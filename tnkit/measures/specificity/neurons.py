@@ -1,4 +1,4 @@
-"""What measures of all neurons share: the check of captures, the frame, the selection of extreme neurons."""
+"""Shared by measures of all neurons: the check of captures, the frame, the selection of extreme neurons."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def comparable(languages: Mapping[str, Activations], least: int = 1) -> Activations:
-    """The first capture, once all are known to hold finite activations of some sentences, captured in the same way."""
+    """The first capture, after a check that all hold finite activations of some sentences, captured in the same way."""
     if len(languages) < least:
-        raise TnkitError(f"{len(languages)} language(s) were captured; compare at least {least}")
+        raise TnkitError(f"cannot compare {len(languages)} language(s); capture at least {least}")
     values = {name: capture.require("activations").tensors()["activations"] for name, capture in languages.items()}
     check_alike(
         {
@@ -43,7 +43,7 @@ def comparable(languages: Mapping[str, Activations], least: int = 1) -> Activati
 
 
 def model_shape(captured: Activations) -> tuple[int, int]:
-    """The model's layers and neurons a layer; a capture of no known model ends at its last layer."""
+    """The model's numbers of layers and of neurons in a layer; an unknown model is taken to end at the last layer."""
     layers = captured.provenance.get("model", {}).get("layers", max(captured.layers) + 1)
     return layers, captured.of_layer(captured.layers[0]).shape[1]
 
@@ -76,7 +76,8 @@ def extreme(
     *,
     lowest: bool = False,
 ) -> NeuronSet:
-    """The n neurons of highest (or lowest) value in some layers of a result with `layers`, `shape` and `provenance`."""
+    """The n neurons with the highest (or lowest) value in some layers of a result, with its shape and provenance."""
+
     chosen = chosen_layers(layers, result.layers, verb="captured")
     values = values[[result.layers.index(layer) for layer in chosen]]
     n = check_size("bottom" if lowest else "top", n, chosen, (~np.isnan(values)).sum(axis=1).tolist())

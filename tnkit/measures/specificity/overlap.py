@@ -1,4 +1,4 @@
-"""How far sets of neurons agree, beside what chance gives."""
+"""The overlap of neuron sets, compared with chance."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Overlaps:
-    """How many neurons each two of several sets share, beside what chance gives.
+    """How many neurons each pair of sets shares, compared with chance.
 
     Attributes:
         sets: the sets.
-        layers: where the neurons could have been.
+        layers: from which the neurons were chosen.
         table: indexed (first, second): `first size`, `second size`, `both`, `jaccard` (NaN for two empty sets);
             `expected` by chance and `p` of at least as many, for neurons drawn from all the layers; `expected in
             layers`, `low in layers` and `high in layers` (the central 95 %) and `p in layers`, for neurons drawn with
-            the sets' numbers in each layer. With `nulls` also `expected of nulls` and `p of nulls`, NaN for two sets
-            without one.
+            the sets' numbers in each layer. With `nulls` also `expected of nulls` and `p of nulls`, NaN for a pair
+            without nulls.
     """
 
     sets: dict[str, NeuronSet]
@@ -35,7 +35,7 @@ class Overlaps:
     table: "pd.DataFrame"
 
     def by_layer(self, first: str, second: str) -> "pd.DataFrame":
-        """`NeuronSet.overlap` of two of the sets: layer by layer."""
+        """`NeuronSet.overlap` of two of the sets, layer by layer."""
         return self.sets[first].overlap(self.sets[second])
 
     def to_frame(self) -> "pd.DataFrame":
@@ -43,7 +43,7 @@ class Overlaps:
         return self.table.copy()
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
-        """Draw Jaccard indices as a heat map, with the numbers of shared neurons written in."""
+        """Draw Jaccard indices as a heat map, annotated with the numbers of shared neurons."""
         from tnkit import plots
 
         names = list(self.sets)
@@ -67,27 +67,27 @@ def overlaps(
     nulls: Mapping[str, Callable[[int], NeuronSet]] | None = None,
     seeds: SupportsIndex = 20,
 ) -> Overlaps:
-    """How many neurons each two sets share, against chance (hypergeometric, one-sided).
+    """How many neurons each pair of sets shares, compared with chance (hypergeometric, one-sided).
 
-    Sets that keep to the same layers share more than two drawn from the whole model: the second pair of columns draws
-    within each layer, where the sum over layers is convolved exactly.
+    Sets in the same layers share more neurons than sets drawn from the whole model. The columns "in layers" therefore
+    draw within each layer, with an exact convolution for the sum over layers.
 
-    Both take the neurons of a set as drawn independently. Scores do not draw so: neurons of large contributions score
-    high towards any target, and in Gemma 3 270M 300 neurons chosen towards a random direction share 75 with 300 chosen
-    towards the shared centroid, where independent draws would share 4. Give such draws as `nulls` to see what the way
-    of choosing gives by itself.
+    Both assume that the neurons of a set are drawn independently, which scores do not do: neurons with large
+    contributions score high towards any target. In Gemma 3 270M, 300 neurons chosen towards a random direction share 75
+    with 300 chosen towards the shared centroid, where independent draws would share 4. Give such draws as `nulls` to
+    see the overlap that the method of selection produces by itself.
 
     Args:
         sets: by name; of the same model.
-        layers: where all of them could have had neurons (default: the whole model), such as `model.early_layers`.
-        nulls: name of a set → a function of the seed that chooses as the set was chosen, but towards a target that
-            means nothing, such as `tn.controls(…)["random direction"]`. A third pair of columns holds how many neurons
-            a draw for one set shares with the other set: the mean over draws, and the share of draws with at least as
-            many, (1 + such draws) / (1 + draws).
-        seeds: how many draws of each null.
+        layers: from which all sets were chosen (default: the whole model), such as `model.early_layers`.
+        nulls: name of a set → a function of the seed that chooses neurons as the set was chosen, but towards a
+            meaningless target, such as `tn.controls(…)["random direction"]`. The columns "of nulls" count the neurons
+            that a draw for one set shares with the other set: the mean over draws, and the share of draws with at
+            least as many, (1 + such draws) / (1 + draws).
+        seeds: the number of draws of each null.
 
     Returns:
-        `Overlaps`; p is that of at least as many shared neurons.
+        `Overlaps`; each p is the probability of at least as many shared neurons.
 
     Raises:
         TnkitError: for fewer than two sets, sets of different models, or a neuron outside the layers.
@@ -110,10 +110,10 @@ def overlaps(
     for name, count in counts.items():
         if count.sum() > count[list(layers)].sum():
             raise TnkitError(
-                f"{name} has neurons outside the layers {list(layers)}; name all the layers it is drawn from"
+                f"{name} has neurons outside the layers {list(layers)}; name all layers it was chosen from"
             )
     if unknown := [name for name in nulls or {} if name not in sets]:
-        raise TnkitError(f"there are nulls of {', '.join(unknown)}, which is none of the sets {', '.join(sets)}")
+        raise TnkitError(f"nulls names {', '.join(unknown)}, which is not among the sets {', '.join(sets)}")
     numbers = range(whole_number("seeds", seeds, at_least=1))
     widths = next(iter(sets.values())).widths
     candidates = sum(widths[layer] for layer in layers)
@@ -147,7 +147,8 @@ def overlaps(
 def _of_nulls(
     sets: Mapping[str, NeuronSet], first: str, second: str, draws: Mapping[str, list[NeuronSet]]
 ) -> dict[str, float]:
-    """What draws for either set share with the other one."""
+    """How many neurons the draws for either set share with the other set."""
+
     shared = [len(draw & sets[second]) for draw in draws.get(first, [])]
     shared += [len(draw & sets[first]) for draw in draws.get(second, [])]
     if not shared:

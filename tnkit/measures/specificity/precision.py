@@ -1,4 +1,4 @@
-"""How well each neuron tells one language from the others: average precision."""
+"""How well each neuron distinguishes one language from the others: average precision."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -30,13 +30,13 @@ _NEURONS = 256  # at a time
 
 @dataclass(frozen=True, eq=False)
 class AveragePrecision:
-    """How well each neuron's activation tells one language's sentences from the others'.
+    """How well each neuron's activation distinguishes one language's sentences from the others.
 
     Attributes:
         values: average precision, (layer, neuron), float64, between 0 and 1.
-        language: which language.
-        chance: the share of its sentences, which a neuron of constant activation scores.
-        layers: what the first axis stands for.
+        language: the language.
+        chance: the share of its sentences, which is the average precision of a constant activation.
+        layers: of the first axis.
         shape: the model's numbers of layers and of neurons in a layer.
         provenance: model, sentences, token position, versions.
     """
@@ -49,11 +49,11 @@ class AveragePrecision:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def top(self, n: SupportsIndex, *, layers: Iterable[SupportsIndex] | None = None) -> NeuronSet:
-        """The n neurons that are highest in the language, best first."""
+        """The n neurons with the highest average precision, best first."""
         return extreme(self, self.values, n, layers, {"average precision": self.language, "top": n})
 
     def bottom(self, n: SupportsIndex, *, layers: Iterable[SupportsIndex] | None = None) -> NeuronSet:
-        """The n neurons that are lowest in the language, lowest average precision first."""
+        """The n neurons with the lowest average precision, lowest first."""
         return extreme(self, self.values, n, layers, {"average precision": self.language, "bottom": n}, lowest=True)
 
     def to_frame(self) -> "pd.DataFrame":
@@ -77,25 +77,25 @@ def average_precision(languages: Mapping[str, Activations], language: str) -> Av
 
     AP = Σ_t (R_t − R_{t−1}) P_t over thresholds t, the distinct activations from high to low, with recall R_t and
     precision P_t, as in scikit-learn. The paper takes the top and the bottom 1000 of the outputs of all linear maps,
-    those of attention included; here they are taken among the MLP's neurons alone. The paper averages activations over
-    the tokens of a text, to which `capture(..., position="mean")` is nearest.
+    including those of attention; here only the neurons of the MLP are ranked. The paper averages activations over the
+    tokens of a text; the closest match is `capture(..., position="mean")`.
 
     Args:
         languages: a capture of each language with `activations`, of the same model and layers.
-        language: whose sentences are to be told from all others.
+        language: the language to distinguish from all others.
 
     Returns:
         `AveragePrecision`, (layer, neuron), float64.
 
     Raises:
-        TnkitError: for a missing language, one language only, or incompatible captures.
+        TnkitError: for a missing language, a single language, or incompatible captures.
 
     >>> import tnkit as tn
     >>> from tnkit.testing import tiny_model, SENTENCES
     >>> halves = {"en": SENTENCES[:3], "ja": SENTENCES[3:]}
     >>> captured = {name: tn.capture(tiny_model(), texts, progress=False) for name, texts in halves.items()}
-    >>> found = average_precision(captured, "ja")
-    >>> found.values.shape, found.chance, found.top(10)
+    >>> of_ja = average_precision(captured, "ja")
+    >>> of_ja.values.shape, of_ja.chance, of_ja.top(10)
     ((4, 48), 0.5, NeuronSet(10 neurons, layers 0 to 3))
     """
     first = comparable(languages, least=2)
@@ -122,7 +122,8 @@ def _precision(
 
 
 def _blocks(languages: Mapping[str, Activations]) -> Iterator[list[np.ndarray]]:
-    """Of each layer the activations of all sentences, (neuron, sentence), in pieces that stay in the cache."""
+    """The activations of all sentences in each layer, (neuron, sentence), in blocks that fit into the CPU's cache."""
+
     for layers in zip(*map(activations_of, languages.values()), strict=True):
         whole = np.concatenate(layers)
         yield [

@@ -19,21 +19,21 @@ def top_sentences(
     n: SupportsIndex = 10,
     lowest: bool = False,
 ) -> "pd.DataFrame":
-    """The sentences that activate a neuron most: those with its largest activation at the captured position.
+    """The sentences that activate a neuron most: those with the largest activation at the captured position.
 
     Args:
-        captured: a capture with `activations`, or one of each language.
-        sentences: what was captured, in the same shape.
+        captured: a capture with `activations`, or one for each language.
+        sentences: the captured sentences, also by language.
         neuron: (layer, neuron).
-        n: at most how many.
-        lowest: the smallest activations (the most negative ones) instead.
+        n: the largest number of sentences.
+        lowest: take the smallest activations (the most negative) instead.
 
     Returns:
-        A frame by rank, from 1, with columns language, sentence (its place in the text), activation and text; equal
-        activations keep the order of the text.
+        A frame by rank, from 1, with columns language, sentence (its index in the text), activation and text; equal
+        activations are in the order of the text.
 
     Raises:
-        TnkitError: for sentences that are not those that were captured, or a neuron that was not captured.
+        TnkitError: for sentences other than those captured, or a neuron that was not captured.
 
     >>> import tnkit as tn
     >>> from tnkit.testing import tiny_model, SENTENCES
@@ -53,17 +53,16 @@ def top_sentences(
         width = capture.require("activations").of_layer(capture.layers[0]).shape[1]
         if layer not in capture.layers or not 0 <= column < width:
             raise TnkitError(
-                f"neuron {neuron} was not captured; there are layers {list(capture.layers)} of {width} neurons"
+                f"neuron {neuron} was not captured; captured: layers {list(capture.layers)}, {width} neurons each"
             )
         texts = sentences.get(name) if isinstance(sentences, Mapping) else None
         if texts is None:
-            raise TnkitError(f"the sentences of {name} are missing; give them as a mapping, as the captures come")
-        made_of = capture.provenance.get("sentences", {})
+            raise TnkitError(f"the sentences of {name} are missing; give a mapping from language to sentences")
+        origin = capture.provenance.get("sentences", {})
         text_hash = storage.text_hash(texts)
-        if int(capture.index.max()) >= len(texts) or made_of.get("hash", text_hash) != text_hash:
-            raise TnkitError(
-                f"these are not the {made_of.get('n', len(capture))} sentences of {name} that were captured"
-            )
+        if int(capture.index.max()) >= len(texts) or origin.get("hash", text_hash) != text_hash:
+            count = origin.get("n", len(capture))
+            raise TnkitError(f"these are not the {count} sentences of {name} that were captured; give those")
         values = capture.of_neurons(layer, [column])[:, 0].numpy()
         frame = pd.DataFrame({"language": name, "sentence": capture.index.numpy(), "activation": values})
         frames.append(frame.assign(text=[texts[row] for row in capture.index.tolist()]))

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 Measurement = Callable[[Mapping[str, Activations]], Float[np.ndarray, "layer neuron"]]
 
-# Heading → significant digits, and a value from 0 to 1 for every neuron of the captured layers. An entry here is a
-# column of `table`, of the neuron explorer, and of `tnkit neurons`, and a panel of its figure.
+# Heading → significant digits, and a value from 0 to 1 for each neuron in the captured layers. An entry here is a
+# column of `table`, of the neuron explorer and of `tnkit neurons`, and a panel of their figure.
 MEASUREMENTS: dict[str, tuple[int, Measurement]] = {
     "η²": (3, lambda languages: correlation_ratio(languages).eta2),
     "constant share": (3, constant_share),
@@ -38,7 +38,7 @@ class NeuronTable:
 
     Attributes:
         neurons: the set.
-        layers: what the first axis of `values` stands for.
+        layers: of the first axis of `values`.
         values: measurement → (layer, neuron), of all neurons of these layers.
     """
 
@@ -49,10 +49,10 @@ class NeuronTable:
     def to_frame(self) -> "pd.DataFrame":
         """Rank, score and measurements of each neuron of the set, in its order, indexed (layer, neuron)."""
         rows, columns = self._indices()
-        return self.neurons.to_frame().assign(**{name: of_all[rows, columns] for name, of_all in self.values.items()})
+        return self.neurons.to_frame().assign(**{name: values[rows, columns] for name, values in self.values.items()})
 
     def plot(self) -> "Figure":
-        """Draw, for each measurement, the share of the set's neurons above each value, and of the others there."""
+        """Draw the share of neurons above each value of each measurement: the set, and all others in its layers."""
         from tnkit import plots
 
         rows, columns = self._indices()
@@ -76,11 +76,11 @@ class NeuronTable:
 
 
 def table(neurons: NeuronSet, languages: Mapping[str, Activations]) -> NeuronTable:
-    """Measure every neuron of a set by everything in `MEASUREMENTS`.
+    """Measure every neuron of a set with all `MEASUREMENTS`.
 
     Args:
         neurons: the set.
-        languages: a capture of each language with `activations`, of the model of the set and of its layers.
+        languages: a capture of each language with `activations`, of the set's model and layers.
 
     Raises:
         TnkitError: for an empty set, one of another model, a layer that was not captured, or incompatible captures.
@@ -102,7 +102,7 @@ def table(neurons: NeuronSet, languages: Mapping[str, Activations]) -> NeuronTab
     width = next(iter(values.values())).shape[1]
     if width != neurons.shape[1]:
         raise TnkitError(
-            f"the set is of a model of {neurons.shape[1]} neurons a layer, the captures of one of {width}; give "
-            "captures of the same model"
+            f"the set's model has {neurons.shape[1]} neurons in a layer, the captured model {width}; give captures of "
+            "the same model"
         )
     return NeuronTable(neurons, captured.layers, values)

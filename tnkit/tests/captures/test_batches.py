@@ -172,7 +172,7 @@ def test_the_end_of_a_template_needs_one():
     ("single", "texts", "expected", "words"),
     [
         ("<bos> $A", TEXTS, {"bos": "added", "end": None, "inside": 0}, None),
-        ("$A", TEXTS, {"bos": "absent", "end": None, "inside": 0}, "has the BOS token <bos> and does not add it"),
+        ("$A", TEXTS, {"bos": "absent", "end": None, "inside": 0}, "has the BOS token <bos> but does not add it"),
         ("<bos> $A <eos>", TEXTS, {"bos": "added", "end": "<eos>", "inside": 0}, "ends in the special token <eos>"),
         ("<bos> $A", ["<bos>Hi", "Hello"], {"bos": "doubled", "end": None, "inside": 0}, "the BOS token <bos> twice"),
         ("<bos> $A", ["a<eos>b", "a"], {"bos": "added", "end": None, "inside": 1}, "the text of a special token"),
@@ -311,8 +311,8 @@ def test_the_perplexity_of_a_templated_model_is_that_of_its_sentences():
     ("template", "texts", "words"),
     [
         ("Say {sentence}", TEXTS, "the template 'Say {sentence}' does not begin with the tokenizer's BOS token <bos>"),
-        ("<bos>{sentence}", ["<bos>Hi"], "because the template and the text hold it twice; take one of them out"),
-        ("<bos>{sentence}", ["Hi<eos>"], "take it out of the text, or read position='last_word'"),
+        ("<bos>{sentence}", ["<bos>Hi"], "because both the template and the text hold it; remove one of them"),
+        ("<bos>{sentence}", ["Hi<eos>"], "remove it from the text, or read position='last_word'"),
     ],
 )
 def test_within_a_template_the_advice_is_about_the_template(template, texts, words, caplog):

@@ -210,7 +210,7 @@ def test_a_damaged_shard_is_named_and_made_again(cache, traced, caplog, how):
         caplog.clear()
         assert_same(capture(), fresh)
         assert [record.name for record in caplog.records] == ["tnkit"]
-        assert str(path) in caplog.text and "made again" in caplog.text
+        assert str(path) in caplog.text and "computed again" in caplog.text
         assert 0 < sum(traced[before:]) <= 8  # the longest batch
         assert path.read_bytes() == whole
 
@@ -570,7 +570,7 @@ def test_a_shard_that_is_too_large_is_not_read(cache, caplog):
     with files(cache)[0].open("r+b") as file:
         file.truncate(100 << 30)  # a hole: it takes no room on the disk
     assert_same(capture(), fresh)
-    assert "bytes, where at most" in caplog.text and files(cache)[0].stat().st_size < 1 << 20
+    assert "bytes, expected at most" in caplog.text and files(cache)[0].stat().st_size < 1 << 20
 
 
 def test_clearing_away_what_killed_writers_left_takes_nothing_else(cache):

@@ -84,7 +84,7 @@ def test_nulls_show_what_the_way_of_choosing_gives():
     assert np.isnan(found.loc[("b", "c"), "p of nulls"])
     both = overlaps(sets, nulls={"a": lambda seed: draws[seed], "b": lambda _: sets["a"]}, seeds=4).table
     assert both.loc[("a", "b"), "expected of nulls"] == (0 + 1 + 2 + 3 + 4 * 3) / 8
-    with pytest.raises(tn.TnkitError, match="there are nulls of d, which is none of the sets a, b, c"):
+    with pytest.raises(tn.TnkitError, match="nulls names d, which is not among the sets a, b, c"):
         overlaps(sets, nulls={"d": lambda _: sets["a"]})
 
 

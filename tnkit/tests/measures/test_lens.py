@@ -98,7 +98,7 @@ def test_what_the_lens_cannot_read_is_refused():
         promoted(model, (9, 0))
     with pytest.raises(tn.TnkitError, match=r"neuron \(0, 48\) is not in .* neurons 0 to 47"):
         promoted(model, [(0, 1), (0, 48)])
-    with pytest.raises(tn.TnkitError, match="no neurons were named"):
+    with pytest.raises(tn.TnkitError, match="no neurons were given"):
         promoted(model, [])
-    with pytest.raises(tn.TnkitError, match="the vocabulary has 259: ask for 1 to 259"):
+    with pytest.raises(tn.TnkitError, match="more than the 259 items of the vocabulary; give 1 to 259"):
         promoted(model, (0, 0), k=260)

@@ -78,7 +78,7 @@ def test_what_cannot_be_decomposed_is_refused(captured):
         geometry.pca(captured, layers=[7])
     with pytest.raises(tn.TnkitError, match="2 components need at least 2 sentences"):
         geometry.pca({"en": held(torch.ones(1, 1, 4))})
-    with pytest.raises(tn.TnkitError, match="no languages"):
+    with pytest.raises(tn.TnkitError, match="no captures"):
         geometry.pca({})
     with pytest.raises(tn.TnkitError, match="components=5 must be between 1 and 4"):
         geometry.pca({"en": held(cloud(1, 9, 4))}, components=5)

@@ -40,7 +40,7 @@ def test_the_figure_sets_the_neurons_beside_the_others_of_their_layers(captured)
     [
         (tn.NeuronSet((), (4, 48)), "set is empty"),
         (tn.NeuronSet(((0, 1),), (4, 48)), r"layers \[0\] were not captured; captured are \[1, 3\]"),
-        (tn.NeuronSet(((1, 1),), (4, 64)), "64 neurons a layer, the captures of one of 48"),
+        (tn.NeuronSet(((1, 1),), (4, 64)), "64 neurons in a layer, the captured model 48"),
     ],
 )
 def test_sets_that_were_not_captured_are_refused(captured, neurons, message):

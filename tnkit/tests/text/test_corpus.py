@@ -75,8 +75,8 @@ def test_the_frame_that_was_given_is_left_alone():
         (frame_of([("", "a")]), {}, "frame has no sentences left after dropping {'empty': 1}"),
         (frame_of([("a", "b")], ["id", "topic"]), {}, "no column for any language; it has id, topic: name each"),
         (numbered(2), {"languages": ["en", "xx", "yy"]}, "frame has no column for xx, yy; it has en, ja: name each"),
-        (numbered(2), {"languages": ["en", "en"]}, "the column en is there or asked for twice; name each column once"),
-        (frame_of([("a", "b")], ["en", "en"]), {}, "the column en is there or asked for twice"),
+        (numbered(2), {"languages": ["en", "en"]}, "the column en exists or was requested twice; name each"),
+        (frame_of([("a", "b")], ["en", "en"]), {}, "the column en exists or was requested twice"),
         (numbered(2), {"test": 1.5}, "test=1.5 must be a share between 0 and 1"),
         (numbered(2), {"limit": -1}, "limit=-1 must be at least 1"),
         (frame_of([("a", None)], ["en", "split"]), {}, "the column split holds .*; expected train and test"),
@@ -250,7 +250,7 @@ def test_two_columns_of_one_language_must_be_told_apart():
     with pytest.raises(tn.TnkitError, match="more than one column for zh: zho_Hans, zho_Hant; name one of them"):
         tn.load_corpus(frame, ["zh"])
     assert tn.load_corpus(frame, ["zh_TW"]).frame["zh_TW"].tolist() == frame["zho_Hant"].tolist()
-    with pytest.raises(tn.TnkitError, match="the column ja is there or asked for twice"):
+    with pytest.raises(tn.TnkitError, match="the column ja exists or was requested twice"):
         tn.load_corpus(numbered(4), ["ja", "jpn"])
 
 
@@ -432,7 +432,7 @@ def test_splits_of_files_are_kept(tmp_path):
 
 
 def test_one_language_under_two_names_and_an_empty_name_are_refused():
-    with pytest.raises(tn.TnkitError, match="column en is there or asked for twice"):
+    with pytest.raises(tn.TnkitError, match="column en exists or was requested twice"):
         tn.load_corpus(pd.DataFrame({"en": EN, "English": ID}), ["en", "English"])
     with pytest.raises(tn.TnkitError, match="name of the corpus is empty"):
         tn.load_corpus("")

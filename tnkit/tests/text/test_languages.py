@@ -40,7 +40,7 @@ def test_a_language_has_one_code_however_it_is_written(name, code):
 @pytest.mark.parametrize("name", [*OTHER, "", " ", "a b", "en\0", "\udc80", "é", "x" * 300])
 def test_names_of_metadata_are_no_languages(name):
     assert languages.code_of(name) is None
-    assert languages.script_of("text") is None
+    assert languages.scripts_of("text") == set()
 
 
 def test_two_names_are_of_one_language_unless_script_or_region_differ():

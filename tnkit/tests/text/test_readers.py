@@ -147,13 +147,13 @@ WRONG = {
     "text.pkl": (b"en\tja\na\tb\n", r" is not a .*pickle.*; save it as TSV or JSONL"),
     "cut.pkl": (TABLES["tuples.pkl"][:-20], r" is not a .*pickle.*; save it as TSV or JSONL"),
     "dict.pkl": (pickle.dumps({"en": "a"}), r" holds dict, expected a list"),
-    "none.pkl": (pickle.dumps([]), r" holds list, expected a list, not empty"),
+    "none.pkl": (pickle.dumps([]), r" holds nothing, expected a list of sentences"),
     "numbers.pkl": (pickle.dumps([1, 2]), r", item 0: expected a sentence"),
     "mixed.pkl": (pickle.dumps([("a", "b"), ("c", 1)]), r", item 1: expected 2 sentences"),
     "uneven.pkl": (pickle.dumps([("a", "b"), ("c", "d"), ("e",)]), r", item 2: expected 2 sentences"),
-    "singles.pkl": (SINGLES["strings.pkl"], r" holds single sentences .*asked for en, ja; name 1 language in"),
+    "singles.pkl": (SINGLES["strings.pkl"], r" holds single sentences .*requested: en, ja.; name 1 language in"),
     "triples.pkl": (pickle.dumps([("a", "b", "c")]), r" holds tuples of 3 sentences .*name 3 languages in their order"),
-    "aligned.txt": (b"a\nb\n", r" holds single sentences, .*asked for en, ja; name one language, or give .*TSV"),
+    "aligned.txt": (b"a\nb\n", r" holds single sentences .requested: en, ja.; name one language, or give .*TSV"),
     "missing.tsv": (b"en\tko\na\tb\n", r" has no column for ja; it has en, ko: name each column by its language code"),
     "split.tsv": (
         b"en\tja\tsplit\na\tb\ttrain\nc\td\tgold\n",
@@ -176,9 +176,9 @@ def test_what_cannot_be_read_says_where_and_what_to_do(tmp_path, name):
 def test_pairs_where_one_language_is_named(tmp_path):
     path = written(tmp_path, "pairs.pkl", TABLES["tuples.pkl"])
     for languages, asked in (["en"], "en"), (None, "no language"):
-        with pytest.raises(tn.TnkitError, match=rf"pairs.pkl holds tuples of 2 .*asked for {asked}; name 2 languages"):
+        with pytest.raises(tn.TnkitError, match=rf"pairs.pkl holds tuples of 2 .*requested: {asked}.; name 2"):
             tn.load_corpus(path, languages)
-    with pytest.raises(tn.TnkitError, match=r"x.txt holds single .*asked for no language; name one language"):
+    with pytest.raises(tn.TnkitError, match=r"x.txt holds single .*requested: no language.; name one language"):
         tn.load_corpus(written(tmp_path, "x.txt", b"a\n"))
 
 
@@ -213,8 +213,8 @@ def test_a_parquet_file_that_unfolds_into_more_than_memory_is_refused(tmp_path, 
     once = pyarrow.DictionaryArray.from_arrays(np.zeros(50_000, dtype="int32"), ["a" * 100_000])
     long = pyarrow.nulls(60_000_000)
     for name, columns, size, words in [
-        ("bomb.parquet", {"en": once}, 400, "holds more than 256 MiB of text; give a part of it"),
-        ("long.parquet", {"en": long, "ja": long}, 300_000, "holds 60,000,000 rows of 2 columns; give a part of them"),
+        ("bomb.parquet", {"en": once}, 400, "holds more than 256 MiB of text; load a part of it"),
+        ("long.parquet", {"en": long, "ja": long}, 300_000, "holds 60,000,000 rows of 2 columns; load a part of them"),
     ]:
         table = pyarrow.table(columns)
         write_table(table, tmp_path / name, store_schema=False, compression="zstd", row_group_size=len(table))
