@@ -316,8 +316,8 @@ def _overlooks_padding(model: Model) -> bool:
             for padding in (0, 3):
                 prompt = torch.nn.functional.pad(ids, (padding, 0), value=_padding(model)).to(model.device)
                 mask = torch.nn.functional.pad(torch.ones_like(ids), (padding, 0)).to(model.device)
-                options = _Pinned(max_new_tokens=1, use_cache=True, disable_compile=True, output_logits=True)
-                options.return_dict_in_generate, options.pad_token_id = True, _padding(model)
+                options = _Pinned(max_new_tokens=1, use_cache=True, disable_compile=True, pad_token_id=_padding(model))
+                options.return_dict_in_generate = options.output_logits = True
                 run: Any = type(module).generate  # type: ignore[attr-defined]  # past what notes prompts for ablations
                 logits.append(run(module, input_ids=prompt, attention_mask=mask, generation_config=options).logits[0])
         near = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1
@@ -335,15 +335,14 @@ class _Pinned(transformers.GenerationConfig):
         """Change values, other than to those of the model."""
         if defaults_only and allow_custom_entries:
             return {}
-        unused: dict[str, Any] = super().update(defaults_only, allow_custom_entries, **values)
-        return unused
+        return super().update(defaults_only, allow_custom_entries, **values)
 
 
 def _ends(model: Model) -> list[int]:
     """The tokens that end a text."""
     ends = model.module.generation_config.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
-    return [end for end in dict.fromkeys([*ends, model.tokenizer.eos_token_id]) if end is not None]
+    every = [*(ends if isinstance(ends, list) else [ends]), model.tokenizer.eos_token_id]
+    return [end for end in dict.fromkeys(every) if end is not None]
 
 
 def _padding(model: Model) -> int:

@@ -178,7 +178,7 @@ def margins(
     """
     rows = []
     for query, target in directions(queries, targets, site, centred=centred):
-        own, other = _own_and_other(query @ target.T)
+        own, other = _own_and_others(query @ target.T)
         rows.append(own - other.amax(dim=1))
     return torch.stack(rows).double().numpy()
 
