@@ -129,32 +129,24 @@ def shown(found: "pd.Series[bool] | list[bool]") -> str:
     return f"{count / simulations:.3f} ({low:.3f}–{high:.3f})"
 
 
-def same_kind(
-    measure: Callable[[tn.NeuronSet], np.ndarray],
-    kind: Callable[[int], tn.NeuronSet],
-    *,
-    sets: int,
-    draws: int,
-    layer: int,
-) -> pd.DataFrame:
-    """An A/A test of a real model: random sets, each against random controls that are drawn for it as for any set.
+def same_kind(values: np.ndarray, draws: int) -> pd.DataFrame:
+    """An A/A test of real measurements: random sets, each against others that were drawn as it was.
 
     Args:
-        measure: as in `tn.compare`, such as retrieval through `tn.LastToken`.
-        kind: a random control, such as `tn.controls(type1)["same layers"]`; the sets are its draws.
-        sets, draws: how many sets, and how many controls of each; sets × (draws + 1) measurements.
-        layer: where the p-values are taken; fix it beforehand.
+        values: (set, sentence), what was measured with each of many random sets of one kind switched off.
+        draws: against how many others each set is tested; no set is used twice.
 
     Returns:
-        `effect`, `p sentences` and `p sets` of each set; `shown(table["p sets"] <= 0.05)` is the share below .05.
+        `effect`, `p sentences` and `p sets` of each test; `shown(table["p sets"] <= 0.05)` is the share below .05.
     """
+    signs = flips(values.shape[1], np.random.default_rng(0))
     rows = []
-    for number in range(sets):
-        chosen = kind(1_000_000 + number)
-        control = {"random": lambda seed, chosen=chosen: chosen.matched(seed=seed)}
-        compared = tn.compare(measure, chosen, controls=control, seeds=draws, progress=False)
-        rows.append(compared.at(layer).loc["random", ["effect", "p sentences", "p sets"]])
-    return pd.DataFrame(rows).reset_index(drop=True)
+    for first in range(0, len(values) - draws, draws + 1):
+        ablated, others = values[first], values[first + 1 : first + 1 + draws]
+        difference = (ablated - others.mean(axis=0))[None]
+        p_sets = rank_test(ablated.mean(keepdims=True), others.mean(axis=1, keepdims=True))
+        rows.append((difference.mean(), *sign_flip_test(difference, signs), *p_sets))
+    return pd.DataFrame(rows, columns=["effect", "p sentences", "p sets"])
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-import tnkit as tn
 from docs import calibration
 from tnkit.statistics import rank_test
 
@@ -49,13 +48,16 @@ def test_families_are_corrected():
     assert all(is_at_most(np.arange(200) < round(200 * share), 0.05) for share in (holm, largest))
 
 
-def test_random_sets_of_a_real_measurement_are_each_compared_with_random_sets():
-    members = tn.NeuronSet(tuple((1, n) for n in range(6)), (4, 200))
-    measure = lambda neurons: np.arange(6.0) + len(neurons) * np.sin(sum(n for _, n in neurons))  # noqa: E731
-    how = {"sets": 60, "draws": 19, "layer": 0}
-    table = calibration.same_kind(measure, tn.controls(members)["same layers"], **how)
-    assert len(table) == 60 and is_at_most(table["p sets"] <= 0.05, 0.05)
-    assert not table["effect"].duplicated().any()
+def test_each_random_set_is_compared_with_others_of_its_kind():
+    random = np.random.default_rng(0)
+    values = random.standard_normal((1200, 64)) + 0.3 * random.standard_normal((1200, 1))
+    table = calibration.same_kind(values, draws=19)
+    assert len(table) == 60 and not table["effect"].duplicated().any()
+    assert is_at_most(table["p sets"] <= 0.05, 0.05)
+    assert (table["p sentences"] <= 0.05).mean() > 0.3  # sets differ, and that is all that this finds
+    first = stats.ttest_rel(values[0], values[1:20].mean(axis=0))
+    assert table["p sentences"][0] == pytest.approx(first.pvalue, abs=0.02)
+    assert table["effect"][0] == pytest.approx(values[0].mean() - values[1:20].mean())
 
 
 def test_the_tables_of_the_page_are_whole_and_hold_what_it_says(tmp_path):

@@ -122,9 +122,9 @@ def test_a_format_that_rounds_its_inputs_says_how_far_contributions_add_up(caplo
     model = loaded(module)
     assert 1e-3 < (missed := float(completeness_error(model).max())) < 0.05
     assert f"add up to what a layer of LlamaForCausalLM writes to within {missed:.0%} at the worst token" in caplog.text
-    wrong = replace(model, sites=replace(model.sites, mid="input_layernorm"))
+    wrong = replace(model.sites[0], mid="input_layernorm")
     with pytest.raises(tn.TnkitError, match=r"mid \+ sum of contributions \+ bias misses post"):
-        proved(model, [wrong.sites])
+        proved(model, {tuple(range(4)): [wrong]})
     bent = copy.deepcopy(module)
     bent.model.layers[1].mlp.down_proj = Bent(tiny_module("llama").model.layers[1].mlp.down_proj)
     with pytest.raises(tn.TnkitError, match=r"at the worst token \(layer 1\).*; load it in a format that quantises"):
