@@ -340,16 +340,12 @@ def test_tables_without_a_header(tmp_path):
             tn.TnkitError, match=r"line 1: no names of columns.* a file without a header, give header=None"
         ):
             tn.load_corpus(path, LANGUAGES)
-    with pytest.raises(
-        tn.TnkitError, match=r"has 2 columns and no header .requested: en.; name one language for"
-    ):
+    with pytest.raises(tn.TnkitError, match=r"has 2 columns and no header .requested: en.; name one language for"):
         tn.load_corpus(two, ["en"], header=None)
     with pytest.raises(tn.TnkitError, match=r"header=3 must be 0"):
         tn.load_corpus(two, ["en"], header=3)
     anki = put_at(tmp_path / "jpn.txt", ANKI)
-    with pytest.raises(
-        tn.TnkitError, match=r"looks like Anki's pairs, which have no header .requested: ja.; name 2"
-    ):
+    with pytest.raises(tn.TnkitError, match=r"looks like Anki's pairs, which have no header .requested: ja.; name 2"):
         tn.load_corpus(anki, ["ja"])
     export = put_at(tmp_path / "sentences.csv", lines(f"{n}\tjpn\t{text}" for n, text in enumerate(JA)))
     assert set(tn.load_corpus(export, ["ja"]).frame["ja"]) == set(JA)
