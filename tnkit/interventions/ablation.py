@@ -236,7 +236,9 @@ class Ablation:
         self.chosen = self._drawn = None
 
     def _edit(self, inputs: Mapping[str, Any], deepest: int) -> dict[int, Change]:
-        """What the trace of a right-padded batch changes in each layer that it runs."""
+        """What the trace of a right-padded batch changes in each layer that it runs, where hooks cannot."""
+        if isinstance(self.intervention, Direction):
+            raise TnkitError(f"{self.model.name} runs elsewhere, where only neurons can be changed; load it here")
         real = inputs["attention_mask"].bool()
         if self.tokens == "last_word":
             own = state_of(self.model.lm._module).own

@@ -135,8 +135,6 @@ class Direction:
         Raises:
             TnkitError: saying why.
         """
-        if model.remote:
-            raise TnkitError(f"{model.name} runs elsewhere, where only neurons can be changed; load it here")
         for layer, vector in self.vectors.items():
             if layer >= model.n_layers or len(vector) != model.hidden_size:
                 raise TnkitError(

@@ -167,6 +167,7 @@ def test_a_direction_that_writes_a_token_says_it():
         (lambda: tn.Ablation(tiny_model(), tn.Direction({1: torch.ones(5)})), "a state of 32"),
         (lambda: tn.Ablation(tiny_model(), tn.Direction(VECTORS), value=1.0), "value was given beside it"),
         (lambda: tn.Direction(VECTORS).shape, "holds no neurons"),
+        (lambda: tn.Ablation(tiny_model(), tn.Direction(VECTORS))._edit({}, 3), "where only neurons can be changed"),
         (lambda: tn.export_ablated(tiny_model(), tn.Direction(VECTORS), "/nowhere/new"), "export one Intervention"),
         (lambda: tn.Direction.difference(*[tn.capture(tiny_model(), ["a"], layers=[2], **QUIET)] * 2, layers=[2]),
          "capture layer 1, or keep pre"),

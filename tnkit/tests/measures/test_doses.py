@@ -36,7 +36,7 @@ def test_each_dose_is_its_first_neurons_by_its_amount_beside_controls_of_that_si
         assert np.allclose(compared.untouched, margins(()), atol=1e-5)
     table = curve.to_frame()
     assert table.loc[(25, 0.5, 3, "the set"), "mean"] == pytest.approx(margins(SOME[:25], scale=0.5)[3].mean())
-    assert curve.at(2).loc[(10, 0.0)].equals(curve.comparisons[10, 0.0].at(2))
+    assert curve.at(2).xs((10, 0.0)).equals(curve.comparisons[10, 0.0].at(2))
 
 
 def test_amounts_can_be_added_and_none_of_them_changes_a_bit():
