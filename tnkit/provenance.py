@@ -140,38 +140,6 @@ def provenance_of(model: Origin, sentences: Sequence[str]) -> dict[str, Any]:
     return dict(made_of)
 
 
-def widths_of(provenance: Mapping[str, Any], shape: tuple[int, int]) -> tuple[int, ...]:
-    """How many neurons each layer has, of a result for a model of that many layers and neurons in the widest one.
-
-    Raises:
-        TnkitError: where the provenance states another number of layers, or of neurons.
-
-    >>> widths_of({"model": {"layout": [[48], [0], [32]]}}, (3, 48)), widths_of({}, (2, 48))
-    ((48, 0, 32), (48, 48))
-    """
-    model = provenance.get("model")
-    layout = model.get("layout") if isinstance(model, Mapping) else None
-    if not layout:
-        return (shape[1],) * shape[0]
-    try:
-        widths = tuple(int(layer[0]) for layer in layout)
-    except (TypeError, ValueError, LookupError):
-        widths = ()
-    if len(widths) != shape[0] or max(widths) != shape[1] or min(widths) < 0:
-        raise TnkitError(
-            f"the provenance states the layers {layout!s:.60}, which are not {shape[0]} of up to {shape[1]} neurons; "
-            "make the result again"
-        )
-    return widths
-
-
-def present(provenance: Mapping[str, Any], shape: tuple[int, int]) -> Any:
-    """Which neurons there are, as a tensor of bool (layer, neuron); the arguments are those of `widths_of`."""
-    import torch
-
-    return torch.arange(shape[1]) < torch.tensor(widths_of(provenance, shape))[:, None]
-
-
 def sentences_of(provenance: Mapping[str, Any]) -> list[Sentences]:
     """The sentences that a result was made of, one entry per capture, whichever version of tnkit wrote its file.
 

@@ -82,6 +82,57 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         {k: v for k, v in _LLAMA.items() if k != "head_dim"} | {"residual_multiplier": 0.22},
     ),
 }
+_MOE = _LLAMA | {"moe_intermediate_size": 24, "num_experts": 6, "num_local_experts": 6, "num_experts_per_tok": 2}
+_ROUTED = {k: v for k, v in _MOE.items() if k not in ("num_experts", "num_local_experts")} | {
+    "n_routed_experts": 6,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
+_LATENT = {"kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "num_key_value_heads": 4}
+_GRANITE = _MOE | {"residual_multiplier": 0.5, "shared_intermediate_size": 16}
+_NEXT = _MOE | {
+    "shared_expert_intermediate_size": 16,
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+}
+_MAMBA = {"mamba_n_heads": 4, "mamba_d_state": 8, "mamba_d_head": 16, "layer_types": ["attention", "mamba"] * 2}
+
+# mixture of experts: (model type, configuration)
+EXPERTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mixtral": ("mixtral", _MOE),
+    "qwen2-moe": ("qwen2_moe", _MOE | {"shared_expert_intermediate_size": 16, "decoder_sparse_step": 1}),
+    "qwen3-moe": ("qwen3_moe", _MOE),
+    "qwen3-next": ("qwen3_next", _NEXT),
+    "qwen3.5-moe": ("qwen3_5_moe_text", _NEXT),
+    "gpt-oss": ("gpt_oss", _MOE | {"sliding_window": 64}),
+    "olmoe": ("olmoe", _MOE),
+    "flex-olmo": ("flex_olmo", _MOE),
+    "deepseek-v2": ("deepseek_v2", _ROUTED | _LATENT | {"q_lora_rank": None}),
+    "deepseek-v3": ("deepseek_v3", _ROUTED | _LATENT | {"q_lora_rank": 16}),
+    "glm4-moe": ("glm4_moe", _ROUTED),
+    "ernie4.5-moe": ("ernie4_5_moe", _LLAMA | {"moe_intermediate_size": 24, "moe_num_experts": 6, "moe_k": 2}),
+    "granite-moe": ("granitemoe", _GRANITE),
+    "granite-moe-shared": ("granitemoeshared", _GRANITE),
+    "granite-moe-hybrid": ("granitemoehybrid", _GRANITE | _MAMBA),
+    "hunyuan-moe": ("hunyuan_v1_moe", _MOE | {"moe_topk": 2}),
+    "phimoe": ("phimoe", _MOE),
+    "exaone-moe": ("exaone_moe", _MOE | {"num_shared_experts": 1, "first_k_dense_replace": 1, "sliding_window": 64}),
+    "dots1": ("dots1", _ROUTED),
+    "minimax": ("minimax", _MOE | {"block_size": 16}),
+    "minimax-m2": ("minimax_m2", _MOE),
+    "lfm2-moe": (
+        "lfm2_moe",
+        _MOE | {"num_dense_layers": 1, "layer_types": ["conv", "full_attention"] * 2},
+    ),
+    "mellum": ("mellum", _MOE),
+    "solar-open": ("solar_open", _ROUTED),
+    "jamba": ("jamba", _MOE | {"use_mamba_kernels": False, "mamba_dt_rank": 4}),
+}
 _TOKENS = {"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
 _VISION = {
     "hidden_size": 32,
@@ -124,7 +175,7 @@ def tiny_config(name: str) -> Any:
         model_type, text, options = IMAGE_TEXT[name]
         text = {"vocab_size": 260, **_TOKENS, **text}
         return AutoConfig.for_model(model_type, text_config=text, image_token_index=259, **options)
-    model_type, options = ARCHITECTURES[name]
+    model_type, options = (ARCHITECTURES | EXPERTS)[name]
     return AutoConfig.for_model(model_type, vocab_size=260, **_TOKENS, **options)
 
 

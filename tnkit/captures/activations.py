@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tnkit import storage
 from tnkit.errors import TnkitError
+from tnkit.models.experts import chosen_neurons, spread
 from tnkit.models.tokens import ends_frame, ends_lines
 from tnkit.models.trace import SITES
-from tnkit.provenance import sentences_of, stated, widths_of
+from tnkit.provenance import sentences_of, stated
+from tnkit.widths import widths_of
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -34,7 +36,9 @@ class Activations:
         layers: the layers that the first axis stands for.
         index: each sentence's place in the captured text.
         pre, mid, post: the residual stream, (layer, sentence, hidden).
-        activations: (layer, sentence, neuron), 0 for neurons that a layer lacks.
+        activations: (layer, sentence, neuron), 0 for neurons that a layer lacks. Of experts only those that run are
+            kept, (layer, sentence, place), as `tnkit.models.experts` says; `of_layer` has them by neuron.
+        experts: which experts those are, (layer, sentence, slot), int32, -1 in a layer without experts.
         scale: reciprocal denominator of the branch's own output norm, 1 without one, (layer, sentence).
         provenance: model, sentences, token position, versions.
 
@@ -52,6 +56,7 @@ class Activations:
     post: Float[Tensor, "layer sentence hidden"] | None = None
     activations: Float[Tensor, "layer sentence neuron"] | None = None
     scale: Float[Tensor, "layer sentence"] | None = None
+    experts: Int[Tensor, "layer sentence slot"] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -66,6 +71,43 @@ class Activations:
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that were kept, by name."""
         return {name: getattr(self, name) for name in SITES if getattr(self, name) is not None}
+
+    def of_layer(self, layer: int) -> Float[Tensor, "sentence neuron"]:
+        """The activations of all neurons of a layer; those of experts that did not run are 0.
+
+        Raises:
+            TnkitError: where the layer or its activations were not captured.
+        """
+        kept, experts, layout = self._kept(layer)
+        return kept if experts is None else spread(kept, experts, layout)
+
+    def of_neurons(self, layer: int, neurons: Sequence[int]) -> Float[Tensor, "sentence neuron"]:
+        """The activations of some neurons of a layer, as `of_layer` has them."""
+        kept, experts, layout = self._kept(layer)
+        places = torch.tensor(list(neurons), dtype=torch.long, device=kept.device)
+        return kept[:, places] if experts is None else chosen_neurons(kept, experts, layout, places)[0]
+
+    def ran(self, layer: int, neurons: Sequence[int]) -> Bool[Tensor, "sentence neuron"]:
+        """In which sentences some neurons of a layer run: everywhere, except in experts."""
+        kept, experts, layout = self._kept(layer)
+        places = torch.tensor(list(neurons), dtype=torch.long, device=kept.device)
+        if experts is None:
+            return torch.ones(len(kept), len(places), dtype=torch.bool, device=kept.device)
+        return chosen_neurons(kept, experts, layout, places)[1]
+
+    def _kept(self, layer: int) -> tuple[Tensor, Tensor | None, tuple[int, ...]]:
+        """A layer's activations as they are kept, and, of experts, which ran and how many neurons there are."""
+        if layer not in self.layers:
+            raise TnkitError(f"the capture holds layers {self.layers}, not {layer}; capture that layer too")
+        row, tensors = self.layers.index(layer), self.require("activations").tensors()
+        kept = tensors["activations"][row]
+        if self.experts is None:
+            return kept, None, ()
+        layout = tuple(self.provenance["model"]["layout"][layer])
+        if len(layout) == 1:
+            widest = max(neurons for neurons, *_ in self.provenance["model"]["layout"])
+            return torch.nn.functional.pad(kept[:, : layout[0]], (0, widest - layout[0])), None, layout
+        return kept, self.experts[row], layout
 
     def require(self, *names: str) -> "Activations":
         """Itself.
@@ -91,9 +133,10 @@ class Activations:
             if getattr(self, name) is not None
         }
         if self.activations is not None:
-            shape = (self.provenance.get("model", {}).get("layers", max(self.layers) + 1), self.activations.shape[2])
+            about, columns_kept = self.provenance.get("model", {}), self.activations.shape[2]
+            shape = about.get("layers", max(self.layers) + 1), about.get("neurons", columns_kept)
             widths = torch.tensor(widths_of(self.provenance, shape))[list(self.layers)]
-            columns["mean |activation|"] = self.activations.abs().mean(dim=(1, 2)) * (shape[1] / widths)
+            columns["mean |activation|"] = self.activations.abs().mean(dim=(1, 2)) * (columns_kept / widths)
         return pd.DataFrame(
             {name: column.numpy() for name, column in columns.items()},
             index=pd.Index(self.layers, name="layer"),
@@ -130,7 +173,7 @@ class Activations:
             raise TnkitError(f"{path} lacks the index of its sentences or holds unknown tensors; capture again")
         for name, tensor in tensors.items():
             shape = (len(layers), len(index)) + ((None,) if name != "scale" else ())
-            storage.finite(path, name, tensor, shape)
+            storage.finite(path, name, tensor.float() if name == "experts" else tensor, shape)
         return cls(layers=layers, index=index, provenance=stated(path, about), **tensors)
 
     def _repr_html_(self) -> str:
@@ -199,7 +242,10 @@ def batch_of(
     Raises:
         TnkitError: where a state is not finite, with its layer and sentence.
     """
-    tensors = {name: torch.stack([part.to(device).float() for part in parts]) for name, parts in found.items()}
+    tensors = {
+        name: torch.stack([part.to(device) if name == "experts" else part.to(device).float() for part in parts])
+        for name, parts in found.items()
+    }
     for name, tensor in tensors.items():
         if not bool(tensor.sum().isfinite()) and len(wrong := (~tensor.isfinite()).nonzero()):
             layer, sentence = layers[int(wrong[0, 0])], index[int(wrong[0, 1])]

@@ -247,8 +247,8 @@ def roomy(model: Model) -> int:
     gpus = [device for device in model.devices if device.type == "cuda"]
     if not gpus:
         return _CPU_TOKENS
-    token = (_NEURON_STATES * model.n_neurons + _HIDDEN_STATES * model.hidden_size) * model.dtype.itemsize
-    token += 4 * model.n_layers * (model.n_neurons + 2 * model.hidden_size) // _SHORT  # what is kept of a sentence
+    token = (_NEURON_STATES * model.places + _HIDDEN_STATES * model.hidden_size) * model.dtype.itemsize
+    token += 4 * model.n_layers * (model.places + 2 * model.hidden_size) // _SHORT  # what is kept of a sentence
     fits = parallel.least(min(free_memory(device) for device in gpus) // 2 // token)
     return min(_GPU_TOKENS, max(_CPU_TOKENS, 1 << max(0, fits.bit_length() - 1)))
 

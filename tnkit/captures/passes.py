@@ -37,7 +37,7 @@ from tnkit.errors import TnkitError, one_of, whole_number
 from tnkit.models.model import Model, check_layers
 from tnkit.models.sessions import TURN, running
 from tnkit.models.tokens import special_ids
-from tnkit.models.trace import chosen_sites, trace_blocks
+from tnkit.models.trace import sites_of, trace_blocks
 
 KEEP = ("mid", "post", "activations")
 _SHARD = 64  # sentences of a shard; fewer where they take more than
@@ -256,7 +256,7 @@ class Pass:
             yield from self.run(device=device)
             return
         cached = self.shards(key, what="capture")
-        widths = {"activations": self.model.n_neurons, "scale": 1}
+        widths = {"activations": self.model.places, "scale": 1, "experts": self.model.slots}
         size = 4 * len(self.layers) * sum(widths.get(name, self.model.hidden_size) for name in self.keep)
         waiting, versions = Waiting(cached, self.check_weights, most=_WAITING_BYTES), self.model.versions()
         for number, (start, stop) in enumerate(grouped(self.batches, min(_SHARD, _SHARD_BYTES // size))):
@@ -320,7 +320,7 @@ def plan(
     >>> plan(tiny_model(), ["Hello", "Hi", "Hey"], batch_tokens=8).batches
     [array('i', [1, 2]), array('i', [0])]
     """
-    keep = chosen_sites(keep)
+    keep = sites_of(model, keep, position)
     model.check_unchanged()
     layers = check_layers(model, range(model.n_layers) if layers is None else layers)
     check_position(model, position)

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from tnkit import pickles, storage
 from tnkit.errors import TnkitError, whole_number, whole_numbers
-from tnkit.provenance import stated, widths_of
+from tnkit.provenance import stated
+from tnkit.widths import expert_column, widths_of
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -51,7 +52,8 @@ class NeuronSet(Sequence[Pair]):
         shape: the model's numbers of layers and of neurons in the widest layer.
         scores: each neuron's score, or an empty tuple where they have none.
         provenance: model, sentences, centroid, selection.
-        layout: the number of neurons of each layer, where layers differ (default: what the provenance says).
+        layout: the number of neurons of each layer, and of its experts and the neurons of one, where layers differ or
+            have experts (default: what the provenance says).
 
     >>> a = NeuronSet(((0, 5), (1, 2)), shape=(4, 48))
     >>> b = NeuronSet(((1, 2), (3, 0)), shape=(4, 48))
@@ -193,13 +195,16 @@ class NeuronSet(Sequence[Pair]):
         drawn = np.random.default_rng(seed).choice(len(others), len(self), replace=False)
         return self._control("uniform", seed, [others[number] for number in drawn])
 
-    def matched(self, *, seed: SupportsIndex, norms: Tensor | None = None) -> "NeuronSet":
+    def matched(self, *, seed: SupportsIndex, norms: Tensor | None = None, routed: Tensor | None = None) -> "NeuronSet":
         """A control: as many other neurons from each layer, of similar contribution norm if `norms` is given.
 
         Args:
             seed: of the draw.
             norms: (layer, neuron), from `tn.scoring.contribution_norms`; the control of each neuron is then drawn from
                 the ten of its layer that are nearest in norm and not drawn yet.
+            routed: (layer, neuron), the share of sentences in which each runs, from `NeuronScores.shares`; the ten are
+                then nearest in |Δ log norm| + |Δ log share|. Most neurons of a model with experts hardly ever run, so a
+                control without it is nearly inert.
 
         Raises:
             TnkitError: where a layer has too few other neurons.
@@ -219,24 +224,28 @@ class NeuronSet(Sequence[Pair]):
                 drawn += [(layer, int(neuron)) for neuron in random.choice(free, len(members), replace=False)]
                 continue
             sizes = np.log(norms[layer].double().numpy() + 1e-30)
+            shares = 0 * sizes if routed is None else np.log(routed[layer].double().numpy() + 1e-30)
             for member in random.permutation(members):
-                nearest = np.argsort(np.abs(sizes[free] - sizes[member]), kind="stable")[:10]
+                far = np.abs(sizes[free] - sizes[member]) + np.abs(shares[free] - shares[member])
+                nearest = np.argsort(far, kind="stable")[:10]
                 choice = random.choice(nearest)
                 drawn.append((layer, int(free[choice])))
                 free = np.delete(free, choice)
-        return self._control("matched by layer" + (" and norm" if norms is not None else ""), seed, drawn)
+        how = " and norm" * (norms is not None) + " and routing" * (norms is not None and routed is not None)
+        return self._control(f"matched by layer{how}", seed, drawn)
 
     def _control(self, how: str, seed: int, pairs: Sequence[Pair]) -> "NeuronSet":
         provenance = {"control": {"how": how, "seed": seed}, "of": self.provenance}
         return replace(self, pairs=tuple(sorted(pairs)), scores=(), provenance=provenance)
 
     def to_frame(self) -> "pd.DataFrame":
-        """The rank and score of each neuron, in order, indexed (layer, neuron)."""
+        """The rank, score and, where the model has them, expert of each neuron, in order, indexed (layer, neuron)."""
         import pandas as pd
 
         index = pd.MultiIndex.from_tuples(self.pairs, names=["layer", "neuron"])
         scores = {"score": self.scores} if self.scores else {}
-        return pd.DataFrame({"rank": range(1, len(self) + 1), **scores}, index=index)
+        experts = {"expert": expert_column(self.layout, index)} if any(len(row) > 1 for row in self.layout) else {}
+        return pd.DataFrame({"rank": range(1, len(self) + 1), **scores, **experts}, index=index)
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw how many of the neurons sit in each layer."""

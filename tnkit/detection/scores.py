@@ -15,7 +15,8 @@ from tnkit import storage
 from tnkit.detection.neurons import NeuronSet
 from tnkit.detection.ranking import check_size, chosen_layers, ranked, span
 from tnkit.errors import TnkitError
-from tnkit.provenance import present, stated
+from tnkit.provenance import stated
+from tnkit.widths import expert_column, present
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -36,12 +37,15 @@ class NeuronScores:
         provenance: model, sentences, centroid, origin (of centred scores), versions.
         folds: (fold, scored layer, neuron), float32: sums over eight folds of the sentences, for `Detection.stability`;
             None where they were not kept.
+        routed: (layer, expert), float64: the share of the sentences that each expert had, NaN in layers without
+            experts; None for a model without any. In other sentences the neurons of an expert score 0.
     """
 
     values: Float[Tensor, "layer neuron"]
     distance: str
     provenance: dict[str, Any] = field(default_factory=dict)
     folds: Float[Tensor, "fold scored neuron"] | None = None
+    routed: Float[Tensor, "layer expert"] | None = None
 
     def __repr__(self) -> str:
         language = self.provenance.get("sentences", {}).get("language", "unnamed")
@@ -94,12 +98,35 @@ class NeuronScores:
         return ranked(values, n, chosen, n_layers=len(self.values), provenance=provenance)
 
     def to_frame(self) -> "pd.DataFrame":
-        """The score of every scored neuron, indexed (layer, neuron)."""
+        """The score of every scored neuron, indexed (layer, neuron).
+
+        Of a model with experts there are also the neuron's expert, the share of the sentences that this had ("routed"),
+        and the mean score in those ("score where routed").
+        """
         import pandas as pd
 
         layers, width = self.layers, self.values.shape[1]
         index = pd.MultiIndex.from_product([layers, range(width)], names=["layer", "neuron"])
-        return pd.DataFrame({"score": self.values[layers].reshape(-1).numpy()}, index=index).dropna()
+        frame = pd.DataFrame({"score": self.values[layers].reshape(-1).numpy()}, index=index).dropna()
+        if self.routed is None:
+            return frame
+        shares = self.shares()[layers].reshape(-1)
+        frame["expert"] = expert_column(self._layout(), frame.index)
+        frame["routed"] = shares[~self.values[layers].reshape(-1).isnan()].numpy()
+        frame["score where routed"] = frame["score"] / frame["routed"]
+        return frame
+
+    def shares(self) -> Float[Tensor, "layer neuron"]:
+        """The share of the sentences in which each neuron ran: 1 but in experts; NaN where it was not scored."""
+        shares = torch.where(self.values.isnan(), torch.nan, 1.0)
+        for layer, row in enumerate(self._layout() if self.routed is not None else ()):
+            if self.routed is not None and len(row) > 1:
+                _, count, width = row
+                shares[layer, : count * width] = self.routed[layer, :count].repeat_interleave(width)
+        return shares
+
+    def _layout(self) -> Sequence[Sequence[int]]:
+        return self.provenance["model"]["layout"]
 
     def plot(
         self, ax: "matplotlib.axes.Axes | None" = None, *, chosen: NeuronSet | None = None, colour: str = "#0072B2"
@@ -113,7 +140,8 @@ class NeuronScores:
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file."""
         description = {"distance": self.distance, "provenance": self.provenance}
-        tensors = {"values": self.values} | ({} if self.folds is None else {"folds": self.folds})
+        tensors = {"values": self.values, "folds": self.folds, "routed": self.routed}
+        tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
         return storage.save_tensors(path, "scores", tensors, description)
 
     @classmethod
@@ -124,7 +152,8 @@ class NeuronScores:
             TnkitError: for a missing, damaged or foreign file.
         """
         tensors, description = storage.load_tensors(path, "scores")
-        distance, folds = description.get("distance"), tensors.pop("folds", None)
+        distance = description.get("distance")
+        folds, routed = tensors.pop("folds", None), tensors.pop("routed", None)
         if set(tensors) != {"values"} or distance not in DISTANCES or tensors["values"].ndim != 2:
             raise TnkitError(f"{path} lacks the values or the distance of scores; score again")
         values, provenance = tensors["values"], stated(path, description)
@@ -135,7 +164,9 @@ class NeuronScores:
             raise TnkitError(f"{path} holds no scored layer; score again")
         if folds is not None:
             storage.finite(path, "folds", folds, (None, int(scored.sum()), values.shape[1]), at=there[scored])
-        return cls(values, distance, provenance, folds)
+        if routed is not None:
+            storage.finite(path, "routed", routed, (len(values), None), at=~routed.isnan())
+        return cls(values, distance, provenance, folds, routed)
 
     def _extreme(self, end: str, n: SupportsIndex, layers: Iterable[SupportsIndex] | None) -> NeuronSet:
         """The n neurons at one end of the scores."""

@@ -22,6 +22,7 @@ from tnkit.captures.activations import Activations
 from tnkit.detection.centroids import Centroids
 from tnkit.detection.closed_form import layer_total, layer_totals, sizes_written
 from tnkit.detection.ranking import span
+from tnkit.detection.routed import expert_total
 from tnkit.detection.scores import DISTANCES, NeuronScores
 from tnkit.detection.sums import RunningSum
 from tnkit.errors import TnkitError, one_of
@@ -74,6 +75,7 @@ class ScoreAccumulator(RunningSum):
             raise TnkitError(f"layers {span(wanted)} of {model.name} have no neurons to score; name others")
         super().__init__(tuple(model.with_neurons(wanted)))
         self.folds = _FOLDS if model.request_bytes is None else 0  # nine times as much would travel
+        self.slots, self.experts = model.slots, max((row[1] for row in model.layout if len(row) > 1), default=0)
         self._views = {layer: (centroids.at(layer), self._origin_at(layer)) for layer in self.layers}
 
     def _origin_at(self, layer: int) -> Float[Tensor, "hidden"]:
@@ -90,10 +92,10 @@ class ScoreAccumulator(RunningSum):
         return origin
 
     def totals(self, batch: Activations) -> Float[Tensor, "layer neuron"]:
-        kept = batch.require("mid", "activations", "scale").tensors()
+        kept = batch.require("mid", "activations", "scale", *(["experts"] if self.slots else [])).tensors()
         total = torch.zeros(len(self.layers), self.columns(self.model), dtype=torch.float64)
         folds = None if self.folds == 0 else one_hot(batch.index % self.folds, self.folds).T.float()
-        sentence = 4 * (self.model.n_neurons + self.model.hidden_size + 1) * len(self.layers)
+        sentence = 4 * (self.model.places + self.model.hidden_size + 1) * len(self.layers)
         limit = self.model.request_bytes
         at_once = max(1, len(batch) if limit is None else limit // sentence)
         for start in range(0, len(batch), at_once):
@@ -102,7 +104,10 @@ class ScoreAccumulator(RunningSum):
                 place = batch.layers.index(layer)
                 states = [kept[name][place][rows] for name in ("mid", "activations", "scale")]
                 parcel[layer] = (*states, *self._views[layer], folds, self.distance)
-            summed = self.model.ask_weights(layer_total, parcel)
+                if self.slots:
+                    layout = tuple(self.model.layout[layer])
+                    parcel[layer] += (kept["experts"][place][rows], layout, (self.model.n_neurons, self.experts))
+            summed = self.model.ask_weights(expert_total if self.slots else layer_total, parcel)
             total += torch.stack([summed[layer].cpu() for layer in self.layers])
         return total
 
@@ -121,7 +126,7 @@ class ScoreAccumulator(RunningSum):
             raise TnkitError(f"layers {missing} were not captured; capture them or score layers={layers}")
 
     def columns(self, model: Model) -> int:
-        return (1 + self.folds) * model.n_neurons
+        return (1 + self.folds) * model.n_neurons + self.experts
 
     @property
     def identity(self) -> list[Any]:
@@ -137,7 +142,8 @@ class ScoreAccumulator(RunningSum):
         """
         if not self.count:
             raise TnkitError("there are no sentences to score")
-        sums = self.total.unflatten(1, (-1, self.model.n_neurons))  # (layer, all sentences or fold, neuron)
+        sums = self.total[:, : self.total.shape[1] - self.experts]
+        sums = sums.unflatten(1, (-1, self.model.n_neurons))  # (layer, all sentences or fold, neuron)
         means = sums[:, 0] / self.count
         for layer, row in zip(self.layers, means, strict=True):
             if not bool(row[: self.model.widths[layer]].isfinite().all()):
@@ -149,7 +155,17 @@ class ScoreAccumulator(RunningSum):
         used = {"centroid": self.centroids} | ({} if self.origin is None else {"origin": self.origin})
         points = {name: points.provenance.get("sentences", points.provenance) for name, points in used.items()}
         folds = sums[:, 1:].float().transpose(0, 1).contiguous() if self.folds else None
-        return NeuronScores(values, self.distance, {**self.provenance, **points}, folds)
+        return NeuronScores(values, self.distance, {**self.provenance, **points}, folds, self._routed())
+
+    def _routed(self) -> Float[Tensor, "layer expert"] | None:
+        """The share of the sentences that each expert had, NaN in layers without experts."""
+        if not self.experts:
+            return None
+        shares = torch.full((self.model.n_layers, self.experts), torch.nan, dtype=torch.float64)
+        for layer, sent in zip(self.layers, self.total[:, -self.experts :], strict=True):
+            if has := self.model.experts_of(layer):
+                shares[layer, : has[0]] = sent[: has[0]] / self.count
+        return shares
 
 
 def check_origin(distance: str) -> None:
@@ -221,6 +237,30 @@ def score_neurons(
     return running.result()
 
 
+def routed_shares(model: Model, activations: Activations) -> Float[Tensor, "layer neuron"] | None:
+    """The share of sentences in which each neuron runs, to match controls by; None for a model without experts.
+
+    Args:
+        model: the model that was captured.
+        activations: from `capture`, with `activations`.
+
+    Returns:
+        (layer, neuron), float32: 1 but in experts; NaN where a layer was not captured, or has no such neuron.
+
+    >>> from tnkit.testing import tiny_model, SENTENCES
+    >>> import tnkit as tn
+    >>> routed_shares(tiny_model(), tn.capture(tiny_model(), SENTENCES, progress=False)) is None
+    True
+    """
+    if not model.slots:
+        return None
+    shares = torch.full((model.n_layers, model.n_neurons), torch.nan)
+    for layer in activations.layers:
+        width = model.widths[layer]
+        shares[layer, :width] = activations.ran(layer, range(width)).float().mean(dim=0)
+    return shares
+
+
 def contribution_norms(model: Model, activations: Activations) -> Float[Tensor, "layer neuron"]:
     """The mean over sentences of the length of each neuron's contribution, to match controls by.
 
@@ -245,7 +285,7 @@ def contribution_norms(model: Model, activations: Activations) -> Float[Tensor, 
     norms = torch.full((model.n_layers, model.n_neurons), torch.nan, dtype=torch.float32)
     sizes = model.ask_weights(sizes_written, dict.fromkeys(activations.layers, ()))
     for row, layer in enumerate(activations.layers):
-        written = kept["activations"][row].abs() * kept["scale"][row][:, None]
+        written = activations.of_layer(layer).abs() * kept["scale"][row][:, None]
         width = model.widths[layer]
         norms[layer, :width] = sizes[layer].cpu() * written.mean(dim=0)[:width]
     return norms

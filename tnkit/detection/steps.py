@@ -21,6 +21,7 @@ from tnkit.detection.sums import RunningSum, add_up, share_sums
 from tnkit.detection.targets import described, warn
 from tnkit.errors import TnkitError
 from tnkit.models.model import Model
+from tnkit.models.trace import sites_of
 from tnkit.text.rows import check_texts
 
 SCORED = ("activations", "mid", "scale")
@@ -134,7 +135,7 @@ class Job:
         """Whether the activations of a language are too large to be held."""
         if self.streaming is not None:
             return self.streaming
-        columns = 2 * self.model.hidden_size + self.model.n_neurons + 1
+        columns = 2 * self.model.hidden_size + self.model.places + self.model.slots + 1
         size = 4 * len(self.options["layers"]) * columns * len(self.texts[name])
         device = self.model.home
         room = free_memory(device) // 3 if device.type == "cuda" and not self.cache else _HELD
@@ -151,7 +152,9 @@ class Job:
     def _score(self, name: str, planned: Pass, key: str | None) -> _Work:
         """A second pass in flat memory, once the centroids are known."""
         scores = self._scores(name)
-        for sentences in add_up(replace(planned, keep=SCORED), scores, fingerprint=key):
+        for sentences in add_up(
+            replace(planned, keep=sites_of(self.model, SCORED, planned.position)), scores, fingerprint=key
+        ):
             yield sentences, ()
         yield 0, self._detections(name, scores)
 

@@ -26,6 +26,7 @@ from tnkit.captures.activations import Activations
 from tnkit.detection.neurons import NeuronSet, pairs_of
 from tnkit.errors import TnkitError, one_of
 from tnkit.interventions.intervention import Intervention, Neurons, intervention_of, sources
+from tnkit.interventions.routed import Routed
 from tnkit.interventions.scopes import TOKENS, chosen_now, decoder_of, last_words, texts_now, texts_of, watched
 from tnkit.models.model import Change, Model, hashed_once
 from tnkit.models.sessions import INTERRUPTS, TURN, state_of
@@ -91,11 +92,12 @@ class Ablation:
         self._stack = ExitStack()
         self._active = False
         self._thread = 0  # that entered it
-        self._chosen: Tensor | None = None  # of the forward pass under way
+        self.chosen: Tensor | None = None  # of the forward pass under way
         self._drawn: list[int] | None = None  # for each of its rows, where values are resampled
         self._set: set[int] = set()  # layers that it has set
         self._ran = False
-        self._before = 0, 0  # count, and calls of generate, on entering
+        self._reached = 0  # values to set at the tokens that were, wherever their experts ran
+        self._before = 0, 0  # what was reached, and calls of generate, on entering
 
     @INTERRUPTS.unbroken
     def __enter__(self) -> "Ablation":
@@ -113,7 +115,7 @@ class Ablation:
             state.entered.append(entry)
             stack.callback(state.entered.remove, entry)
             stack.enter_context(self.model.edited(self._hook, self._edit))
-            self._ran, self._before = False, (self.count, state.generated)
+            self._ran, self._before = False, (self._reached, state.generated)
             INTERRUPTS.let_through()
             self._stack = stack.pop_all()
         return self
@@ -126,7 +128,7 @@ class Ablation:
         generated, state.given = state.generated, None  # an interrupt passes by the hooks that forget what was given
         self._stack.close()
         ran = self._ran or generated > self._before[1]
-        if kind is None and self.values and ran and self.count == self._before[0]:
+        if kind is None and self.values and ran and self._reached == self._before[0]:
             raise TnkitError(
                 f"{self.model.name} ran inside an Ablation of {len(self.neurons)} neurons that set nothing: its blocks "
                 "were not called as modules, or the tokens to set were all in a cache; call the module itself, without "
@@ -156,6 +158,9 @@ class Ablation:
         stack.callback(decoder.register_forward_hook(self._check_set).remove)
         stack.callback(decoder.register_forward_hook(self._forget, always_call=True).remove)
         for layer in self.values:
+            if self.model.experts_of(layer):
+                Routed(self, layer).hook(stack)
+                continue
             last_map = self.model.module.get_submodule(self.model.map_path(layer))
             stack.callback(last_map.register_forward_pre_hook(self._setter(layer)).remove)
 
@@ -175,7 +180,7 @@ class Ablation:
     def _choose_tokens(self, decoder: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note which (sentence, token) places of this forward pass are to be set, and what is drawn for its rows."""
         given = self.model, decoder, (args, kwargs), self.tokens
-        self._chosen, self._set = chosen_now(*given), set()
+        self.chosen, self._set = chosen_now(*given), set()
         if self.intervention.value == "resampled":
             self._drawn = [self.intervention.draw(text) for text in texts_now(*given)]
 
@@ -188,7 +193,7 @@ class Ablation:
         self._ran |= state_of(self.model.module).prompt is None
 
     def _forget(self, *_: Any) -> None:
-        self._chosen = self._drawn = None
+        self.chosen = self._drawn = None
 
     def _edit(self, inputs: Mapping[str, Any], deepest: int) -> dict[int, Change]:
         """What the trace of a right-padded batch changes in each layer that it runs."""
@@ -201,35 +206,50 @@ class Ablation:
         if self.intervention.value == "resampled":
             self._drawn = [self.intervention.draw(text) for text in texts_of(inputs["input_ids"], real, chosen)]
         run = [layer for layer in self.values if layer <= deepest]
-        self.count += int(chosen.sum()) * sum(len(self.values[layer][0]) for layer in run)
-        return {layer: (chosen, self.values[layer][0], self._target(layer), self.values[layer][2]) for layer in run}
+        for layer in run:
+            self.note(layer, int(chosen.sum()))
+        return {layer: (chosen, self.values[layer][0], self.target(layer), self.values[layer][2]) for layer in run}
 
-    def _target(self, layer: int) -> Tensor | None:
+    def note(self, layer: int, tokens: int, count: int | None = None) -> None:
+        """Count what was set in a layer: at so many tokens all of its neurons, or fewer values in experts."""
+        values = tokens * len(self.values[layer][0])
+        self._reached += values
+        self.count += values if count is None else count
+        self._set.add(layer)
+
+    def target(self, layer: int) -> Tensor | None:
         """What the neurons of a layer become in this pass: alike in every row, or for each row."""
         target = self.values[layer][1]
         return target if target is None or self._drawn is None else target[self._drawn]
+
+    def tokens_in(self, layer: int, states: Tensor) -> Tensor:
+        """Which (sentence, token) places of a layer's states are to be set.
+
+        Raises:
+            TnkitError: where these are other tokens than the model was called with.
+        """
+        chosen, tokens = self.chosen, states.numel() // states.shape[-1]
+        if chosen is None and self.tokens == "all" and self.intervention.value != "resampled":
+            return states.new_ones(states.shape[:-1], dtype=torch.bool)  # a block that is called by itself
+        if chosen is None or chosen.numel() != tokens:
+            raise TnkitError(
+                f"layer {layer} runs {tokens} tokens, not those that the model was called "
+                f'with, so tokens="{self.tokens}" has no meaning; call the module itself, or use tokens="all"'
+            )
+        return chosen
 
     def _setter(self, layer: int) -> Callable[..., tuple[Any, ...]]:
         places, _, scale = self.values[layer]
 
         def hook(_: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            activations, chosen, target = args[0], self._chosen, self._target(layer)
-            width = activations.shape[-1]  # less than all, where the model is spread over processes
-            alone = chosen is None and self.tokens == "all" and self.intervention.value != "resampled"
-            if alone:  # a block that is called by itself
-                chosen = activations.new_ones(activations.shape[:-1], dtype=torch.bool)
-            if chosen is None or chosen.numel() * width != activations.numel():
-                raise TnkitError(
-                    f"layer {layer} runs {activations.numel() // width} tokens, not those that the model was called "
-                    f'with, so tokens="{self.tokens}" has no meaning; call the module itself, or use tokens="all"'
-                )
+            activations, target = args[0], self.target(layer)
+            width, chosen = activations.shape[-1], self.tokens_in(layer, activations)  # a part, where it is sharded
             first = width * parallel.rank() if width < self.model.widths[layer] else 0
             here = (places >= first) & (places < first + width)
             edited = changed(
                 activations, chosen, places[here] - first, None if target is None else target[..., here], scale
             )
-            self.count += int(chosen.sum()) * len(places)
-            self._set.add(layer)
+            self.note(layer, int(chosen.sum()))
             return (edited, *args[1:])
 
         return hook
@@ -263,10 +283,10 @@ def set_of(model: Model, neurons: Iterable[tuple[int, int]]) -> NeuronSet:
 def _check_capture(model: Model, capture: Activations) -> None:
     """Refuse activations that are not of the untouched model."""
     values = capture.require("activations").tensors()["activations"]
-    if not len(capture) or values.shape[-1] != model.n_neurons:
+    if not len(capture) or values.shape[-1] != model.places:
         raise TnkitError(
             f"{_GIVEN} hold {len(capture)} sentences of {values.shape[-1]} neurons a layer; give a capture of at least "
-            f"one sentence of {model.name}, which has {model.n_neurons}"
+            f"one sentence of {model.name}, which has {model.places}"
         )
     check_made_with(model, capture.provenance, _GIVEN, states=True)
     if capture.provenance.get("ablations"):

@@ -17,7 +17,7 @@ from tnkit.captures.activations import Activations
 from tnkit.detection.neurons import NeuronSet
 from tnkit.detection.ranking import ranked, span
 from tnkit.detection.scores import NeuronScores
-from tnkit.detection.scoring import contribution_norms
+from tnkit.detection.scoring import contribution_norms, routed_shares
 from tnkit.detection.selection import Selection
 from tnkit.errors import TnkitError, whole_number, whole_numbers
 from tnkit.interventions.displacement import equal_displacement
@@ -72,7 +72,8 @@ def controls(
     """The controls of a neuron set, for `compare`.
 
     "uniform" and "same layers" are random draws. With `norms`, "same layers and norms" is matched neuron by neuron;
-    with `scores`, "lowest scores" moves the state away from the target.
+    with `scores`, "lowest scores" moves the state away from the target. In a model with experts "same layers and norms"
+    also matches how often a neuron runs, which takes `scores` or `model`; the other draws hardly ever run there.
 
     With `model` and `captured` there are those that were chosen as the set was, but towards another target:
     "random direction" and "shuffled labels" (targets that know nothing of languages), "towards ja" (each language's own
@@ -122,8 +123,16 @@ def controls(
         assert norms is not None
         return norms
 
+    @cache
+    def shares() -> Tensor | None:
+        if scores is not None and scores.routed is not None:
+            return scores.shares()
+        return None if chosen is None else routed_shares(chosen.model, chosen.captured[chosen.language])
+
     if norms is not None or chosen is not None:
-        makers["same layers and norms"] = lambda: lambda seed: neurons.matched(seed=seed, norms=sizes())
+        makers["same layers and norms"] = lambda: (
+            lambda seed: neurons.matched(seed=seed, norms=sizes(), routed=shares())
+        )
     if scores is not None:
         lowest = scores.bottom(len(neurons), layers=layers)
         makers["lowest scores"] = lambda: lowest

@@ -101,10 +101,12 @@ def _written(
     kept, members = captured.require("activations", "scale").tensors(), neurons.by_layer()
     if missing := [layer for layer in members if layer not in captured.layers]:
         raise TnkitError(f"the set has neurons in layers {missing}, which were not captured; capture them")
-    rows = [(layer, captured.layers.index(layer)) for layer in members]
-    written = [kept["activations"][row].double() * kept["scale"][row].double()[:, None] for _, row in rows]
-    means = [added.mean(dim=0)[: model.widths[layer]] for (layer, _), added in zip(rows, written, strict=True)]
-    return [(layer, members[layer], amounts) for (layer, _), amounts in zip(rows, means, strict=True)]
+    means = []
+    for layer in members:
+        scale = kept["scale"][captured.layers.index(layer)].double()
+        added = captured.of_layer(layer).double() * scale[:, None]
+        means.append((layer, members[layer], added.mean(dim=0)[: model.widths[layer]]))
+    return means
 
 
 # These two also run on a remote model's server, so they follow the rules in `tnkit.models.remote`.

@@ -6,10 +6,13 @@ tn.export_ablated(model, type1, "folder")
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from tnkit import signals, storage
 from tnkit.errors import TnkitError, first_line
@@ -52,10 +55,10 @@ def export_ablated(model: Model, neurons: Iterable[tuple[int, int]], folder: str
     weights = module.state_dict()
     for layer, places in chosen.by_layer().items():
         factor = _factor(asked, layer, places)
-        last_map, name = module.get_submodule(model.map_path(layer)), f"{model.map_path(layer)}.weight"
-        weights[name] = weights[name].clone()
-        rows = weights[name] if type(last_map).__name__ == "Conv1D" else weights[name].T
-        rows[places] = rows[places] * factor if factor else 0
+        for path, rows_of, here in _maps(model, layer, places):
+            weights[path] = weights[path].clone()
+            rows = rows_of(weights[path])
+            rows[here] = rows[here] * factor if factor else 0
     about = {"model": model.provenance, "ablated": [list(pair) for pair in chosen], **asked.about()}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -71,6 +74,28 @@ def export_ablated(model: Model, neurons: Iterable[tuple[int, int]], folder: str
     except (OSError, SafetensorError) as error:
         raise TnkitError(f"{folder} could not be written ({first_line(error)}); nothing was left there") from error
     return folder
+
+
+def _maps(model: Model, layer: int, places: list[int]) -> list[tuple[str, Callable[[Tensor], Tensor], Any]]:
+    """The weights that hold the value vectors of neurons of a layer, how these are seen by row, and at which row."""
+    path, experts, sites = model.map_path(layer), model.experts_of(layer), model.sites[layer]
+    last_map = model.module.get_submodule(path)
+    if not experts:
+        return [(f"{path}.weight", _by_row(type(last_map).__name__ == "Conv1D"), places)]
+    count, width = experts
+    routed = [divmod(place, width) for place in places if place < count * width]
+    beyond = [place - count * width for place in places if place >= count * width]
+    maps: list[tuple[str, Callable[[Tensor], Tensor], Any]] = []
+    if routed:
+        where = tuple(torch.tensor(routed).T)
+        maps.append((f"{path}.down_proj", _by_row(bool(last_map.is_transposed)), where))
+    if beyond and sites and sites.experts:
+        maps.append((f"{model.blocks_path}.{layer}.{sites.experts.shared}.weight", _by_row(False), beyond))
+    return maps
+
+
+def _by_row(is_so: bool) -> Callable[[Tensor], Tensor]:
+    return (lambda weight: weight) if is_so else (lambda weight: weight.mT)
 
 
 def _factor(asked: Intervention, layer: int, places: list[int]) -> float:

@@ -250,13 +250,14 @@ def _whose(captures: Captures | None) -> str:
 
 
 def _mean(captures: Captures | None, layer: int, places: Sequence[int]) -> Tensor:
-    """The mean over captures of their mean activations (neuron,), float64."""
-    return torch.stack([_values(capture, layer, places).mean(dim=0) for capture in sources(captures)]).mean(dim=0)
+    """The mean over captures of their mean activations (neuron,), float64; in experts, of sentences that they had."""
+    means = []
+    for capture in sources(captures):
+        values, ran = _values(capture, layer, places), capture.ran(layer, places)
+        means.append(values.mean(dim=0) if bool(ran.all()) else values.sum(dim=0) / ran.sum(dim=0).clamp_min(1))
+    return torch.stack(means).mean(dim=0)
 
 
 def _values(capture: Activations, layer: int, places: Sequence[int]) -> Tensor:
     """The activations of some neurons of a layer (sentence, neuron), float64."""
-    if layer not in capture.layers:
-        raise TnkitError(f"the capture holds layers {capture.layers}, not {layer}; capture that layer too")
-    values = capture.require("activations").tensors()["activations"][capture.layers.index(layer)]
-    return values[:, list(places)].double()
+    return capture.of_neurons(layer, places).double()

@@ -31,7 +31,7 @@ from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.scopes import decoder_of, parameters
 from tnkit.models.model import Model, check_layers, hashed_once
 from tnkit.models.sessions import TURN, Prompt, running
-from tnkit.models.trace import chosen_sites, trace_blocks
+from tnkit.models.trace import sites_of, trace_blocks
 from tnkit.provenance import provenance_of
 
 PLACES = ("last", "last_word", "end")  # positions that are one token
@@ -84,7 +84,7 @@ class LastToken:
     ) -> None:
         self.model, self.sentences = model, sentences
         self.batch_tokens = None if batch_tokens is None else whole_number("batch_tokens", batch_tokens, at_least=1)
-        self.keep = chosen_sites(keep)
+        self.keep = sites_of(model, keep, position)
         self.layers = check_layers(model, range(model.n_layers) if layers is None else layers)
         check_position(model, position, PLACES)
         self.position, self.suffix, self.last_layer = position, suffix, last_layer

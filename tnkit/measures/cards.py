@@ -118,8 +118,7 @@ def neuron_card(
     high, low = (top_sentences(captured, sentences, neuron, n=n, lowest=lowest) for lowest in (False, True))
     strongest = high if abs(high["activation"].iloc[0]) >= abs(low["activation"].iloc[0]) else low
     activations = {
-        language: capture.tensors()["activations"][capture.layers.index(layer), :, number].numpy()
-        for language, capture in captured.items()
+        language: capture.of_neurons(layer, [number])[:, 0].numpy() for language, capture in captured.items()
     }
     provenance = next(iter(captured.values())).provenance
     spans = tuple(_token_read(model, text, provenance) for text in strongest["text"])

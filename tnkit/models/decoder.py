@@ -10,10 +10,10 @@ import torch
 import transformers
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from tnkit.errors import TnkitError, whole_numbers
 from tnkit.models import reading as architecture
+from tnkit.models.experts import all_vectors, shape_of, weight_of
 from tnkit.models.reading import Sites
 from tnkit.models.wrapper import TransformersModel, served
 
@@ -56,8 +56,31 @@ class Decoder:
 
     @property
     def layout(self) -> list[list[int]]:
-        """How many neurons each layer has, as results record it; empty where all have as many."""
-        return [[width] for width in self.widths] if len(set(self.widths)) > 1 else []
+        """How many neurons each layer has, as results record it; empty where all have as many, and none has experts.
+
+        A layer of experts has how many those are, and the number of neurons of one, beside it.
+        """
+        rows = [[width, *self.experts_of(layer)] for layer, width in enumerate(self.widths)]
+        return rows if len(set(self.widths)) > 1 or self.slots else []
+
+    def experts_of(self, layer: int) -> tuple[int, ...]:
+        """How many experts a layer has and how many neurons each of them, shared ones apart; empty without experts."""
+        sites = self.sites[layer]
+        return shape_of(self._last_map(layer)) if sites and sites.experts else ()
+
+    @property
+    def slots(self) -> int:
+        """How many experts of a layer a token is sent to; 0 in a model without experts."""
+        return max(sites.experts.slots if sites and sites.experts else 0 for sites in self.sites)
+
+    @property
+    def places(self) -> int:
+        """How many activations of a sentence are kept in a layer: `n_neurons`, or of experts those that run."""
+        kept = []
+        for layer, width in enumerate(self.widths):
+            count, each = self.experts_of(layer) or (0, 0)
+            kept.append(width - (count - self.slots) * each if count else width)
+        return max(kept)
 
     @property
     def reading(self) -> str:
@@ -100,7 +123,7 @@ class Decoder:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the value vectors."""
-        return self._a_map.weight.dtype
+        return weight_of(self._a_map).dtype
 
     @property
     def device(self) -> torch.device:
@@ -127,7 +150,7 @@ class Decoder:
     @cached_property
     def sharded(self) -> bool:
         """Whether its weights are spread over the processes of torchrun, each of which runs every batch."""
-        return hasattr(self._a_map.weight, "full_tensor")
+        return hasattr(weight_of(self._a_map), "full_tensor")
 
     @property
     def context(self) -> int | None:
@@ -192,6 +215,13 @@ class Decoder:
         self.check_unchanged(layer)
         if not self.widths[layer]:
             return torch.zeros(0, self.hidden_size, dtype=self.dtype, device=self.layer_device(layer))
+        sites = self.sites[layer]
+        if sites and sites.experts:
+            vectors, shared = all_vectors(self._last_map(layer)), sites.experts.shared
+            if not shared:
+                return vectors
+            beside = attrgetter(shared)(self._blocks[layer])
+            return torch.cat([vectors, architecture.value_vectors(beside, self.hidden_size).to(vectors.dtype)])
         with architecture.present(self._last_map(layer)):
             return architecture.whole(architecture.value_vectors(self._last_map(layer), self.hidden_size))
 
@@ -212,8 +242,8 @@ class Decoder:
         return architecture.output_gain(norm, sites.multiplier, like)
 
     def output_bias(self, layer: int) -> Float[Tensor, "hidden"]:
-        """The bias of the MLP's last linear map (zeros where it has none), float32."""
-        if not self.widths[layer]:
+        """The bias of the MLP's last linear map, float32; zeros where it has none, and where experts have their own."""
+        if not self.widths[layer] or self.experts_of(layer):
             return torch.zeros_like(self.output_gain(layer))
         with architecture.present(self._last_map(layer)):
             bias = getattr(self._last_map(layer), "bias", None)
@@ -259,11 +289,11 @@ class Decoder:
             raise TnkitError(f"layer {layer} of {self.name} has no MLP, and so no neurons; name another layer")
         return f"{self.blocks_path}.{layer}.{sites.last_map}"
 
-    def _last_map(self, layer: int) -> nn.Linear | Conv1D:
+    def _last_map(self, layer: int) -> Any:
         return attrgetter(self.map_path(layer))(self.lm._module)
 
     @property
-    def _a_map(self) -> nn.Linear | Conv1D:
+    def _a_map(self) -> Any:
         """The last map of the first layer that has one."""
         return self._last_map(next(layer for layer, width in enumerate(self.widths) if width))
 

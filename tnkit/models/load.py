@@ -29,7 +29,7 @@ from tnkit.models import checkpoints, packaged
 from tnkit.models import reading as architecture
 from tnkit.models import remote as servers
 from tnkit.models.model import Model
-from tnkit.models.proofs import proved
+from tnkit.models.proofs import kinds, proved
 from tnkit.models.tokens import template_of
 from tnkit.models.wrapper import TransformersModel, max_tp_size, traceable
 
@@ -70,7 +70,8 @@ def load_model(
 
     Raises:
         TnkitError: for a model that cannot be loaded, divided by `tp_plan`, or reached on its server; one that lacks
-            weights, has an adapter or experts, is an encoder-decoder, or fails the checks.
+            weights, has an adapter, or experts of an unknown kind or on other machines, is an encoder-decoder, or
+            fails the checks.
 
     >>> from tnkit.testing import byte_tokenizer, tiny_module
     >>> model = load_model(tiny_module("gemma3"), tokenizer=byte_tokenizer())
@@ -134,7 +135,7 @@ def _proved(
     config = module.config.get_text_config(decoder=True)
     parent, _, _ = path.rpartition(".")
     norm = next((norm for norm in _FINAL_NORMS if architecture.has(module.get_submodule(parent), norm)), None)
-    tried = architecture.kinds(blocks, config)
+    tried = kinds(blocks, config)
     first = {layer: ways[0] for layers, ways in tried.items() for layer in layers}
     sites = tuple(first[layer] for layer in range(len(blocks)))
     kind = servers.RemoteModel if "remote" in about else Model
@@ -150,6 +151,11 @@ def _proved(
         hidden_size=config.hidden_size,
         template=template,
     )
+    if any(row.experts for row in sites if row) and (model.remote or (getattr(module, "_tp_size", None) or 1) > 1):
+        raise TnkitError(
+            f"{model.name} has experts, whose neurons tnkit reads where all of their weights are here; load it without "
+            "remote= and tp_plan="
+        )
     model.check_unchanged()
     model = proved(model, tried)
     if model.sharded:

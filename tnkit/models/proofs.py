@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from tnkit.errors import TnkitError, last_line
+from tnkit.models.experts import spread
 from tnkit.models.model import PROBE, Model
-from tnkit.models.reading import ATTENTIONS, Sites
+from tnkit.models.reading import ATTENTIONS, Sites, readings, width
 from tnkit.models.refusals import seen_reason, unknown
 from tnkit.models.trace import OutOfOrderError, trace_blocks
 
@@ -45,6 +47,31 @@ def causality_error(model: Model) -> Float[Tensor, "layer"]:
     return _probed(model, range(model.n_layers)).acausal
 
 
+def kinds(blocks: nn.ModuleList, config: PreTrainedConfig) -> dict[tuple[int, ...], list[Sites]]:
+    """The layers of each kind of block, and the ways to read it; blocks of one kind have the same parts and width.
+
+    Raises:
+        TnkitError: where a block has neither a last linear map nor an attention of a known name, or no block has the
+            former.
+
+    >>> from tnkit.testing import tiny_module
+    >>> module = tiny_module("llama")
+    >>> list(kinds(module.model.layers, module.config))
+    [(0, 1, 2, 3)]
+    """
+    layers: dict[Any, list[int]] = {}
+    tried: dict[Any, list[Sites]] = {}
+    for layer, block in enumerate(blocks):
+        ways = [*readings(block, config)]
+        parts = tuple((name, type(part)) for name, part in block.named_modules())
+        kind = parts, width(block, ways[0], config.hidden_size)
+        layers.setdefault(kind, []).append(layer)
+        tried.setdefault(kind, ways)
+    if not any(sites.last_map for ways in tried.values() for sites in ways):
+        raise unknown(blocks[0], ATTENTIONS)
+    return {tuple(members): tried[kind] for kind, members in layers.items()}
+
+
 def proved(model: Model, tried: Mapping[tuple[int, ...], Iterable[Sites]]) -> Model:
     """The model with the first reading of each kind of block that is complete; None for blocks that have no neurons.
 
@@ -61,19 +88,21 @@ def proved(model: Model, tried: Mapping[tuple[int, ...], Iterable[Sites]]) -> Mo
             "after that"
         )
     sites, acausal, fine = list(model.sites), torch.zeros(model.n_layers, dtype=torch.float32), True
-    for layers, readings in tried.items():
-        reading, probe = _first_complete(model, layers, readings)
+    for layers, ways in tried.items():
+        reading, probe = _first_complete(model, layers, ways)
         acausal[list(layers)], fine = probe.acausal, probe.fine
+        if reading.experts:
+            reading = replace(reading, experts=replace(reading.experts, slots=probe.slots))
         for layer in layers:
             sites[layer] = reading if reading.last_map else None
     _check_causal(model, acausal, fine=fine)
     return replace(model, sites=tuple(sites))
 
 
-def _first_complete(model: Model, layers: Sequence[int], readings: Iterable[Sites]) -> tuple[Sites, _Probe]:
+def _first_complete(model: Model, layers: Sequence[int], ways: Iterable[Sites]) -> tuple[Sites, _Probe]:
     """The first reading that is complete in all layers of one kind, and what showed it."""
     kind, tried = type(model.lm._module).__name__, []
-    for reading in readings:
+    for reading in ways:
         candidate = replace(model, sites=tuple(reading if at in layers else old for at, old in enumerate(model.sites)))
         try:
             probe = _probed(candidate, layers)
@@ -138,17 +167,23 @@ class _Probe:
     incomplete: Float[Tensor, "layer"]
     acausal: Float[Tensor, "layer"]
     fine: bool
+    slots: int = 0
 
 
 def _probed(model: Model, layers: Sequence[int]) -> _Probe:
     """Run the beginnings of a short text, padded, and then the whole text, unpadded, read where each of those ends."""
     ids = torch.tensor(_probe_ids(model))
     beginnings = torch.ones(len(ids), len(ids), dtype=torch.long).tril()
-    reduce = model.sent(_measured)
-    padded = _run(model, ids, beginnings, layers=layers, keep=("mid", "post", "activations", "scale"), reduce=reduce)
+    reduce, experts, slots = model.sent(_measured), any(map(model.experts_of, layers)), 0
+    keep = ("mid", "post", "activations", "scale", *(("experts", "bias") if experts else ()))
+    padded = _run(model, ids, beginnings, layers=layers, keep=keep, reduce=reduce)
     if reduce is None:  # outside the pass, where weights that are spread over processes can be gathered
         weights = (model.value_vectors, model.output_gain, model.output_bias)
         sites = [{site: kept[row] for site, kept in padded.items()} for row in range(len(layers))]
+        for kept, layer in zip(sites, layers, strict=True) if experts else ():
+            if model.experts_of(layer):
+                layout, slots = (model.widths[layer], *model.experts_of(layer)), kept["experts"].shape[1]
+                kept["activations"] = spread(kept["activations"], kept["experts"], layout)
         checked = [
             _measured(layer, kept, *(ask(layer) for ask in weights)) for layer, kept in zip(layers, sites, strict=True)
         ]
@@ -159,7 +194,7 @@ def _probed(model: Model, layers: Sequence[int]) -> _Probe:
         ((short - full).float().norm(dim=1) / full.float().norm(dim=1).clamp_min(1e-38)).max() for short, full in pairs
     ]
     incomplete = torch.stack([error.cpu() for error in padded["error"]])
-    return _Probe(incomplete, torch.stack(changed), float(padded["rounding"][0]) < 1e-6)
+    return _Probe(incomplete, torch.stack(changed), float(padded["rounding"][0]) < 1e-6, slots)
 
 
 def _run(model: Model, ids: Tensor, mask: Tensor, **how: Any) -> dict[str, list[Tensor]]:
@@ -189,7 +224,11 @@ def _probe_ids(model: Model) -> list[int]:
 def _measured(_: int, sites: Mapping[str, Tensor], vectors: Tensor, gain: Tensor, bias: Tensor) -> dict[str, Tensor]:
     """Of one layer, by how much its parts miss its output, and that output; it runs where the model does."""
     mid, post, activations = (sites[site].float() for site in ("mid", "post", "activations"))
-    branch = sites["scale"][:, None] * gain * (activations[:, : len(vectors)] @ vectors.float() + bias)
+    branch = (
+        sites["scale"][:, None]
+        * gain
+        * (activations[:, : len(vectors)] @ vectors.float() + bias + sites.get("bias", 0))
+    )
     eps = torch.finfo(sites["post"].dtype).eps  # two roundings: the branch, or two branches, and the sum
     missed = ((mid + branch - post).norm(dim=1) - eps * post.norm(dim=1)).clamp_min(0)
     error = (missed / branch.norm(dim=1).clamp_min(1e-38)).max()

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tnkit.errors import TnkitError
+from tnkit.models.experts import Experts, experts_in, is_experts, shape_of, weight_of
 from tnkit.models.refusals import unknown
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Sites:
         after: the module whose input is `post`, in a block that goes on after the sum (Gemma 4); None where the sum
             leaves the block.
         carry: the block's own tensor that `mid` is multiplied by on its way to the sum (Gemma 4, Doge), or None.
+        experts: what else is read where `last_map` is not a linear map, but the experts of the layer.
     """
 
     last_map: str
@@ -71,16 +73,24 @@ class Sites:
     multiplier: float = 1.0
     after: str | None = None
     carry: str | None = None
+    experts: Experts | None = None
 
     @property
     def names(self) -> list[str]:
         """The submodules that are read."""
-        return [name for name in (self.mid, self.attention, self.norm, self.last_map, self.after) if name]
+        more = (self.experts.shared, self.experts.gate) if self.experts else ()
+        return [name for name in (self.mid, self.attention, self.norm, self.last_map, self.after, *more) if name]
 
     def __str__(self) -> str:
-        mid = f"the input of {self.mid}" if self.mid else f"pre + {self.attention}"
+        where, mid = (
+            f"neurons at {self.last_map}",
+            f"the input of {self.mid}" if self.mid else f"pre + {self.attention}",
+        )
+        if self.experts:
+            where += f" ({self.experts.slots} experts a token)"
+            where += f" and {self.experts.shared}" if self.experts.shared else ""
         norm, post = self.norm and f", branch norm {self.norm}", self.after and f", post = the input of {self.after}"
-        return f"neurons at {self.last_map}, mid = {mid}{norm or ''}{post or ''}"
+        return f"{where}, mid = {mid}{norm or ''}{post or ''}"
 
 
 def decoder_blocks(module: PreTrainedModel) -> tuple[str, nn.ModuleList]:
@@ -118,10 +128,11 @@ def decoder_blocks(module: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     for path, blocks in found:
         for index, block in enumerate(blocks):
             expert = next((part for part, _ in block.named_modules() if part.split(".")[-1] in _EXPERTS), None)
-            if expert:
+            if expert and not any(is_experts(part) for part in block.modules()):
                 raise TnkitError(
-                    f"{name} is a mixture-of-experts model ({path}.{index}.{expert}); a neuron there belongs to an "
-                    "expert that is not always run, which tnkit does not score: load a dense model"
+                    f"{name} is a mixture-of-experts model whose experts ({path}.{index}.{expert}) are not one module "
+                    "that is called with states, experts' numbers and the router's weights and sums up what they "
+                    "write, so that tnkit cannot tell which neurons run; load another model"
                 )
     if len(found) != 1:
         lists = [f"{path} ({len(child)})" for path, child in module.named_modules() if isinstance(child, nn.ModuleList)]
@@ -133,38 +144,14 @@ def decoder_blocks(module: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     return found[0]
 
 
-def kinds(blocks: nn.ModuleList, config: PreTrainedConfig) -> dict[tuple[int, ...], list[Sites]]:
-    """The layers of each kind of block, and the ways to read it; blocks of one kind have the same parts and width.
-
-    Raises:
-        TnkitError: where a block has neither a last linear map nor an attention of a known name, or no block has the
-            former.
-
-    >>> from tnkit.testing import tiny_module
-    >>> module = tiny_module("llama")
-    >>> list(kinds(module.model.layers, module.config))
-    [(0, 1, 2, 3)]
-    """
-    layers: dict[Any, list[int]] = {}
-    tried: dict[Any, list[Sites]] = {}
-    for layer, block in enumerate(blocks):
-        ways = [*readings(block, config)]
-        parts = tuple((name, type(part)) for name, part in block.named_modules())
-        kind = parts, width(block, ways[0], config.hidden_size)
-        layers.setdefault(kind, []).append(layer)
-        tried.setdefault(kind, ways)
-    if not any(sites.last_map for ways in tried.values() for sites in ways):
-        raise unknown(blocks[0], ATTENTIONS)
-    return {tuple(members): tried[kind] for kind, members in layers.items()}
-
-
 def readings(block: nn.Module, config: PreTrainedConfig) -> Iterator[Sites]:
     """The ways to read a block, the likeliest first.
 
     Raises:
         TnkitError: where the block has neither a last linear map nor an attention of a known name.
     """
-    last_map = next((name for name in _LAST_MAPS if has(block, name)), None)
+    routed = next((name for name, part in block.named_modules() if is_experts(part)), None)
+    last_map = routed or next((name for name in _LAST_MAPS if has(block, name)), None)
     attentions = [name for name in ATTENTIONS if has(block, name)]
     attention = next(iter(attentions), None)
     multiplier = _multiplier(block, config)
@@ -184,7 +171,9 @@ def readings(block: nn.Module, config: PreTrainedConfig) -> Iterator[Sites]:
         multiplier *= float(block.layer_scalar)  # type: ignore[arg-type]  # a tensor of one number
     for norm in norms:
         for mid in mids:
-            yield Sites(last_map, mid, attention if mid is None else None, norm, multiplier, after, carry)
+            for experts in experts_in(block) if routed else (None,):
+                parallel = attention if mid is None else None
+                yield Sites(last_map, mid, parallel, norm, multiplier, after, carry, experts)
 
 
 def _multiplier(block: nn.Module, config: PreTrainedConfig) -> float:
@@ -212,6 +201,10 @@ def width(block: nn.Module, sites: Sites, hidden: int) -> int:
     """The number of neurons in a block, 0 without an MLP."""
     if not sites.last_map:
         return 0
+    if sites.experts:
+        count, each = shape_of(block.get_submodule(sites.last_map))
+        shared = sites.experts.shared
+        return count * each + (width(block, Sites(shared, None), hidden) if shared else 0)
     return len(value_vectors(cast(nn.Linear, block.get_submodule(sites.last_map)), hidden))
 
 
@@ -251,6 +244,8 @@ def check_map(last_map: nn.Module, where: str) -> None:
 parametrizations.weight.original0, parametrizations.weight.original1; write the weight out (remove_parametrizations, \
 remove_weight_norm, prune.remove or a merge of the adapter) and load the model again
     """
+    if is_experts(last_map):
+        return
     names = [name for name, _ in last_map.named_parameters()]
     if "weight" not in last_map._parameters or not set(names) <= {"weight", "bias"}:
         raise TnkitError(
@@ -279,17 +274,17 @@ def real(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
         return getattr(child, attribute)
 
 
-def device_of(module: nn.Linear | nn.Embedding | Conv1D) -> torch.device:
+def device_of(module: Any) -> torch.device:
     """Where a module computes: where its weight is, or where accelerate brings it for each pass.
 
     >>> device_of(torch.nn.Linear(2, 2))
     device(type='cpu')
     """
-    outer = getattr(module, "_hf_hook", None)
+    outer, weight = getattr(module, "_hf_hook", None), weight_of(module)
     for hook in (outer, *getattr(outer, "hooks", ())):
-        if module.weight.is_meta and getattr(hook, "execution_device", None) is not None:
+        if weight.is_meta and getattr(hook, "execution_device", None) is not None:
             return torch.device(hook.execution_device)
-    return module.weight.device
+    return weight.device
 
 
 def value_vectors(last_map: nn.Linear | Conv1D, width: int) -> Float[Tensor, "neuron hidden"]:

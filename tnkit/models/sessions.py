@@ -164,6 +164,7 @@ class State:
 
     entered: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     hooks: ExitStack = field(default_factory=ExitStack)
+    editors: list[tuple[int, Callable[..., Any]]] = field(default_factory=list)
     watchers: int = 0
     given: Given | None = None
     prompt: Prompt | None = None

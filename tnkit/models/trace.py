@@ -21,12 +21,13 @@ from nnsight.intervention.interleaver import OutOfOrderError as OutOfOrderError 
 from torch import Tensor
 
 from tnkit.errors import TnkitError
+from tnkit.models.experts import shape_of, slot_activations, slot_bias
 from tnkit.models.model import Change, Model
 from tnkit.models.reading import Sites, output_gain, value_vectors, whole
-from tnkit.models.sessions import TURN
+from tnkit.models.sessions import TURN, state_of
 from tnkit.models.wrapper import served
 
-SITES = ("pre", "mid", "post", "activations", "scale")
+SITES = ("pre", "mid", "post", "activations", "scale", "experts")
 _UNITS = 1024  # unit vectors sent through a linear map at a time
 
 
@@ -68,6 +69,8 @@ def trace_blocks(
     blocks = attrgetter(model.blocks_path)(model.lm)
     final_norm: Any = attrgetter(model.final_norm_path)(model.lm) if normed_last and model.final_norm_path else None
     names, keep = names_of(model), frozenset(keep)
+    for layer, edit in state_of(model.lm._module).editors:
+        names[layer].edits.append(edit)
     layers, tokens = tuple(layers), tuple(inputs["input_ids"].shape)
     normed = model.n_layers - 1 if normed_last else None
     with TURN, torch.inference_mode(), model.tracing() as hooked:
@@ -96,9 +99,10 @@ def trace_blocks(
 def names_of(model: Model) -> list[SimpleNamespace]:
     """What a block is given to read each layer by: its sites, its width, those of the widest layer and the stream."""
     none, names = Sites("", ""), []
+    sizes = {"neurons": model.places, "hidden": model.hidden_size, "slots": model.slots}
     for sites, width in zip(model.sites, model.widths, strict=True):
         read = {name: served(site) if isinstance(site, str) else site for name, site in vars(sites or none).items()}
-        names.append(SimpleNamespace(**read, width=width, neurons=model.n_neurons, hidden=model.hidden_size))
+        names.append(SimpleNamespace(**read, width=width, edits=[], **sizes))
     return names
 
 
@@ -112,6 +116,25 @@ def chosen_sites(keep: Iterable[str]) -> tuple[str, ...]:
     if not keep or not keep <= set(SITES):
         raise TnkitError(f"keep={sorted(keep)} must name some of {', '.join(SITES)}")
     return tuple(sorted(keep | ({"scale"} if "activations" in keep else set())))
+
+
+def sites_of(model: Model, keep: Iterable[str], position: str) -> tuple[str, ...]:
+    """The sites to keep of a model: with activations also the experts that they are of.
+
+    Raises:
+        TnkitError: for experts where there are none, or a mean over tokens, which are sent to different ones.
+    """
+    keep = chosen_sites(keep)
+    if not model.slots and "experts" in keep:
+        raise TnkitError(f"{model.name} has no experts; leave 'experts' out of keep")
+    if model.slots and "activations" in keep:
+        keep = tuple(sorted({*keep, "experts"}))
+    if "experts" in keep and position == "mean":
+        raise TnkitError(
+            f"the tokens of a sentence are sent to different experts of {model.name}, so activations have no mean over "
+            "them; use another position, or keep mid and post alone"
+        )
+    return keep
 
 
 def chosen_tokens(real: Bool[Tensor, "sentence token"], tokens: str) -> Bool[Tensor, "sentence token"]:
@@ -186,19 +209,23 @@ def _read(
         values["mid"] = _pooled(mid if names.carry is None else mid * getattr(block, names.carry), last, weights)
     elif "mid" in keep:  # no branch is added to it
         values["mid"] = _pooled(post_of(block, names), last, weights)
-    if not changes and "activations" not in keep and "scale" not in keep:
+    if not changes and not {"activations", "scale", "experts"} & {*keep}:
         return values
     if not names.last_map:
         state = first(block.output)
         none = {"activations": state.new_zeros(len(last), names.neurons), "scale": state.new_ones(len(last)).float()}
+        none |= _no_experts(names, state, last)
         return values | {site: value for site, value in none.items() if site in keep}
+    if names.experts:
+        read = _read_experts(block, names, tokens, last)
+        return values | {site: value for site, value in read.items() if site in keep}
     last_map = attrgetter(names.last_map)(block)
     neurons = last_map.input
     for change in changes:
         neurons = changed(neurons, *change)
     if changes:
         last_map.input = neurons
-    if "activations" in keep or "scale" in keep:
+    if keep:
         neurons = neurons.reshape(shape)
         before = after = neurons[..., :1]
         if names.norm:
@@ -217,7 +244,54 @@ def _read(
         if names.width < names.neurons:
             neurons = torch.nn.functional.pad(neurons, (0, names.neurons - names.width))
         values |= {site: value for site, value in (("activations", neurons), ("scale", scale)) if site in keep}
+        values |= {site: value for site, value in _no_experts(names, neurons, last).items() if site in keep}
     return values
+
+
+def _read_experts(block: Any, names: SimpleNamespace, tokens: tuple[int, ...], last: Tensor) -> dict[str, Tensor]:
+    """Activations, scale and experts of a block of experts at one token of each sentence, and what biases add."""
+    experts, shared, added = names.experts, None, None
+
+    def at_last(value: Tensor) -> Tensor:
+        return _pooled(value.reshape(*tokens, -1), last, None)
+
+    if experts.shared and experts.shared_first:
+        shared = at_last(attrgetter(experts.shared)(block).input)
+    routed = attrgetter(names.last_map)(block)
+    args, kwargs = routed.inputs
+    hidden, index, weight = map(at_last, (*args, *kwargs.values()))
+    kept = slot_activations(routed._module, hidden, index, weight)
+    rows = torch.arange(len(last), device=last.device) * tokens[1] + last
+    for edit in names.edits:
+        kept, _ = edit(kept, index, rows)
+    bias = slot_bias(routed._module, index, weight)
+    if experts.shared and not experts.shared_first:
+        shared = at_last(attrgetter(experts.shared)(block).input)
+    if shared is not None:
+        added = getattr(attrgetter(experts.shared)(block)._module, "bias", None)
+        share = torch.sigmoid(at_last(attrgetter(experts.gate)(block).output)) if experts.gate else 1
+        kept = torch.cat([kept, (shared * share).to(kept.dtype)], dim=1)
+        added = None if added is None else share * added.detach().float()
+    scale = torch.ones(len(last), dtype=torch.float32, device=kept.device)
+    if names.norm:
+        norm = attrgetter(names.norm)(block)
+        before, after = at_last(norm.input), at_last(norm.output)
+        gain = output_gain(norm, names.multiplier, before[0])
+        before, after = before.float() * gain, after.float() * names.multiplier
+        scale = (after * before).sum(-1) / (before * before).sum(-1).clamp_min(1e-38)
+    kept = torch.nn.functional.pad(kept, (0, max(0, names.neurons - kept.shape[1])))
+    count = shape_of(routed._module)[0]
+    biases = hidden.new_zeros(hidden.shape).float()
+    for more in (bias, added):
+        biases = biases if more is None else biases + more
+    index = torch.where((index >= 0) & (index < count), index, -1).int()
+    return {"activations": kept, "experts": index, "scale": scale, "bias": biases}
+
+
+def _no_experts(names: SimpleNamespace, like: Tensor, last: Tensor) -> dict[str, Tensor]:
+    """What a layer without experts has in place of theirs."""
+    none = torch.full((len(last), names.slots), -1, dtype=torch.int32, device=like.device)
+    return {"experts": none, "bias": torch.zeros(len(last), names.hidden, device=like.device)}
 
 
 def weights_of(block: Any, names: SimpleNamespace) -> tuple[Tensor, Tensor, Tensor]:

@@ -24,6 +24,8 @@ def states(captured: Activations, site: str) -> Float[Tensor, "layer sentence wi
     if site not in STATES:
         raise TnkitError(f"site={site!r} must be one of {', '.join(STATES)}")
     vectors = getattr(captured.require(site), site)
+    if site == "activations" and captured.experts is not None:  # by neuron: slots hold another expert in each sentence
+        vectors = torch.stack([captured.of_layer(layer) for layer in captured.layers])
     if not len(captured):
         raise TnkitError("this capture holds no sentences; capture some")
     whole = vectors.isfinite().flatten(1).all(dim=1)

@@ -229,7 +229,7 @@ def _rates(p: np.ndarray, gone: np.ndarray) -> np.ndarray:
 def _moments(capture: Activations) -> tuple[np.ndarray, np.ndarray]:
     """Mean and sum of squared deviations of each neuron, float64, a layer at a time."""
     means, squares = [], []
-    for values in capture.tensors()["activations"].numpy():
+    for values in (capture.of_layer(layer).numpy() for layer in capture.layers):
         means.append(values.mean(axis=0, dtype=np.float64))
         deviations = values - means[-1]
         squares.append(np.einsum("sn,sn->n", deviations, deviations))

@@ -11,7 +11,8 @@ from tnkit.captures.activations import Activations
 from tnkit.detection.neurons import NeuronSet
 from tnkit.detection.ranking import check_size, chosen_layers, ranked
 from tnkit.errors import TnkitError
-from tnkit.provenance import check_alike, present
+from tnkit.provenance import check_alike
+from tnkit.widths import present
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +45,7 @@ def comparable(languages: Mapping[str, Activations], least: int = 1) -> Activati
 def model_shape(captured: Activations) -> tuple[int, int]:
     """The model's layers and neurons a layer; a capture of no known model ends at its last layer."""
     layers = captured.provenance.get("model", {}).get("layers", max(captured.layers) + 1)
-    return layers, activations_of(captured).shape[2]
+    return layers, captured.of_layer(captured.layers[0]).shape[1]
 
 
 def absent(captured: Activations) -> Bool[np.ndarray, "layer neuron"]:
@@ -84,4 +85,6 @@ def extreme(
 
 
 def activations_of(captured: Activations) -> Float[np.ndarray, "layer sentence neuron"]:
-    return captured.tensors()["activations"].numpy()
+    if captured.experts is None:
+        return captured.tensors()["activations"].numpy()
+    return torch.stack([captured.of_layer(layer) for layer in captured.layers]).numpy()

@@ -50,10 +50,10 @@ def top_sentences(
     n = whole_number("n", n, at_least=1)
     frames = []
     for name, capture in captured.items():
-        kept = capture.require("activations").tensors()["activations"]
-        if layer not in capture.layers or not 0 <= column < kept.shape[2]:
+        width = capture.require("activations").of_layer(capture.layers[0]).shape[1]
+        if layer not in capture.layers or not 0 <= column < width:
             raise TnkitError(
-                f"neuron {neuron} was not captured; there are layers {list(capture.layers)} of {kept.shape[2]} neurons"
+                f"neuron {neuron} was not captured; there are layers {list(capture.layers)} of {width} neurons"
             )
         texts = sentences.get(name) if isinstance(sentences, Mapping) else None
         if texts is None:
@@ -64,7 +64,7 @@ def top_sentences(
             raise TnkitError(
                 f"these are not the {made_of.get('n', len(capture))} sentences of {name} that were captured"
             )
-        values = kept[capture.layers.index(layer), :, column].numpy()
+        values = capture.of_neurons(layer, [column])[:, 0].numpy()
         frame = pd.DataFrame({"language": name, "sentence": capture.index.numpy(), "activation": values})
         frames.append(frame.assign(text=[texts[row] for row in capture.index.tolist()]))
     frame = pd.concat(frames).sort_values("activation", ascending=lowest, kind="stable")[:n]
