@@ -38,10 +38,10 @@ _LAST_MAPS = """
 # What reads other tokens: attention, and the recurrent and convolutional layers of hybrids.
 ATTENTIONS = ("self_attn", "self_attention", "attention", "attn", "linear_attn", "mamba", "conv", "mixer")
 _READS_MID = """
-    pre_feedforward_layernorm post_attention_layernorm ln_2 norm_2 final_layer_norm ffn_norm pre_ff_layernorm mlp_norm
-    channel_pre_norm layernorm2 norm_ffn mlp feed_forward ffn intermediate ln LayerNorm norm
+    pre_feedforward_layernorm pre_mlp_layernorm post_attention_layernorm ln_2 norm_2 final_layer_norm ffn_norm
+    pre_ff_layernorm mlp_norm channel_pre_norm layernorm2 norm_ffn mlp feed_forward ffn intermediate ln LayerNorm norm
 """.split()
-_BRANCH_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm", "post_norm2")
+_BRANCH_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm", "mlp.post_mlp_layernorm", "post_norm2")
 _AFTER = ("per_layer_input_gate",)  # Gemma 4 goes on with the sum here
 _CARRIES = ("layer_scalar", "post_attention_residual")
 _PARALLEL_FLAGS = ("use_parallel_residual", "parallel_attn", "new_decoder_architecture")
