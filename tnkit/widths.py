@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tnkit.errors import TnkitError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def widths_of(provenance: Mapping[str, Any], shape: tuple[int, int]) -> tuple[int, ...]:
@@ -43,7 +40,7 @@ def present(provenance: Mapping[str, Any], shape: tuple[int, int]) -> Any:
     return torch.arange(shape[1]) < torch.tensor(widths_of(provenance, shape))[:, None]
 
 
-def expert_column(layout: Sequence[Sequence[int]], index: Iterable[tuple[int, int]]) -> "pd.array":
+def expert_column(layout: Sequence[Sequence[int]], index: Iterable[tuple[int, int]]) -> Any:
     """The expert of each neuron; shared ones have the number after the last, and layers without experts none.
 
     >>> expert_column([[4], [10, 3, 2]], [(0, 3), (1, 1), (1, 5), (1, 9)]).tolist()

@@ -99,7 +99,7 @@ class ScoreAccumulator(RunningSum):
         limit = self.model.request_bytes
         at_once = max(1, len(batch) if limit is None else limit // sentence)
         for start in range(0, len(batch), at_once):
-            rows, parcel = slice(start, start + at_once), {}
+            rows, parcel = slice(start, start + at_once), dict[int, tuple[Any, ...]]()
             for layer in self.layers:
                 place = batch.layers.index(layer)
                 states = [kept[name][place][rows] for name in ("mid", "activations", "scale")]

@@ -104,7 +104,8 @@ class Routed:
 
     def _hook_shared(self, stack: ExitStack, sites: Experts) -> None:
         block = self.root.get_submodule(f"{self.ablation.model.blocks_path}.{self.layer}")
-        path, gate = str(sites.shared), sites.gate and block.get_submodule(sites.gate)
+        path = str(sites.shared)
+        gate: Any = block.get_submodule(sites.gate) if sites.gate else None
         states: list[Tensor] = []
 
         def note(_: nn.Module, args: tuple[Any, ...]) -> None:

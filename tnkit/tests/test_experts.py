@@ -298,3 +298,34 @@ def test_activations_of_experts_that_did_not_run_are_not_kept():
     shared = model.widths[0] - 6 * 24
     assert found.activations.shape[2] == model.places == 2 * 24 + shared < model.n_neurons
     assert (found.of_layer(1) != 0).sum(dim=1).max() <= 2 * 24 + shared
+
+
+def test_routing_counts_sentences_and_sees_a_set_in_few_experts():
+    model, texts = tiny_model("deepseek-v3"), tiny_corpus()["train"]
+    captures = {name: tn.capture(model, texts[name], keep=["experts"], progress=False) for name in ("en", "ja", "it")}
+    sent = tn.specificity.routing(captures)
+    assert sent.layers == (1, 2, 3)
+    frame = sent.to_frame()
+    for name, capture in captures.items():
+        for layer, expert in ((1, 0), (3, 5)):
+            share = float((capture.experts[layer] == expert).any(dim=1).float().mean())
+            assert frame.loc[(layer, expert), name] == pytest.approx(share)
+    p, q = (sent.shares[name][0] / sent.shares[name][0].sum() for name in ("en", "ja"))
+    others = (p + sent.shares["it"][0] / sent.shares["it"][0].sum()) / 2
+    assert sent.apart().loc[1, "ja"] == pytest.approx(np.abs(q - others).sum() / 2)
+    layout = tuple(map(tuple, model.layout))
+    busy = [int(sent.shares["ja"][row].argmax()) for row in range(3)]
+    few = tuple((row + 1, expert * 24 + number) for row, expert in enumerate(busy) for number in range(12))
+    inside = sent.concentration(tn.NeuronSet(few, (4, model.n_neurons), layout=layout), language="ja").iloc[0]
+    assert inside["experts"] == pytest.approx(3) and inside["p"] < 0.02 and inside["low"] > 3
+    # drawn as the controls are, a set is not concentrated
+    random, drawn = np.random.default_rng(9), []
+    for row in range(3):
+        weights = np.repeat(sent.shares["ja"][row], 24)
+        picked = random.choice(144, 12, replace=False, p=weights / weights.sum())
+        drawn += [(row + 1, int(neuron)) for neuron in picked]
+    row = sent.concentration(tn.NeuronSet(tuple(drawn), (4, model.n_neurons), layout=layout), language="ja").iloc[0]
+    assert row["p"] > 0.02 and row["neurons"] == 36
+    with pytest.raises(tn.TnkitError, match="none of these neurons is in an expert"):
+        sent.concentration(tn.NeuronSet(((0, 3), (1, 144)), (4, model.n_neurons), layout=layout), language="ja")
+    assert sent.plot() is not None

@@ -8,6 +8,7 @@ tn.specificity.lape_of_tokens(model, train).neurons["ja"]            # all token
 tn.specificity.average_precision(captured, "ja").top(1000)           # Kojima et al., 2024
 tn.specificity.table(type1, captured).to_frame()                      # every measurement of each neuron of a set
 tn.specificity.overlaps({"ja": type1_ja, "ko": type1_ko}, layers=model.early_layers).plot()
+tn.specificity.routing(captured).concentration(type1, language="ja")    # of a model with experts
 
 Activations come as a mapping from language to capture, with any number of sentences each, at the captured position.
 """
@@ -25,6 +26,8 @@ from tnkit.measures.specificity.overlap import overlaps as overlaps
 from tnkit.measures.specificity.precision import AveragePrecision as AveragePrecision
 from tnkit.measures.specificity.precision import average_precision as average_precision
 from tnkit.measures.specificity.rivals import rivals as rivals
+from tnkit.measures.specificity.routing import Routing as Routing
+from tnkit.measures.specificity.routing import routing as routing
 from tnkit.measures.specificity.sentences import top_sentences as top_sentences
 from tnkit.measures.specificity.table import NeuronTable as NeuronTable
 from tnkit.measures.specificity.table import table as table
