@@ -1,10 +1,11 @@
 """Every model of the installed transformers, tiny and random: read correctly, refused in a sentence, or neither.
 
 python -m docs.zoo                    # or make zoo: all types, and docs/models.md; a quarter of an hour on two cores
-python -m docs.zoo llama gemma3_text  # these types alone, and no page
+python -m docs.zoo llama gemma3_text  # these types alone
 
 Each type is built from its configuration class (`docs.zoo.tiny`), loaded with `load_model`, scored, ablated, and held
-to an oracle that shares no code with tnkit (`docs.zoo.oracle`).
+to an oracle that shares no code with tnkit (`docs.zoo.oracle`). Verdicts are kept in docs/zoo/verdicts.csv; the page is
+written from all of the installed transformers that are there.
 """
 
 import argparse
@@ -17,12 +18,13 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import pandas as pd
 import transformers
 
 import tnkit as tn
 from docs.zoo.judge import AUTO, Verdict, judged
 
-PAGE = Path(__file__).parents[1] / "models.md"
+PAGE, KEPT = Path(__file__).parents[1] / "models.md", Path(__file__).with_name("verdicts.csv")
 LIMIT, PATIENCE = 100, 600  # seconds of a processor, and seconds at all, that one type may take
 KINDS = ("right", "refused", "wrong", "crashed", "not built")
 TITLES = {"causal": "Causal language models", "image-text": "Image-text models, read as text models"}
@@ -67,6 +69,20 @@ def verdicts(asked: list[tuple[str, str]], processes: int = 2) -> Iterator[Verdi
             running.remove(entry)
 
 
+def kept(found: list[Verdict]) -> list[Verdict]:
+    """Keep verdicts, and return all that there are of the installed transformers, new ones in place of old ones."""
+    frame = pd.DataFrame(map(vars, found)).assign(transformers=transformers.__version__)
+    if KEPT.exists():
+        old = pd.read_csv(KEPT, keep_default_na=False, na_values={"error": [""]})
+        frame = pd.concat([old[old["transformers"] == transformers.__version__], frame])
+    known = pd.MultiIndex.from_tuples((table, name) for table, (_, names) in AUTO.items() for name in names)
+    frame = frame.drop_duplicates(["table", "name"], keep="last").sort_values(["table", "name"])
+    frame = frame[pd.MultiIndex.from_frame(frame[["table", "name"]]).isin(known)]
+    tn.storage.write_text(KEPT, frame.to_csv(index=False))
+    rows = frame.drop(columns="transformers").astype(object).where(frame.notna(), None)
+    return [Verdict(**row) for row in rows.to_dict("records")]
+
+
 def _judge(pipe: Connection, table: str, name: str) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
     pipe.send(judged(table, name))
@@ -96,7 +112,7 @@ def page(found: list[Verdict]) -> str:
 def main() -> int:
     """Print a line for each type, and the counts; the exit code is 1 where one is wrong or crashes."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("names", nargs="*", help="types (default: all, and the page is written)")
+    parser.add_argument("names", nargs="*", help="types (default: all)")
     names = parser.parse_args().names
     asked = [(table, name) for table, (_, known) in AUTO.items() for name in known if not names or name in names]
     found = []
@@ -104,8 +120,7 @@ def main() -> int:
         found.append(one)
         error = "" if one.error is None else f" {one.error:.1e}"
         print(f"{one.kind:9} {one.table} {one.name}{error}: {' '.join(one.reason.split())}", flush=True)
-    if not names:
-        tn.storage.write_text(PAGE, page(found))
+    tn.storage.write_text(PAGE, page(kept(found)))
     counts = Counter(one.kind for one in found)
     print(", ".join(f"{counts[kind]} {kind}" for kind in KINDS))
     return int(counts["wrong"] + counts["crashed"] > 0)

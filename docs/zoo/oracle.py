@@ -17,19 +17,7 @@ from transformers import PreTrainedModel
 # Names of an MLP's last linear map, and of parts of a block that end in a linear map but are no MLP.
 LAST = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out", "proj", "w2", "output_linear", "Wo", "w_out")
 LAST += ("dense", "dense_2", "proj_down", "2")
-OTHER = (
-    "attn",
-    "attention",
-    "mamba",
-    "conv",
-    "ssm",
-    "recurrent",
-    "temporal",
-    "indexer",
-    "adapter",
-    "per_layer",
-    "router",
-)
+OTHER = "norm attn attention mamba conv ssm recurrent temporal indexer adapter per_layer router".split()
 # A block that goes on after the MLP was added: what enters this module is the sum.
 AFTER = ("per_layer_input_gate",)
 

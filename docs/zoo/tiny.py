@@ -100,6 +100,7 @@ OWN: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"head_dim": None, "num_key_value_heads": 4, "num_experts_per_tok": 2},
     "glm5_next": {"num_key_value_heads": 4, "text_config.qk_rope_head_dim": 0},
     "step3p7": {"text_config.sliding_window": 64},
+    "qwen3_omni_moe_thinker": {".vision_start_token_id": 290, ".vision_end_token_id": 291},
     "prophetnet": {"num_hidden_layers": None},
 }
 VERSIONS = tuple(name for name in OWN if "+" in name)  # of a type, such as Granite 4 without experts
@@ -144,7 +145,8 @@ def shrunk(config: PreTrainedConfig, options: dict[str, Any]) -> PreTrainedConfi
 
     Args:
         config: the configuration of the type's own sizes.
-        options: what is set beside `SIZES`, "text_config.NAME" in a configuration inside it; None leaves a default.
+        options: what is set beside `SIZES`: ".NAME" in this configuration, "text_config.NAME" in one inside it, NAME in
+            that of the text; None leaves a default.
     """
     wanted = {name: _like(default, SIZES[name]) for name in SIZES if (default := _get(config, name)) is not None}
     for name in _LISTS:
@@ -157,12 +159,13 @@ def shrunk(config: PreTrainedConfig, options: dict[str, Any]) -> PreTrainedConfi
     if not (inner := [name for name in config.sub_configs if isinstance(_get(config, name), PreTrainedConfig)]):
         wanted |= {name: SIZES[name] for name in _ALWAYS}
     own = {name: value for name, value in options.items() if "." not in name}
+    root = {name[1:]: value for name, value in options.items() if name.startswith(".")}
     for name in inner:
         given = {path.removeprefix(f"{name}."): value for path, value in options.items() if path.startswith(f"{name}.")}
         text = getattr(config, name) is config.get_text_config(decoder=True)
         wanted[name] = shrunk(getattr(config, name), (own if text else {}) | given)
     given_here = own if not inner else {name: value for name, value in own.items() if hasattr(type(config), name)}
-    asked = {config.attribute_map.get(name, name): size for name, size in (*wanted.items(), *given_here.items())}
+    asked = {config.attribute_map.get(name, name): size for name, size in (*wanted.items(), *given_here.items())} | root
     return type(config)(**{name: size for name, size in asked.items() if size is not None})
 
 

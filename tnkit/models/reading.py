@@ -39,10 +39,10 @@ _LAST_MAPS = """
 # What reads other tokens: attention, and the recurrent and convolutional layers of hybrids.
 ATTENTIONS = ("self_attn", "self_attention", "attention", "attn", "linear_attn", "mamba", "conv", "mixer")
 _READS_MID = """
-    pre_feedforward_layernorm post_attention_layernorm ln_2 norm_2 final_layer_norm ffn_norm pre_ff_layernorm mlp_norm
-    channel_pre_norm layernorm2 norm_ffn mlp feed_forward ffn intermediate ln LayerNorm norm
+    pre_feedforward_layernorm pre_mlp_layernorm post_attention_layernorm ln_2 norm_2 final_layer_norm ffn_norm
+    pre_ff_layernorm mlp_norm channel_pre_norm layernorm2 norm_ffn mlp feed_forward ffn intermediate ln LayerNorm norm
 """.split()
-_BRANCH_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm", "post_norm2")
+_BRANCH_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm", "mlp.post_mlp_layernorm", "post_norm2")
 _AFTER = ("per_layer_input_gate",)  # Gemma 4 goes on with the sum here
 _CARRIES = ("layer_scalar", "post_attention_residual")
 _PARALLEL_FLAGS = ("use_parallel_residual", "parallel_attn", "new_decoder_architecture")
@@ -83,8 +83,10 @@ class Sites:
         return [name for name in (self.mid, self.attention, self.norm, self.last_map, self.after, *more) if name]
 
     def __str__(self) -> str:
-        mid = f"the input of {self.mid}" if self.mid else f"pre + {self.attention}"
-        where = f"neurons at {self.last_map}"
+        where, mid = (
+            f"neurons at {self.last_map}",
+            f"the input of {self.mid}" if self.mid else f"pre + {self.attention}",
+        )
         if self.experts:
             where += f" ({self.experts.slots} experts a token)"
             where += f" and {self.experts.shared}" if self.experts.shared else ""
@@ -171,7 +173,8 @@ def readings(block: nn.Module, config: PreTrainedConfig) -> Iterator[Sites]:
     for norm in norms:
         for mid in mids:
             for experts in experts_in(block) if routed else (None,):
-                yield Sites(last_map, mid, attention if mid is None else None, norm, multiplier, after, carry, experts)
+                parallel = attention if mid is None else None
+                yield Sites(last_map, mid, parallel, norm, multiplier, after, carry, experts)
 
 
 def _multiplier(block: nn.Module, config: PreTrainedConfig) -> float:
