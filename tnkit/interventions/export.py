@@ -18,6 +18,7 @@ from tnkit import signals, storage
 from tnkit.errors import TnkitError, first_line
 from tnkit.interventions.ablation import set_of
 from tnkit.interventions.intervention import Intervention, intervention_of
+from tnkit.models.experts import is_transposed
 from tnkit.models.model import Model
 
 
@@ -88,7 +89,7 @@ def _maps(model: Model, layer: int, places: list[int]) -> list[tuple[str, Callab
     maps: list[tuple[str, Callable[[Tensor], Tensor], Any]] = []
     if routed:
         where = tuple(torch.tensor(routed).T)
-        maps.append((f"{path}.down_proj", _by_row(bool(last_map.is_transposed)), where))
+        maps.append((f"{path}.down_proj", _by_row(is_transposed(last_map)), where))
     if beyond and sites and sites.experts:
         maps.append((f"{model.blocks_path}.{layer}.{sites.experts.shared}.weight", _by_row(False), beyond))
     return maps
