@@ -129,6 +129,7 @@ EXPERTS: dict[str, tuple[str, dict[str, Any]]] = {
         "lfm2_moe",
         _MOE | {"num_dense_layers": 1, "layer_types": ["conv", "full_attention"] * 2},
     ),
+    "llama4": ("llama4_text", _MOE | {"intermediate_size_mlp": 48, "interleave_moe_layer_step": 2}),
     "mellum": ("mellum", _MOE),
     "solar-open": ("solar_open", _ROUTED),
     "jamba": ("jamba", _MOE | {"use_mamba_kernels": False, "mamba_dt_rank": 4}),

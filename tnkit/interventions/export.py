@@ -19,6 +19,7 @@ from tnkit.errors import TnkitError, first_line
 from tnkit.interventions.intervention import Intervention
 from tnkit.interventions.together import Given, intervention_of, set_of
 from tnkit.models import maps
+from tnkit.models.experts import is_transposed
 from tnkit.models.model import Model
 from tnkit.models.reading import MERGE
 
@@ -59,7 +60,7 @@ def export_ablated(model: Model, neurons: Given, folder: str | Path) -> Path:
     weights = module.state_dict()
     for layer, places in chosen.by_layer().items():
         factor = _factor(asked, layer, places)
-        for path, rows_of, here in _maps(model, layer, places):
+        for path, rows_of, here in _weights(model, layer, places):
             weights[path] = weights[path].clone()
             rows = rows_of(weights[path])
             rows[here] = rows[here] * factor if factor else 0
@@ -80,7 +81,7 @@ def export_ablated(model: Model, neurons: Given, folder: str | Path) -> Path:
     return folder
 
 
-def _maps(model: Model, layer: int, places: list[int]) -> list[tuple[str, Callable[[Tensor], Tensor], Any]]:
+def _weights(model: Model, layer: int, places: list[int]) -> list[tuple[str, Callable[[Tensor], Tensor], Any]]:
     """The weights that hold the value vectors of neurons of a layer, how these are seen by row, and at which row."""
     path, experts, sites = model.map_path(layer), model.experts_of(layer), model.sites[layer]
     last_map = model.module.get_submodule(path)
@@ -89,13 +90,13 @@ def _maps(model: Model, layer: int, places: list[int]) -> list[tuple[str, Callab
     count, width = experts
     routed = [divmod(place, width) for place in places if place < count * width]
     beyond = [place - count * width for place in places if place >= count * width]
-    maps: list[tuple[str, Callable[[Tensor], Tensor], Any]] = []
+    weights: list[tuple[str, Callable[[Tensor], Tensor], Any]] = []
     if routed:
         where = tuple(torch.tensor(routed).T)
-        maps.append((f"{path}.down_proj", _by_row(bool(last_map.is_transposed)), where))
+        weights.append((f"{path}.down_proj", _by_row(is_transposed(last_map)), where))
     if beyond and sites and sites.experts:
-        maps.append((f"{model.blocks_path}.{layer}.{sites.experts.shared}.weight", _by_row(False), beyond))
-    return maps
+        weights.append((f"{model.blocks_path}.{layer}.{sites.experts.shared}.weight", _by_row(False), beyond))
+    return weights
 
 
 def _by_row(is_so: bool) -> Callable[[Tensor], Tensor]:

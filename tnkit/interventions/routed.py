@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from tnkit.models.experts import Experts, output_change, set_slots, shape_of, slot_activations
+from tnkit.models.experts import Experts, called_with, output_change, set_slots, shape_of, slot_activations
 from tnkit.models.model import Model
 from tnkit.models.sessions import state_of
 from tnkit.models.trace import changed
@@ -52,6 +52,8 @@ class Routed:
         self.routed, self.shared = places < count * self.width, places >= count * self.width
         self.places, self.beyond = places[self.routed], places[self.shared] - count * self.width
         self.only = set((self.places // self.width).tolist())
+        sites = model.sites[layer]
+        self.slots = sites.experts.slots if sites and sites.experts else 0
         self.state, self.root = state_of(model.lm._module), model.module
 
     def hook(self, stack: ExitStack) -> None:
@@ -86,9 +88,12 @@ class Routed:
         return kept, count
 
     def _set_routed(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        hidden, index, weight = (*args, *kwargs.values())
-        chosen = self.ablation.tokens_in(self.layer, hidden)
+        hidden, index, weight = called_with(self.experts, (*args, *kwargs.values()), self.slots)
+        chosen = self.ablation.tokens_in(self.layer, index)
         rows = chosen.flatten().to(hidden.device).nonzero()[:, 0]
+        if not len(rows):  # no token of this pass is to be set
+            self.ablation.note(self.layer, 0, 0)
+            return output
         kept = slot_activations(self.experts, hidden[rows], index[rows], weight[rows], self.only)
         for layer, edit in self.state.editors:  # those of the ablations around this one come first
             if layer == self.layer and edit == self.edit:

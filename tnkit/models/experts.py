@@ -32,7 +32,7 @@ class Experts:
         shared: the last linear map of the shared experts, or None.
         gate: the module whose output, through a sigmoid, multiplies the shared experts', or None.
         shared_first: whether shared experts run before the others.
-        slots: how many experts a token is sent to; 0 until the block has run.
+        slots: how many experts a token is sent to; not sure before the block has run.
     """
 
     shared: str | None = None
@@ -44,11 +44,14 @@ class Experts:
 def is_experts(module: nn.Module) -> bool:
     """Whether a module holds the experts of a layer as transformers' `use_experts_implementation` makes them.
 
+    Llama 4's are of another kind: the router multiplies what they read, by 0 for all but the chosen ones.
+
     >>> is_experts(nn.Linear(2, 2))
     False
     """
     down = getattr(module, "down_proj", None)
-    plain = {name for name, _ in module.named_parameters()} <= _WEIGHTS and hasattr(module, "is_transposed")
+    plain = {name for name, _ in module.named_parameters()} <= _WEIGHTS
+    plain &= hasattr(module, "is_transposed") or _reads_products(module)
     return plain and isinstance(down, Tensor) and down.ndim == 3 and not getattr(module, "has_post_expert_norm", False)
 
 
@@ -56,10 +59,12 @@ def experts_in(block: nn.Module) -> list[Experts]:
     """The ways to read a block of experts: shared ones may run after the others, or before."""
     named = dict(block.named_modules())
     shared = next((name for name in named if _SHARED.search(name) and isinstance(named[name], nn.Linear)), None)
+    above = next(name for name in named if is_experts(named[name])).rpartition(".")[0]
+    slots = int(getattr(named.get(above), "top_k", 0))  # what a call tells, but for Llama 4
     if shared is None:
-        return [Experts()]
+        return [Experts(slots=slots)]
     gate = next((name for name in named if name.endswith("shared_expert_gate")), None)
-    return [Experts(shared, gate, first) for first in (False, True)]
+    return [Experts(shared, gate, first, slots) for first in (False, True)]
 
 
 def weight_of(last_map: Any) -> Tensor:
@@ -69,24 +74,53 @@ def weight_of(last_map: Any) -> Tensor:
 
 def shape_of(module: Any) -> tuple[int, int]:
     """How many experts there are, and how many neurons each has."""
-    return module.down_proj.shape[0], module.down_proj.shape[1 if module.is_transposed else 2]
+    return module.down_proj.shape[0], module.down_proj.shape[1 if is_transposed(module) else 2]
+
+
+def is_transposed(module: Any) -> bool:
+    """Whether value vectors are rows of the experts' last maps."""
+    return getattr(module, "is_transposed", True)
+
+
+def _reads_products(module: Any) -> bool:
+    return type(module).__name__ == "Llama4TextExperts"
+
+
+def called_with(module: Any, given: Sequence[Tensor], slots: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The states that each token's experts read, those experts' numbers, and the router's weights, (token, slot).
+
+    Args:
+        module: the experts.
+        given: what it is called with.
+        slots: how many experts a token is sent to, where that does not tell.
+
+    Returns:
+        States (token, hidden), or (token, slot, hidden) where the router multiplies them.
+    """
+    if not _reads_products(module):
+        hidden, index, weight = given
+        return hidden.reshape(-1, hidden.shape[-1]), index.flatten(0, -2), weight.flatten(0, -2)
+    states = given[0].reshape(shape_of(module)[0], -1, given[0].shape[-1]).transpose(0, 1)
+    sizes, index = states.abs().amax(dim=2).topk(slots, dim=1)
+    rows = torch.arange(len(states), device=states.device)[:, None]
+    return states[rows, index], torch.where(sizes > 0, index, -1), torch.ones_like(sizes)
 
 
 def expert_vectors(module: Any, expert: int) -> Float[Tensor, "neuron hidden"]:
     """The value vectors of one expert."""
     down = module.down_proj.detach()[expert]
-    return down if module.is_transposed else down.T
+    return down if is_transposed(module) else down.T
 
 
 def all_vectors(module: Any) -> Float[Tensor, "neuron hidden"]:
     """The value vectors of all experts of a layer."""
     down = module.down_proj.detach()
-    return (down if module.is_transposed else down.transpose(1, 2)).flatten(0, 1)
+    return (down if is_transposed(module) else down.transpose(1, 2)).flatten(0, 1)
 
 
 def slot_activations(
     module: Any,
-    hidden: Float[Tensor, "token hidden"],
+    hidden: Float[Tensor, "token *slot hidden"],
     index: Int[Tensor, "token slot"],
     weight: Float[Tensor, "token slot"],
     only: Collection[int] | None = None,
@@ -95,23 +129,39 @@ def slot_activations(
 
     Args:
         module: the experts.
-        hidden, index, weight: what it is called with.
+        hidden, index, weight: as `called_with` has them.
         only: compute these experts alone, and leave 0 in other slots.
     """
-    count, width = shape_of(module)
-    kept = hidden.new_zeros(*index.shape, width, dtype=torch.promote_types(hidden.dtype, weight.dtype))
-    name = "gate_up_proj" if module.has_gate else "up_proj"
+    (count, width), flat = shape_of(module), index.flatten()
+    kept = hidden.new_zeros(len(flat), width, dtype=torch.promote_types(hidden.dtype, weight.dtype))
+    wanted = (flat >= 0) & (flat < count)  # a number beyond is no expert
+    if only is not None:
+        wanted &= torch.isin(flat, torch.tensor(sorted(only), dtype=flat.dtype, device=flat.device))
+    order = wanted.nonzero()[:, 0]
+    order = order[flat[order].argsort(stable=True)]
+    experts = flat[order]
+    gated = getattr(module, "has_gate", True)
+    name = "gate_up_proj" if gated else "up_proj"
     up, bias = getattr(module, name).detach(), getattr(module, f"{name}_bias", None)
-    for expert in index.unique().tolist():
-        if not 0 <= expert < count or (only is not None and expert not in only):  # a number beyond is no expert
-            continue
-        rows, slots = torch.where(index == expert)
-        state = hidden[rows] @ (up[expert] if module.is_transposed else up[expert].T)
-        if bias is not None:
-            state = state + bias.detach()[expert]
-        state = module._apply_gate(state) if module.has_gate else module.act_fn(state)
-        kept[rows, slots] = (state * weight[rows, slots][:, None]).to(kept.dtype)
-    return kept.flatten(1)
+    states = hidden[order // index.shape[1]] if hidden.ndim == 2 else hidden.flatten(0, 1)[order]
+    parts = states.split(experts.bincount(minlength=count).tolist())
+    state = torch.cat(
+        [
+            part @ (up[expert] if is_transposed(module) else up[expert].T)
+            for expert, part in enumerate(parts)
+            if len(part)
+        ]
+        or [states.new_zeros(0, (1 + gated) * width)]
+    )
+    if bias is not None:
+        state = state + bias.detach()[experts]
+    if gated and not hasattr(module, "_apply_gate"):
+        gate, state = state.chunk(2, dim=-1)
+        state = state * module.act_fn(gate)
+    else:
+        state = module._apply_gate(state) if gated else module.act_fn(state)
+    kept[order] = (state * weight.flatten()[order, None]).to(kept.dtype)
+    return kept.reshape(len(index), index.shape[1] * width)
 
 
 def slot_bias(

@@ -21,7 +21,7 @@ from nnsight.intervention.interleaver import OutOfOrderError as OutOfOrderError 
 from torch import Tensor
 
 from tnkit.errors import TnkitError
-from tnkit.models.experts import shape_of, slot_activations, slot_bias
+from tnkit.models.experts import called_with, shape_of, slot_activations, slot_bias
 from tnkit.models.model import Change, Model
 from tnkit.models.reading import Sites, output_gain, value_vectors, whole
 from tnkit.models.sessions import TURN, state_of
@@ -259,9 +259,10 @@ def _read_experts(block: Any, names: SimpleNamespace, tokens: tuple[int, ...], l
         shared = at_last(attrgetter(experts.shared)(block).input)
     routed = attrgetter(names.last_map)(block)
     args, kwargs = routed.inputs
-    hidden, index, weight = map(at_last, (*args, *kwargs.values()))
-    kept = slot_activations(routed._module, hidden, index, weight)
     rows = torch.arange(len(last), device=last.device) * tokens[1] + last
+    given = called_with(routed._module, (*args, *kwargs.values()), experts.slots)
+    hidden, index, weight = (value.detach()[rows.to(value.device)] for value in given)
+    kept = slot_activations(routed._module, hidden, index, weight)
     for edit in names.edits:
         kept, _ = edit(kept, index, rows)
     bias = slot_bias(routed._module, index, weight)
@@ -281,7 +282,7 @@ def _read_experts(block: Any, names: SimpleNamespace, tokens: tuple[int, ...], l
         scale = (after * before).sum(-1) / (before * before).sum(-1).clamp_min(1e-38)
     kept = torch.nn.functional.pad(kept, (0, max(0, names.neurons - kept.shape[1])))
     count = shape_of(routed._module)[0]
-    biases = hidden.new_zeros(hidden.shape).float()
+    biases = torch.zeros(len(last), names.hidden, device=kept.device)
     for more in (bias, added):
         biases = biases if more is None else biases + more
     index = torch.where((index >= 0) & (index < count), index, -1).int()

@@ -14,11 +14,8 @@ from tnkit.models.proofs import completeness_error
 from tnkit.testing import EXPERTS, SENTENCES, byte_tokenizer, tiny_corpus, tiny_model, tiny_module
 from tnkit.tests.oracle import assert_near
 
-SOME = (
-    "qwen2-moe",
-    "deepseek-v3",
-    "gpt-oss",
-)  # a gated shared expert; a dense layer first; biases and transposed weights
+# a gated shared expert; a dense layer first; biases; a router that multiplies what experts read
+SOME = ("qwen2-moe", "deepseek-v3", "gpt-oss", "llama4")
 
 
 def ids_of(sentence):
@@ -57,11 +54,11 @@ def without(module, model, neurons):
                 last_map.weight[:, neuron] = 0
                 continue
             down = last_map.down_proj
-            count, width = down.shape[0], down.shape[1 if last_map.is_transposed else 2]
+            count, width = down.shape[0], down.shape[1 if getattr(last_map, "is_transposed", True) else 2]
             expert, index = divmod(neuron, width)
             if expert >= count:
                 block.get_submodule(sites.experts.shared).weight[:, neuron - count * width] = 0
-            elif last_map.is_transposed:
+            elif getattr(last_map, "is_transposed", True):
                 down[expert, index] = 0
             else:
                 down[expert, :, index] = 0
@@ -113,7 +110,7 @@ def test_activations_and_scores_are_what_removing_a_neuron_changes(name):
             assert abs(float(scores.values[layer, neuron]) - np.mean(expected)) < 1e-6
 
 
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("name", SOME[:3])
 @pytest.mark.parametrize("kernel", ["eager", "grouped_mm", "batched_mm"])
 def test_every_kernel_of_transformers_reads_the_same(name, kernel):
     module = copy.deepcopy(tiny_module(name))

@@ -65,8 +65,15 @@ def test_a_block_that_normalises_after_the_sum_is_refused():
         tn.load_model(module, tokenizer=byte_tokenizer())
 
 
-def test_experts_whose_router_multiplies_what_they_read_are_refused():
-    module = random_model("llama4_text", num_local_experts=4, interleave_moe_layer_step=1, head_dim=8)
+def test_experts_of_an_unknown_kind_are_refused():
+    class Unknown(torch.nn.Module):
+        def __init__(self, experts):
+            super().__init__()
+            self.first, self.last = experts.gate_up_proj, experts.down_proj
+
+    module = random_model("mixtral", num_local_experts=4)
+    for block in module.model.layers:
+        block.mlp.experts = Unknown(block.mlp.experts)
     with pytest.raises(tn.TnkitError, match=r"mixture-of-experts .*experts\) are not one module that is called with"):
         tn.load_model(module, tokenizer=byte_tokenizer())
 
