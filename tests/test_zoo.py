@@ -16,6 +16,7 @@ from tnkit.testing import SENTENCES, byte_tokenizer, tiny_model
 RIGHT = """
     lfm2 bamba falcon_h1 minicpm3 olmo_hybrid nemotron_h+dense jamba+dense granitemoehybrid+dense gemma4_text
     gemma4_text+scalar doge roberta-prelayernorm megatron-bert modernbert-decoder recurrent_gemma ctrl gpt_neo gptj
+    olmoe deepseek_v3 gpt_oss axk1
 """.split()
 REFUSED = {
     "bart": "normalises the sum of state and MLP (final_layer_norm)",
