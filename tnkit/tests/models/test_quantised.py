@@ -88,7 +88,8 @@ def test_a_format_gives_its_own_numbers(name, folder, tmp_path, monkeypatch):
     assert torch.equal(tn.capture(model, SENTENCES, cache=True, **QUIET).post, captured.post)
     assert model.weights_hash == hashed != plain.weights_hash
     alone = torch.cat([tn.capture(model, [text], **QUIET).post for text in SENTENCES], dim=1)
-    assert_near(captured.post, alone, 1e-2 if allowed > 1e-5 else 1e-5)
+    # where inputs are rounded, a batch that differs in the last bit may round them to the next step
+    assert_near(captured.post, alone, {0.1: 0.05, 0.02: 0.02}.get(allowed, 1e-5))
     off = [(0, 3), (1, 200)]
     with tn.Ablation(model, off, tokens="all"):
         ablated = tn.capture(model, SENTENCES[:1], **QUIET).post
