@@ -145,9 +145,9 @@ def _said(value: Any, depth: int = 0) -> Any:
 
 def _function(value: Any, depth: int) -> Any:
     """A function's name, code, defaults and the values it was made around, and those of what it wraps."""
+    value = getattr(value, "__func__", value)
     if isinstance(value, functools.partial):
         return "partial", *(_said(one, depth + 1) for one in (value.func, value.args, value.keywords))
-    value = getattr(value, "__func__", value)
     cells = [cell.cell_contents for cell in value.__closure__ or () if cell != type(cell)()]
     around = (
         [_said(one, depth + 1) for one in (cells, value.__defaults__, value.__kwdefaults__)] if depth < _DEPTH else []

@@ -19,7 +19,7 @@ from tnkit.models.reading import ATTENTIONS, Sites, readings, width
 from tnkit.models.refusals import seen_reason, unknown
 from tnkit.models.trace import OutOfOrderError, trace_blocks
 
-_LOSSY = 0.3  # eight bits lose as much of 10^4 inputs of which one is by far the largest
+_LOSSY = 0.1  # beyond this, contributions do not tell what a layer writes
 _LOG = logging.getLogger("tnkit")
 
 
@@ -29,7 +29,7 @@ def completeness_error(model: Model) -> Float[Tensor, "layer"]:
     What rounding post may account for is taken off; the rest is relative to the size of the MLP branch's output, at the
     worst of the tokens. A wrong reading gives about 1, a right one 1e-6 (float32, also of quantised weights) to 1e-2
     (bfloat16); `load_model` allows 1e-3 and 0.05. Formats that quantise activations, too, such as LLM.int8, round what
-    enters the last map: they miss by 1e-2 to 0.2, which `load_model` says, and are held to 1e-3 by what that map writes
+    enters the last map: they miss by 1e-2 to 0.2, which `load_model` says, and are held to 0.05 by what that map writes
     of the rounded inputs. The token that many models give a coordinate of 10^5 says little here, since half precision
     rounds that away by more than the branch; the others say it.
 
@@ -94,16 +94,17 @@ def proved(model: Model, tried: Mapping[tuple[int, ...], Iterable[Sites]]) -> Mo
             "after that"
         )
     sites, fine = list(model.sites), True
-    acausal, incomplete = torch.zeros(2, model.n_layers, dtype=torch.float32)
+    acausal, incomplete, misread = torch.zeros(3, model.n_layers, dtype=torch.float32)
     for layers, ways in tried.items():
         reading, probe = _first_complete(model, layers, ways)
-        acausal[list(layers)], incomplete[list(layers)], fine = probe.acausal, probe.incomplete, probe.fine
+        acausal[list(layers)], fine = probe.acausal, fine and probe.fine
+        incomplete[list(layers)], misread[list(layers)] = probe.incomplete, probe.misread
         if reading.experts:
             reading = replace(reading, experts=replace(reading.experts, slots=probe.slots))
         for layer in layers:
             sites[layer] = reading if reading.last_map else None
     _check_causal(model, acausal, fine=fine)
-    _check_linear(model, incomplete, fine=fine)
+    _check_linear(model, incomplete, misread)
     return replace(model, sites=tuple(sites))
 
 
@@ -158,9 +159,9 @@ def _seen(model: Model, layer: int) -> str | None:
         return None
 
 
-def _check_linear(model: Model, incomplete: Float[Tensor, "layer"], *, fine: bool) -> None:
+def _check_linear(model: Model, incomplete: Float[Tensor, "layer"], misread: Float[Tensor, "layer"]) -> None:
     """Refuse last maps that are far from linear, and say how far those are that round their inputs."""
-    if bool((incomplete <= (1e-3 if fine else 0.05)).all()):
+    if not float(incomplete.max()) > max(1e-3, 3 * float(misread.max())):
         return
     worst, layer = float(incomplete.max()), int(incomplete.argmax())
     said = (
@@ -184,7 +185,7 @@ def _check_causal(model: Model, acausal: Float[Tensor, "layer"], *, fine: bool) 
 
 @dataclass(frozen=True)
 class _Probe:
-    """What a short text shows of a model, layer by layer, and whether it computes in float32 or better.
+    """What a short text shows of a model, layer by layer, and whether it computes in float32 or better throughout.
 
     `misread` is `incomplete`, but of what the last maps write, and not of the sum of contributions: they differ where a
     format rounds the inputs of those maps.
@@ -222,7 +223,9 @@ def _probed(model: Model, layers: Sequence[int]) -> _Probe:
         ((short - full).float().norm(dim=1) / full.float().norm(dim=1).clamp_min(1e-38)).max() for short, full in pairs
     ]
     incomplete, misread = (torch.stack([error.cpu() for error in padded[name]]) for name in ("error", "misread"))
-    return _Probe(incomplete, misread, torch.stack(changed), float(padded["rounding"][0]) < 1e-6, slots)
+    lossy = bool((incomplete > 1e-3).any() and (incomplete != misread).any())
+    fine = float(padded["rounding"][0]) < 1e-6 and not lossy
+    return _Probe(incomplete, misread, torch.stack(changed), fine, slots)
 
 
 def _run(model: Model, ids: Tensor, mask: Tensor, **how: Any) -> dict[str, list[Tensor]]:
