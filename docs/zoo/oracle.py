@@ -188,7 +188,8 @@ def _tables(block: nn.Module, hidden: int) -> list[tuple[Tensor, Tensor | None]]
         for name in ("down_proj", "w2", "weight"):
             table = child._parameters.get(name)
             if table is not None and table.ndim == 3 and (name != "weight" or parts[-1] in LAST):
-                rows = table.data if getattr(child, "is_transposed", False) else table.data.transpose(1, 2)
+                is_by_row = getattr(child, "is_transposed", table.shape[2] == hidden != table.shape[1])
+                rows = table.data if is_by_row else table.data.transpose(1, 2)
                 bias = child._parameters.get(f"{name}_bias")
                 experts += [(rows[one], None if bias is None else bias.data[one]) for one in range(len(rows))]
         weight = child._parameters.get("weight")
