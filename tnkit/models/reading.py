@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -298,14 +298,28 @@ def value_vectors(
     >>> value_vectors(torch.nn.Linear(3, 2), 2).shape
     torch.Size([3, 2])
     """
-    if not maps.is_plain(last_map):
-        vectors = maps.asked(last_map, dtype, device_of(last_map))[0]
+    if maps.is_plain(last_map):
+        vectors = plain_vectors(last_map)
     else:
-        weight = cast(nn.Linear, last_map).weight.detach()
-        vectors = weight if type(last_map).__name__ == "Conv1D" else weight.T
+        vectors, _ = maps.asked(last_map, dtype, device_of(last_map))
     if vectors.shape[1] != width:
         raise TnkitError(f"value vectors of width {vectors.shape[1]} do not fit a residual stream of width {width}")
     return vectors
+
+
+def plain_vectors(last_map: Any) -> Float[Tensor, "neuron hidden"]:
+    """`value_vectors` of a plain matrix; it travels to a server, as what that one calls cannot.
+
+    Raises:
+        TnkitError: for a weight that is not of floating-point numbers.
+    """
+    weight = last_map.weight.detach()
+    if weight.ndim != 2 or not weight.dtype.is_floating_point:
+        raise TnkitError(
+            f"the weight of {type(last_map).__name__} is {tuple(weight.shape)} of {weight.dtype}, not a plain matrix; "
+            "let the server load the model without quantisation"
+        )
+    return weight if type(last_map).__name__ == "Conv1D" else weight.T
 
 
 def whole(weight: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor
 from tnkit.errors import TnkitError
 from tnkit.models.experts import called_with, shape_of, slot_activations, slot_bias
 from tnkit.models.model import Change, Model
-from tnkit.models.reading import Sites, output_gain, value_vectors, whole
+from tnkit.models.reading import Sites, output_gain, plain_vectors, whole
 from tnkit.models.sessions import TURN, state_of
 from tnkit.models.wrapper import served
 
@@ -313,7 +313,7 @@ def weights_of(block: Any, names: SimpleNamespace) -> tuple[Tensor, Tensor, Tens
         units = torch.eye(names.width, dtype=weight.dtype).split(_UNITS)
         vectors = torch.cat([last_map(rows).detach() - bias for rows in units])
     else:
-        vectors = whole(value_vectors(last_map._module, names.hidden))
+        vectors = whole(plain_vectors(last_map._module))
     gain = output_gain(norm, names.multiplier, vectors[0])
     return vectors, gain, torch.zeros_like(gain) if bias is None else whole(bias.detach()).float()
 
