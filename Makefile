@@ -31,8 +31,9 @@ notebooks: install
 screenshots: install
 	$(BIN)/python -m tests.browser.screenshots
 
+# Two processes of one thread each: as fast as two cores allow, since threads of one process wait for each other.
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations 15
 
 # The tests that compare numbers, with the kernels of other processors and with 1 and 2 threads.
 # NAMES="avx2-2" is one setting, ARGS="tnkit/tests/detection/test_scoring.py" some tests.
