@@ -87,7 +87,7 @@ corpus
 #
 # ## Your model
 #
-# Any dense decoder-only model that transformers can load. When it is loaded, one small forward pass checks that the
+# Any decoder-only model that transformers can load. When it is loaded, one small forward pass checks that the
 # parts which tnkit reads add up to what the model computes, in every layer. A model for which they do not is refused,
 # with the name of the layer, so there is no wrong number without a message.
 
