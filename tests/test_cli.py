@@ -207,7 +207,7 @@ def test_the_last_word_and_the_suffix_are_read_as_in_the_library(tnkit):
     found = detect_towards(model, JAPANESE, shared, language="ja", top=10, **reading)
     assert tn.NeuronSet.load("n.json").pairs == found.neurons.pairs
     assert tnkit(f"{DETECT} {how} --chat")[2] == (
-        "tnkit: the tokenizer has no chat template; give template='...{sentence}...', or a model tuned for chat\n"
+        "tnkit: the tokenizer has no chat template; give template='...{sentence}...', or load a model tuned for chat\n"
     )
 
 

@@ -23,7 +23,7 @@ HOSTILE = {
     "neurons_for_centroids": (f"{DETECT} --centroids_path set.json", "not a readable safetensors file"),
     "centroids_for_sentences": (f"{DETECT} --sentence_path shared.safetensors", "ends in .safetensors"),
     "sentences_folder": (f"{DETECT} --sentence_path folder", "folder is a folder in no layout"),
-    "model_file": (f"{DETECT} --model_id mono.txt", "mono.txt is a file; name the folder"),
+    "model_file": (f"{DETECT} --model_id mono.txt", "mono.txt is a file; name a GGUF file, or the folder"),
     "model_of_nothing": (f"{DETECT} --model_id folder", "folder could not be loaded"),
     "unknown_language": (f"{DETECT} --lang_for_TN zz", "these centroids are of en and ja; type1 of zz"),
     "language_path": (f"{DETECT} --lang_for_TN ../../x --sentence_path pairs.tsv", "no column for ../../x"),

@@ -1,18 +1,18 @@
-"""One JupyterLab and one browser for all browser tests."""
+"""One JupyterLab and one browser for all tests of a file: an open browser leaves an event loop running."""
 
 import pytest
 
 from tests.browser import lab as labs
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     """A running JupyterLab."""
     with labs.lab(tmp_path_factory.mktemp("lab")) as running:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
     """Headless Chromium."""
     with labs.browser() as found:

@@ -37,7 +37,7 @@ class Measurement(NamedTuple):
         layers: what the layer axis stands for; (0,) where the measurement has no layers.
     """
 
-    run: "Callable[[Neurons], np.ndarray | Tensor]"
+    run: Callable[[Neurons], np.ndarray | Tensor]
     name: str
     layers: tuple[int, ...]
 
@@ -67,6 +67,7 @@ def measurement(
     Raises:
         TnkitError: as `ablate` does.
 
+    >>> from tnkit.interventions.intervention import Intervention
     >>> from tnkit.testing import tiny_model, SENTENCES
     >>> measured = measurement(tiny_model(), {"it": SENTENCES}, language="it", measure="perplexity", tokens="all")
     >>> measured.name, measured.run(Intervention([(0, 5)])).shape

@@ -160,7 +160,8 @@ def _proved(
         hidden_size=config.hidden_size,
         template=template,
     )
-    if any(row.experts for row in sites if row) and (model.remote or (getattr(module, "_tp_size", None) or 1) > 1):
+    is_here = model.server is None and (getattr(module, "_tp_size", None) or 1) == 1
+    if any(row.experts for row in sites if row) and not is_here:
         raise TnkitError(
             f"{model.name} has experts, whose neurons tnkit reads where all of their weights are here; load it without "
             "remote= and tp_plan="

@@ -29,7 +29,6 @@ _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 _DAMAGE: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, RuntimeError, KeyError)
 _DAMAGE += (zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
 Quoting = Literal["csv", "none"]
-Members = Mapping[str, Callable[[], "File"]]  # how to read each file, by its path in a folder or archive
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,9 @@ class File:
         """The lines; a carriage return ends one before a newline, or in a file without newlines."""
         lines = [line.removesuffix("\r") for line in self.text().split("\n")]
         return lines[:-1] if lines[-1] == "" else lines
+
+
+Members = Mapping[str, Callable[[], File]]  # how to read each file, by its path in a folder or archive
 
 
 def opened(path: str | Path) -> File:

@@ -200,6 +200,10 @@ def figures(name):
         "overlap_matrix": lambda ax: plots.overlap_matrix(jaccard, shared, pair, ax=ax),
         "matrix": lambda ax: plots.matrix(cells, **labels, value=name, ax=ax),
         "perplexities": lambda ax: plots.perplexities(off, ax=ax),
+        "conditions_by_dose": lambda ax: plots.conditions_by_dose(
+            by_layer, xlabel=name, ylabel=name, title=name, ax=ax
+        ),
+        "strata": lambda ax: plots.strata({name: np.ones((2, 2))}, xlabel=name, ylabel=name, title=name, ax=ax),
     }
 
 
