@@ -34,6 +34,12 @@ def expert_total(
         experts: the expert in each slot of a sentence, as a capture keeps them.
         layout: numbers of neurons, of experts and of neurons in an expert; of the first alone without experts.
         size: how many neurons and experts the result has room for; neurons that the layer lacks are NaN.
+
+    >>> mid, ones, kept = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.ones(2), torch.ones(2, 1)
+    >>> sent = torch.tensor([[0], [0]])  # both sentences to the first of two experts of one neuron each
+    >>> given = torch.eye(2), ones, 0 * ones, mid, kept, ones, torch.tensor([1.0, 0.0]), 0 * ones, None, "euclidean"
+    >>> expert_total(*given, sent, (2, 2, 1), (2, 2)).tolist()[1:]  # the other expert's neuron, and how often each ran
+    [0.0, 2.0, 0.0]
     """
     device = vectors.device
     neurons, count, width = layout if len(layout) > 1 else (layout[0], 0, 0)

@@ -42,6 +42,18 @@ class Routed:
     Args:
         ablation: whose neurons.
         layer: of experts.
+
+    >>> import tnkit as tn
+    >>> from tnkit.testing import tiny_model
+    >>> model = tiny_model("qwen2-moe")
+    >>> layer = next(layer for layer in range(model.n_layers) if model.experts_of(layer))
+    >>> off = tn.Ablation(model, [(layer, neuron) for neuron in range(model.widths[layer])], tokens="last")
+    >>> with off:
+    ...     state = tn.capture(model, ["Hi"], keep=["mid", "post"], progress=False)
+    >>> torch.allclose(state.mid[layer], state.post[layer], atol=1e-6)  # without its neurons, the layer writes nothing
+    True
+    >>> off.count < model.widths[layer]  # only those of experts that ran were set
+    True
     """
 
     def __init__(self, ablation: Setter, layer: int) -> None:
