@@ -8,7 +8,12 @@ from playwright.sync_api import expect
 
 from tests.browser.lab import Seen, browser, lab
 
-SETUP = 'import tnkit as tn\nmodel, corpus = tn.load_model("gemma-3-270m"), tn.load_corpus("everyday")'
+SETUP = """
+import logging
+import tnkit as tn
+logging.getLogger("tnkit").setLevel(logging.ERROR)  # warnings, such as that of targets, are printed below the cell
+model, corpus = tn.load_model("gemma-3-270m"), tn.load_corpus("everyday")
+"""
 FIGURES = Path(__file__).parents[2] / "figures"
 
 
