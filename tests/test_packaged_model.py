@@ -115,9 +115,10 @@ def test_the_demo_writes_its_figures_and_neurons(tmp_path, capsys):
     assert "Type-2 neurons of Dutch: the 50 of 14,336" in printed
     assert "same layers and norms (2 seeds)" in printed
     assert "mean-centred retrieval@1" in printed and "the best for training sentences" in printed
+    assert "\n  towards the difference " in printed and "\n  hub placebo " in printed and "\n  largest norm " in printed
     assert "\n  the set at its mean " in printed and "\n  random direction (2 seeds)" in printed
     assert "Dutch Type-2 neurons at their mean over all tokens of Dutch training sentences" in printed
-    figures = "neurons_by_layer score_distribution spaces ablation specificity perplexity".split()
+    figures = "neurons_by_layer score_distribution spaces ablation selections specificity perplexity".split()
     for name in (f"{figure}.png" for figure in figures):
         assert str(tmp_path / name) in printed
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

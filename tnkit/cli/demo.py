@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _HUB = "en"
 _CENTROIDS = {"type1": "shared", "type2": "own"}
 _AT_MEAN = "the set at its mean"  # the one condition that is not set to zero
+_MATCHED = ("uniform", "same layers", "same layers and norms", "lowest scores")
+_FEW = 2  # draws of the random ones among the other selections
 _READ = 24  # sentences of each language whose perplexity is measured
 
 
@@ -60,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
         tn.plots.save_figure(scores, out / "score_distribution.png"),
         *(neurons.save(out / f"{language}-{kind}.json") for kind, neurons in sets.items()),
     ]
-    captured = tn.capture(model, train[language], keep=["mid", "post", "activations"], **bar)
+    captured = {code: tn.capture(model, train[code], **bar) for code in corpus.languages}
     written += _type1(model, corpus, detections, captured, options=options)
     written += _type2(model, corpus, detections, options=options)
     show("\n  ".join([f"\ndone in {time.perf_counter() - started:.0f} s; wrote", *map(str, written)]))
@@ -69,27 +71,24 @@ def run(options: argparse.Namespace) -> None:
 def _type1(model: Any, corpus: Any, detections: Any, captured: Any, *, options: Any) -> Iterator[Path]:
     """How well translations are found, at the layer that is best for training sentences in the untouched model."""
     language, out, bar = options.language, Path(options.out), _bar(options)
-    train, test, shown = corpus["train"], corpus["test"], (model.n_layers // 8, model.n_layers // 2, model.n_layers - 1)
-    others_states = {code: tn.capture(model, train[code], keep=["post"], **bar) for code in train if code != language}
-    states = {code: others_states.get(code, captured) for code in corpus.languages}
-    yield tn.plots.save_figure(tn.geometry.pca(states, layers=shown).plot(), out / "spaces.png")
-    layer, _ = tn.geometry.retrieval(states[language], states[_HUB]).best()
+    test, shown = corpus["test"], (model.n_layers // 8, model.n_layers // 2, model.n_layers - 1)
+    yield tn.plots.save_figure(tn.geometry.pca(captured, layers=shown).plot(), out / "spaces.png")
+    layer, _ = tn.geometry.retrieval(captured[language], captured[_HUB]).best()
 
     sets = {code: detections[code, "type1"].neurons for code in corpus.languages[1:]}
-    other = next(code for code in sets if code != language)
-    chosen: dict[str, Any] = {"layers": model.early_layers, "model": model, "captured": states}
-    random = tn.controls(sets[language], **chosen)["random direction"]
-    others = {f"{_name(other)} Type-1": sets[other], "random direction": random}
-    others[_AT_MEAN] = tn.Intervention(sets[language], value="mean", of=captured)
-    controls = tn.controls(
-        sets[language],
+    neurons, other = sets[language], next(code for code in sets if code != language)
+    rivals = tn.controls(
+        neurons,
         layers=model.early_layers,
-        norms=tn.scoring.contribution_norms(model, captured),
         scores=detections[language, "type1"].scores,
-        others=others,
+        others={f"{_name(code)} Type-1": sets[code] for code in sets if code != language},
+        model=model,
+        captured=captured,
     )
-    how = {"language": language, "hub": _HUB, "controls": controls, "seeds": options.seeds}
-    effect = tn.ablate(model, test, sets[language], **how, **bar)
+    first = {name: rivals[name] for name in (*_MATCHED, f"{_name(other)} Type-1", "random direction")}
+    first[_AT_MEAN] = tn.Intervention(neurons, value="mean", of=captured[language])
+    how: dict[str, Any] = {"language": language, "hub": _HUB, **bar}
+    effect = tn.ablate(model, test, neurons, controls=first, seeds=options.seeds, **how)
     show(_compared(effect, _name(language), layer))
     show("  random direction: as many chosen in the same way, towards a target that knows nothing of languages\n"
          f"  {_AT_MEAN}: each neuron at its mean over {_name(language)} training sentences; where this is near\n"
@@ -97,11 +96,36 @@ def _type1(model: Any, corpus: Any, detections: Any, captured: Any, *, options: 
     axes, title = effect.plot(), f"{options.top_n} Type-1 neurons set to zero at the last token ({model.name})"
     axes.set_ylabel("translations found (mean-centred retrieval@1)")
     yield _drawn(axes, f"{_name(language)}: {title}", out / "ablation.png")
+
+    others = {name: rivals[name] for name in rivals if name not in first}
+    others |= _by_membership(sets, language) | _by_other_methods(captured, neurons, language, model.early_layers)
+    at_layer: dict[str, Any] = {"layers": [layer], "chosen_layer": layer, "chosen_on": "training sentences"}
+    seeds = min(options.seeds, _FEW)
+    effect = tn.ablate(model, test, neurons, controls=others, seeds=seeds, **at_layer, **how)
+    show(_rivals(effect, _name(language), layer))
+    axes = effect.plot_at()
+    axes.set_xlabel("translations found (mean-centred retrieval@1)")
+    yield _drawn(axes, f"{_name(language)}: other selections set to zero, layer {layer}", out / "selections.png")
     matrix = tn.retrieval_matrix(model, test, sets, hub=_HUB, layer=layer, **bar)
     show(f"\nAt layer {layer} too: Type-1 neurons of one language at zero (rows), another read (columns):")
     show(_table(matrix.to_frame().round(3)))
     title = f"Type-1 neurons set to zero at the last token ({model.name})"
     yield _drawn(matrix.plot(), title, out / "specificity.png")
+
+
+def _by_membership(sets: Any, language: str) -> dict[str, Any]:
+    """The neurons of the set that no other language's set has, and those that all have; none where there are none."""
+    chosen = {"in no other set": tn.own(sets, language), "in all sets": tn.shared(sets)}
+    return {name: neurons for name, neurons in chosen.items() if len(neurons)}
+
+
+def _by_other_methods(captured: Any, neurons: Any, language: str, layers: Any) -> dict[str, Any]:
+    """As many language-specific neurons by other methods; none where these find fewer."""
+    try:
+        return tn.specificity.rivals(captured, neurons, language=language, layers=layers)
+    except tn.TnkitError as error:
+        show(f"\nno language-specific neurons among the selections: {error}")
+        return {}
 
 
 def _type2(model: Any, corpus: Any, detections: Any, *, options: Any) -> Iterator[Path]:
@@ -170,6 +194,15 @@ def _compared(effect: "tn.Comparison", name: str, layer: int) -> str:
     highest = rows.drop("the set")["ratio high"].max()
     lines.append("p sentences: of these very sets; p sets: among random sets, at least 1 / (1 + seeds)")
     lines.append(f"with the set at zero, at most {highest:.0%} (upper bounds) of what any row above finds")
+    return "\n  ".join(lines)
+
+
+def _rivals(effect: "tn.Comparison", name: str, layer: int) -> str:
+    rows = effect.at().drop(index=["none", "the set"])
+    lines = [f"\nThe same with other selections of {name} neurons at zero, at layer {layer} (docs/evidence.md):"]
+    lines += [
+        f"{condition:<33}{row['mean']:6.3f}  {row['low']:.3f} – {row['high']:.3f}" for condition, row in rows.iterrows()
+    ]
     return "\n  ".join(lines)
 
 
