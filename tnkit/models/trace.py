@@ -73,7 +73,7 @@ def trace_blocks(
         names[layer].edits.append(edit)
     layers, tokens = tuple(layers), tuple(inputs["input_ids"].shape)
     normed = model.n_layers - 1 if normed_last else None
-    with TURN, torch.inference_mode(), model.tracing() as hooked:
+    with TURN, torch.no_grad(), model.tracing() as hooked:
         changes = model.edits(inputs, layers[-1])
         after = f"{model.blocks_path}.{layers[-1] + 1}" if layers[-1] + 1 < model.n_layers else model.final_norm_path
         beyond = attrgetter(after)(model.lm) if hooked and after else None
