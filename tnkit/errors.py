@@ -70,6 +70,22 @@ def whole_numbers(name: str, values: Iterable[Any]) -> Iterator[int]:
         yield whole_number(name, value)
 
 
+def check_model(value: object) -> None:
+    """Refuse what is given as a model and was not loaded: its name, a module of transformers, or anything else.
+
+    >>> check_model("gemma-3-270m")
+    Traceback (most recent call last):
+    ...
+    tnkit.errors.TnkitError: 'gemma-3-270m' is not a loaded model; pass what tn.load_model('gemma-3-270m') returns
+    """
+    if not hasattr(value, "check_unchanged"):
+        name = f"{value!r:.60}" if isinstance(value, str) else ""
+        how = name or ("module, tokenizer=tokenizer" if hasattr(value, "named_modules") else "…")
+        raise TnkitError(
+            f"{name or type(value).__name__} is not a loaded model; pass what tn.load_model({how}) returns"
+        )
+
+
 def first_line(error: Exception) -> str:
     """The first line of another library's error, or its type if it has no text.
 

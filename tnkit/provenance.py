@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypedDict, cast, runtime_checkable
 
 from tnkit import storage
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, check_model
 
 _LOG = logging.getLogger("tnkit")
 _OLD_HASH = re.compile("[0-9a-f]{16}")  # of tnkit up to 0.1: sums of weights, blind to their order
@@ -227,6 +227,7 @@ def check_made_with(model: Origin, provenance: Any, what: str, *, states: bool =
     ...
     tnkit.errors.TnkitError: these neurons were made with Qwen3ForCausalLM in float32 (weights ...
     """
+    check_model(model)
     model.check_unchanged()
     made_with = {origin["weights"]: origin for origin in _models(provenance)}
     comparable = [weights for weights in made_with if not _OLD_HASH.fullmatch(str(weights))]

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import tnkit as tn
-from tests.benchmarks import choices, gpu, plain, scale
+from tests.benchmarks import choices, experts, gpu, plain, scale
 from tnkit.storage import versions, write_text
 
 MODEL, LANGUAGE, TOP, ROUNDS = "gemma-3-270m", "ja", 300, 7
@@ -26,6 +26,7 @@ def main(names):
         "detection": speed,
         "choices": lambda: choices.rows(MODEL),
         "long jobs": lambda: scale.rows(MODEL),
+        "experts": experts.rows,
         "explorers": in_browser,
         "gpu": gpu.rows,
     }
@@ -50,7 +51,8 @@ def main(names):
 
 def about(name):
     """What was measured, on which machine, and with which versions."""
-    what = gpu.about() if name == "gpu" else f"{MODEL}, {LANGUAGE} and en, packaged corpus"
+    random = {"gpu": gpu.about, "experts": experts.about}
+    what = random[name]() if name in random else f"{MODEL}, {LANGUAGE} and en, packaged corpus"
     machine = f"{_processor()}, {torch.get_num_threads()} threads"
     return f"{what}; {machine}, {', '.join(f'{part} {version}' for part, version in versions().items())}."
 

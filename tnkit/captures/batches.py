@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tnkit import parallel
 from tnkit.captures.token_ids import Texts, check_known, given_ids
-from tnkit.errors import TnkitError, one_of
+from tnkit.errors import TnkitError, check_model, one_of
 from tnkit.models.model import Model
 from tnkit.models.tokens import Specials, ends, last_word, special_ids, special_tokens, tell, without_final_punctuation
 from tnkit.provenance import provenance_of
@@ -104,6 +104,7 @@ def tokenised(model: Model, sentences: Texts, *, whole: bool = False, suffix: st
         TnkitError: for no sentences, or one that is not str, has no tokens, has more than the model's context, or
             holds a token that the model has no embedding for.
     """
+    check_model(model)
     ids = given_ids(model, sentences, suffix)
     if ids is None:
         check_sentences(sentences)

@@ -20,7 +20,7 @@ from tnkit.captures.activations import Activations
 from tnkit.captures.passes import plan
 from tnkit.captures.token_ids import Texts
 from tnkit.detection.sums import RunningSum, add_up, drain
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, check_model
 from tnkit.models.model import Model
 from tnkit.provenance import check_alike, check_made_with, sentences_of, stated
 from tnkit.text.rows import check_parallel
@@ -116,6 +116,7 @@ class Centroids:
         Raises:
             TnkitError: otherwise.
         """
+        check_model(model)
         made_with = self.provenance.get("model", {})
         depth, width = made_with.get("layers", max(self.layers) + 1), self.values.shape[1]
         if (depth, width) != (model.n_layers, model.hidden_size):

@@ -24,7 +24,7 @@ from tnkit.detection.scores import DISTANCES, SCORES
 from tnkit.detection.scoring import ScoreAccumulator
 from tnkit.detection.steps import SCORED, Job, Step, detection_of
 from tnkit.detection.sums import add_up, drain
-from tnkit.errors import TnkitError, one_of, whole_number
+from tnkit.errors import TnkitError, check_model, one_of, whole_number
 from tnkit.models.model import Model, check_layers
 from tnkit.text.corpus import Corpus
 
@@ -150,6 +150,7 @@ def detect_steps(
     it 6/6
     it 6/6 type1 type2
     """
+    check_model(model)
     texts = corpus[split] if isinstance(corpus, Corpus) else dict(corpus)
     hub = (hub,) if isinstance(hub, str) else tuple(dict.fromkeys(hub))
     languages = [name for name in texts if name not in hub] if languages is None else list(dict.fromkeys(languages))

@@ -11,7 +11,7 @@ from tnkit import plots, storage
 from tnkit.detection.detect import KINDS, detect_steps
 from tnkit.detection.detections import Detection
 from tnkit.detection.scores import DISTANCES, SCORES
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, check_model
 from tnkit.explorers.explorer import Explorer
 from tnkit.explorers.parts import Places, controls, html_table, language_boxes
 from tnkit.explorers.study import usual_top
@@ -272,6 +272,7 @@ def explore_detection(
     'euclidean'
     """
     model = load_model(model) if isinstance(model, str) else model
+    check_model(model)
     corpus = load_corpus(corpus) if isinstance(corpus, str) else corpus
     if hub not in corpus.languages or len(corpus.languages) < 2:
         raise TnkitError(f"the corpus has {', '.join(corpus.languages)}; it needs the hub {hub!r} and another language")

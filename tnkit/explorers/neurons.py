@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from tnkit import plots
 from tnkit.detection.detections import Detection
 from tnkit.detection.neurons import NeuronSet
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, check_model
 from tnkit.explorers.explorer import Explorer
 from tnkit.explorers.parts import Places, Table, controls
 from tnkit.explorers.study import Study
@@ -238,6 +238,8 @@ def explore_neurons(
         return NeuronsExplorer(study=study, found=shown, top=top, folder=folder)
     if isinstance(source, Detection):
         source = {(source.language, source.kind): source}
+    if source is not None and not isinstance(source, Mapping):
+        check_model(source)
     if not source:
         raise TnkitError("there are no detections to explore; find some with tn.detect_all(model, corpus)")
     return NeuronsExplorer(found=source, top=top, folder=folder)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from tnkit import plots
 from tnkit.captures.activations import Activations
 from tnkit.detection.detections import Detection
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, check_model
 from tnkit.explorers.explorer import Explorer
 from tnkit.explorers.parts import Places, controls, language_boxes
 from tnkit.explorers.study import NOTHING, OFFS, Study
@@ -202,6 +202,8 @@ def explore_spaces(
         reading = {"position": position, "suffix": suffix}
         study = Study.of(source, corpus, found=found, languages=languages, hub=hub, sentences=sentences, **reading)
         return SpacesExplorer(study=study, states=study.all_captured("test"), texts=study.texts["test"], folder=folder)
+    if not isinstance(source, Mapping):
+        check_model(source)
     if isinstance(corpus, Corpus):
         raise TnkitError('captures need their own sentences by language, such as corpus["test"]')
     states = {language: source[language].require("post") for language in languages or source}

@@ -15,7 +15,7 @@ from tnkit.detection.detect import KINDS, detect_steps
 from tnkit.detection.detections import Detection
 from tnkit.detection.neurons import NeuronSet
 from tnkit.detection.scoring import contribution_norms
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, check_model
 from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.controls import Control, controls, drawn
 from tnkit.interventions.last_token import PLACES, LastToken
@@ -90,6 +90,7 @@ class Study:
         **options: Any,
     ) -> "Study":
         """The study that all explorers of a model and a corpus share."""
+        check_model(model)
         key = (model, corpus.hash, None if languages is None else tuple(languages), *sorted(options.items()))
         study = _STUDIES.get(key)
         if study is None:

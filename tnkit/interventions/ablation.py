@@ -317,8 +317,8 @@ def _check_capture(model: Model, capture: Activations) -> None:
     values = capture.require("activations").tensors()["activations"]
     if not len(capture) or values.shape[-1] != model.places:
         raise TnkitError(
-            f"{_GIVEN} hold {len(capture)} sentences of {values.shape[-1]} neurons a layer; give a capture of at least "
-            f"one sentence of {model.name}, which has {model.places}"
+            f"{_GIVEN} hold {len(capture)} sentences of {values.shape[-1]} activations a layer; give a capture of at "
+            f"least one sentence of {model.name}, which has {model.places}"
         )
     check_made_with(model, capture.provenance, _GIVEN, states=True)
     if capture.provenance.get("ablations"):

@@ -19,7 +19,7 @@ from tnkit.detection.ranking import ranked, span
 from tnkit.detection.scores import NeuronScores
 from tnkit.detection.scoring import contribution_norms, routed_shares
 from tnkit.detection.selection import Selection
-from tnkit.errors import TnkitError, whole_number, whole_numbers
+from tnkit.errors import TnkitError, check_model, whole_number, whole_numbers
 from tnkit.interventions.displacement import equal_displacement
 from tnkit.interventions.together import Neurons, Several, as_one
 from tnkit.models.model import Model
@@ -112,6 +112,7 @@ def controls(
     }
     chosen = None
     if model is not None and captured is not None:
+        check_model(model)
         chosen = Selection.of(neurons, model, captured, layers=layers, language=language, target=target)
     elif model is not None or captured is not None:
         raise TnkitError("give both model and captured, or neither")

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from tnkit import signals, storage
-from tnkit.errors import TnkitError, first_line
+from tnkit.errors import TnkitError, check_model, first_line
 from tnkit.interventions.intervention import Intervention
 from tnkit.interventions.together import Given, intervention_of, set_of
 from tnkit.models import maps
@@ -48,6 +48,7 @@ def export_ablated(model: Model, neurons: Given, folder: str | Path) -> Path:
     ...     [path.name for path in folder.glob("*.safetensors")]
     ['model.safetensors']
     """
+    check_model(model)
     folder = Path(folder)
     target = folder.resolve()  # where a link leads
     if target.exists() and (not target.is_dir() or any(target.iterdir())):

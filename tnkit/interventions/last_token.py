@@ -184,7 +184,7 @@ class LastToken:
         if (own := tokens.own_places(index, whole.shape[1])) is not None:
             own = torch.cat([own[:, :-1], own[rows.cpu(), last.cpu()][:, None]], dim=1)
         prompt = Prompt(whole.shape[1], whole.bool(), torch.cat([ids, final], dim=1), own)
-        with torch.inference_mode(), running(self.model.module, prompt=prompt):
+        with torch.no_grad(), running(self.model.module, prompt=prompt):
             cache = decoder_of(self.model)(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values
         if not isinstance(cache, Cache) or not {*map(type, cache.layers)} <= {DynamicLayer, DynamicSlidingWindowLayer}:
             raise TnkitError(f"the cache of {self.model.name} is more than keys and values")

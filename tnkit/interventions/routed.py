@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tnkit.models.experts import Experts, called_with, output_change, set_slots, shape_of, slot_activations
 from tnkit.models.model import Model
+from tnkit.models.reading import present
 from tnkit.models.sessions import state_of
 from tnkit.models.trace import changed
 
@@ -106,7 +107,8 @@ class Routed:
         if not len(rows):  # no token of this pass is to be set
             self.ablation.note(self.layer, 0, 0)
             return output
-        kept = slot_activations(self.experts, hidden[rows], index[rows], weight[rows], self.only)
+        with present(self.experts):
+            kept = slot_activations(self.experts, hidden[rows], index[rows], weight[rows], self.only)
         for layer, edit in self.state.editors:  # those of the ablations around this one come first
             if layer == self.layer and edit == self.edit:
                 break
@@ -114,7 +116,8 @@ class Routed:
                 kept, _ = edit(kept, index[rows], rows)
         new, count = self.edit(kept, index[rows], rows)
         self.ablation.note(self.layer, len(rows), count)
-        change = output_change(self.experts, new - kept, index[rows], self.only)
+        with present(self.experts):
+            change = output_change(self.experts, new - kept, index[rows], self.only)
         output = output.clone()
         output[rows] = (output[rows].float() + change).to(output.dtype)
         return output
@@ -130,7 +133,10 @@ class Routed:
 
         def set_shared(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             chosen, target = self.ablation.tokens_in(self.layer, args[0]), self.ablation.target(self.layer)
-            share = 1 if not gate else torch.sigmoid(nn.functional.linear(states[0], gate.weight, gate.bias))
+            share: Any = 1
+            if gate:
+                with present(gate):
+                    share = torch.sigmoid(nn.functional.linear(states[0], gate.weight, gate.bias))
             target = None if target is None else target[..., self.shared]
             before = args[0] * share
             after = changed(before, chosen, self.beyond, target, self.scale)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tnkit.detection.neurons import NeuronSet, Pair, pairs_of
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, check_model
 from tnkit.interventions.direction import Direction
 from tnkit.interventions.intervention import Intervention
 from tnkit.models.model import Model
@@ -144,6 +144,7 @@ def neurons_of(model: Model, neurons: Given) -> Neurons:
 
 def set_of(model: Model, neurons: Iterable[tuple[int, int]]) -> NeuronSet:
     """`neurons_of` where no intervention is meant."""
+    check_model(model)
     shape, layout = (model.n_layers, model.n_neurons), tuple(map(tuple, model.layout))
     if not isinstance(neurons, NeuronSet):
         return NeuronSet(pairs_of(neurons), shape, layout=layout)

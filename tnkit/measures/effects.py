@@ -18,7 +18,7 @@ from tnkit import storage
 from tnkit.detection.neurons import NeuronSet
 from tnkit.detection.ranking import chosen_layers
 from tnkit.detection.scores import NeuronScores
-from tnkit.errors import TnkitError, whole_number
+from tnkit.errors import TnkitError, check_model, whole_number
 from tnkit.interventions.intervention import Intervention
 from tnkit.measures.measurement import Texts, measurement
 from tnkit.models.model import Model
@@ -162,6 +162,7 @@ def effects(
     >>> found.correlation()["neurons"].to_dict()
     {'all': 12, 'top': 4, 'middle': 4, 'random': 4}
     """
+    check_model(model)
     last = model.n_layers - 1 if layer is None else whole_number("layer", layer)
     reach = [scored for scored in scores.layers if scored <= last]
     strata = dict(sampled(scores, each, seed=seed, layers=reach) if sample is None else sample)

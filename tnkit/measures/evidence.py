@@ -23,7 +23,7 @@ from tnkit.detection.neurons import NeuronSet
 from tnkit.detection.scores import NeuronScores
 from tnkit.detection.scoring import score_neurons
 from tnkit.detection.targets import target_languages
-from tnkit.errors import TnkitError, one_of
+from tnkit.errors import TnkitError, check_model, one_of
 from tnkit.interventions.balance import Balance, balance
 from tnkit.interventions.comparison import SET, Comparison, compare
 from tnkit.interventions.controls import Control, controls
@@ -180,6 +180,7 @@ def evidence(
     >>> shown.table().index.tolist()
     ['none', 'the set', 'uniform', 'random direction']
     """
+    check_model(model)
     one_of("kind", kind, ("type1", "type2"))
     train, test = corpus["train"], corpus["test"]
     if language == hub or not {language, hub} <= set(train):

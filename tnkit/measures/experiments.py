@@ -15,7 +15,7 @@ from tnkit import storage
 from tnkit.captures.batches import check_position
 from tnkit.captures.passes import capture
 from tnkit.detection.neurons import NeuronSet
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, check_model
 from tnkit.interventions.comparison import Comparison, compare
 from tnkit.interventions.controls import Control
 from tnkit.interventions.intervention import Intervention
@@ -194,6 +194,7 @@ def retrieval_matrix(
     >>> retrieval_matrix(tiny_model(), texts, {"it": some, "ja": some}, progress=False).values.shape
     (3, 2)
     """
+    check_model(model)
     missing = [name for name in (*sets, hub) if name not in texts]
     if missing or not sets:
         raise TnkitError(

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tnkit import storage
-from tnkit.errors import TnkitError, whole_number
+from tnkit.errors import TnkitError, check_model, whole_number
 from tnkit.models.model import Model, check_layers
 from tnkit.provenance import check_made_with
 
@@ -94,6 +94,7 @@ def promoted(
     >>> tokens.promoted_ids.shape, bool((tokens.promoted_logits > tokens.suppressed_logits).all())
     (torch.Size([2, 4]), True)
     """
+    check_model(model)
     pairs = _pairs(model, neuron)
     check_made_with(model, getattr(neuron, "provenance", {}), "these neurons")
     head = model.module.get_output_embeddings()

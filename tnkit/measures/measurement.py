@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tnkit.captures.activations import Activations
 from tnkit.captures.passes import capture
-from tnkit.errors import TnkitError, whole_number
+from tnkit.errors import TnkitError, check_model, whole_number
 from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.last_token import LastToken
 from tnkit.interventions.together import Neurons
@@ -73,6 +73,7 @@ def measurement(
     >>> measured.name, measured.run(Intervention([(0, 5)])).shape
     ('nats per token, it', (6,))
     """
+    check_model(model)
     _check_measure(measure, texts, (language,) if measure == "perplexity" else (language, hub))
     name = MEASURE_NAMES[measure]
     if measure == "perplexity":

@@ -11,7 +11,7 @@ import transformers
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tnkit.errors import TnkitError, whole_numbers
+from tnkit.errors import TnkitError, check_model, whole_numbers
 from tnkit.models import maps
 from tnkit.models import reading as architecture
 from tnkit.models.experts import all_vectors, is_experts, shape_of, weight_of
@@ -151,8 +151,7 @@ class Decoder:
     @cached_property
     def sharded(self) -> bool:
         """Whether its weights are spread over the processes of torchrun, each of which runs every batch."""
-        last_map = self._a_map
-        return hasattr(last_map.down_proj if is_experts(last_map) else getattr(last_map, "weight", None), "full_tensor")
+        return hasattr(weight_of(self._a_map), "full_tensor")
 
     @property
     def context(self) -> int | None:
@@ -224,14 +223,13 @@ class Decoder:
         if not self.widths[layer]:
             return torch.zeros(0, self.hidden_size, dtype=self.dtype, device=self.layer_device(layer))
         last_map, sites = self._last_map(layer), self.sites[layer]
-        if sites and sites.experts:
-            vectors, shared = all_vectors(last_map), sites.experts.shared
-            if not shared:
-                return vectors
-            beside = attrgetter(shared)(self._blocks[layer])
-            return torch.cat([vectors, architecture.value_vectors(beside, self.hidden_size, vectors.dtype)])
+        if not sites or not sites.experts:
+            return self._vectors_of(last_map, self._dtype_of(last_map))
         with architecture.present(last_map):
-            return architecture.whole(architecture.value_vectors(last_map, self.hidden_size, self._dtype_of(last_map)))
+            vectors, shared = all_vectors(last_map), sites.experts.shared
+        if not shared:
+            return vectors
+        return torch.cat([vectors, self._vectors_of(attrgetter(shared)(self._blocks[layer]), vectors.dtype)])
 
     def output_gain(self, layer: int) -> Float[Tensor, "hidden"]:
         """What the MLP branch is multiplied by, coordinate by coordinate, on its way to the residual stream (float32).
@@ -240,10 +238,8 @@ class Decoder:
         learned gain of the branch's own norm in Gemma and OLMo 2.
         """
         check_layers(self, [layer])
-        sites, like = (
-            self.sites[layer],
-            torch.empty(self.hidden_size, dtype=self.dtype, device=self.layer_device(layer)),
-        )
+        sites, dtype = self.sites[layer], self._dtype_of(self._last_map(layer) if self.widths[layer] else self._a_map)
+        like = torch.empty(self.hidden_size, dtype=dtype, device=self.layer_device(layer))
         if sites is None:
             return torch.ones_like(like).float()
         norm = attrgetter(sites.norm)(self._blocks[layer]) if sites.norm else None
@@ -309,6 +305,11 @@ class Decoder:
             raise TnkitError(f"layer {layer} of {self.name} has no MLP, and so no neurons; name another layer")
         return f"{self.blocks_path}.{layer}.{sites.last_map}"
 
+    def _vectors_of(self, last_map: Any, dtype: torch.dtype) -> Float[Tensor, "neuron hidden"]:
+        """The value vectors of one linear map."""
+        with architecture.present(last_map):
+            return architecture.whole(architecture.value_vectors(last_map, self.hidden_size, dtype))
+
     def _dtype_of(self, last_map: Any) -> torch.dtype:
         is_read = is_experts(last_map) or maps.is_plain(last_map)
         return weight_of(last_map).dtype if is_read else self.module.dtype
@@ -328,6 +329,7 @@ def check_layers(model: Decoder, layers: Iterable[SupportsIndex]) -> tuple[int, 
     Raises:
         TnkitError: for none, for a layer that the model does not have, or that is not a whole number.
     """
+    check_model(model)
     chosen = set()
     for layer in whole_numbers("layers", layers):
         if not layer < model.n_layers:

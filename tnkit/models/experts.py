@@ -67,9 +67,9 @@ def experts_in(block: nn.Module) -> list[Experts]:
     return [Experts(shared, gate, first, slots) for first in (False, True)]
 
 
-def weight_of(last_map: Any) -> Tensor:
-    """The weight of a linear map, or of experts that of their last maps."""
-    return last_map.down_proj if is_experts(last_map) else last_map.weight
+def weight_of(last_map: Any) -> Any:
+    """The weight of a linear map, None where it is in other parameters, or of experts that of their last maps."""
+    return last_map.down_proj if is_experts(last_map) else getattr(last_map, "weight", None)
 
 
 def shape_of(module: Any) -> tuple[int, int]:
@@ -115,7 +115,12 @@ def expert_vectors(module: Any, expert: int) -> Float[Tensor, "neuron hidden"]:
 def all_vectors(module: Any) -> Float[Tensor, "neuron hidden"]:
     """The value vectors of all experts of a layer."""
     down = module.down_proj.detach()
-    return (down if is_transposed(module) else down.transpose(1, 2)).flatten(0, 1)
+    if not is_transposed(module):
+        columns = down.transpose(1, 2)
+        down = torch.empty_like(columns, memory_format=torch.contiguous_format)
+        for rows, expert in zip(down, columns, strict=True):  # all at once takes 1.5 times as long
+            rows.copy_(expert)
+    return down.flatten(0, 1)
 
 
 def slot_activations(

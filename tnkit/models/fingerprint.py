@@ -174,7 +174,7 @@ def _probed(module: nn.Module, read: Iterable[nn.Module], ids: Tensor) -> str:
             states.update(storage.tensor_bytes(value) if isinstance(value, Tensor) else b"")
 
     threads = torch.get_num_threads()
-    with TURN, without_ablations(module), torch.inference_mode():
+    with TURN, without_ablations(module), torch.no_grad():
         handles = [child.register_forward_hook(note) for child in read]
         try:
             torch.set_num_threads(1)

@@ -142,6 +142,12 @@ def _first_complete(model: Model, layers: Sequence[int], ways: Iterable[Sites]) 
         raise TnkitError(
             f"{kind} has decoder blocks that tnkit does not read: {model.blocks_path}.{layer} is one {seen}"
         )
+    dtypes = sorted({str(weight.dtype).removeprefix("torch.") for weight in model.module.parameters()})
+    if reason and len(dtypes) > 1:
+        raise TnkitError(
+            f"{kind} did not run with weights in {' and '.join(dtypes)} ({reason}); leave dtype out, or give that of "
+            "its quantised weights"
+        )
     if reason:
         raise TnkitError(f"{kind} is not an architecture that tnkit can trace: {where}, the pass failed ({reason})")
     raise TnkitError(

@@ -59,7 +59,7 @@ def seen_reason(module: nn.Module, block: nn.Module, ids: Sequence[int]) -> str 
 
         return hook
 
-    with ExitStack() as stack, torch.inference_mode():
+    with ExitStack() as stack, torch.no_grad():
         stack.callback(block.register_forward_hook(keep(runs.append)).remove)
         for path, child in block.named_modules():
             if "norm" in type(child).__name__.lower():

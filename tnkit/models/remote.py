@@ -153,7 +153,7 @@ class RemoteModel(Model):
         blocks = attrgetter(self.blocks_path)(self.lm)
         names = names_of(self)
         given = {layer: tuple(map(_alone, extra)) for layer, extra in given.items()}
-        with TURN, torch.inference_mode(), self.tracing():
+        with TURN, torch.no_grad(), self.tracing():
             with self.lm.trace(**_token(), remote=self.remote) as tracer:
                 answers, _begun = nnsight.save({}), blocks[0].output  # a sandbox answers once the pass has begun
                 for layer, extra in given.items():
@@ -164,7 +164,7 @@ class RemoteModel(Model):
     def _ask_module(self, question: Callable[..., Any], *extra: Any) -> tuple[Any, str]:
         """Put a question to the whole model on the server; the answer, and the dtype of its first block's output."""
         block, root = attrgetter(self.blocks_path)(self.lm)[0], self.lm
-        with TURN, torch.inference_mode(), self.tracing():
+        with TURN, torch.no_grad(), self.tracing():
             with self.lm.trace(**_token(), remote=self.remote) as tracer:
                 answers = nnsight.save([question(root, *extra)])
                 answers.append(str(first(block.output).dtype))

@@ -20,10 +20,10 @@ from jaxtyping import Bool, Float, Int
 from nnsight.intervention.interleaver import OutOfOrderError as OutOfOrderError  # of a site that runs too early
 from torch import Tensor
 
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, check_model
 from tnkit.models.experts import called_with, shape_of, slot_activations, slot_bias
 from tnkit.models.model import Change, Model
-from tnkit.models.reading import Sites, output_gain, plain_vectors, whole
+from tnkit.models.reading import Sites, output_gain, plain_vectors, present, whole
 from tnkit.models.sessions import TURN, state_of
 from tnkit.models.wrapper import served
 
@@ -73,7 +73,7 @@ def trace_blocks(
         names[layer].edits.append(edit)
     layers, tokens = tuple(layers), tuple(inputs["input_ids"].shape)
     normed = model.n_layers - 1 if normed_last else None
-    with TURN, torch.inference_mode(), model.tracing() as hooked:
+    with TURN, torch.no_grad(), model.tracing() as hooked:
         changes = model.edits(inputs, layers[-1])
         after = f"{model.blocks_path}.{layers[-1] + 1}" if layers[-1] + 1 < model.n_layers else model.final_norm_path
         beyond = attrgetter(after)(model.lm) if hooked and after else None
@@ -124,6 +124,7 @@ def sites_of(model: Model, keep: Iterable[str], position: str) -> tuple[str, ...
     Raises:
         TnkitError: for experts where there are none, or a mean over tokens, which are sent to different ones.
     """
+    check_model(model)
     keep = chosen_sites(keep)
     if not model.slots and "experts" in keep:
         raise TnkitError(f"{model.name} has no experts; leave 'experts' out of keep")
@@ -262,10 +263,11 @@ def _read_experts(block: Any, names: SimpleNamespace, tokens: tuple[int, ...], l
     rows = torch.arange(len(last), device=last.device) * tokens[1] + last
     given = called_with(routed._module, (*args, *kwargs.values()), experts.slots)
     hidden, index, weight = (value.detach()[rows.to(value.device)] for value in given)
-    kept = slot_activations(routed._module, hidden, index, weight)
+    with present(routed._module):
+        kept = slot_activations(routed._module, hidden, index, weight)
+        bias = slot_bias(routed._module, index, weight)
     for edit in names.edits:
         kept, _ = edit(kept, index, rows)
-    bias = slot_bias(routed._module, index, weight)
     if experts.shared and not experts.shared_first:
         shared = at_last(attrgetter(experts.shared)(block).input)
     if shared is not None:

@@ -64,7 +64,7 @@ def versions_of(module: nn.Module) -> list[Any]:
     """What an edit in place or an exchange of weights changes at once, without reading them.
 
     An edit through `.data`, or by a fused optimiser, changes none of it: only a hash tells. Weights that accelerate
-    offloads are left out, for it exchanges them in each pass.
+    offloads are left out, for it exchanges them in each pass, and those of a module in which a pass stops stay there.
 
     >>> layer = nn.Linear(2, 2)
     >>> before = versions_of(layer)
@@ -73,10 +73,17 @@ def versions_of(module: nn.Module) -> list[Any]:
     >>> versions_of(layer) == before
     False
     """
-    weights = [weight for weight in (*module.parameters(), *_packed(module)) if not weight.is_meta]
+    moved = {id(weight) for child in module.modules() if _is_offloaded(child) for weight in child.parameters()}
+    weights = [weight for weight in (*module.parameters(), *_packed(module)) if id(weight) not in moved]
     tensors = [leaf for weight in weights for leaf in leaves(weight) if _is(leaf)]
     versions = [(id(t), t.data_ptr(), None if t.is_inference() else t._version) for t in tensors]
     return [*versions, *adapters_of(module)]
+
+
+def _is_offloaded(module: nn.Module) -> bool:
+    """Whether accelerate brings the weights of a module for each pass."""
+    outer = getattr(module, "_hf_hook", None)
+    return any(getattr(hook, "offload", False) for hook in (outer, *getattr(outer, "hooks", ())))
 
 
 def _packed(module: nn.Module) -> Iterator[Tensor]:

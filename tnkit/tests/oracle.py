@@ -47,7 +47,7 @@ def hooked(module, blocks_path: str, sites, ids: Tensor) -> dict[str, list[Tenso
         if site.norm:
             add(attrgetter(site.norm)(block), "before", lambda args, _: args[0], layer)
             add(attrgetter(site.norm)(block), "after", lambda _, output: output, layer)
-    with torch.inference_mode():
+    with torch.no_grad():
         module(input_ids=ids)
     for handle in handles:
         handle.remove()
@@ -61,7 +61,7 @@ def value_vectors(last_map) -> Tensor:
     """Columns of the last linear map, (neuron, hidden), found by what the map does to unit vectors."""
     weight = last_map.weight
     width = weight.shape[0] if type(last_map).__name__ == "Conv1D" else weight.shape[1]
-    with torch.inference_mode():
+    with torch.no_grad():
         return (last_map(torch.eye(width)) - last_map(torch.zeros(1, width))).double()
 
 

@@ -1,6 +1,9 @@
 """Numbers that stand for counts and layers are whole, whatever library they come from."""
 
+import inspect
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -85,3 +88,79 @@ def test_counts_of_numpy_are_taken():
     assert len(tn.load_corpus({"en": texts}, limit=one)) == 1
     assert list(tn.geometry.mutual_knn(captured, captured, k=one).columns) == ["mutual 1-NN"]
     assert tn.lens.promoted(model, (1, 7), k=one).promoted_ids.shape == (1, 1)
+
+
+CALLS = """
+import sys
+import tnkit as tn
+from tnkit.measures.specificity.gates import positive_gates
+from tnkit.testing import SENTENCES, tiny_corpus, tiny_model, tiny_module
+model, corpus = tiny_model(), tiny_corpus()
+texts = corpus["train"]
+held = {name: tn.capture(model, texts[name], progress=False) for name in texts}
+target = tn.estimate_centroids([held["ja"]])
+scores = tn.score_neurons(model, held["ja"], target)
+neurons, same, quiet = scores.top(3), {"same": scores.bottom(3)}, {"progress": False}
+CALLS = {
+    "capture": lambda x: tn.capture(x, SENTENCES),
+    "stream": lambda x: list(tn.stream(x, SENTENCES)),
+    "detect": lambda x: tn.detect(x, corpus, language="ja"),
+    "detect_all": lambda x: tn.detect_all(x, corpus),
+    "detect_steps": lambda x: list(tn.detect_steps(x, corpus)),
+    "score_neurons": lambda x: tn.score_neurons(x, held["ja"], target),
+    "scoring.contribution_norms": lambda x: tn.scoring.contribution_norms(x, held["ja"]),
+    "Ablation": lambda x: tn.Ablation(x, neurons),
+    "LastToken": lambda x: tn.LastToken(x, SENTENCES),
+    "export_ablated": lambda x: tn.export_ablated(x, neurons, "off"),
+    "controls": lambda x: tn.controls(neurons, model=x, captured=held),
+    "balance": lambda x: tn.balance(x, held, {"set": neurons} | same, language="ja"),
+    "ablate": lambda x: tn.ablate(x, texts, neurons, language="ja", controls=same, **quiet),
+    "retrieval_matrix": lambda x: tn.retrieval_matrix(x, texts, {"ja": neurons}, **quiet),
+    "doses": lambda x: tn.doses(x, texts, neurons, language="ja", controls=same, sizes=[1], **quiet),
+    "effects": lambda x: tn.effects(x, texts, scores, language="ja", **quiet),
+    "evidence": lambda x: tn.evidence(x, corpus, language="ja", top=3),
+    "neuron_card": lambda x: tn.neuron_card(x, held, texts, (0, 1)),
+    "lens.promoted": lambda x: tn.lens.promoted(x, (0, 1)),
+    "behaviour.perplexity": lambda x: tn.behaviour.perplexity(x, SENTENCES),
+    "behaviour.perplexity_matrix": lambda x: tn.behaviour.perplexity_matrix(x, texts, {"a": neurons}),
+    "behaviour.continuations": lambda x: tn.behaviour.continuations(x, SENTENCES, neurons=neurons),
+    "behaviour.abilities": lambda x: tn.behaviour.abilities(x, SENTENCES, neurons, language="ja", controls=same),
+    "behaviour.answer_questions": lambda x: tn.behaviour.answer_questions(x, ["a"], [["b"]], language="en"),
+    "specificity.lape_of_tokens": lambda x: tn.specificity.lape_of_tokens(x, texts),
+    "harness.evaluate": lambda x: tn.harness.evaluate(x, "belebele_jpn_Jpan", neurons=neurons, controls=same),
+    "explore_detection": lambda x: tn.explore_detection(x, corpus),
+    "explore_ablation": lambda x: tn.explore_ablation(x, corpus),
+    "explore_neurons": lambda x: tn.explore_neurons(x, corpus),
+    "explore_spaces": lambda x: tn.explore_spaces(x, corpus),
+}
+"""
+RUN = """
+for name, call in CALLS.items():
+    for value, said in (("gemma-3-270m", "'gemma-3-270m' is not"), (tiny_module("llama"), "LlamaForCausalLM is not")):
+        if name == "explore_detection" and isinstance(value, str):
+            continue  # it loads a name itself
+        try:
+            call(value)
+            print(name, "took", said)
+        except tn.TnkitError as error:
+            if said not in str(error) or "pass what tn.load_model(" not in str(error):
+                print(name, error)
+        except Exception as error:
+            print(name, repr(error))
+"""
+
+
+def test_a_name_or_a_module_in_place_of_a_model_is_refused_in_a_sentence():
+    """In a process of its own, where no types are checked."""
+    done = subprocess.run([sys.executable, "-c", CALLS + RUN], capture_output=True, text=True, timeout=300)
+    assert (done.stdout, done.returncode) == ("", 0), done.stderr
+
+
+def test_every_public_function_of_a_model_is_among_those_calls():
+    named = {name: getattr(tn, name) for name in tn.__all__ if callable(getattr(tn, name))}
+    for station in ("behaviour", "lens", "specificity"):
+        for name, value in inspect.getmembers(getattr(tn, station), inspect.isfunction):
+            if value.__module__.startswith(getattr(tn, station).__name__) and not name.startswith("_"):
+                named[f"{station}.{name}"] = value
+    taking = [name for name, value in named.items() if {"model", "source"} & {*inspect.signature(value).parameters}]
+    assert len(taking) > 20 and not [name for name in taking if f'"{name}"' not in CALLS]

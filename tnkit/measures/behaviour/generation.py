@@ -271,7 +271,7 @@ def _generate(
     texts = [""] * len(ids)
     with (
         TURN,
-        torch.inference_mode(),
+        torch.no_grad(),
         torch.random.fork_rng(range(torch.cuda.device_count()), enabled=temperature is not None),
         tqdm(total=len(ids), unit=" prompts", desc="generate", disable=not progress, leave=False) as bar,
     ):

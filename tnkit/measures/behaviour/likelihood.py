@@ -184,7 +184,7 @@ class _Losses:
         targets, real = inputs["input_ids"][:, 1:], inputs["attention_mask"][:, 1:].bool()
         if (own := tokens.own_places(index, inputs["input_ids"].shape[1])) is not None:
             real = real & own[:, 1:].to(real.device)
-        with TURN, torch.inference_mode(), running(self.model.module, own=own):
+        with TURN, torch.no_grad(), running(self.model.module, own=own):
             slices = self._from_states(inputs, real) if self.proved else self._from_module(inputs, real, own)
             losses = [
                 cross_entropy(logits.float(), wanted.to(logits.device), reduction="none").double().cpu()

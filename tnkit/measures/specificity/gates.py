@@ -62,7 +62,7 @@ def positive_gates(
 
     with (
         TURN,
-        torch.inference_mode(),
+        torch.no_grad(),
         ExitStack() as hooks,
         tqdm(total=len(tokens), unit=" sentences", desc="gates", disable=not progress, leave=False) as bar,
     ):

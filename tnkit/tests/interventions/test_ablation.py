@@ -166,7 +166,7 @@ def test_token_scopes_mean_what_they_say_under_generation(name, tokens):
         ({"neurons": tn.Intervention(NEURONS), "scale": 2.0}, "scale was given beside it"),
         ({"value": "mean", "of": held(torch.ones(4, 2, 32))}, "not activations"),
         ({"value": "mean", "of": means_of(torch.ones(4, 0, 48))}, "at least one sentence"),
-        ({"value": "mean", "of": means_of(torch.ones(4, 2, 40))}, "40 neurons a layer"),
+        ({"value": "mean", "of": means_of(torch.ones(4, 2, 40))}, "40 activations a layer"),
         ({"value": "mean", "of": means_of(torch.ones(2, 2, 48), (0, 1))}, r"holds layers \(0, 1\), not 3"),
         ({"value": "mean", "of": means_of(torch.ones(4, 2, 48), ablations=[{}])}, "from the untouched model"),
         ({"value": "mean", "of": means_of(torch.ones(4, 2, 48), **OTHER)}, "given as of= or minus= were made"),

@@ -16,6 +16,7 @@ from tnkit.testing import (
     byte_tokenizer,
     redrawn,
     tiny_config,
+    tiny_corpus,
     tiny_model,
     tiny_module,
 )
@@ -317,6 +318,32 @@ def equals_plain(model):
 @pytest.mark.parametrize("where", ["cpu", "disk"])
 def test_offloaded_weights_are_read_where_accelerate_keeps_them(where, tmp_path):
     equals_plain(loaded(dispatched(where, tmp_path)))
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2-moe", "gpt-oss"])
+def test_offloaded_models_give_what_plain_ones_give(name, caplog):
+    import accelerate
+
+    model, plain = loaded(accelerate.cpu_offload(fresh(name))), tiny_model(name)
+    for layer in range(model.n_layers):
+        assert torch.equal(model.value_vectors(layer), plain.value_vectors(layer))
+    captured, expected = (tn.capture(one, SENTENCES, progress=False) for one in (model, plain))
+    assert torch.equal(captured.activations, expected.activations) and torch.equal(captured.post, expected.post)
+    for how in ({}, {"streaming": True}, {"streaming": True, "cache": True}):  # whose pass stops inside the last block
+        found, wanted = (
+            tn.detect_all(one, tiny_corpus(), ["ja"], top=20, progress=False, **options)
+            for one, options in ((model, how), (plain, {"streaming": how.get("streaming")}))
+        )
+        for key, detection in wanted.items():
+            assert found[key].neurons.pairs == detection.neurons.pairs
+            assert torch.equal(found[key].scores.values.nan_to_num(9), detection.scores.values.nan_to_num(9))
+    assert "are offloaded, so nothing is read from the cache" in caplog.text
+    off = []
+    for one in (model, plain):
+        with tn.Ablation(one, wanted["ja", "type1"].neurons):
+            off.append(tn.capture(one, SENTENCES, progress=False).post)
+    assert torch.equal(*off) and not torch.equal(off[0], captured.post)
+    assert all(weight.is_meta for weight in model.module.get_submodule(model.map_path(1)).parameters())
 
 
 def test_a_folder_may_be_loaded_with_some_weights_left_on_disk(tmp_path):

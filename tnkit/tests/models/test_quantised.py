@@ -1,14 +1,16 @@
 """Formats of other packages, each where its package is installed; test_forms.py has the one that is always run."""
 
 import copy
+import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 import tnkit as tn
 from tnkit.models.proofs import completeness_error
-from tnkit.testing import SENTENCES, byte_tokenizer, redrawn
+from tnkit.testing import SENTENCES, byte_tokenizer, redrawn, tiny_config
 from tnkit.tests import oracle
 from tnkit.tests.oracle import assert_near
 
@@ -36,10 +38,10 @@ def bitsandbytes(folder, **how):
     return AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, dtype=torch.float32)
 
 
-def torchao(folder, config):
+def torchao(folder, config, **how):
     quantization = pytest.importorskip("torchao.quantization")
     module = AutoModelForCausalLM.from_pretrained(folder)
-    quantization.quantize_(module, getattr(quantization, config)(), filter_fn=is_quantised)
+    quantization.quantize_(module, getattr(quantization, config)(**how), filter_fn=is_quantised)
     return module
 
 
@@ -66,6 +68,8 @@ FORMATS = {
     "torchao int8": (lambda folder: torchao(folder, "Int8WeightOnlyConfig"), 1e-5),
     "torchao fp8": (lambda folder: torchao(folder, "Float8WeightOnlyConfig"), 1e-5),
     "torchao int8 dynamic": (lambda folder: torchao(folder, "Int8DynamicActivationInt8WeightConfig"), 0.1),
+    "torchao int4": (lambda folder: torchao(folder, "IntxWeightOnlyConfig", weight_dtype=torch.int4), 1e-5),
+    "quanto int4": (lambda folder: quanto(folder, "qint4"), 1e-5),
     "quanto int8": (lambda folder: quanto(folder, "qint8"), 1e-5),
     "quanto fp8": (lambda folder: quanto(folder, "qfloat8"), 1e-5),
     "hqq 4": (lambda folder: hqq(folder, 4), 1e-5),
@@ -123,7 +127,6 @@ def test_one_changed_weight_changes_the_hash_of_a_format(name, folder):
 )
 def test_a_format_whose_package_is_missing_is_refused_with_its_name(method, package, folder, tmp_path):
     import importlib.util
-    import json
     import shutil
 
     if any(importlib.util.find_spec(name) for name in package.split("|")):
@@ -134,3 +137,33 @@ def test_a_format_whose_package_is_missing_is_refused_with_its_name(method, pack
     with pytest.raises(tn.TnkitError, match=f"could not be loaded .*(?i:{package})") as caught:
         tn.load_model(tmp_path / "model", tokenizer=byte_tokenizer())
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+MXFP4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])  # what three bits stand for; the fourth is the sign
+
+
+def test_experts_in_mxfp4_are_the_numbers_that_their_bits_stand_for(tmp_path):
+    config = tiny_config("gpt-oss")
+    config.intermediate_size = 64  # blocks are of 32 weights
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    state, expected = load_file(tmp_path / "model.safetensors"), {}
+    random = torch.Generator().manual_seed(0)
+    for name in [name for name in state if name.endswith(("gate_up_proj", "down_proj"))]:
+        experts, inputs, outputs = state.pop(name).shape
+        bits = torch.randint(0, 16, (experts, outputs, inputs // 32, 32), generator=random)
+        scales = torch.randint(118, 124, (experts, outputs, inputs // 32), generator=random)
+        state[f"{name}_blocks"] = (bits[..., 0::2] + 16 * bits[..., 1::2]).to(torch.uint8)
+        state[f"{name}_scales"] = scales.to(torch.uint8)
+        values = MXFP4[bits % 8] * (1 - 2 * (bits // 8)) * 2.0 ** (scales[..., None] - 127)
+        expected[name] = values.reshape(experts, outputs, inputs).transpose(1, 2).flatten(0, 1)
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    plain = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    about = json.loads((tmp_path / "config.json").read_text())
+    about["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": plain}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    model = tn.load_model(tmp_path)
+    for layer in range(model.n_layers):
+        assert torch.equal(model.value_vectors(layer).float(), expected[f"{model.map_path(layer)}.down_proj"])
+    with pytest.raises(tn.TnkitError, match=r"did not run with weights in bfloat16 and float32 .* leave dtype out"):
+        tn.load_model(tmp_path, dtype="float32")
