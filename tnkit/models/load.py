@@ -72,8 +72,9 @@ def load_model(
         chat: wrap every sentence in the tokenizer's chat template, as a user's message.
         template: wrap every sentence in a text of your own, such as "Translate: {sentence}".
         packed: put the sentences of a batch behind each other in rows, without padding between them, which gives the
-            same numbers to rounding in less time. None does so if the model gives short texts the same states both
-            ways, which is checked; False pads; True refuses a model that fails that check.
+            same numbers to rounding in less time. None does so on a CPU, if the model gives short texts the same states
+            both ways, which is checked; False pads; True also packs on a GPU, where the time has not been measured, and
+            refuses a model that fails that check.
 
     Raises:
         TnkitError: for a model that cannot be loaded, divided by `tp_plan`, or reached on its server; one that lacks
@@ -186,7 +187,8 @@ def _proved(
 
 def _packed(model: Model, packed: bool | None) -> Model:
     """The model, packing its batches if it can and may."""
-    if packed is not False and (attention := packing(model)):
+    on_cpu = model.server is None and all(device.type == "cpu" for device in model.devices)
+    if (packed or (packed is None and on_cpu)) and (attention := packing(model)):
         model = replace(model, packing=attention)
     if packed and not model.packs:
         raise TnkitError(
