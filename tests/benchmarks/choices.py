@@ -6,7 +6,8 @@ import time
 import torch
 
 import tnkit as tn
-from tnkit.captures.batches import by_length, tokenised
+from tnkit.captures.batches import tokenised
+from tnkit.captures.rows import Rows, batches_of
 
 TOP, ROUNDS, BATCHES = 300, 3, (192, 384, 1536, 6144)
 
@@ -66,9 +67,11 @@ def waste(model: tn.Model, texts: dict, size: int) -> str:
     """How much of the batches is padding."""
     real = padded = 0
     for sentences in texts.values():
-        lengths = tokenised(model, sentences).lengths()
+        tokens = tokenised(model, sentences)
+        lengths = tokens.lengths()
         real += sum(lengths)
-        padded += sum(len(index) * max(lengths[place] for place in index) for index in by_length(lengths, size))
+        batches = batches_of(model, lengths, size)
+        padded += sum(Rows.of(model, [tokens[at] for at in index]).inputs["input_ids"].numel() for index in batches)
     return f"{1 - real / padded:.1%} padding"
 
 

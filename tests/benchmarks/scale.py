@@ -51,13 +51,13 @@ texts = tn.load_corpus("everyday", ["ja"])["train"]["ja"]
 model.weights_hash
 last, count = int(sys.argv[2]), 0
 
-def counted(model, inputs, *arguments, **options):
+def counted(model, inputs, read, **options):
     global count
     if last and count >= last:
         print(count, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
-    count += len(inputs["input_ids"])
-    return trace(model, inputs, *arguments, **options)
+    count += len(read)
+    return trace(model, inputs, read, **options)
 
 passes.trace_blocks = counted
 started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Token batches: sentences as token ids, sorted by length, padded on the right to a budget of tokens."""
+"""Token batches: sentences as token ids, sorted by length, to a budget of tokens."""
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
 from torch import Tensor
 
 from tnkit import parallel
 from tnkit.captures.token_ids import Texts, check_known, given_ids
 from tnkit.errors import TnkitError, check_model, one_of
 from tnkit.models.model import Model
-from tnkit.models.tokens import Specials, ends, last_word, special_ids, special_tokens, tell, without_final_punctuation
+from tnkit.models.tokens import Specials, ends, last_word, special_tokens, tell, without_final_punctuation
 from tnkit.provenance import provenance_of
 
 _CPU_TOKENS, _GPU_TOKENS = 768, 16_384
@@ -22,7 +22,6 @@ _NEURON_STATES, _HIDDEN_STATES = 4, 16  # of a token, that a block holds at once
 POSITIONS = ("last", "mean", "last_word", "end")
 _SHORT = 4  # tokens of a short sentence
 _AS_IT_IS: dict[str, Any] = {"padding": False, "truncation": False, "verbose": False}
-Weights = Float[Tensor, "sentence token"]
 if TYPE_CHECKING:
     Numbers = array[int]
 else:
@@ -286,34 +285,6 @@ def grouped(batches: Sequence[Sequence[int]], most: int) -> Iterator[tuple[int, 
             start, sentences = number, 0
         sentences += len(index)
     yield start, len(batches)
-
-
-def padded(model: Model, tokens: Sequence[Sequence[int]]) -> tuple[dict[str, Tensor], Int[Tensor, "sentence"]]:
-    """Token ids and attention mask of sentences padded on the right, and the place of each last token.
-
-    >>> from tnkit.testing import tiny_model
-    >>> inputs, last = padded(tiny_model(), [[256, 7], [256, 7, 9]])
-    >>> inputs["attention_mask"].tolist(), last.tolist()
-    ([[1, 1, 0], [1, 1, 1]], [1, 2])
-    """
-    lengths = torch.tensor([len(ids) for ids in tokens])
-    mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
-    ids = torch.full(mask.shape, model.tokenizer.pad_token_id or 0)
-    ids[mask.bool()] = torch.tensor([token for sentence in tokens for token in sentence])
-    inputs = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
-    return inputs, (lengths - 1).to(model.device)
-
-
-def token_weights(model: Model, inputs: dict[str, Tensor], tokens: Tokens, index: Sequence[int]) -> Weights:
-    """Equal weights, summing to 1, of a sentence's own tokens that are neither padding nor special."""
-    ids = inputs["input_ids"]
-    own = tokens.own_places(index, ids.shape[1])
-    own = inputs["attention_mask"].bool() if own is None else own.to(ids.device)
-    counted = own & ~torch.isin(ids, torch.tensor(sorted(special_ids(model.tokenizer)), device=ids.device))
-    empty = (~counted.any(dim=1)).nonzero()
-    if len(empty):
-        raise TnkitError(f"sentence {index[int(empty[0])]} has only special tokens; there is nothing to average")
-    return counted / counted.sum(dim=1, keepdim=True)
 
 
 def read_from(model: Model, sentences: Texts, tokens: Tokens, *, position: str, suffix: str | None) -> dict[str, Any]:

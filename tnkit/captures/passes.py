@@ -22,16 +22,14 @@ from tnkit.captures.activations import Activations, batch_of, gathered
 from tnkit.captures.batches import (
     Numbers,
     Tokens,
-    by_length,
     check_position,
     grouped,
-    padded,
     read_from,
     read_places,
     roomy,
-    token_weights,
     tokenised,
 )
+from tnkit.captures.rows import Rows, batches_of
 from tnkit.captures.shards import Shards, Waiting
 from tnkit.captures.token_ids import Texts
 from tnkit.errors import TnkitError, one_of, whole_number
@@ -77,7 +75,8 @@ def capture(
         last_layer: "raw" keeps the last layer's post as the block leaves it; "normed" passes it through the final norm,
             as `output_hidden_states` of transformers does, to reproduce the published centroids.
         batch_tokens: the most tokens in a batch, padding included; None takes 768 on a CPU, and on a GPU as many as
-            half of its free memory holds, up to 16,384. A batch that a GPU has no memory for is halved.
+            half of its free memory holds, up to 16,384. A batch that a GPU has no memory for is halved. Where the model
+            packs (`load_model`), sentences are behind each other in rows, and only the rows' ends are padded.
         cache: keep what is captured in the user's cache folder while it runs, and read from there what was captured
             before from the same model, tokens and options, under the same ablations; what of the model counts, and
             where it cannot be told, `Model.fingerprint` says. What is read equals a fresh capture to
@@ -111,11 +110,11 @@ def capture(
 
 
 def stream(model: Model, sentences: Texts, *, progress: bool = True, **options: Any) -> Iterator[Activations]:
-    """`capture` with its options, a batch at a time: sentences come sorted by length, `index` says which they are.
+    """`capture` with its options, a batch at a time; `index` says which sentences those are.
 
     >>> from tnkit.testing import tiny_model
     >>> [part.index.tolist() for part in stream(tiny_model(), ["Hello", "Hi", "Hey"], batch_tokens=8, progress=False)]
-    [[1, 2], [0]]
+    [[0], [1, 2]]
     """
     return _shown(plan(model, sentences, **options).run(), len(sentences), progress)
 
@@ -135,7 +134,7 @@ class Pass:
         model, position, keep, layers, last_layer: as in `capture`, checked.
         tokens: token ids of each sentence.
         read: the place in them of the token that is read.
-        batches: places of the sentences in each batch, sorted by length.
+        batches: places of the sentences in each batch.
         provenance: of the batches that come of it.
     """
 
@@ -161,7 +160,7 @@ class Pass:
         if parallel.size() == 1 or self.model.sharded:
             return self
         parallel.agree(self.shards(self.model.weights_hash, what="pass").name)
-        costs = [len(index) * len(self.tokens[index[-1]]) for index in self.batches]
+        costs = [sum(len(self.tokens[place]) for place in index) for index in self.batches]
         return replace(self, batches=parallel.share(self.batches, costs))
 
     def run(self, start: int = 0, stop: int | None = None, *, device: torch.device = _CPU) -> Iterator[Activations]:
@@ -197,9 +196,10 @@ class Pass:
                 raise TnkitError("an Ablation was entered or exited during this pass; do so before or after it")
             while (found := self._pieced(index, pieces, reduce)) is None:  # outside the error, which holds tensors
                 if pieces >= len(index) or reduce is not None or self.model.sharded:
+                    longest = max(len(self.tokens[place]) for place in index)
                     raise TnkitError(
-                        f"{self.model.device} has too little memory for {-(-len(index) // pieces)} sentence(s) of "
-                        f"{len(self.tokens[index[-1]])} tokens; ask for fewer layers, or a smaller batch_tokens"
+                        f"{self.model.device} has too little memory for {-(-len(index) // pieces)} sentence(s) of up "
+                        f"to {longest} tokens; ask for fewer layers, or a smaller batch_tokens"
                     )
                 torch.cuda.empty_cache()
                 pieces *= 2
@@ -231,16 +231,16 @@ class Pass:
             return None
 
     def _trace(self, index: Sequence[int], reduce: Callable[..., dict[str, Tensor]] | None) -> dict[str, list[Tensor]]:
-        inputs, last = padded(self.model, [self.tokens[place] for place in index])
-        own = self.tokens.own_places(index, inputs["input_ids"].shape[1])
-        with TURN, running(self.model.lm._module, own=own):
+        rows = Rows.of(self.model, [self.tokens[place] for place in index])
+        mean = self.position == "mean"
+        with TURN, running(self.model.lm._module, **rows.known(self.tokens, index)):
             return trace_blocks(
                 self.model,
-                inputs | {"use_cache": False},
-                torch.tensor([self.read[place] for place in index], device=last.device),
+                rows.inputs | {"use_cache": False},
+                rows.places if mean else rows.at([self.read[place] for place in index]),
                 layers=self.layers,
                 keep=self.keep,
-                weights=token_weights(self.model, inputs, self.tokens, index) if self.position == "mean" else None,
+                weights=rows.weights(self.model, self.tokens, index) if mean else None,
                 normed_last=self.last_layer == "normed",
                 reduce=reduce,
             )
@@ -283,6 +283,8 @@ class Pass:
             ids.update(b"%d:" % len(tokens) + tokens.tobytes())
         options = {name: getattr(self, name) for name in ("position", "keep", "layers", "last_layer")}
         options["batches"] = [index.tolist() for index in self.batches]
+        if self.model.packs:
+            options["packed"] = True
         if self.position == "mean":
             options["special"] = sorted(special_ids(self.model.tokenizer))
         if self.position == "mean" or self.model.template is not None:
@@ -320,7 +322,7 @@ def plan(
 
     >>> from tnkit.testing import tiny_model
     >>> plan(tiny_model(), ["Hello", "Hi", "Hey"], batch_tokens=8).batches
-    [array('i', [1, 2]), array('i', [0])]
+    [array('i', [0]), array('i', [1, 2])]
     """
     keep = sites_of(model, keep, position)
     model.check_unchanged()
@@ -334,6 +336,6 @@ def plan(
     provenance = read_from(model, sentences, tokens, position=position, suffix=suffix)
     provenance["last_layer"] = last_layer
     size = roomy(model) if batch_tokens is None else batch_tokens
-    batches = [array("i", index) for index in by_length(tokens.lengths(), size)]
+    batches = [array("i", index) for index in batches_of(model, tokens.lengths(), size)]
     read = read_places(model, tokens, position)
     return Pass(model, tokens, read, batches, position, keep, layers, last_layer, provenance)

@@ -28,8 +28,9 @@ from tnkit.captures.activations import Activations
 from tnkit.errors import TnkitError, one_of
 from tnkit.interventions.direction import Direction
 from tnkit.interventions.intervention import Intervention, sources
+from tnkit.interventions.prompts import last_words, texts_of
 from tnkit.interventions.routed import Routed
-from tnkit.interventions.scopes import TOKENS, chosen_now, decoder_of, last_words, texts_now, texts_of, watched
+from tnkit.interventions.scopes import TOKENS, chosen_now, decoder_of, texts_now, watched
 from tnkit.interventions.together import Given, Together, intervention_of, set_of
 from tnkit.models.model import Change, Model, hashed_once
 from tnkit.models.sessions import INTERRUPTS, TURN, state_of
@@ -100,7 +101,8 @@ class Ablation:
         self._active = False
         self._thread = 0  # that entered it
         self.chosen: Tensor | None = None  # of the forward pass under way
-        self._drawn: list[int] | None = None  # for each of its rows, where values are resampled
+        self._drawn: list[int] | None = None  # for each of its sentences, where values are resampled
+        self.sentences: Tensor | None = None  # which of those each token is of
         self._set: set[int] = set()  # layers that it has set
         self._ran = False
         self._reached = 0  # values to set at the tokens that were, wherever their experts ran
@@ -222,7 +224,8 @@ class Ablation:
         given = self.model, decoder, (args, kwargs), self.tokens
         self.chosen, self._set = chosen_now(*given), set()
         if self._resampled is not None:
-            self._drawn = [self._resampled.draw(text) for text in texts_now(*given)]
+            texts, self.sentences = texts_now(*given)
+            self._drawn = [self._resampled.draw(text) for text in texts]
 
     def _check_set(self, *_: Any) -> None:
         if missing := set(self.values) - self._set:
@@ -233,7 +236,7 @@ class Ablation:
         self._ran |= state_of(self.model.module).prompt is None
 
     def _forget(self, *_: Any) -> None:
-        self.chosen = self._drawn = None
+        self.chosen = self._drawn = self.sentences = None
 
     def _edit(self, inputs: Mapping[str, Any], deepest: int) -> dict[int, Change]:
         """What the trace of a right-padded batch changes in each layer that it runs, where hooks cannot."""
@@ -260,7 +263,7 @@ class Ablation:
         self._set.add(layer)
 
     def target(self, layer: int) -> Tensor | None:
-        """What the neurons of a layer become in this pass: alike in every row, or for each row."""
+        """What the neurons of a layer become in this pass: alike everywhere, or for each sentence."""
         target = self.values[layer][1]
         return target if target is None or self._drawn is None else target[self._drawn]
 
@@ -288,9 +291,8 @@ class Ablation:
             width, chosen = activations.shape[-1], self.tokens_in(layer, activations)  # a part, where it is sharded
             first = width * parallel.rank() if width < self.model.widths[layer] else 0
             here = (places >= first) & (places < first + width)
-            edited = changed(
-                activations, chosen, places[here] - first, None if target is None else target[..., here], scale
-            )
+            target = None if target is None else target[..., here]
+            edited = changed(activations, chosen, places[here] - first, target, scale, self.sentences)
             self.note(layer, int(chosen.sum()))
             return (edited, *args[1:])
 

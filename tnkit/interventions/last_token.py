@@ -19,13 +19,13 @@ from tnkit.captures.batches import (
     Tokens,
     by_length,
     check_position,
-    padded,
     read_from,
     read_places,
     roomy,
     tokenised,
 )
 from tnkit.captures.passes import KEEP, capture
+from tnkit.captures.rows import Rows
 from tnkit.captures.token_ids import Texts
 from tnkit.errors import TnkitError, one_of, whole_number
 from tnkit.interventions.ablation import Ablation
@@ -165,17 +165,18 @@ class LastToken:
         """Run last tokens on a copy of the cache of their prefix, which no run changes."""
         cache = copy.copy(inputs["past_key_values"])
         cache.layers = [copy.copy(layer) for layer in cache.layers]  # each makes new tensors when it grows
-        last = torch.zeros(len(inputs["input_ids"]), dtype=torch.long, device=self.model.device)
+        last = torch.arange(len(inputs["input_ids"]), device=self.model.device)
         with running(self.model.module, prompt=prompt):
             return self._traced({**inputs, "past_key_values": cache}, last, keep)
 
-    def _traced(self, inputs: Mapping[str, Any], last: Tensor, keep: Iterable[str]) -> dict[str, list[Tensor]]:
+    def _traced(self, inputs: Mapping[str, Any], read: Tensor, keep: Iterable[str]) -> dict[str, list[Tensor]]:
         normed = self.last_layer == "normed"
-        return trace_blocks(self.model, inputs, last, layers=self.layers, keep=keep, normed_last=normed)
+        return trace_blocks(self.model, inputs, read, layers=self.layers, keep=keep, normed_last=normed)
 
     def _prefix(self, tokens: Tokens, index: Sequence[int]) -> tuple[dict[str, Any], Prompt]:
         """Run all but the last token of each sentence, and return what its last token is to be run with."""
-        inputs, last = padded(self.model, [tokens[place] for place in index])
+        inputs = Rows.of(self.model, [tokens[place] for place in index], packed=False).inputs
+        last = inputs["attention_mask"].sum(dim=1) - 1
         rows = torch.arange(len(index), device=self.model.device)
         mask, final = inputs["attention_mask"].clone(), inputs["input_ids"][rows, last][:, None]
         mask[rows, last] = 0
@@ -200,7 +201,7 @@ class LastToken:
         """Whether the last tokens of the shortest and the longest sentence are the same from a prefix as in full."""
         lengths = tokens.lengths()
         both = [lengths.index(min(lengths)), lengths.index(max(lengths))]
-        inputs, last = padded(self.model, [tokens[number] for number in both])
+        rows = Rows.of(self.model, [tokens[number] for number in both], packed=False)
         try:
             if not _has_positions(self.model, max(lengths)):
                 return False
@@ -208,8 +209,8 @@ class LastToken:
         except Exception as error:  # a model that runs elsewhere, and whatever a cache of an unknown kind does
             _LOG.debug("%s has no prefix that can be kept: %s", self.model.name, error)
             return False
-        with running(self.model.lm._module, own=tokens.own_places(both, inputs["input_ids"].shape[1])):
-            full = self._traced(inputs | {"use_cache": False}, last, ["post"])
+        with running(self.model.lm._module, **rows.known(tokens, both)):
+            full = self._traced(rows.inputs | {"use_cache": False}, rows.places[:, -1], ["post"])
         most = _TOLERANCE if torch.finfo(self.model.dtype).bits >= 32 else _HALF_TOLERANCE
         pairs = zip(kept["post"], full["post"], strict=True)
         return all(bool((cached - run).abs().max() <= most * run.abs().max()) for cached, run in pairs)

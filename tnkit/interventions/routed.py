@@ -29,6 +29,7 @@ class Setter(Protocol):
     model: Model
     values: dict[int, _Values]
     chosen: Tensor | None
+    sentences: Tensor | None
 
     def tokens_in(self, layer: int, states: Tensor) -> Tensor: ...
 
@@ -93,8 +94,8 @@ class Routed:
             at = chosen.flatten().to(rows.device)[rows].nonzero()[:, 0]
         if target is not None:
             target = target[..., self.routed]
-        if target is not None and chosen is not None and target.ndim == 2:  # a row for each sentence
-            target = target[(rows[at] // chosen.shape[-1]).to(target.device)]
+        if target is not None and self.ablation.sentences is not None:  # a row for each sentence
+            target = target[self.ablation.sentences.flatten()[rows[at].cpu()].to(target.device)]
         changed_rows, count = set_slots(kept[at], index[at], self.width, self.places, (target, self.scale))
         kept = kept.clone()
         kept[at] = changed_rows
@@ -139,7 +140,7 @@ class Routed:
                     share = torch.sigmoid(nn.functional.linear(states[0], gate.weight, gate.bias))
             target = None if target is None else target[..., self.shared]
             before = args[0] * share
-            after = changed(before, chosen, self.beyond, target, self.scale)
+            after = changed(before, chosen, self.beyond, target, self.scale, self.ablation.sentences)
             self.ablation.note(self.layer, int(chosen.sum()), int(chosen.sum()) * len(self.beyond))
             return (torch.where(after == before, args[0], after / share), *args[1:])
 

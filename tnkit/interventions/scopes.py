@@ -15,14 +15,14 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from tnkit.errors import TnkitError
+from tnkit.interventions.prompts import in_rows, last_words, texts_in, texts_of
 from tnkit.models.model import Model
 from tnkit.models.sessions import Given, Prompt, State, running, state_of
-from tnkit.models.tokens import last_word
 from tnkit.models.trace import chosen_tokens
 
 TOKENS = ("last", "prompt", "all", "last_word")
@@ -77,11 +77,13 @@ def chosen_now(
         TnkitError: where the arguments do not tell which tokens those are.
     """
     state = state_of(model.module)
-    run = _pass_of(state, decoder, inputs, tokens)
+    run = _pass_of(model, decoder, inputs, tokens)
     if tokens == "all":
         return run.real
     prompt = _prompt_now(state, run, f'tokens="{tokens}"', 'tokens="all"')
     chosen = _scoped(model.tokenizer, prompt, tokens)
+    if run.texts is not None:
+        return in_rows(run.real.shape, run.texts[chosen])
     if state.prompt is None and not chosen.any(dim=1).all():
         raise TnkitError("the attention mask calls a whole row padding, in which there is nothing to ablate")
     rows, width = run.real.shape
@@ -92,33 +94,33 @@ def chosen_now(
 
 def texts_now(
     model: Model, decoder: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]], tokens: str
-) -> list[list[int]]:
-    """The token ids of each row's sentence or prompt, up to the last that an ablation of a token scope acts on.
+) -> tuple[list[list[int]], Int[Tensor, "row token"]]:
+    """The token ids of each sentence or prompt, up to the last that an ablation of a token scope acts on.
 
     Args:
         model, decoder, inputs, tokens: as in `chosen_now`.
+
+    Returns:
+        The texts, and which of them each token of the pass is of.
 
     Raises:
         TnkitError: where the arguments do not tell them.
     """
     state, resampled = state_of(model.module), 'value="resampled"'
-    run = _pass_of(state, decoder, inputs, tokens)
+    run = _pass_of(model, decoder, inputs, tokens)
     prompt = _prompt_now(state, run, resampled, 'value="mean"')
     if prompt.real is None or prompt.ids is None or prompt.ids.shape[1] != prompt.real.shape[1]:
         raise TnkitError(f'{resampled} needs input_ids, which were not given; use value="mean"')
     chosen = _scoped(model.tokenizer, prompt, tokens)
     texts = texts_of(prompt.ids.repeat_interleave(len(chosen) // len(prompt.ids), dim=0), prompt.real, chosen)
-    return [text for text in texts for _ in range(len(run.real) // len(texts))]
-
-
-def texts_of(ids: Tensor, real: Tensor, chosen: Bool[Tensor, "prompt token"]) -> list[list[int]]:
-    """The token ids of each row up to its last chosen one, without padding.
-
-    >>> texts_of(torch.tensor([[7, 8, 9]]), torch.tensor([[False, True, True]]), torch.tensor([[False, True, False]]))
-    [[8]]
-    """
-    until = chosen.flip(1).cumsum(1).flip(1).bool() & real.to(chosen.device)
-    return [row[kept].tolist() for row, kept in zip(ids, until.to(ids.device), strict=True)]
+    rows, width = run.real.shape
+    if run.texts is None:
+        number = torch.arange(rows) // (rows // len(texts))
+        return texts, number[:, None].expand(rows, width)
+    number = torch.zeros(rows * width, dtype=torch.long)
+    for text, places in enumerate(run.texts.cpu()):
+        number[places[places >= 0]] = text
+    return texts, number.reshape(rows, width)
 
 
 class _Pass(NamedTuple):
@@ -130,6 +132,7 @@ class _Pass(NamedTuple):
         before: how many tokens are cached.
         mask: of all tokens, cached ones included, or None.
         whole: whether each row is one text, the end of which is known.
+        texts: of packed rows, the places of each text's tokens, counted through the rows, -1 after its end.
     """
 
     ids: Tensor | None
@@ -137,9 +140,11 @@ class _Pass(NamedTuple):
     before: int
     mask: Tensor | None
     whole: bool
+    texts: Int[Tensor, "text token"] | None = None
 
 
-def _pass_of(state: State, decoder: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]], tokens: str) -> _Pass:
+def _pass_of(model: Model, decoder: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]], tokens: str) -> _Pass:
+    state = state_of(model.module)
     arguments, given = _arguments(decoder, *inputs), state.given
     ids = arguments.get("input_ids")
     embedded: Any = arguments.get("inputs_embeds", arguments.get("hidden_states"))  # BERT's blocks are given the latter
@@ -148,6 +153,14 @@ def _pass_of(state: State, decoder: nn.Module, inputs: tuple[tuple[Any, ...], di
     known = mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
     cached = _cached(arguments.get("past_key_values"))
     rows, width = here.shape
+    texts = state.texts
+    if texts is None and given is not None and given.positions is not None and model.packs:
+        uses_cache = arguments.get("use_cache")  # with one, transformers builds no mask between texts
+        if not (getattr(decoder.config, "use_cache", False) if uses_cache is None else uses_cache):
+            texts = texts_in(given.positions.expand(rows, -1))
+    if texts is not None:
+        ids = given.ids if ids is None and given is not None else ids
+        return _Pass(ids, in_rows(here.shape, texts[texts >= 0]).to(here.device), 0, None, False, texts)
     columns = mask.shape[1] if isinstance(mask, Tensor) and known else None
     before = cached if cached is not None else 0 if columns is None else columns - width
     if columns is not None and columns < before + width:
@@ -172,6 +185,9 @@ def _prompt_now(state: State, run: _Pass, what: str, instead: str) -> Prompt:
     Raises:
         TnkitError: where it does not tell; `what` needs it, and `instead` does not.
     """
+    if run.texts is not None:
+        ids = None if run.ids is None else run.ids.flatten()[run.texts.clamp_min(0)]
+        return Prompt(run.texts.shape[1], run.texts >= 0, ids, state.own)
     if state.prompt is None:
         if run.before:
             raise TnkitError(
@@ -180,8 +196,8 @@ def _prompt_now(state: State, run: _Pass, what: str, instead: str) -> Prompt:
             )
         if not run.whole:
             raise TnkitError(
-                f"{what} needs a 2-D attention mask and one text a row to tell where sentences end; give that, or use "
-                f"{instead}"
+                f"{what} needs a 2-D attention mask and one text a row to tell where sentences end, or position_ids "
+                f"that begin again with each text and use_cache=False; give that, or use {instead}"
             )
         return Prompt(run.real.shape[1], run.real, run.ids, state.own)
     prompt, rows = state.prompt, len(run.real)
@@ -204,27 +220,6 @@ def _scoped(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, tokens: str) -> 
     if ids is None or ids.shape[1] != real.shape[1]:
         raise TnkitError('tokens="last_word" needs input_ids, which were not given; use tokens="last" or "all"')
     return last_words(tokenizer, ids.repeat_interleave(len(real) // len(ids), dim=0), real, prompt.own)
-
-
-def last_words(
-    tokenizer: PreTrainedTokenizerBase,
-    ids: Tensor,
-    real: Bool[Tensor, "prompt token"],
-    own: Bool[Tensor, "prompt token"] | None = None,
-) -> Bool[Tensor, "prompt token"]:
-    """The place of each prompt's last word, of the sentence's own tokens where a template is around it.
-
-    >>> from tnkit.testing import byte_tokenizer
-    >>> ids = torch.tensor(byte_tokenizer()(["Ja.", "Oh!"])["input_ids"])
-    >>> last_words(byte_tokenizer(), ids, torch.ones_like(ids).bool()).tolist()
-    [[False, False, True, False], [False, False, True, False]]
-    """
-    chosen, real = torch.zeros_like(real), real if own is None else real & own.to(real.device)
-    for row, (tokens, kept) in enumerate(zip(ids.tolist(), real.tolist(), strict=True)):
-        columns = [column for column, is_real in enumerate(kept) if is_real]
-        if columns:
-            chosen[row, columns[last_word(tokenizer, [tokens[column] for column in columns])]] = True
-    return chosen
 
 
 def _checked(real: Tensor, rows: int, width: int) -> Bool[Tensor, "sentence token"]:
@@ -250,10 +245,14 @@ def _noting(state: State, root: nn.Module) -> Callable[..., None]:
             return
         arguments = _arguments(called, args, kwargs)
         mask, ids, places = (arguments.get(name) for name in ("attention_mask", "input_ids", "position_ids"))
-        packed = kwargs.get("cu_seq_lens_q") is not None
-        if isinstance(places, Tensor) and places.ndim == 2 and not isinstance(mask, Tensor):
-            packed |= bool((places.diff(dim=1) <= 0).any())
-        state.given = Given(called, mask, ids, packed)
+        begins_again = (
+            isinstance(places, Tensor)
+            and places.ndim == 2
+            and not isinstance(mask, Tensor)
+            and bool((places.diff(dim=1) != 1).any())
+        )
+        packed = begins_again or kwargs.get("cu_seq_lens_q") is not None
+        state.given = Given(called, mask, ids, places if begins_again else None, packed)
 
     return note
 

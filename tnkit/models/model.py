@@ -42,6 +42,8 @@ class Model(Decoder, Origin):
         tokenizer: the transformers tokenizer.
         remote: False, or where it runs: True for NDIF, or a server's URL (`tnkit.models.remote.RemoteModel`).
         template: the text around every sentence, {sentence} in its place; None reads sentences as they are.
+        packing: the attention implementation under which sentences behind each other in a row were shown to have the
+            states that they have alone; None where they have not, or are not to be packed.
 
     >>> from tnkit.testing import tiny_model
     >>> tiny_model("llama").name, tiny_model("llama").dtype, tiny_model("llama").template
@@ -52,6 +54,7 @@ class Model(Decoder, Origin):
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
     remote: bool | str = False
     template: str | None = None
+    packing: str | None = field(default=None, repr=False)
 
     server: ClassVar[str | None] = None  # the address of what runs it, where that is not this process
     request_bytes: ClassVar[int | None] = None  # the most that may travel to it at a time
@@ -82,6 +85,11 @@ class Model(Decoder, Origin):
     def attention(self) -> str | None:
         """The attention implementation of transformers, where it is known."""
         return self.module.config._attn_implementation
+
+    @property
+    def packs(self) -> bool:
+        """Whether its batches are packed: sentences behind each other in rows, without padding between them."""
+        return self.packing is not None and self.packing == self.attention
 
     @property
     def provenance(self) -> ModelOrigin:

@@ -20,6 +20,8 @@ from tnkit.models.refusals import seen_reason, unknown
 from tnkit.models.trace import OutOfOrderError, trace_blocks
 
 _LOSSY = 0.1  # beyond this, contributions do not tell what a layer writes
+_ROUNDED = 1e-4  # of a state's size, in float32: rounding is a hundredth of it
+_ROUNDED_HALF = 0.1  # in formats of 16 bits
 _LOG = logging.getLogger("tnkit")
 
 
@@ -51,6 +53,70 @@ def causality_error(model: Model) -> Float[Tensor, "layer"]:
     True
     """
     return _probed(model, range(model.n_layers)).acausal
+
+
+def packing(model: Model) -> str | None:
+    """The attention implementation of a model whose packed sentences have the states that they have alone; else None.
+
+    Three short texts of different lengths, behind each other in one row and in another order in a second one, are
+    compared with the same texts in a row each, token by token and layer by layer. Then the first and the last get other
+    tokens, which may not change a bit of the states of the one between them (with experts, whose products depend on
+    what else is sent to them, nothing beyond rounding). A model that attends from one text to the next, carries a state
+    along the row or takes no positions fails.
+
+    >>> from tnkit.testing import tiny_model
+    >>> packing(tiny_model("llama")), packing(tiny_model("bloom"))
+    ('sdpa', None)
+    """
+    if model.server is not None:  # nnsight gives packed rows a mask there, which joins them
+        return None
+    ids = _probe_ids(model)
+    texts = [ids, ids[:1] + ids[:0:-1][:4], ids[:3]]
+    lengths, most = [len(text) for text in texts], _ROUNDED if _is_exact(model) else _ROUNDED_HALF
+    orders = [[0, 1, 2]] if "flash" in str(model.attention) else [[0, 1, 2], [2, 0, 1]]
+    places = torch.tensor([[place for number in order for place in range(lengths[number])] for order in orders])
+    real = torch.arange(len(ids)) < torch.tensor(lengths)[:, None]
+    padded = torch.tensor([text + [0] * (len(ids) - len(text)) for text in texts])
+    of_text = real.flatten().nonzero()[:, 0].split(lengths)
+    read = torch.cat([of_text[number] for order in orders for number in order])
+    try:
+        alone = _posts(model, {"input_ids": padded, "attention_mask": real.long()}, read)
+        packed, others = (
+            _posts(
+                model,
+                {
+                    "input_ids": torch.tensor([[id for number in order for id in row[number]] for order in orders]),
+                    "position_ids": places,
+                },
+                torch.arange(places.numel()),
+            )
+            for row in (texts, [texts[0][::-1], texts[1], texts[2][::-1]])
+        )
+    except Exception as error:
+        _LOG.debug("%s takes no packed rows: %s", model.name, error)
+        return None
+    between = slice(lengths[0], lengths[0] + lengths[1])
+    near, apart = _furthest(packed, alone), _furthest(others[:, between], packed[:, between])
+    _LOG.debug("packed, states of %s differ by %.1e of their size, and %.1e by other texts", model.name, near, apart)
+    return str(model.attention) if near <= most and apart <= (most if model.slots else 0) else None
+
+
+def _is_exact(model: Model) -> bool:
+    """Whether a model computes in float32, or better."""
+    return torch.finfo(model.dtype).bits >= 32
+
+
+def _posts(model: Model, inputs: dict[str, Tensor], read: Tensor) -> Float[Tensor, "layer token hidden"]:
+    """What leaves each layer at some tokens, float32, on the CPU."""
+    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    how: dict[str, Any] = {"layers": range(model.n_layers), "keep": ("post",)}
+    kept = trace_blocks(model, {**inputs, "use_cache": False}, read.to(model.device), **how)
+    return torch.stack([post.float().cpu() for post in kept["post"]])
+
+
+def _furthest(states: Tensor, others: Tensor) -> float:
+    """How far states are from others, of their size, at the worst token of the worst layer."""
+    return float(((states - others).norm(dim=-1) / others.norm(dim=-1).clamp_min(1e-38)).max())
 
 
 def kinds(blocks: nn.ModuleList, config: PreTrainedConfig) -> dict[tuple[int, ...], list[Sites]]:
@@ -237,7 +303,7 @@ def _probed(model: Model, layers: Sequence[int]) -> _Probe:
 def _run(model: Model, ids: Tensor, mask: Tensor, **how: Any) -> dict[str, list[Tensor]]:
     """Sites of every layer, from a batch of the same tokens, as far as the mask shows them, at its diagonal."""
     inputs = {"input_ids": (ids * mask).to(model.device), "attention_mask": mask.to(model.device), "use_cache": False}
-    last = torch.arange(len(ids), device=model.device)
+    last = torch.arange(len(ids), device=model.device) * (len(ids) + 1)
     return trace_blocks(model, inputs, last, **how)
 
 

@@ -122,12 +122,14 @@ class Given:
         module: the one that was called.
         mask: its attention_mask.
         ids: its input_ids, or None.
-        packed: whether positions begin again within a row, which holds several texts then.
+        positions: its position_ids, where they begin again within a row, which holds several texts then.
+        packed: whether a row holds several texts.
     """
 
     module: nn.Module
     mask: Any
     ids: Tensor | None
+    positions: Tensor | None
     packed: bool
 
 
@@ -158,6 +160,8 @@ class State:
         given: what the call under way was given, and by which module it was noted.
         prompt: the prompts of the call of `generate` under way.
         own: which tokens of the pass or prompts under way are a sentence's own, where a template is around it.
+        texts: of packed sentences under way, the place of each token, counted through the rows, -1 after a sentence's
+            end, (sentence, token).
         generated: how many calls of `generate` there have been.
         weights: the hash of its weights, while `tnkit.models.model.hashed_once` keeps it.
     """
@@ -169,6 +173,7 @@ class State:
     given: Given | None = None
     prompt: Prompt | None = None
     own: Tensor | None = None
+    texts: Tensor | None = None
     generated: int = 0
     weights: str | None = None
 
@@ -193,7 +198,7 @@ def state_of(module: nn.Module) -> State:
 
 @contextmanager
 def running(module: nn.Module, **known: Any) -> Iterator[None]:
-    """A context in which something is known of the passes that run: the `prompt` or `own` of `State`.
+    """A context in which something is known of the passes that run: `prompt`, `own` or `texts` of `State`.
 
     >>> module, own = nn.Linear(1, 1), Tensor([1])
     >>> with running(module, own=own):

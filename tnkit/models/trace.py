@@ -1,8 +1,8 @@
 """One traced forward pass: the only place where tnkit reads the inside of a model.
 
-The pass runs right-padded batches (causal attention leaves the last real token untouched), reads the sites of each
-wanted block in forward order, reduces them to one token inside the trace, and stops after the last wanted block, so
-that the output head never runs.
+The pass runs batches of rows, right-padded (causal attention leaves the last real token untouched) or packed (several
+sentences a row, whose positions begin again), reads the sites of each wanted block in forward order, reduces them to
+one token of each sentence inside the trace, and stops after the last wanted block, so that the output head never runs.
 
 Blocks also run on NDIF; `tnkit.models.remote` states the rules for the functions that they call.
 """
@@ -34,7 +34,7 @@ _UNITS = 1024  # unit vectors sent through a linear map at a time
 def trace_blocks(
     model: Model,
     inputs: Mapping[str, Any],
-    last: Int[Tensor, "sentence"],
+    read: Int[Tensor, "sentence *token"],
     *,
     layers: Sequence[int],
     keep: Iterable[str],
@@ -50,11 +50,12 @@ def trace_blocks(
 
     Args:
         model: from `load_model`.
-        inputs: input_ids and attention_mask, padded on the right, on the model's device, and other arguments.
-        last: the place of each sentence's last real token in input_ids.
+        inputs: input_ids, with attention_mask (padded on the right) or position_ids (packed), on the model's device,
+            and other arguments.
+        read: the place of each sentence's token in input_ids, counted through its rows; with `weights` of all tokens.
         layers: blocks to read, ascending; nothing after the last one runs.
         keep: any of `SITES`.
-        weights: of each token where a sentence is averaged; None takes the token at `last`.
+        weights: of each token at `read` where a sentence is averaged.
         normed_last: pass `post` of the model's last block through the final norm.
         reduce: return what this makes of each layer, where the model runs, and not the sites themselves: a function of
             the layer, its sites by name, and its value vectors, output gain and output bias, giving tensors by name.
@@ -71,7 +72,7 @@ def trace_blocks(
     names, keep = names_of(model), frozenset(keep)
     for layer, edit in state_of(model.lm._module).editors:
         names[layer].edits.append(edit)
-    layers, tokens = tuple(layers), tuple(inputs["input_ids"].shape)
+    layers = tuple(layers)
     normed = model.n_layers - 1 if normed_last else None
     with TURN, torch.no_grad(), model.tracing() as hooked:
         changes = model.edits(inputs, layers[-1])
@@ -81,10 +82,10 @@ def trace_blocks(
             kept = nnsight.save({})
             for layer in sorted({*layers, *changes}):
                 wanted = keep if layer in layers else ()
-                values = _read(blocks[layer], names[layer], wanted, (tokens, last, weights), changes.get(layer, ()))
+                values = _read(blocks[layer], names[layer], wanted, (read, weights), changes.get(layer, ()))
                 if "post" in wanted:
                     post = post_of(blocks[layer], names[layer]) if layer != normed else first(blocks[layer].output)
-                    values["post"] = _pooled(final_norm(post) if layer == normed else post, last, weights)
+                    values["post"] = _pooled(final_norm(post) if layer == normed else post, read, weights)
                 if reduce is not None and wanted:
                     values = exactly(reduce, layer, values, *weights_of(blocks[layer], names[layer]))
                 for name, value in values.items():
@@ -156,10 +157,12 @@ def changed(
     places: Int[Tensor, "neuron"],
     target: Float[Tensor, "*sentence neuron"] | None,
     scale: float | None,
+    sentences: Int[Tensor, "row token"] | None = None,
 ) -> Tensor:
     """A copy of a layer's activations a, in which chosen neurons become the target at chosen tokens, or scale · a + it.
 
-    The target is the same for all sentences, or each sentence's; None adds nothing. Without a scale it replaces a.
+    The target is the same for all sentences, or each sentence's, which are the rows or as `sentences` numbers them;
+    None adds nothing. Without a scale it replaces a.
     """
     device = activations.device
     copy = activations.clone().reshape(*chosen.shape, -1)
@@ -167,7 +170,8 @@ def changed(
     at = (rows[:, None], columns[:, None], places.to(device))
     new = copy[at] * (0 if scale is None else scale)
     if target is not None:
-        added = target.to(device) if target.ndim == 1 else target.to(device)[rows]
+        of = rows if sentences is None else sentences.to(device)[rows, columns]
+        added = target.to(device) if target.ndim == 1 else target.to(device)[of]
         new = added.expand_as(new) if scale is None else new + added
     copy[at] = new.to(activations.dtype)
     return copy.reshape(activations.shape)
@@ -192,34 +196,33 @@ def _read(
     block: Any,
     names: SimpleNamespace,
     keep: Collection[str],
-    how: tuple[tuple[int, ...], Tensor, Tensor | None],
+    how: tuple[Tensor, Tensor | None],
     changes: Sequence[Change],
 ) -> dict[str, Tensor]:
     """The wanted sites of one block but `post`, at one token of each sentence, in the order in which they come."""
-    tokens, last, weights = how
-    shape, values = (*tokens, -1), {}
+    (read, weights), values = how, {}
     if "pre" in keep or ("mid" in keep and names.mid is None):
-        pre = _pooled(block.input, last, weights)
+        pre = _pooled(block.input, read, weights)
         if "pre" in keep:
             values["pre"] = pre
     if "mid" in keep and names.mid is None:
-        branch = _pooled(first(attrgetter(names.attention)(block).output), last, weights)
+        branch = _pooled(first(attrgetter(names.attention)(block).output), read, weights)
         values["mid"] = pre.float() + names.multiplier * branch.float()
     elif "mid" in keep and names.mid:
-        mid = attrgetter(names.mid)(block).input.reshape(shape)
-        values["mid"] = _pooled(mid if names.carry is None else mid * getattr(block, names.carry), last, weights)
+        mid = attrgetter(names.mid)(block).input
+        values["mid"] = _pooled(mid if names.carry is None else mid * getattr(block, names.carry), read, weights)
     elif "mid" in keep:  # no branch is added to it
-        values["mid"] = _pooled(post_of(block, names), last, weights)
+        values["mid"] = _pooled(post_of(block, names), read, weights)
     if not changes and not {"activations", "scale", "experts"} & {*keep}:
         return values
     if not names.last_map:
         state = first(block.output)
-        none = {"activations": state.new_zeros(len(last), names.neurons), "scale": state.new_ones(len(last)).float()}
-        none |= _no_experts(names, state, last)
+        none = {"activations": state.new_zeros(len(read), names.neurons), "scale": state.new_ones(len(read)).float()}
+        none |= _no_experts(names, state, len(read))
         return values | {site: value for site, value in none.items() if site in keep}
     if names.experts:
-        read = _read_experts(block, names, tokens, last)
-        return values | {site: value for site, value in read.items() if site in keep}
+        routed = _read_experts(block, names, read)
+        return values | {site: value for site, value in routed.items() if site in keep}
     last_map = attrgetter(names.last_map)(block)
     neurons = last_map.input
     for change in changes:
@@ -227,74 +230,68 @@ def _read(
     if changes:
         last_map.input = neurons
     if keep:
-        neurons = neurons.reshape(shape)
         before = after = neurons[..., :1]
         if names.norm:
             norm = attrgetter(names.norm)(block)
             before, after = last_map.output, norm.output
-        if weights is None:  # one token of each sentence is enough
-            neurons, before, after = (_pooled(value, last, None) for value in (neurons, before, after))
+        neurons, before, after = (_at(value, read) for value in (neurons, before, after))
         scale = torch.ones(before.shape[:-1], dtype=torch.float32, device=before.device)
         if names.norm:
             gain = output_gain(norm, names.multiplier, before.reshape(-1, before.shape[-1])[0].to(neurons.dtype))
             before, after = before.float() * gain, after.float() * names.multiplier
             scale = (after * before).sum(-1) / (before * before).sum(-1).clamp_min(1e-38)
         if weights is not None:
-            mean = _pooled(scale, last, weights)
-            neurons, scale = _pooled(neurons * (scale / mean[:, None])[..., None], last, weights), mean
+            mean = (scale * weights.to(scale.device)).sum(dim=1)
+            neurons, scale = _averaged(neurons * (scale / mean[:, None])[..., None], weights), mean
         if names.width < names.neurons:
             neurons = torch.nn.functional.pad(neurons, (0, names.neurons - names.width))
         values |= {site: value for site, value in (("activations", neurons), ("scale", scale)) if site in keep}
-        values |= {site: value for site, value in _no_experts(names, neurons, last).items() if site in keep}
+        values |= {site: value for site, value in _no_experts(names, neurons, len(read)).items() if site in keep}
     return values
 
 
-def _read_experts(block: Any, names: SimpleNamespace, tokens: tuple[int, ...], last: Tensor) -> dict[str, Tensor]:
+def _read_experts(block: Any, names: SimpleNamespace, read: Tensor) -> dict[str, Tensor]:
     """Activations, scale and experts of a block of experts at one token of each sentence, and what biases add."""
     experts, shared, added = names.experts, None, None
 
-    def at_last(value: Tensor) -> Tensor:
-        return _pooled(value.reshape(*tokens, -1), last, None)
-
     if experts.shared and experts.shared_first:
-        shared = at_last(attrgetter(experts.shared)(block).input)
+        shared = _at(attrgetter(experts.shared)(block).input, read)
     routed = attrgetter(names.last_map)(block)
     args, kwargs = routed.inputs
-    rows = torch.arange(len(last), device=last.device) * tokens[1] + last
     given = called_with(routed._module, (*args, *kwargs.values()), experts.slots)
-    hidden, index, weight = (value.detach()[rows.to(value.device)] for value in given)
+    hidden, index, weight = (value.detach()[read.to(value.device)] for value in given)
     with present(routed._module):
         kept = slot_activations(routed._module, hidden, index, weight)
         bias = slot_bias(routed._module, index, weight)
     for edit in names.edits:
-        kept, _ = edit(kept, index, rows)
+        kept, _ = edit(kept, index, read)
     if experts.shared and not experts.shared_first:
-        shared = at_last(attrgetter(experts.shared)(block).input)
+        shared = _at(attrgetter(experts.shared)(block).input, read)
     if shared is not None:
         added = getattr(attrgetter(experts.shared)(block)._module, "bias", None)
-        share = torch.sigmoid(at_last(attrgetter(experts.gate)(block).output)) if experts.gate else 1
+        share = torch.sigmoid(_at(attrgetter(experts.gate)(block).output, read)) if experts.gate else 1
         kept = torch.cat([kept, (shared * share).to(kept.dtype)], dim=1)
         added = None if added is None else share * added.detach().float()
-    scale = torch.ones(len(last), dtype=torch.float32, device=kept.device)
+    scale = torch.ones(len(read), dtype=torch.float32, device=kept.device)
     if names.norm:
         norm = attrgetter(names.norm)(block)
-        before, after = at_last(norm.input), at_last(norm.output)
+        before, after = _at(norm.input, read), _at(norm.output, read)
         gain = output_gain(norm, names.multiplier, before[0])
         before, after = before.float() * gain, after.float() * names.multiplier
         scale = (after * before).sum(-1) / (before * before).sum(-1).clamp_min(1e-38)
     kept = torch.nn.functional.pad(kept, (0, max(0, names.neurons - kept.shape[1])))
     count = shape_of(routed._module)[0]
-    biases = torch.zeros(len(last), names.hidden, device=kept.device)
+    biases = torch.zeros(len(read), names.hidden, device=kept.device)
     for more in (bias, added):
         biases = biases if more is None else biases + more
     index = torch.where((index >= 0) & (index < count), index, -1).int()
     return {"activations": kept, "experts": index, "scale": scale, "bias": biases}
 
 
-def _no_experts(names: SimpleNamespace, like: Tensor, last: Tensor) -> dict[str, Tensor]:
+def _no_experts(names: SimpleNamespace, like: Tensor, count: int) -> dict[str, Tensor]:
     """What a layer without experts has in place of theirs."""
-    none = torch.full((len(last), names.slots), -1, dtype=torch.int32, device=like.device)
-    return {"experts": none, "bias": torch.zeros(len(last), names.hidden, device=like.device)}
+    none = torch.full((count, names.slots), -1, dtype=torch.int32, device=like.device)
+    return {"experts": none, "bias": torch.zeros(count, names.hidden, device=like.device)}
 
 
 def weights_of(block: Any, names: SimpleNamespace) -> tuple[Tensor, Tensor, Tensor]:
@@ -320,12 +317,20 @@ def weights_of(block: Any, names: SimpleNamespace) -> tuple[Tensor, Tensor, Tens
     return vectors, gain, torch.zeros_like(gain) if bias is None else whole(bias.detach()).float()
 
 
-def _pooled(values: Tensor, last: Tensor, weights: Tensor | None) -> Tensor:
-    """Reduce (sentence, token, …) to (sentence, …): the token at `last`, or a weighted mean."""
-    if weights is None:
-        return values[torch.arange(len(last), device=last.device), last].detach()
-    weights = weights.to(values.device)
-    return (values.detach().float() * weights.reshape(*weights.shape, *[1] * (values.ndim - 2))).sum(dim=1)
+def _pooled(values: Tensor, read: Tensor, weights: Tensor | None) -> Tensor:
+    """Reduce what each token of all rows has to one of each sentence: that at `read`, or their weighted mean."""
+    chosen = _at(values, read)
+    return chosen if weights is None else _averaged(chosen, weights)
+
+
+def _at(values: Tensor, read: Tensor) -> Tensor:
+    """What tokens have, by their places among those of all rows."""
+    return values.detach().reshape(-1, values.shape[-1])[read.to(values.device)]
+
+
+def _averaged(values: Tensor, weights: Tensor) -> Tensor:
+    """The weighted mean over each sentence's tokens, (sentence, token, …), in float32."""
+    return (values.float() * weights.to(values.device)[..., None]).sum(dim=1)
 
 
 def post_of(block: Any, names: SimpleNamespace) -> Tensor:

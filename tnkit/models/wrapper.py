@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import transformers
@@ -35,7 +35,7 @@ def traceable(
     (True, 'right')
     """
     if wrap is None:
-        wrap = _Offloaded if next(cast(nn.Module, source).parameters()).is_meta else TransformersModel
+        wrap = _Offloaded if next(cast(nn.Module, source).parameters()).is_meta else _Local
     before = {name: getattr(tokenizer, name, None) for name in ("padding_side", "truncation_side", "pad_token")}
     generates = not isinstance(source, PreTrainedModel) or source.can_generate()
     with quiet_loading(), _left_in_place(source):
@@ -68,7 +68,16 @@ def _left_in_place(source: object) -> Iterator[None]:
             del source.hf_device_map  # type: ignore[attr-defined]
 
 
-class _Offloaded(TransformersModel):
+class _Local(TransformersModel):
+    """The wrapper of a model that is here, to which packed rows go as they are: nnsight would add a mask to them."""
+
+    def _batch(self, invokes: list[tuple[tuple[Any, ...], dict[str, Any]]], fn: Any) -> tuple[Any, ...]:
+        (inputs, given), *others = invokes
+        packed = "position_ids" in given and not {"attention_mask", "past_key_values"} & given.keys()
+        return (inputs, given) if packed and not others else super()._batch(invokes, fn)
+
+
+class _Offloaded(_Local):
     """The wrapper of a model whose weights accelerate brings for each pass: inputs go to where it computes."""
 
     @property

@@ -23,11 +23,11 @@ def short_of_memory(monkeypatch, most):
     """Let passes fail as a GPU does where more than so many sentences run in one batch; returns the sizes that ran."""
     trace, ran = passes.trace_blocks, []
 
-    def limited(model, inputs, *arguments, **options):
-        if len(inputs["input_ids"]) > most:
+    def limited(model, inputs, read, **options):
+        if len(read) > most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        ran.append(len(inputs["input_ids"]))
-        return trace(model, inputs, *arguments, **options)
+        ran.append(len(read))
+        return trace(model, inputs, read, **options)
 
     monkeypatch.setattr(passes, "trace_blocks", limited)
     return ran

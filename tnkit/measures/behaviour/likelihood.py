@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from tnkit import storage
-from tnkit.captures.batches import Tokens, by_length, padded, tokenised
+from tnkit.captures.batches import Tokens, tokenised
+from tnkit.captures.rows import Rows, batches_of
 from tnkit.errors import TnkitError, whole_number
 from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.scopes import decoder_of
@@ -144,7 +145,7 @@ def perplexity(
         tqdm(total=len(ids), unit=" sentences", desc="perplexity", disable=not progress, leave=False) as bar,
     ):
         losses = _Losses(model)
-        for index in _batches(ids, batch_tokens):
+        for index in _batches(model, ids, batch_tokens):
             nll[index] = losses(ids, index)
             bar.update(len(index))
         origin = {name: entry for name, entry in provenance_of(model, sentences).items() if name not in _OF_CAPTURES}
@@ -157,9 +158,9 @@ def perplexity(
     return Perplexity(nll, counted, ablation.count, origin)
 
 
-def _batches(ids: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
-    """Batches sorted by length, the shortest sentence in one of its own."""
-    first, *others = by_length([len(sentence) for sentence in ids], batch_tokens)
+def _batches(model: Model, ids: Tokens, batch_tokens: int) -> Iterator[list[int]]:
+    """Batches sorted by length, the shortest sentence of the first in one of its own."""
+    first, *others = batches_of(model, ids.lengths(), batch_tokens)
     yield from ([first[:1], first[1:], *others] if len(first) > 1 else [first, *others])
 
 
@@ -180,40 +181,42 @@ class _Losses:
 
     def __call__(self, tokens: Tokens, index: Sequence[int]) -> Float[np.ndarray, "sentence"]:
         """Each sentence's mean loss over its own tokens after the text's first."""
-        inputs, _ = padded(self.model, [tokens[number] for number in index])
-        targets, real = inputs["input_ids"][:, 1:], inputs["attention_mask"][:, 1:].bool()
-        if (own := tokens.own_places(index, inputs["input_ids"].shape[1])) is not None:
-            real = real & own[:, 1:].to(real.device)
-        with TURN, torch.no_grad(), running(self.model.module, own=own):
-            slices = self._from_states(inputs, real) if self.proved else self._from_module(inputs, real, own)
+        rows = self._rows(tokens, index)
+        counted = _counted(rows, tokens, index)
+        with TURN, torch.no_grad():
+            states = (self._from_states if self.proved else self._from_module)(tokens, index)
             losses = [
                 cross_entropy(logits.float(), wanted.to(logits.device), reduction="none").double().cpu()
-                for logits, wanted in zip(slices, targets[real].split(self.rows), strict=True)
+                for logits, wanted in zip(states, rows.ids[:, 1:][counted].split(self.rows), strict=True)
             ]
-        sentence = real.nonzero()[:, 0].cpu()
-        totals = torch.zeros(len(real), dtype=torch.float64).index_add(0, sentence, torch.cat(losses))
-        return (totals / real.sum(dim=1).cpu()).numpy()
+        sentence = counted.nonzero()[:, 0].cpu()
+        totals = torch.zeros(len(index), dtype=torch.float64).index_add(0, sentence, torch.cat(losses))
+        return (totals / counted.sum(dim=1).cpu()).numpy()
 
-    def _from_states(self, inputs: dict[str, Tensor], real: Tensor) -> Iterator[Tensor]:
-        """Logits of real tokens, by the head alone."""
-        states = self.decoder(**inputs, use_cache=False)[0][:, :-1]
-        yield from map(self._logits, states[real.to(states.device)].split(self.rows))
+    def _rows(self, tokens: Tokens, index: Sequence[int]) -> Rows:
+        return Rows.of(self.model, [tokens[number] for number in index])
 
-    def _from_module(self, inputs: dict[str, Tensor], real: Tensor, own: Tensor | None) -> Iterator[Tensor]:
-        """Logits of real tokens, by the whole module, a few sentences at a time."""
+    def _from_states(self, tokens: Tokens, index: Sequence[int]) -> Iterator[Tensor]:
+        """Logits that predict the counted tokens, by the head alone."""
+        rows = self._rows(tokens, index)
+        with running(self.model.module, **rows.known(tokens, index)):
+            states = self.decoder(**rows.inputs, use_cache=False)[0]
+        yield from map(self._logits, _before(states, rows, tokens, index).split(self.rows))
+
+    def _from_module(self, tokens: Tokens, index: Sequence[int]) -> Iterator[Tensor]:
+        """Logits that predict the counted tokens, by the whole module, a few sentences at a time."""
         kept: list[Tensor] = []
         hook = self.decoder.register_forward_hook(lambda _, __, output: kept.append(output[0]))
-        size, logits = max(1, self.rows // inputs["input_ids"].shape[1]), []
+        size, logits = max(1, self.rows // max(len(tokens[number]) for number in index)), []
         try:
-            for start in range(0, len(real), size):
-                some = {name: tensor[start : start + size] for name, tensor in inputs.items()}
-                here = real[start : start + size]
-                with running(self.model.module, own=None if own is None else own[start : start + size]):
-                    whole = self.model.module(**some, use_cache=False).logits[:, :-1]
-                logits.append(whole[here.to(whole.device)])
+            for start in range(0, len(index), size):
+                some = index[start : start + size]
+                rows = self._rows(tokens, some)
+                with running(self.model.module, **rows.known(tokens, some)):
+                    whole = self.model.module(**rows.inputs, use_cache=False).logits
+                logits.append(_before(whole, rows, tokens, some))
                 if self.proved is None:
-                    states = kept[-1][:, :-1]
-                    self.proved = self._agrees(states[here.to(states.device)], logits[-1])
+                    self.proved = self._agrees(_before(kept[-1], rows, tokens, some), logits[-1])
                 kept.clear()
         finally:
             hook.remove()
@@ -235,3 +238,15 @@ class _Losses:
         logits = logits * getattr(self.config, "logit_scale", 1) / getattr(self.config, "logits_scaling", 1)
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else (logits / cap).tanh() * cap
+
+
+def _counted(rows: Rows, tokens: Tokens, index: Sequence[int]) -> Bool[Tensor, "sentence token"]:
+    """Which tokens after the first of each sentence are counted."""
+    own = tokens.own_places(index, rows.real.shape[1])
+    return rows.real[:, 1:] if own is None else rows.real[:, 1:] & own[:, 1:].to(rows.real.device)
+
+
+def _before(values: Tensor, rows: Rows, tokens: Tokens, index: Sequence[int]) -> Float[Tensor, "token item"]:
+    """What the tokens before the counted ones have."""
+    places = rows.places[:, :-1][_counted(rows, tokens, index)]
+    return values.flatten(0, 1)[places.to(values.device)]

@@ -11,7 +11,8 @@ from jaxtyping import Float64
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tnkit.captures.batches import by_length, padded, token_weights, tokenised
+from tnkit.captures.batches import tokenised
+from tnkit.captures.rows import Rows, batches_of
 from tnkit.errors import TnkitError, whole_number
 from tnkit.interventions.scopes import decoder_of
 from tnkit.models.hooks import check_repeatable
@@ -53,10 +54,10 @@ def positive_gates(
     check_repeatable(model.module)
     counts = torch.zeros(model.n_layers, model.n_neurons, dtype=torch.int64)
     there = torch.arange(model.n_neurons) < torch.tensor(model.widths)[:, None]
-    counted, total = torch.zeros(0), 0
+    counted, total = torch.zeros(0), 0  # the places of the pass under way that count
 
     def count(layer: int, gates: Tensor) -> None:
-        rows = gates.reshape(*counted.shape, -1)[counted.to(gates.device)]
+        rows = gates.reshape(-1, gates.shape[-1])[counted.to(gates.device)]
         width = model.widths[layer]
         counts[layer, :width] += (rows[:, :width] > 0).sum(dim=0).cpu()
 
@@ -68,12 +69,12 @@ def positive_gates(
     ):
         for layer in model.with_neurons(range(model.n_layers)):
             hooks.callback(_hook(model, layer, partial(count, layer)))
-        for index in by_length(tokens.lengths(), whole_number("batch_tokens", batch_tokens, at_least=1)):
-            inputs, _ = padded(model, [tokens[number] for number in index])
-            counted = token_weights(model, inputs, tokens, index) > 0
-            total += int(counted.sum())
-            with running(model.module, own=tokens.own_places(index, counted.shape[1])):
-                decoder_of(model)(**inputs, use_cache=False)
+        for index in batches_of(model, tokens.lengths(), whole_number("batch_tokens", batch_tokens, at_least=1)):
+            rows = Rows.of(model, [tokens[number] for number in index])
+            counted = rows.places[rows.weights(model, tokens, index) > 0]
+            total += len(counted)
+            with running(model.module, **rows.known(tokens, index)):
+                decoder_of(model)(**rows.inputs, use_cache=False)
             bar.update(len(index))
     return np.where(there, counts.numpy() / total, np.nan)
 

@@ -100,9 +100,9 @@ def traced(monkeypatch):
 
     batches, trace = [], passes.trace_blocks
 
-    def counted(model, inputs, *arguments, **options):
-        batches.append(len(inputs["input_ids"]))
-        return trace(model, inputs, *arguments, **options)
+    def counted(model, inputs, read, **options):
+        batches.append(len(read))
+        return trace(model, inputs, read, **options)
 
     monkeypatch.setattr(passes, "trace_blocks", counted)
     return batches

@@ -1,5 +1,6 @@
 """Every architecture: complete, equal to plain PyTorch hooks, equal to the oracle, the same in a batch as alone."""
 
+from dataclasses import replace
 from operator import attrgetter
 
 import pytest
@@ -11,7 +12,20 @@ from tnkit.testing import ARCHITECTURES, SENTENCES, tiny_model, tiny_module
 from tnkit.tests import oracle
 from tnkit.tests.oracle import assert_near
 
-every_architecture = pytest.mark.parametrize("name", [*ARCHITECTURES, "gemma3-image-text", "llava", "mistral3"])
+NAMES = [*ARCHITECTURES, "gemma3-image-text", "llava", "mistral3"]
+PADDED = {"bloom", "opt", "xglm", "falcon", "falcon-7b", "falcon-rw"}  # their masks or positions know no packed rows
+every_architecture = pytest.mark.parametrize("name", NAMES)
+in_both_layouts = pytest.mark.parametrize(
+    ("name", "packed"),
+    [(name, packed) for name in NAMES for packed in (True, False) if name not in PADDED or not packed],
+)
+
+
+def laid_out(name, packed):
+    """A tiny model that packs its batches, or the same padding them."""
+    model = tiny_model(name)
+    assert model.packs == (name not in PADDED)
+    return model if packed else replace(model, packing=None)
 
 
 def ids_of(model, sentence):
@@ -33,10 +47,10 @@ def test_the_branch_is_not_a_rounding_error(name):
         assert (post - mid).norm() > 0.01 * post.norm()
 
 
-@every_architecture
-def test_capture_equals_plain_hooks_on_single_sentences(name):
-    """Captured in padded batches, read one sentence at a time without padding."""
-    model = tiny_model(name)
+@in_both_layouts
+def test_capture_equals_plain_hooks_on_single_sentences(name, packed):
+    """Captured in batches, padded or packed, read one sentence at a time without padding."""
+    model = laid_out(name, packed)
     captured = tn.capture(model, SENTENCES, keep=["pre", "mid", "post", "activations"], progress=False)
     for number, sentence in enumerate(SENTENCES):
         found = oracle.hooked(tiny_module(name), model.blocks_path, model.sites, ids_of(model, sentence))
@@ -46,10 +60,10 @@ def test_capture_equals_plain_hooks_on_single_sentences(name):
             assert error < 1e-5, f"{site} of sentence {number}"
 
 
-@every_architecture
-def test_the_mean_over_tokens_equals_plain_hooks(name):
+@in_both_layouts
+def test_the_mean_over_tokens_equals_plain_hooks(name, packed):
     """BOS is left out by its id; the mean of activations is weighted by the branch's norm, so completeness holds."""
-    model = tiny_model(name)
+    model = laid_out(name, packed)
     captured = tn.capture(model, SENTENCES, position="mean", keep=["mid", "post", "activations"], progress=False)
     for number, sentence in enumerate(SENTENCES):
         found = oracle.hooked(tiny_module(name), model.blocks_path, model.sites, ids_of(model, sentence))
