@@ -8,6 +8,7 @@ from .captures.passes import stream as stream
 from .detection import scoring as scoring
 from .detection.algebra import own as own
 from .detection.algebra import shared as shared
+from .detection.attraction import Attraction as Attraction
 from .detection.centroids import Centroids as Centroids
 from .detection.centroids import estimate_centroids as estimate_centroids
 from .detection.detect import detect as detect
@@ -18,6 +19,7 @@ from .detection.neurons import NeuronSet as NeuronSet
 from .detection.scores import NeuronScores as NeuronScores
 from .detection.scoring import score_neurons as score_neurons
 from .detection.steps import Step as Step
+from .detection.turns import attraction as attraction
 from .errors import TnkitError as TnkitError
 from .explorers.ablation import explore_ablation as explore_ablation
 from .explorers.detection import explore_detection as explore_detection

@@ -14,10 +14,8 @@ These functions also run on a remote model's server, so they follow the rules in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 _ROWS = 64  # sentences at a time, so that the (sentence, neuron) blocks stay in the processor's cache
@@ -58,11 +56,7 @@ def summed_scores(
     at_once = _ROWS if mid.device.type == "cpu" else _ROWS_ELSEWHERE
     for start in range(0, len(mid), at_once):
         rows = slice(start, start + at_once)
-        beta, before = activations[rows] / length[rows, None], nonzero[rows, None]  # q before the move: 1, or 0
-        alpha = beta * size
-        delta = (2 * unit[rows] @ vectors.T).mul_(beta).addcmul_(alpha, alpha)
-        after = torch.add(delta, before, out=beta).clamp_min_(0).sqrt_()
-        growth = delta.div_((after + before).clamp_min_(torch.finfo(mid.dtype).tiny))
+        alpha, growth, after = _moves(unit[rows], activations[rows], length[rows], nonzero[rows], vectors, size)
         if distance == "cosine":
             change = alpha.mul_(slope).sub_(growth.mul_(cosine[rows, None])).div_(after)
             change = torch.where(after > 0, change, -cosine[rows, None])
@@ -71,6 +65,59 @@ def summed_scores(
         total += change.sum(dim=0, dtype=torch.float64)
         parts += folds[:, rows] @ change
     return torch.cat([total[None], parts])
+
+
+def add_turns(
+    mid: Float[Tensor, "sentence hidden"],
+    activations: Float[Tensor, "sentence neuron"],
+    vectors: Float[Tensor, "neuron hidden"],
+    total: Float[Tensor, "fold neuron hidden"],
+    folds: Int[Tensor, "sentence"],
+) -> None:
+    """Add to `total` how every neuron of a layer turns the states, (m + c) / |m + c| - m / |m|, summed over sentences.
+
+    Times the direction of a centroid, this is the sum of cosine scores towards it. With u = m / |m| and a neuron's
+    v / |v|, it is Σ (1/q - 1) u + Σ (β |v| / q) v / |v|: one more matrix product. The direction of a zero vector is 0.
+
+    Args:
+        total: in the dtype of `mid`, which products run in.
+        folds: the row of `total` that each sentence is added to.
+
+    >>> total, fold = torch.zeros(1, 1, 2), torch.tensor([0])
+    >>> add_turns(torch.tensor([[2.0, 0.0]]), torch.tensor([[2.0]]), torch.tensor([[0.0, 1.0]]), total, fold)
+    >>> total
+    tensor([[[-0.2929,  0.7071]]])
+    """
+    length, unit = _length_and_unit(mid)
+    size, along = _length_and_unit(vectors)
+    nonzero = (length > 0).to(mid.dtype)
+    length = torch.where(length > 0, length, 1)
+    at_once = _ROWS if mid.device.type == "cpu" else _ROWS_ELSEWHERE
+    groups = [(fold, *(folds == fold).nonzero()[:, 0].split(_ROWS_ELSEWHERE)) for fold in folds.unique().tolist()]
+    for fold, members in ((fold, some.to(mid.device)) for fold, *parts in groups for some in parts):
+        shrunk, pushed = mid.new_empty(len(members), len(vectors)), torch.zeros_like(size, dtype=torch.float64)
+        for start in range(0, len(members), at_once):
+            rows = members[start : start + at_once]
+            alpha, growth, after = _moves(unit[rows], activations[rows], length[rows], nonzero[rows], vectors, size)
+            shrunk[start : start + at_once] = torch.where(after > 0, growth.div_(-after), -1)
+            pushed += torch.where(after > 0, alpha.div_(after), 0).sum(dim=0, dtype=torch.float64)
+        total[fold] += (shrunk.T @ unit[members]).addcmul_(pushed.to(mid.dtype)[:, None], along)
+
+
+def _moves(
+    unit: Float[Tensor, "sentence hidden"],
+    activations: Float[Tensor, "sentence neuron"],
+    length: Float[Tensor, "sentence"],
+    before: Float[Tensor, "sentence"],
+    vectors: Float[Tensor, "neuron hidden"],
+    size: Float[Tensor, "neuron"],
+) -> tuple[Float[Tensor, "sentence neuron"], Float[Tensor, "sentence neuron"], Float[Tensor, "sentence neuron"]]:
+    """β |v|, by how much q grows, and q after the move; `before` is q before it: 1, or 0 for a zero vector."""
+    beta, before = activations / length[:, None], before[:, None]
+    alpha = beta * size
+    delta = (2 * unit @ vectors.T).mul_(beta).addcmul_(alpha, alpha)
+    after = torch.add(delta, before, out=beta).clamp_min_(0).sqrt_()
+    return alpha, delta.div_((after + before).clamp_min_(torch.finfo(unit.dtype).tiny)), after
 
 
 def _length(vectors: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows"]:
@@ -96,50 +143,3 @@ def sizes_written(
 ) -> Float[Tensor, "neuron"]:
     """The lengths of a layer's value vectors as they are written to the residual stream."""
     return (vectors.float() * gain).norm(dim=1)
-
-
-def layer_totals(
-    centroids: Mapping[int, Tensor],
-    origins: Mapping[int, Tensor],
-    distance: str,
-    layer: int,
-    sites: Mapping[str, Tensor],
-    vectors: Tensor,
-    gain: Tensor,
-    bias: Tensor,
-) -> Tensor | None:
-    """A batch's summed scores in one layer, None for a layer without a centroid; it runs where the model does."""
-    if layer not in centroids:
-        return None
-    mid, activations, scale = sites["mid"], sites["activations"], sites["scale"]
-    return layer_total(vectors, gain, bias, mid, activations, scale, centroids[layer], origins[layer], None, distance)
-
-
-def layer_total(
-    vectors: Float[Tensor, "neuron hidden"],
-    gain: Float[Tensor, "hidden"],
-    _bias: Float[Tensor, "hidden"],
-    mid: Float[Tensor, "sentence hidden"],
-    activations: Float[Tensor, "sentence place"],
-    scale: Float[Tensor, "sentence"],
-    centroid: Float[Tensor, "hidden"],
-    origin: Float[Tensor, "hidden"],
-    folds: Float[Tensor, "fold sentence"] | None,
-    distance: str,
-) -> Float[Tensor, "column"]:
-    """The summed scores in one layer, and then those of folds, from what a pass keeps and the layer's weights.
-
-    States and centroid are seen from the origin: zeros for raw scores. Neurons that the layer lacks are NaN.
-    """
-    device = vectors.device
-    origin = origin.to(device)
-    missing = activations.shape[1] - len(vectors)  # columns of a layer with fewer neurons than the widest
-    summed = summed_scores(
-        mid.to(device).float() - origin,
-        activations[:, : len(vectors)].to(device).float() * scale.to(device)[:, None],
-        vectors.float() * gain,
-        centroid.to(device) - origin,
-        distance=distance,
-        folds=folds,
-    )
-    return (torch.nn.functional.pad(summed, (0, missing), value=torch.nan) if missing else summed).flatten()

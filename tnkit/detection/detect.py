@@ -109,6 +109,7 @@ def detect_steps(
     last_layer: str = "raw",
     split: str = "train",
     streaming: bool | None = None,
+    stability: bool = True,
     batch_tokens: SupportsIndex | None = None,
     cache: bool = False,
 ) -> Iterator[Step]:
@@ -131,8 +132,12 @@ def detect_steps(
         layers: where to look (default: the early layers for Type-1, the late ones for Type-2).
         position, suffix, last_layer, batch_tokens: as in `capture`.
         split: which split of a `Corpus`.
-        streaming: keep only sums in memory, which takes a second pass over each language; None does so for a remote
-            model, and where a language's activations need more than 2 GiB (on a GPU, a third of its free memory).
+        streaming: keep only sums in memory; None does so for a remote model, and where a language's activations need
+            more than 2 GiB (on a GPU, a third of its free memory). Raw cosine scores then take one pass over each
+            language, if a third of the free memory holds how every neuron turns the residual stream
+            (`tn.Attraction`): eight times the down projections of the layers, in float32. Other scores, a remote
+            model, and less memory take a second pass, once the centroids are known.
+        stability: keep what `Detection.stability` needs. False takes an eighth of that memory.
         cache: save captures (sums when streaming) in the cache folder, and resume a killed detection from there.
 
     Returns:
@@ -162,7 +167,7 @@ def detect_steps(
     top = whole_number("top", top, at_least=1)
     one_of("distance", distance, DISTANCES)
     one_of("score", score, SCORES)
-    job = Job(model, texts, hub, languages, layers_of, top, distance, score, streaming, cache, options)
+    job = Job(model, texts, hub, languages, layers_of, top, distance, score, streaming, stability, cache, options)
     job.check()
     return job.steps()
 
@@ -210,7 +215,7 @@ def detect_towards(
     planned = plan(model, sentences, keep=SCORED, layers=layers, **options)
     work = add_up(planned, {kind: running}, fingerprint=model.fingerprint() if cache else None)
     drain(work, len(planned), desc="detect", progress=progress)
-    return detection_of(language, kind, running, top)
+    return detection_of(language, kind, running.result(), centroids, top, origin=origin)
 
 
 def _check_target(known: list[str], language: str, kind: str, *, centred: bool) -> None:

@@ -7,7 +7,7 @@ a capture does not hold its text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import chain
 from typing import Any, SupportsIndex
@@ -20,7 +20,7 @@ from torch.nn.functional import one_hot
 from tnkit import storage
 from tnkit.captures.activations import Activations
 from tnkit.detection.centroids import Centroids
-from tnkit.detection.closed_form import layer_total, layer_totals, sizes_written
+from tnkit.detection.closed_form import sizes_written
 from tnkit.detection.ranking import span
 from tnkit.detection.routed import expert_total
 from tnkit.detection.scores import DISTANCES, NeuronScores
@@ -29,7 +29,7 @@ from tnkit.errors import TnkitError, one_of
 from tnkit.models.model import Model, check_layers
 from tnkit.provenance import check_alike, check_fits, check_made_with
 
-_FOLDS = 8  # of the sentences, for halves; every eighth sentence is in the same fold
+FOLDS = 8  # of the sentences, for halves; every eighth sentence is in the same fold
 
 
 class ScoreAccumulator(RunningSum):
@@ -74,7 +74,7 @@ class ScoreAccumulator(RunningSum):
         if not model.with_neurons(wanted):
             raise TnkitError(f"layers {span(wanted)} of {model.name} have no neurons to score; name others")
         super().__init__(tuple(model.with_neurons(wanted)))
-        self.folds = _FOLDS if model.request_bytes is None else 0  # nine times as much would travel
+        self.folds = FOLDS if model.request_bytes is None else 0  # nine times as much would travel
         self.slots, self.experts = model.slots, max((row[1] for row in model.layout if len(row) > 1), default=0)
         self._views = {layer: (centroids.at(layer), self._origin_at(layer)) for layer in self.layers}
 
@@ -84,15 +84,12 @@ class ScoreAccumulator(RunningSum):
         if self.origin is None:
             return torch.zeros_like(target)
         origin = self.origin.at(layer)
-        if (target - origin).norm() <= 1e-6 * origin.norm():
-            raise TnkitError(
-                f"the centroid of layer {layer} is the origin itself, which no neuron can move towards; give the mean "
-                "over more languages as the origin"
-            )
+        check_apart(layer, target, origin)
         return origin
 
     def totals(self, batch: Activations) -> Float[Tensor, "layer neuron"]:
         kept = batch.require("mid", "activations", "scale", *(["experts"] if self.slots else [])).tensors()
+        experts = kept.get("experts", torch.zeros(len(batch.layers), len(batch), 0, dtype=torch.int32))
         total = torch.zeros(len(self.layers), self.columns(self.model), dtype=torch.float64)
         folds = None if self.folds == 0 else one_hot(batch.index % self.folds, self.folds).T.float()
         sentence = 4 * (self.model.places + self.model.hidden_size + 1) * len(self.layers)
@@ -103,17 +100,15 @@ class ScoreAccumulator(RunningSum):
             for layer in self.layers:
                 place = batch.layers.index(layer)
                 states = [kept[name][place][rows] for name in ("mid", "activations", "scale")]
-                parcel[layer] = (*states, *self._views[layer], folds, self.distance)
-                if self.slots:
-                    layout = tuple(self.model.layout[layer])
-                    parcel[layer] += (kept["experts"][place][rows], layout, (self.model.n_neurons, self.experts))
-            summed = self.model.ask_weights(expert_total if self.slots else layer_total, parcel)
+                shape = (self.model.widths[layer], *self.model.experts_of(layer)), (self.model.n_neurons, self.experts)
+                parcel[layer] = (*states, *self._views[layer], folds, self.distance, experts[place][rows], *shape)
+            summed = self.model.ask_weights(expert_total, parcel)
             total += torch.stack([summed[layer].cpu() for layer in self.layers])
         return total
 
     def reduction(self) -> Callable[..., Tensor | None]:
         targets, origins = ({layer: views[side].clone() for layer, views in self._views.items()} for side in (0, 1))
-        return partial(layer_totals, targets, origins, self.distance)
+        return partial(_totals, targets, origins, self.distance)
 
     def check(self, layers: tuple[int, ...], provenance: dict[str, Any]) -> None:
         if provenance is not self.provenance:  # batches of one pass share theirs
@@ -166,6 +161,39 @@ class ScoreAccumulator(RunningSum):
             if has := self.model.experts_of(layer):
                 shares[layer, : has[0]] = sent[: has[0]] / self.count
         return shares
+
+
+def _totals(
+    centroids: Mapping[int, Tensor],
+    origins: Mapping[int, Tensor],
+    distance: str,
+    layer: int,
+    sites: Mapping[str, Tensor],
+    vectors: Tensor,
+    gain: Tensor,
+    bias: Tensor,
+) -> Tensor | None:
+    """A batch's summed scores in one layer, None for a layer without a centroid; it runs where the model does."""
+    if layer not in centroids:
+        return None
+    mid, activations, scale = sites["mid"], sites["activations"], sites["scale"]
+    target, origin, none = centroids[layer], origins[layer], torch.zeros(len(mid), 0, dtype=torch.int32)
+    layout, size = (len(vectors),), (activations.shape[1], 0)
+    return expert_total(
+        vectors, gain, bias, mid, activations, scale, target, origin, None, distance, none, layout, size
+    )
+
+
+def check_apart(layer: int, target: Float[Tensor, "hidden"], origin: Float[Tensor, "hidden"]) -> None:
+    """Refuse a centroid that has no direction, because it is the origin.
+
+    >>> check_apart(0, torch.ones(2), torch.zeros(2))
+    """
+    if (target - origin).norm() <= 1e-6 * origin.norm():
+        raise TnkitError(
+            f"the centroid of layer {layer} is the origin itself, which no neuron can move towards; give the mean "
+            "over more languages as the origin"
+        )
 
 
 def check_origin(distance: str) -> None:

@@ -99,7 +99,8 @@ def stability(scores: NeuronScores, n: SupportsIndex) -> Stability:
     """
     if scores.folds is None:
         raise TnkitError(
-            "these scores keep no sums over folds of the sentences, as those of a remote model or of an older tnkit; "
+            "these scores keep no sums over folds of the sentences, as those of a remote model, of stability=False or "
+            "of an older tnkit; "
             "score two halves of the sentences and compare their sets"
         )
     layers = scores.layers

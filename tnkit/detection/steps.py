@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, product
 from typing import Any
 
+import psutil
+
 from tnkit import parallel
 from tnkit.captures.activations import Activations, Gathering
 from tnkit.captures.batches import free_memory
@@ -17,9 +19,11 @@ from tnkit.captures.token_ids import Texts
 from tnkit.detection.centroids import CentroidAccumulator, Centroids, estimate_centroids
 from tnkit.detection.detections import Detection
 from tnkit.detection.ranking import check_size
-from tnkit.detection.scoring import ScoreAccumulator, check_origin
+from tnkit.detection.scores import NeuronScores
+from tnkit.detection.scoring import FOLDS, ScoreAccumulator, check_origin
 from tnkit.detection.sums import RunningSum, add_up, share_sums
 from tnkit.detection.targets import described, target_languages, warn
+from tnkit.detection.turns import TurnAccumulator
 from tnkit.errors import TnkitError
 from tnkit.models.model import Model
 from tnkit.models.trace import sites_of
@@ -36,7 +40,7 @@ class Step:
     """The progress of a detection.
 
     Attributes:
-        done, total: sentences run so far and in all; a language whose activations are too large to be held runs twice.
+        done, total: sentences run so far and in all; a language may run twice, as `streaming` of `detect_steps` says.
         language: of the last sentences.
         found: the detections that this step finished, mostly none.
 
@@ -66,6 +70,7 @@ class Job:
     distance: str
     score: str
     streaming: bool | None
+    stability: bool
     cache: bool
     options: dict[str, Any]  # of `plan`
     centroids: dict[str, Centroids] = field(default_factory=dict)  # of each language so far
@@ -128,6 +133,9 @@ class Job:
             if name not in first and not self._streamed(name):
                 yield name, self._hold
                 continue
+            if name not in first and self._fits():
+                yield name, self._turn
+                continue
             if name not in first:
                 yield name, self._centroid
             yield name, self._score
@@ -141,6 +149,15 @@ class Job:
         device = self.model.home
         room = free_memory(device) // 3 if device.type == "cuda" and not self.cache else _HELD
         return self.model.request_bytes is not None or size > room
+
+    def _fits(self) -> bool:
+        """Whether memory holds the turns of all neurons, so that a streamed language need not run twice."""
+        if self.distance != "cosine" or self.score == "centred" or self.model.request_bytes is not None:
+            return False
+        device, folds = self.model.home, FOLDS if self.stability else 1
+        free = free_memory(device) if device.type == "cuda" else psutil.virtual_memory().available // parallel.size()
+        size = 4 * folds * len(self.options["layers"]) * self.model.n_neurons * self.model.hidden_size
+        return size <= parallel.least(free) // 3
 
     # Each of these yields (sentences, detections) as it runs; the first and the last add the language's centroid.
 
@@ -157,6 +174,21 @@ class Job:
             replace(planned, keep=sites_of(self.model, SCORED, planned.position)), scores, fingerprint=key
         ):
             yield sentences, ()
+        yield 0, self._detections(name, {kind: running.result() for kind, running in scores.items()})
+
+    def _turn(self, name: str, planned: Pass, key: str | None) -> _Work:
+        """One pass in flat memory, for the centroid and for sums from which the scores towards it follow."""
+        turns = TurnAccumulator(self.model, layers=self.options["layers"], folds=FOLDS if self.stability else 1)
+        centroid = CentroidAccumulator()
+        keep = sites_of(self.model, (*SCORED, "post"), planned.position)
+        running = {"centroid": centroid, "turns": turns}
+        for sentences in add_up(replace(planned, keep=keep), running, fingerprint=key):
+            yield sentences, ()
+        self.centroids[name], attraction = centroid.result(), turns.result()
+        scores = {}
+        for kind, layers in self.layers.items():
+            scored = [layer for layer in layers if layer in attraction.layers]
+            scores[kind] = attraction.scores(self._target(kind, name), layers=scored)
         yield 0, self._detections(name, scores)
 
     def _hold(self, name: str, planned: Pass, key: str | None) -> _Work:
@@ -172,7 +204,7 @@ class Job:
         self.centroids[name] = running.result()
         scores = self._scores(name)
         _add(captured, share, scores)
-        yield 0, self._detections(name, scores)
+        yield 0, self._detections(name, {kind: running.result() for kind, running in scores.items()})
 
     def _towards(self, kind: str, name: str) -> tuple[str, ...]:
         """The languages whose mean centroid is the target."""
@@ -180,20 +212,26 @@ class Job:
 
     def _scores(self, name: str) -> dict[str, ScoreAccumulator]:
         """Empty sums of the scores of each kind, against its target."""
-        options: dict[str, Any] = {"distance": self.distance, "origin": None}
-        if self.score == "centred":
-            options["origin"] = estimate_centroids([self.centroids[language] for language in self.texts])
-        scores = {}
-        for kind, layers in self.layers.items():
-            target = estimate_centroids([self.centroids[language] for language in self._towards(kind, name)])
-            scores[kind] = ScoreAccumulator(self.model, target, layers=layers, **options)
-        return scores
+        options: dict[str, Any] = {"distance": self.distance, "origin": self._origin()}
+        return {
+            kind: ScoreAccumulator(self.model, self._target(kind, name), layers=layers, **options)
+            for kind, layers in self.layers.items()
+        }
 
-    def _detections(self, name: str, scores: dict[str, ScoreAccumulator]) -> tuple[Detection, ...]:
-        return tuple(
-            detection_of(name, kind, running, self.top, rival=self._rival(kind, name))
-            for kind, running in scores.items()
-        )
+    def _target(self, kind: str, name: str) -> Centroids:
+        return estimate_centroids([self.centroids[language] for language in self._towards(kind, name)])
+
+    def _origin(self) -> Centroids | None:
+        """The mean over all languages, for centred scores."""
+        everywhere = self.texts if self.score == "centred" else ()
+        return estimate_centroids([self.centroids[language] for language in everywhere]) if everywhere else None
+
+    def _detections(self, name: str, scores: dict[str, NeuronScores]) -> tuple[Detection, ...]:
+        origin, detections = self._origin(), []
+        for kind, of_kind in scores.items():
+            about = {"origin": origin, "rival": self._rival(kind, name)}
+            detections.append(detection_of(name, kind, of_kind, self._target(kind, name), self.top, **about))
+        return tuple(detections)
 
     def _rival(self, kind: str, name: str) -> Centroids | None:
         """The target of the other kind, where its languages have run and are others."""
@@ -211,13 +249,20 @@ def _add(captured: Activations | None, share: Pass, running: Mapping[str, Runnin
 
 
 def detection_of(
-    language: str, kind: str, running: ScoreAccumulator, top: int, *, rival: Centroids | None = None
+    language: str,
+    kind: str,
+    scores: NeuronScores,
+    centroids: Centroids,
+    top: int,
+    *,
+    origin: Centroids | None = None,
+    rival: Centroids | None = None,
 ) -> Detection:
-    """The transfer neurons of summed scores; the rival is the target that `described` compares theirs with."""
-    scores, target = running.result(), described(running, rival)
+    """The transfer neurons of scores towards centroids; the rival is what `described` compares these with."""
+    target = described(centroids, scores.layers, origin=origin, rival=rival)
     warn(scores.provenance["model"], f"{language}, {kind},", target, centred=scores.score == "centred")
     scores = replace(scores, provenance={**scores.provenance, "target": target})
     neurons = scores.top(top)
     selection = {"kind": kind, "language": language, **neurons.provenance["selection"]}
     neurons = replace(neurons, provenance={**neurons.provenance, "selection": selection})
-    return Detection(language, kind, neurons, scores, running.centroids)
+    return Detection(language, kind, neurons, scores, centroids)

@@ -23,14 +23,16 @@ from tnkit.captures.passes import Pass
 from tnkit.models.model import Model
 from tnkit.models.trace import jointly
 
-_EVERY = 5.0  # seconds of work that a killed pass can lose
+_EVERY = 5.0  # seconds of work that a killed pass can lose, beside what waits to be added
+_RARELY = 20  # times as long as saving took, until large sums are saved again
 
 
 class RunningSum(ABC):
-    """A sum over sentences of something that has a row per layer, in float64.
+    """A sum over sentences of something that has a row per layer, in float64 where a subclass says nothing else.
 
     A subclass says what is summed, both for captured states (`totals`) and as a function that runs beside the weights
-    of a remote model (`reduction`).
+    of a remote model (`reduction`). One whose sums are too large to be made anew with each batch, or to travel, adds to
+    them itself (`add`).
 
     Attributes:
         layers: of the rows of `total`; empty until the first batch, where no layers were chosen.
@@ -71,13 +73,21 @@ class RunningSum(ABC):
         self.total, self.count, self.provenance = total, count, provenance
         self.layers = self.layers or layers
 
-    @abstractmethod
     def totals(self, batch: Activations) -> Float64[Tensor, "layer column"]:
         """The sum over the sentences of a batch, on the CPU."""
+        raise NotImplementedError
 
-    @abstractmethod
     def reduction(self) -> Callable[..., Tensor | None]:
         """The same as a function of a layer, its sites and weights, for `tnkit.models.trace.jointly`."""
+        raise NotImplementedError
+
+    @property
+    def settled(self) -> bool:
+        """Whether `total` holds every batch that was added."""
+        return True
+
+    def settle(self) -> None:  # noqa: B027 - most have nothing to do
+        """Add the batches that wait."""
 
     @abstractmethod
     def check(self, layers: tuple[int, ...], provenance: dict[str, Any]) -> None:
@@ -119,13 +129,15 @@ def add_up(planned: Pass, running: Mapping[str, RunningSum], *, fingerprint: str
 
 def _add_up(planned: Pass, running: Mapping[str, RunningSum], start: int = 0) -> Iterator[int]:
     """Add the batches from number `start`; only sums travel from a remote model."""
-    reduce = planned.model.sent(partial(jointly, {name: added.reduction() for name, added in running.items()}))
-    if reduce is None:
-        for batch in planned.run(start, device=planned.model.home):
+    if planned.model.request_bytes is None:
+        for number, batch in enumerate(planned.run(start, device=planned.model.home), start + 1):
             for running_sum in running.values():
                 running_sum.add(batch)
+                if number == len(planned.batches):
+                    running_sum.settle()
             yield len(batch)
         return
+    reduce = planned.model.sent(partial(jointly, {name: added.reduction() for name, added in running.items()}))
     for totals, index in planned.traced(start, reduce=reduce):
         for name, running_sum in running.items():
             running_sum.take(totals[name], len(index), planned.layers, planned.provenance)
@@ -145,13 +157,15 @@ def _resumed(planned: Pass, running: Mapping[str, RunningSum], fingerprint: str)
         for name, running_sum in running.items():
             running_sum.resume(state[name], count, planned.layers, planned.provenance)
         yield count
-    saved = time.monotonic()
+    due = time.monotonic() + _EVERY
     for number, sentences in enumerate(_add_up(planned, running, start), start + 1):
-        if number == len(planned.batches) or time.monotonic() - saved >= _EVERY:
+        settled = all(running_sum.settled for running_sum in running.values())
+        if settled and (number == len(planned.batches) or time.monotonic() >= due):
+            began = time.monotonic()
             planned.check_weights()
             totals = {name: running_sum.total for name, running_sum in running.items()}
             cached.write("sums", {"batches": torch.tensor(number), **totals})
-            saved = time.monotonic()
+            due = time.monotonic() + max(_EVERY, _RARELY * (time.monotonic() - began))
         yield sentences
 
 
@@ -161,7 +175,7 @@ def share_sums(planned: Pass, running: Mapping[str, RunningSum]) -> None:
         return
     for running_sum in running.values():
         shape = len(running_sum.layers or planned.layers), running_sum.columns(planned.model)
-        total = parallel.added(running_sum.total.expand(shape))  # a process without batches has a scalar
+        total = parallel.added(running_sum.total.cpu().expand(shape))  # a process without batches has a scalar
         count = int(parallel.added(torch.tensor(running_sum.count)))
         running_sum.resume(total, count, planned.layers, planned.provenance)
 

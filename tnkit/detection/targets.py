@@ -9,7 +9,6 @@ from typing import Any
 
 from tnkit import parallel
 from tnkit.detection.centroids import Centroids
-from tnkit.detection.scoring import ScoreAccumulator
 
 _LOG = logging.getLogger("tnkit")
 _TOLD: set[str] = set()  # weights of the models that were warned about
@@ -29,11 +28,15 @@ def target_languages(kind: str, language: str, hub: Sequence[str], *, centred: b
     return tuple(hub) if centred else tuple(dict.fromkeys([*hub, language]))
 
 
-def described(running: ScoreAccumulator, rival: Centroids | None) -> dict[str, Any]:
+def described(
+    target: Centroids, layers: Sequence[int], *, origin: Centroids | None = None, rival: Centroids | None = None
+) -> dict[str, Any]:
     """The target of scores, in each scored layer, as provenance holds it.
 
     Args:
-        running: the scores.
+        target: of the scores.
+        layers: that were scored.
+        origin: of centred scores.
         rival: the target that the scores should tell it from: of Type-1 the language's own centroid, of Type-2 the
             shared one (of centred scores, the hub's); None where it is not known.
 
@@ -43,13 +46,12 @@ def described(running: ScoreAccumulator, rival: Centroids | None) -> dict[str, A
     >>> import tnkit as tn
     >>> from tnkit.testing import tiny_model, SENTENCES
     >>> own = tn.estimate_centroids([tn.capture(tiny_model(), SENTENCES, progress=False)])
-    >>> described(ScoreAccumulator(tiny_model(), own), own)["cosines"]
+    >>> described(own, range(4), rival=own)["cosines"]
     [1.0, 1.0, 1.0, 1.0]
     """
-    target, origin = running.centroids, running.origin
     if origin is not None:
         target = target.seen_from(origin)
-    rows = [target.layers.index(layer) for layer in running.layers]
+    rows = [target.layers.index(layer) for layer in layers]
     known: dict[str, Any] = {"largest_share": _rounded(target.largest_share[rows].tolist())}
     if rival is not None:
         cosines = target.cosines(rival if origin is None else rival.seen_from(origin))

@@ -33,12 +33,13 @@ KILLED = """
 import os, random, signal, sys, time
 import torch, tnkit as tn
 from tnkit.captures import passes, shards
-from tnkit.detection import sums
+from tnkit.detection import sums, turns
 from tnkit.tests.captures.test_shards import TEXTS
 from tnkit.testing import tiny_model
 torch.set_num_threads(1)
 folder, work, at_once, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-passes._SHARD, sums._EVERY, trace, model = 6, 0, passes.trace_blocks, tiny_model("llama")
+passes._SHARD, trace, model = 6, passes.trace_blocks, tiny_model("llama")
+sums._EVERY = sums._RARELY = turns._WAITING = 0
 
 def slowly(*arguments, **options):
     time.sleep(0.15)
@@ -166,7 +167,8 @@ def test_a_capture_killed_at_any_moment_goes_on_and_loses_a_shard_at_most(tmp_pa
 
 
 @pytest.mark.parametrize("seed", [3, 4])
-def test_a_streamed_detection_killed_at_any_moment_goes_on_and_loses_a_batch_at_most(tmp_path, seed):
+def test_a_streamed_detection_killed_at_any_moment_goes_on_and_loses_a_batch_at_most(tmp_path, seed, monkeypatch):
+    monkeypatch.setattr("tnkit.detection.turns._WAITING", 0)
     (kills, end), _ = run_killed(tmp_path, "detect", 1, seed)
     assert kills > 2 and end == 0
     texts = {"en": TEXTS, "ja": TEXTS[::-1]}
@@ -175,7 +177,7 @@ def test_a_streamed_detection_killed_at_any_moment_goes_on_and_loses_a_batch_at_
     found = tn.NeuronScores.load(tmp_path / "0.safetensors")
     assert torch.equal(found.values.nan_to_num(9), fresh.scores.values.nan_to_num(9))
     assert found.provenance == fresh.scores.provenance
-    plans = [passes.plan(tiny_model(), part, batch_tokens=60) for part in (TEXTS, TEXTS[::-1], TEXTS[::-1])]
+    plans = [passes.plan(tiny_model(), part, batch_tokens=60) for part in (TEXTS, TEXTS[::-1])]
     assert len((tmp_path / "traced").read_bytes()) <= sum(len(one.batches) for one in plans) + kills
 
 

@@ -292,11 +292,12 @@ def test_what_cannot_be_done_is_refused_before_anything_runs(arguments, words, m
         tn.detect(tiny_model(), TEXTS, **arguments, **QUIET)
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_steps_say_how_far_they_are_and_bring_what_is_found(streaming):
-    model, options = tiny_model("llama"), {"top": 5, "batch_tokens": 100, "streaming": streaming}
+@pytest.mark.parametrize(("streaming", "distance", "runs"), [(0, "cosine", 1), (1, "cosine", 1), (1, "euclidean", 2)])
+def test_steps_say_how_far_they_are_and_bring_what_is_found(streaming, distance, runs):
+    model, options = tiny_model("llama"), {"top": 5, "batch_tokens": 100, "streaming": bool(streaming)}
+    options["distance"] = distance
     steps = list(tn.detect_steps(model, TEXTS, ["ja", "it"], **options))
-    total = 12 + 2 * 12 * (1 + streaming)
+    total = 12 + 2 * 12 * runs
     assert {step.total for step in steps} == {total} and steps[-1].done == total
     done = [step.done for step in steps]
     assert done == sorted(done) and len(set(done)) > 10

@@ -8,7 +8,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import tnkit as tn
-from tnkit.detection.closed_form import layer_total, summed_scores
+from tnkit.detection.closed_form import summed_scores
+from tnkit.detection.routed import expert_total
 from tnkit.detection.scores import DISTANCES
 from tnkit.detection.scoring import ScoreAccumulator, contribution_norms
 from tnkit.testing import SENTENCES, byte_tokenizer, tiny_model, tiny_module
@@ -101,7 +102,9 @@ def massive_problems(draw):
 def test_centred_scores_are_exact_beside_a_massive_coordinate(problem):
     mid, activations, vectors, target, origin = problem
     ones, none = torch.ones(vectors.shape[1]), torch.zeros(vectors.shape[1])
-    found = layer_total(vectors, ones, none, mid, activations, torch.ones(len(mid)), target, origin, None, "cosine")
+    states, shape = (mid, activations, torch.ones(len(mid))), ((len(vectors),), (len(vectors), 0))
+    experts = torch.zeros(len(mid), 0, dtype=torch.int32)
+    found = expert_total(vectors, ones, none, *states, target, origin, None, "cosine", experts, *shape)
     mid, activations, vectors, target, origin = (part.double() for part in problem)
     expected = written_out(mid - origin, activations, vectors, target - origin, "cosine")
     assert ((found - expected).abs() <= 1e-5 * len(mid)).all()
