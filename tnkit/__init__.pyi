@@ -33,6 +33,8 @@ from .interventions.direction import Direction as Direction
 from .interventions.export import export_ablated as export_ablated
 from .interventions.intervention import Intervention as Intervention
 from .interventions.last_token import LastToken as LastToken
+from .interventions.patch import Patch as Patch
+from .interventions.patch import patch as patch
 from .interventions.set_test import SetTest as SetTest
 from .interventions.set_test import set_test as set_test
 from .measures import behaviour as behaviour

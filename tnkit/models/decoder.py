@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tnkit.errors import TnkitError, whole_numbers
 from tnkit.models import maps
 from tnkit.models import reading as architecture
-from tnkit.models.experts import all_vectors, is_experts, shape_of, weight_of
+from tnkit.models.experts import all_vectors, is_experts, shape_of, some_vectors, weight_of
 from tnkit.models.reading import Sites
 from tnkit.models.wrapper import TransformersModel, served
 
@@ -233,6 +233,20 @@ class Decoder:
         with architecture.present(last_map):
             return architecture.whole(architecture.value_vectors(last_map, self.hidden_size, self._dtype_of(last_map)))
 
+    def vectors_of(self, layer: int, neurons: Sequence[int]) -> Float[Tensor, "neuron hidden"]:
+        """The value vectors of some neurons of a layer, in order; of experts, without a copy of the others.
+
+        >>> from tnkit.testing import tiny_model
+        >>> model = tiny_model("mixtral")
+        >>> torch.equal(model.vectors_of(1, [30, 2]), model.value_vectors(1)[[30, 2]])
+        True
+        """
+        check_layers(self, [layer])
+        count, each = self.experts_of(layer) or (0, 0)
+        if max(neurons, default=0) < count * each and not (last_map := self._last_map(layer)).down_proj.is_meta:
+            return some_vectors(last_map, neurons)
+        return self.value_vectors(layer)[list(neurons)]
+
     def output_gain(self, layer: int) -> Float[Tensor, "hidden"]:
         """What the MLP branch is multiplied by, coordinate by coordinate, on its way to the residual stream (float32).
 
@@ -240,10 +254,8 @@ class Decoder:
         learned gain of the branch's own norm in Gemma and OLMo 2.
         """
         check_layers(self, [layer])
-        sites, like = (
-            self.sites[layer],
-            torch.empty(self.hidden_size, dtype=self.dtype, device=self.layer_device(layer)),
-        )
+        sites = self.sites[layer]
+        like = torch.empty(self.hidden_size, dtype=self.dtype, device=self.layer_device(layer))
         if sites is None:
             return torch.ones_like(like).float()
         norm = attrgetter(sites.norm)(self._blocks[layer]) if sites.norm else None

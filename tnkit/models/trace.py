@@ -34,7 +34,7 @@ _UNITS = 1024  # unit vectors sent through a linear map at a time
 def trace_blocks(
     model: Model,
     inputs: Mapping[str, Any],
-    last: Int[Tensor, "sentence"],
+    last: Int[Tensor, "sentence *token"],
     *,
     layers: Sequence[int],
     keep: Iterable[str],
@@ -51,7 +51,8 @@ def trace_blocks(
     Args:
         model: from `load_model`.
         inputs: input_ids and attention_mask, padded on the right, on the model's device, and other arguments.
-        last: the place of each sentence's last real token in input_ids.
+        last: the place of each sentence's last real token in input_ids, or of several tokens that are read, which a
+            model without experts allows.
         layers: blocks to read, ascending; nothing after the last one runs.
         keep: any of `SITES`.
         weights: of each token where a sentence is averaged; None takes the token at `last`.
@@ -71,6 +72,8 @@ def trace_blocks(
     names, keep = names_of(model), frozenset(keep)
     for layer, edit in state_of(model.lm._module).editors:
         names[layer].edits.append(edit)
+    for layer, move in state_of(model.lm._module).movers:
+        names[layer].movers.append(move)
     layers, tokens = tuple(layers), tuple(inputs["input_ids"].shape)
     normed = model.n_layers - 1 if normed_last else None
     with TURN, torch.inference_mode(), model.tracing() as hooked:
@@ -84,6 +87,8 @@ def trace_blocks(
                 values = _read(blocks[layer], names[layer], wanted, (tokens, last, weights), changes.get(layer, ()))
                 if "post" in wanted:
                     post = post_of(blocks[layer], names[layer]) if layer != normed else first(blocks[layer].output)
+                    for move in names[layer].movers:
+                        post = move(post)
                     values["post"] = _pooled(final_norm(post) if layer == normed else post, last, weights)
                 if reduce is not None and wanted:
                     values = exactly(reduce, layer, values, *weights_of(blocks[layer], names[layer]))
@@ -102,7 +107,7 @@ def names_of(model: Model) -> list[SimpleNamespace]:
     sizes = {"neurons": model.places, "hidden": model.hidden_size, "slots": model.slots}
     for sites, width in zip(model.sites, model.widths, strict=True):
         read = {name: served(site) if isinstance(site, str) else site for name, site in vars(sites or none).items()}
-        names.append(SimpleNamespace(**read, width=width, edits=[], **sizes))
+        names.append(SimpleNamespace(**read, width=width, edits=[], movers=[], **sizes))
     return names
 
 
@@ -319,9 +324,10 @@ def weights_of(block: Any, names: SimpleNamespace) -> tuple[Tensor, Tensor, Tens
 
 
 def _pooled(values: Tensor, last: Tensor, weights: Tensor | None) -> Tensor:
-    """Reduce (sentence, token, …) to (sentence, …): the token at `last`, or a weighted mean."""
+    """Reduce (sentence, token, …) to (sentence, …): the token at `last`, or those there, or a weighted mean."""
     if weights is None:
-        return values[torch.arange(len(last), device=last.device), last].detach()
+        rows = torch.arange(len(last), device=last.device)
+        return values[rows if last.ndim == 1 else rows[:, None], last].detach()
     weights = weights.to(values.device)
     return (values.detach().float() * weights.reshape(*weights.shape, *[1] * (values.ndim - 2))).sum(dim=1)
 
