@@ -41,6 +41,7 @@ from .measures import behaviour as behaviour
 from .measures import geometry as geometry
 from .measures import harness as harness
 from .measures import lens as lens
+from .measures import patching as patching
 from .measures import specificity as specificity
 from .measures.cards import NeuronCard as NeuronCard
 from .measures.cards import neuron_card as neuron_card
@@ -55,6 +56,8 @@ from .measures.experiments import retrieval_matrix as retrieval_matrix
 from .models.load import load_model as load_model
 from .models.model import Model as Model
 from .text import variants as variants
+from .text.concepts import Concepts as Concepts
+from .text.concepts import load_concepts as load_concepts
 from .text.corpus import Corpus as Corpus
 from .text.corpus import load_corpus as load_corpus
 

@@ -116,7 +116,7 @@ class Patch:
 
 def patch(
     model: Model,
-    source: Texts,
+    source: Texts | Activations,
     into: Texts,
     *,
     site: str = "post",
@@ -142,7 +142,7 @@ def patch(
 
     Args:
         model: from `load_model`.
-        source: sentences, one for each of `into`.
+        source: sentences, one for each of `into`; or a capture of them, of these layers, at the token that is patched.
         into: the target sentences.
         site: one of the above; a server can only patch activations.
         layers: which (default: all, or those of the neurons).
@@ -174,17 +174,19 @@ def patch(
         check_site(model, site, layers)
     if tokens == "prompt" and (site == "activations" or mean):
         raise TnkitError('tokens="prompt" patches states or contributions of each token; give tokens="last" here')
-    targets, sources = (tokenised(model, texts, suffix=suffix) for texts in (into, source))
-    _check_pairs(targets, sources, mean=mean, lengths=tokens == "prompt")
+    targets = tokenised(model, into, suffix=suffix)
+    sources = _check_pairs(model, targets, source, suffix=suffix, mean=mean, lengths=tokens == "prompt")
     keep = [site] if chosen is None else ["activations"]
-    if tokens == "prompt":
+    if sources is not None:
         values = _all_tokens(model, sources, layers, keep, chosen)
+    elif isinstance(source, Activations):
+        values = _one_token(_captured(model, source, tokens, layers), site, chosen, mean=mean)
     else:
         captured = capture(model, source, position=tokens, suffix=suffix, keep=keep, layers=layers, progress=progress)
         values = _one_token(captured, site, chosen, mean=mean)
     rows = _rows(targets, read_places(model, targets, tokens if tokens == "last_word" else "last"), mean=mean)
-    provenance = provenance_of(model, source)
-    about = {"source": provenance.pop("sentences") | {"mean": mean}, "values": _hash(values, rows)}
+    provenance = dict(source.provenance) if isinstance(source, Activations) else provenance_of(model, source)
+    about = {"source": provenance.pop("sentences", {}) | {"mean": mean}, "values": _hash(values, rows)}
     return Patch(site, tokens, values, rows, chosen, provenance | about)
 
 
@@ -238,19 +240,41 @@ def _neurons(
     return NeuronSet(kept, shape, provenance=given.provenance, layout=layout)
 
 
-def _check_pairs(targets: Tokens, sources: Tokens, *, mean: bool, lengths: bool) -> None:
-    if len(targets) != len(sources) and not mean:
+def _check_pairs(
+    model: Model, targets: Tokens, source: Texts | Activations, *, suffix: str | None, mean: bool, lengths: bool
+) -> Tokens | None:
+    """The tokens of the sources, where all are patched."""
+    if len(targets) != len(source) and not mean:
         raise TnkitError(
-            f"there are {len(sources)} source and {len(targets)} target sentences; give one source for each target, or "
+            f"there are {len(source)} source and {len(targets)} target sentences; give one source for each target, or "
             "mean=True"
         )
-    pairs = zip(sources.lengths(), targets.lengths(), strict=False)
-    for number, (ours, theirs) in enumerate(pairs if lengths else ()):
+    if not lengths:
+        return None
+    if isinstance(source, Activations):
+        raise TnkitError('tokens="prompt" needs the source as sentences: a capture holds one token of each')
+    sources = tokenised(model, source, suffix=suffix)
+    for number, (ours, theirs) in enumerate(zip(sources.lengths(), targets.lengths(), strict=True)):
         if ours != theirs:
             raise TnkitError(
                 f"source {number} has {ours} tokens and its target {theirs}, so their positions do not match; patch "
                 'tokens="last", or sentences of equal length'
             )
+    return sources
+
+
+def _captured(model: Model, captured: Activations, tokens: str, layers: Sequence[int]) -> Activations:
+    """A capture with the rows of these layers."""
+    check_made_with(model, captured.provenance, "these states", states=True)
+    position, missing = captured.provenance.get("position", tokens), [*set(layers) - set(captured.layers)]
+    if position != tokens or missing:
+        raise TnkitError(
+            f"the source holds layers {captured.layers} at position={position!r}; capture layers {missing or 'there'} "
+            f"with position={tokens!r}"
+        )
+    rows = [captured.layers.index(layer) for layer in layers]
+    tensors = {name: tensor[rows] for name, tensor in captured.tensors().items()}
+    return Activations(tuple(layers), captured.index, provenance=captured.provenance, **tensors)
 
 
 def _rows(targets: Tokens, places: Sequence[int], *, mean: bool) -> dict[tuple[int, ...], int]:
@@ -272,7 +296,7 @@ def _one_token(
     values = {}
     for row, layer in enumerate(captured.layers):
         if neurons is None:
-            states = captured.tensors()[site][row]
+            states = captured.require(site).tensors()[site][row]
         else:
             states = captured.of_neurons(layer, neurons.by_layer()[layer])
             if site == "contributions":
