@@ -43,6 +43,10 @@ from .measures import harness as harness
 from .measures import lens as lens
 from .measures import patching as patching
 from .measures import specificity as specificity
+from .measures.attribution import Attribution as Attribution
+from .measures.attribution import attribution as attribution
+from .measures.beside import Beside as Beside
+from .measures.beside import beside as beside
 from .measures.cards import NeuronCard as NeuronCard
 from .measures.cards import neuron_card as neuron_card
 from .measures.doses import Doses as Doses

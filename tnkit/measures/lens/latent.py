@@ -192,6 +192,8 @@ def latent_language(
     """
     concepts = load_concepts() if concepts is None else concepts
     chosen = tuple(languages or concepts.languages)
+    if unknown := [name for name in (target, source) if name is not None and name not in concepts.languages]:
+        raise TnkitError(f"there are no concepts in {unknown[0]!r}; there are {', '.join(concepts.languages)}")
     if target not in chosen:
         raise TnkitError(f"the answers' language {target!r} is not among languages={', '.join(chosen)}; add it")
     one_of("tokens", tokens, ("last", "prompt", "all"))

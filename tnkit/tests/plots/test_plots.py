@@ -171,8 +171,8 @@ def figures(name):
     return {
         "lines_by_layer": lambda ax: plots.lines_by_layer(pd.DataFrame({name: [1, 2]}), ylabel=name, log=True, ax=ax),
         "languages_by_layer": lambda ax: plots.languages_by_layer(
-            by_layer.rename_axis(["layer", "language"]),
-            beside=by_layer.rename_axis(["layer", "language"]),
+            spoken,
+            beside=spoken,
             dashed=name,
             ylabel=name,
             title=name,
