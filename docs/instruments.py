@@ -20,7 +20,8 @@ HERE = Path(__file__).parent
 PAGE, TABLES, FIGURES = HERE / "instruments.md", HERE / "instruments", HERE.parent / "figures"
 MARK = "<!-- tables -->"
 LANGUAGES = {"ja": "nl", "ko": "it", "nl": "ja", "it": "ko"}  # language → what is translated from
-TOP, TRAIN, TEST, SEEDS, EACH = 300, 256, 64, 3, 15
+TOP, TEST, SEEDS, EACH, LAYERS = 300, 64, 3, 15, (5, 9, 11, 13, 15, 17)
+NAMES = {"type1": "Type-1", "type2": "Type-2"}
 QUIET: dict[str, Any] = {"progress": False}
 
 
@@ -30,42 +31,41 @@ class Study:
     def __init__(self, model: tn.Model, language: str) -> None:
         self.model, self.language = model, language
         self.corpus = tn.load_corpus("everyday")
-        self.train = {name: list(self.corpus["train"][name])[:TRAIN] for name in self.corpus.languages}
         self.test = {name: list(self.corpus["test"][name])[:TEST] for name in self.corpus.languages}
-        both = {name: self.train[name] for name in ("en", language)}
-        self.found = {
-            kind: tn.detect(model, both, language=language, kind=kind, top=TOP, **QUIET) for kind in ("type1", "type2")
+        self.train = {name: list(self.corpus["train"][name]) for name in self.corpus.languages}
+        held = {name: tn.capture(model, self.corpus["train"][name], cache=True, **QUIET) for name in ("en", language)}
+        own, targets = held[language], {"type1": list(held.values()), "type2": [held[language]]}
+        where = {"type1": model.early_layers, "type2": model.late_layers}
+        self.scores = {
+            kind: tn.score_neurons(model, own, tn.estimate_centroids(some)) for kind, some in targets.items()
         }
-        held = {name: tn.capture(model, texts, keep=["post"], **QUIET) for name, texts in both.items()}
-        self.layer = tn.geometry.retrieval(held[language], held["en"]).best()[0]
-        self.norms = tn.scoring.contribution_norms(model, tn.capture(model, self.train[language][:128], **QUIET))
+        self.neurons = {kind: scores.top(TOP, layers=where[kind]) for kind, scores in self.scores.items()}
+        self.layer = tn.geometry.retrieval(own, held["en"]).best()[0]
+        self.norms = tn.scoring.contribution_norms(model, own)
 
     def controls(self, kind: str) -> dict[str, Any]:
-        neurons = self.found[kind].neurons
+        neurons = self.neurons[kind]
         return {"same layers and norms": lambda seed: neurons.matched(seed=seed, norms=self.norms)}
 
     def latent(self) -> pd.DataFrame:
-        """Latent language of translations into the language, with each type off, and of cloze sentences."""
-        texts = {name: self.train[name][:128] for name in self.corpus.languages}
-        source, frames = LANGUAGES[self.language], {}
-        for kind, found in self.found.items():
-            measured = tn.lens.latent_language(
-                self.model, self.language, source=source, texts=texts, layers=range(1, 18, 2), neurons=found.neurons,
-                controls=self.controls(kind), seeds=2, **QUIET,
-            )  # fmt: skip
-            frames[measured.prompts, kind] = measured.to_frame()
-            if self.language == "ja" and kind == "type2":
-                save(measured.plot().figure, "instruments-latent")
-                save(measured.plot("nearest").figure, "instruments-nearest")
-        cloze = tn.lens.latent_language(self.model, self.language, texts=texts, layers=range(1, 18, 2), **QUIET)
-        frame = cloze.to_frame()
-        frames[cloze.prompts, "untouched"] = frame[frame.index.get_level_values("condition") == "none"]
-        return pd.concat(frames, names=["prompts", "kind"]).reset_index()
+        """Latent language of translations into the language, with each type off, and of sentences to complete."""
+        texts = {name: self.train[name][:64] for name in self.corpus.languages}
+        like = {f"like {NAMES[kind]}": self.controls(kind)["same layers and norms"] for kind in NAMES}
+        measured = tn.lens.latent_language(
+            self.model, self.language, source=LANGUAGES[self.language], texts=texts, layers=LAYERS,
+            neurons=self.neurons["type2"], controls={"Type-1": self.neurons["type1"], **like}, seeds=2, **QUIET,
+        )  # fmt: skip
+        if self.language == "ja":
+            save(measured.plot().figure, "instruments-latent")
+            save(measured.plot("nearest").figure, "instruments-nearest")
+        cloze = tn.lens.latent_language(self.model, self.language, layers=LAYERS, **QUIET)
+        frames = {each.prompts: each.to_frame().assign(left_out=each.left_out) for each in (measured, cloze)}
+        return pd.concat(frames, names=["prompts"]).reset_index()
 
     def attribution(self) -> pd.DataFrame:
         """Rank correlations of score, attribution and exact effect of single neurons."""
         how: dict[str, Any] = {"language": self.language, "layer": self.layer, **QUIET}
-        scores, measure = self.found["type1"].scores, "centred_similarity"
+        scores, measure = self.scores["type1"], "centred_similarity"
         exact = tn.effects(self.model, self.test, scores, measure=measure, each=EACH, **how)
         given = {
             "gradient": tn.attribution(self.model, self.test, measure=measure, **how),
@@ -75,7 +75,7 @@ class Study:
 
     def rival(self) -> pd.DataFrame:
         """Retrieval with Type-1 off, with a selection by attribution off, and with controls off."""
-        type1 = self.found["type1"].neurons
+        type1 = self.neurons["type1"]
         some = {name: texts[:128] for name, texts in self.train.items()}
         chosen = tn.attribution(self.model, some, language=self.language, layer=self.layer, **QUIET)
         within = [layer for layer in self.model.early_layers if layer <= self.layer]
@@ -89,7 +89,7 @@ class Study:
     def restored(self) -> pd.DataFrame:
         """Retrieval with all neurons of the early layers off, and Type-1's contribution alone restored."""
         compared = tn.patching.restored(
-            self.model, self.test, self.found["type1"].neurons, language=self.language, layer=self.layer,
+            self.model, self.test, self.neurons["type1"], language=self.language, layer=self.layer,
             controls=self.controls("type1"), seeds=SEEDS, **QUIET,
         )  # fmt: skip
         return compared.at().reset_index().assign(layer=self.layer)
@@ -108,7 +108,7 @@ class Study:
             return (cosines.argmax(axis=0) == list(means).index(self.language)).astype(float)
 
         compared = tn.patching.given(
-            self.model, self.test, self.found["type2"].neurons, language="en", donor=self.language, layer=last,
+            self.model, self.test, self.neurons["type2"], language="en", donor=self.language, layer=last,
             controls=self.controls("type2"), measured=nearest, measure="nearest centroid", seeds=SEEDS, **QUIET,
         )  # fmt: skip
         return compared.at().reset_index().assign(layer=last)
@@ -175,23 +175,19 @@ def patched() -> list[str]:
 
 def latent() -> list[str]:
     """Means of the English and the target's answer by layer, untouched and with neurons off."""
-    lines = [
-        "| prompts | off | reading | of | 5 | 9 | 11 | 13 | 15 | 17 |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    heads = " | ".join(map(str, LAYERS))
+    lines = [f"| prompts | off | reading | of | {heads} |", "|---|---|---|---|" + "---|" * len(LAYERS)]
     for language in LANGUAGES:
         if not (TABLES / f"{language}-latent.csv").exists():
             continue
         frame = read(language, "latent")
-        for (prompts, kind, condition, reading, of), rows in frame.groupby(
-            ["prompts", "kind", "condition", "reading", "language"], sort=False
-        ):
-            if of not in ("en", language) or (kind == "type2" and condition == "none"):
-                continue
-            off = "nothing" if condition == "none" else f"{kind}: {condition}"
-            by_layer = rows.set_index("layer")
-            cells = [cell(by_layer.loc[layer]) for layer in (5, 9, 11, 13, 15, 17)]
-            lines.append(f"| {prompts} | {off} | {reading} | {of} | " + " | ".join(cells) + " |")
+        frame = frame[frame["prompts"].str.startswith("translation") | (frame["condition"] == "none")]
+        groups = frame.groupby(["prompts", "condition", "reading", "language"], sort=False)
+        for (prompts, condition, reading, of), rows in groups:
+            if of in ("en", language):
+                off = {"none": "nothing", "the set": "Type-2"}.get(condition, condition)
+                cells = [cell(row) for _, row in rows.sort_values("layer").iterrows()]
+                lines.append(f"| {prompts} | {off} | {reading} | {of} | " + " | ".join(cells) + " |")
     return lines if len(lines) > 2 else []
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PROBABILITY, NEAREST = "probability", "nearest"
+_PROMPTS = 16  # of each language, whose mean is the origin
 READINGS = {PROBABILITY: "probability of the answer", NEAREST: "nearest language centroid, share"}
 
 
@@ -159,7 +160,7 @@ def latent_language(
     2402.10588). Such decoding may show the language of the unembedding's nearest words rather than that of the state,
     and so more English than there is. With `texts` the state's place is read beside it: the language L with the highest
     cos(h - p, c_L - c), where c_L are the means of the texts' last tokens, c is their mean over languages, and p the
-    mean over languages of the prompts' untouched states.
+    mean over target languages of untouched prompts' states, 16 of each.
 
     Args:
         model: from `load_model`; it runs here.
@@ -285,9 +286,8 @@ class _Spaces:
         means = [_means(model, texts[name], reading, progress) for name in languages]
         self.centroids = torch.stack(means, dim=1)  # (layer, language, hidden)
         self.centroids = unit(self.centroids - self.centroids.mean(dim=1, keepdim=True))
-        self.origin = torch.stack([_means(model, several, reading, progress) for several in prompts.values()]).mean(
-            dim=0
-        )
+        untouched = [_means(model, several[:_PROMPTS], reading, progress) for several in prompts.values()]
+        self.origin = torch.stack(untouched).mean(dim=0)
 
     def __call__(self, held: Activations) -> Float[np.ndarray, "layer language concept"]:
         states = held.tensors()["post"].double() - self.origin[:, None]

@@ -75,8 +75,8 @@ def test_integrated_gradients_sum_to_the_difference(name):
         _OF_STATES["centred_similarity"](some, targets).mean() for some in (states(model, TEXTS["it"]), off)
     )
     assert found.difference == pytest.approx(float(untouched - changed), abs=1e-5)
-    assert float(found.values.nansum()) == pytest.approx(found.difference, abs=2e-3)
-    assert abs(found.difference) > 0.01
+    assert float(found.values.nansum()) == pytest.approx(found.difference, rel=0.05)
+    assert abs(found.difference) > 5e-4
 
 
 def test_nats_are_attributed_to_neurons_at_all_tokens():
