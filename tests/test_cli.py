@@ -39,6 +39,8 @@ FLAGS = {
     ],
     "evaluate": "model_id neurons tokens tasks limit include_path out quiet".split(),
     "neurons": "model_id neurons lang_for_TN beside sentence_path position suffix out figure quiet".split(),
+    "patch": "model_id lang_for_TN source_language site neurons layers tokens measure layer suffix out figure".split(),
+    "lens": "model_id neurons top_n lens k lang_for_TN source_language seeds out figure quiet".split(),
     "cache": ["clear", "models", "yes"],
     "doctor": ["model"],
 }

@@ -16,6 +16,8 @@ from tnkit.cli import main as cli
 
 ABLATE = "ablate --model_id model --neurons set.json --lang_for_TN ja --sentence_path pairs.tsv --seeds 2"
 UNPRIVILEGED = "setpriv --inh-caps=-all --bounding-set=-all " if os.geteuid() == 0 else ""
+PATCH = "patch --model_id model --lang_for_TN ja --source_language en --sentence_path pairs.tsv"
+LENS = "lens --model_id model --neurons set.json"
 CONTROLS = "a\x1b[31m\n\u202e"
 HOSTILE = {
     "centroids_folder": (f"{DETECT} --centroids_path folder", "folder is a folder, expected a file"),
@@ -39,6 +41,22 @@ HOSTILE = {
         "evaluate --model_id model --neurons set.json --tasks t --include_path . --out pairs.csv",
         "this command also reads it",
     ),
+    "patch_out_is_input": (f"{PATCH} --sentence_path pairs.csv --out pairs.csv", "this command also reads it"),
+    "patch_neurons_of_states": (f"{PATCH} --neurons set.json", "neurons= is for activations and contributions"),
+    "patch_source_is_target": (f"{PATCH} --source_language ja", "is also --lang_for_TN"),
+    "patch_without_column": (f"{PATCH} --source_language zz", "no column for zz"),
+    "patch_far_layers": (f"{PATCH} --layers 0:9", "layer 4 is not in"),
+    "patch_without_layer": (f"{PATCH} --measure margin", "name the layer to measure"),
+    "patch_layer_of_token": (f"{PATCH} --layer 2", "has no layer; leave layer out"),
+    "patch_far_layer": (f"{PATCH} --measure margin --layer 999999", "layer 999999 is not in"),
+    "patch_lengths": (f"{PATCH} --tokens prompt", "positions do not match"),
+    "patch_figure": (f"{PATCH} --figure f.svg", "name a file that ends in .png"),
+    "lens_of_nothing": ("lens --model_id model", "nothing to read: give --neurons"),
+    "lens_figure": (f"{LENS} --figure f.png", "are of the latent language"),
+    "lens_out": (f"{LENS} --out set.json", "ends in .json"),
+    "lens_unknown_language": (f"{LENS} --lang_for_TN zz", "there are no concepts in 'zz'"),
+    "lens_unknown_source": (f"{LENS} --lang_for_TN ja --source_language zz", "there are no concepts in 'zz'"),
+    "lens_too_many_items": (f"{LENS} --k 999999", "more than the"),
     "long_out": (f"{DETECT} --out {'a' * 300}.json", "File name too long"),
     "long_input": (f"{DETECT} --sentence_path {'a' * 300}.txt", "File name too long"),
     "huge_top": (f"{DETECT} --top_n 999999999999999999", "2 layers of 48 neurons hold 96"),

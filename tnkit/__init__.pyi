@@ -35,13 +35,20 @@ from .interventions.direction import Direction as Direction
 from .interventions.export import export_ablated as export_ablated
 from .interventions.intervention import Intervention as Intervention
 from .interventions.last_token import LastToken as LastToken
+from .interventions.patch import Patch as Patch
+from .interventions.patch import patch as patch
 from .interventions.set_test import SetTest as SetTest
 from .interventions.set_test import set_test as set_test
 from .measures import behaviour as behaviour
 from .measures import geometry as geometry
 from .measures import harness as harness
 from .measures import lens as lens
+from .measures import patching as patching
 from .measures import specificity as specificity
+from .measures.attribution import Attribution as Attribution
+from .measures.attribution import attribution as attribution
+from .measures.beside import Beside as Beside
+from .measures.beside import beside as beside
 from .measures.cards import NeuronCard as NeuronCard
 from .measures.cards import neuron_card as neuron_card
 from .measures.doses import Doses as Doses
@@ -55,6 +62,8 @@ from .measures.experiments import retrieval_matrix as retrieval_matrix
 from .models.load import load_model as load_model
 from .models.model import Model as Model
 from .text import variants as variants
+from .text.concepts import Concepts as Concepts
+from .text.concepts import load_concepts as load_concepts
 from .text.corpus import Corpus as Corpus
 from .text.corpus import load_corpus as load_corpus
 

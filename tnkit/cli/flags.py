@@ -132,6 +132,12 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def layer(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise argparse.ArgumentTypeError(f"{text!r:.60} is not a layer, counted from 0")
+    return int(text)
+
+
 def names(text: str) -> tuple[str, ...]:
     listed = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if not listed:

@@ -28,6 +28,8 @@ from tnkit.captures.activations import Activations
 from tnkit.errors import TnkitError, one_of
 from tnkit.interventions.direction import Direction
 from tnkit.interventions.intervention import Intervention, sources
+from tnkit.interventions.patch import Patch
+from tnkit.interventions.patching import Patcher
 from tnkit.interventions.prompts import last_words, texts_of
 from tnkit.interventions.routed import Routed
 from tnkit.interventions.scopes import TOKENS, chosen_now, decoder_of, texts_now, watched
@@ -53,9 +55,9 @@ class Ablation:
 
     Args:
         model: from `load_model`.
-        neurons: an `Intervention` or a `Direction`, or a list of them, which act one after another; or a `NeuronSet` or
-            (layer, neuron) pairs, with value, of, scale, add, minus or seed as in `Intervention` (default: set to 0,
-            which switches them off). No neurons change nothing, bit for bit.
+        neurons: an `Intervention`, a `Direction` or a `Patch`, or a list of them, which act one after another; or a
+            `NeuronSet` or (layer, neuron) pairs, with value, of, scale, add, minus or seed as in `Intervention`
+            (default: set to 0, which switches them off). No neurons change nothing, bit for bit.
         tokens: "last" acts on the last token of the prompt only, "last_word" on the last one that is not punctuation
             (of the sentence, where tnkit puts a template around it),
             "prompt" on every token of it and on no decoded one, "all" on every token, decoded ones included. Padding is
@@ -88,31 +90,48 @@ class Ablation:
         self.model, self.tokens, self._count = model, tokens, 0
         self.intervention, self.neurons = first, set_of(model, ())
         self._captures: tuple[Activations, ...] = ()
-        self._resampled: Intervention | None = None
+        self._drawing: Intervention | Patch | None = None  # what has a row of its target for each sentence
         self.values: dict[int, tuple[Tensor, Tensor | None, float | None]] = {}
         self.about: dict[str, Any] = {"tokens": tokens}
-        if isinstance(first, Direction):
+        if isinstance(first, Direction | Patch):
             first.check(model)
-            self.values = {layer: (torch.tensor([0]), None, None) for layer in first.vectors}
-            self.about |= first.about()
+            self._prepare_states(first)
         else:
             self._prepare(first)
         self._stack = ExitStack()
         self._active = False
         self._thread = 0  # that entered it
         self.chosen: Tensor | None = None  # of the forward pass under way
-        self._drawn: list[int] | None = None  # for each of its sentences, where values are resampled
+        self.drawn: list[int] | None = None  # for each of its sentences, where values are resampled or patched
         self.sentences: Tensor | None = None  # which of those each token is of
         self._set: set[int] = set()  # layers that it has set
         self._ran = False
         self._reached = 0  # values to set at the tokens that were, wherever their experts ran
         self._before = 0, 0  # what was reached, and calls of generate, on entering
 
+    def _prepare_states(self, asked: Direction | Patch) -> None:
+        """Note what is to become of states, or of neurons where a patch sets them."""
+        self.about |= asked.about()
+        if isinstance(asked, Patch):
+            self._drawing = asked
+            if asked.tokens != self.tokens:
+                raise TnkitError(
+                    f'this patch is of tokens="{asked.tokens}", not "{self.tokens}"; give the same to both'
+                )
+            if asked.site == "activations" and asked.neurons is not None:
+                self.neurons = asked.neurons
+                for layer, places in asked.neurons.by_layer().items():
+                    at = self.model.layer_device(layer)
+                    self.values[layer] = torch.tensor(places, device=at), asked.targets(layer).to(at), None
+                return
+        layers = asked.vectors if isinstance(asked, Direction) else asked.values
+        self.values = {layer: (torch.tensor([0]), None, None) for layer in layers}
+
     def _prepare(self, asked: Intervention) -> None:
         """Note what is to become of neurons."""
         self.neurons = set_of(self.model, asked.neurons)
         self.intervention = asked = replace(asked, neurons=self.neurons)
-        self._resampled = asked if asked.value == "resampled" else None
+        self._drawing = asked if asked.value == "resampled" else None
         self._captures = sources(asked.of) + sources(asked.minus)
         for capture in self._captures:
             _check_capture(self.model, capture)
@@ -181,7 +200,7 @@ class Ablation:
         """Refuse neurons and captures of another model than the module is now, which may have changed since."""
         with hashed_once(self.model) if self._captures else nullcontext():
             check_made_with(self.model, self.neurons.provenance, "these neurons")
-            if isinstance(self.intervention, Direction):
+            if isinstance(self.intervention, Direction | Patch):
                 self.intervention.check(self.model)
             for capture in self._captures:
                 check_made_with(self.model, capture.provenance, _GIVEN, states=True)
@@ -199,6 +218,9 @@ class Ablation:
             if isinstance(self.intervention, Direction):
                 block = self.model.module.get_submodule(f"{self.model.blocks_path}.{layer}")
                 stack.callback(block.register_forward_pre_hook(self._mover(layer), with_kwargs=True).remove)
+                continue
+            if isinstance(self.intervention, Patch) and self.intervention.site != "activations":
+                Patcher(self, self.intervention, layer).hook(stack)
                 continue
             if self.model.experts_of(layer):
                 Routed(self, layer).hook(stack)
@@ -223,9 +245,9 @@ class Ablation:
         """Note which (sentence, token) places of this forward pass are to be set, and what is drawn for its rows."""
         given = self.model, decoder, (args, kwargs), self.tokens
         self.chosen, self._set = chosen_now(*given), set()
-        if self._resampled is not None:
+        if self._drawing is not None:
             texts, self.sentences = texts_now(*given)
-            self._drawn = [self._resampled.draw(text) for text in texts]
+            self.drawn = [self._drawing.draw(text) for text in texts]
 
     def _check_set(self, *_: Any) -> None:
         if missing := set(self.values) - self._set:
@@ -236,7 +258,7 @@ class Ablation:
         self._ran |= state_of(self.model.module).prompt is None
 
     def _forget(self, *_: Any) -> None:
-        self.chosen = self._drawn = self.sentences = None
+        self.chosen = self.drawn = self.sentences = None
 
     def _edit(self, inputs: Mapping[str, Any], deepest: int) -> dict[int, Change]:
         """What the trace of a right-padded batch changes in each layer that it runs, where hooks cannot."""
@@ -248,8 +270,8 @@ class Ablation:
             chosen = last_words(self.model.tokenizer, inputs["input_ids"], real, own)
         else:
             chosen = chosen_tokens(real, self.tokens)
-        if self._resampled is not None:
-            self._drawn = [self._resampled.draw(text) for text in texts_of(inputs["input_ids"], real, chosen)]
+        if self._drawing is not None:
+            self.drawn = [self._drawing.draw(text) for text in texts_of(inputs["input_ids"], real, chosen)]
         run = [layer for layer in self.values if layer <= deepest]
         for layer in run:
             self.note(layer, int(chosen.sum()))
@@ -265,7 +287,7 @@ class Ablation:
     def target(self, layer: int) -> Tensor | None:
         """What the neurons of a layer become in this pass: alike everywhere, or for each sentence."""
         target = self.values[layer][1]
-        return target if target is None or self._drawn is None else target[self._drawn]
+        return target if target is None or self.drawn is None else target[self.drawn]
 
     def tokens_in(self, layer: int, states: Tensor) -> Tensor:
         """Which (sentence, token) places of a layer's states are to be set.
@@ -274,7 +296,7 @@ class Ablation:
             TnkitError: where these are other tokens than the model was called with.
         """
         chosen, tokens = self.chosen, states.numel() // states.shape[-1]
-        if chosen is None and self.tokens == "all" and self._resampled is None:
+        if chosen is None and self.tokens == "all" and self._drawing is None:
             return states.new_ones(states.shape[:-1], dtype=torch.bool)  # a block that is called by itself
         if chosen is None or chosen.numel() != tokens:
             raise TnkitError(

@@ -104,6 +104,7 @@ class LastToken:
                 spans = [(tokens.span(number)[0], place + 1) for number, place in enumerate(places)]
                 tokens = Tokens(cut, spans if model.template else None)
             self.cached = self._is_proved(tokens)
+        self._tokens = tokens
         self._batches: list[tuple[list[int], dict[str, Any], Prompt]] = []
         if not self.cached:
             return
@@ -136,6 +137,34 @@ class LastToken:
                 options |= {"position": self.position, "suffix": self.suffix, "last_layer": self.last_layer}
                 return capture(self.model, self.sentences, **options, progress=False)
 
+    def passes(self) -> Iterator[tuple[list[int], dict[str, Any], Prompt | None, Tensor]]:
+        """What to run the decoder with to get the token that is read under autograd, batch by batch.
+
+        Yields:
+            The sentences, arguments of the decoder, their prompts, and the place of the token in what runs; without
+            a cached prefix whole sentences run.
+        """
+        if not self.cached:
+            for index in by_length(self._tokens.lengths(), self.batch_tokens or roomy(self.model)):
+                inputs = Rows.of(self.model, [self._tokens[place] for place in index], packed=False).inputs
+                yield index, inputs | {"use_cache": False}, None, inputs["attention_mask"].sum(dim=1) - 1
+            return
+        for index, inputs, prompt in self._batches:
+            cache = self.repeated(inputs["past_key_values"], 1)
+            plain = {name: value.clone() if isinstance(value, Tensor) else value for name, value in inputs.items()}
+            last = torch.zeros(len(index), dtype=torch.long, device=self.model.device)
+            yield index, {**plain, "past_key_values": cache}, prompt, last
+
+    @staticmethod
+    def repeated(cache: Any, count: int) -> Any:
+        """A copy of a cache of which each row is there so many times, and which autograd may keep."""
+        copied = _copied(cache)
+        for layer in copied.layers:
+            layer.keys, layer.values = (
+                state.clone().repeat_interleave(count, 0) for state in (layer.keys, layer.values)
+            )
+        return copied
+
     def _check_state(self) -> dict[str, Any]:
         """The provenance of the model as it is, where it is as it was.
 
@@ -163,8 +192,7 @@ class LastToken:
         self, inputs: Mapping[str, Any], prompt: Prompt, *, keep: Iterable[str]
     ) -> dict[str, list[Tensor]]:
         """Run last tokens on a copy of the cache of their prefix, which no run changes."""
-        cache = copy.copy(inputs["past_key_values"])
-        cache.layers = [copy.copy(layer) for layer in cache.layers]  # each makes new tensors when it grows
+        cache = _copied(inputs["past_key_values"])
         last = torch.arange(len(inputs["input_ids"]), device=self.model.device)
         with running(self.model.module, prompt=prompt):
             return self._traced({**inputs, "past_key_values": cache}, last, keep)
@@ -214,6 +242,13 @@ class LastToken:
         most = _TOLERANCE if torch.finfo(self.model.dtype).bits >= 32 else _HALF_TOLERANCE
         pairs = zip(kept["post"], full["post"], strict=True)
         return all(bool((cached - run).abs().max() <= most * run.abs().max()) for cached, run in pairs)
+
+
+def _copied(cache: Any) -> Any:
+    """A cache of its own, which makes new tensors when it grows."""
+    copied = copy.copy(cache)
+    copied.layers = [copy.copy(layer) for layer in cache.layers]
+    return copied
 
 
 def _has_positions(model: Model, longest: int) -> bool:

@@ -13,6 +13,7 @@ from tnkit.detection.neurons import NeuronSet, Pair, pairs_of
 from tnkit.errors import TnkitError, check_model
 from tnkit.interventions.direction import Direction
 from tnkit.interventions.intervention import Intervention
+from tnkit.interventions.patch import Patch
 from tnkit.models.model import Model
 from tnkit.provenance import check_made_with
 
@@ -22,7 +23,8 @@ class Together:
     """Several interventions at once, such as one set off and another on; a list of them becomes one.
 
     Args:
-        parts: interventions, directions or neuron sets, which are set to 0; each acts on what those before it left.
+        parts: interventions, directions, patches or neuron sets, which are set to 0; each acts on what those before
+            it left.
 
     Raises:
         TnkitError: for no parts, or a neuron in two of them.
@@ -40,7 +42,9 @@ class Together:
     def __post_init__(self) -> None:
         nested = (part.parts if isinstance(part, Together) else (part,) for part in self.parts)
         given = [part for parts in nested for part in parts]
-        parts = tuple(part if isinstance(part, Intervention | Direction) else Intervention(part) for part in given)
+        parts = tuple(
+            part if isinstance(part, Intervention | Direction | Patch) else Intervention(part) for part in given
+        )
         if not parts:
             raise TnkitError("there is no intervention in this list; give at least one")
         twice = [pair for pair, count in Counter(pair for part in parts for pair in part).items() if count > 1]
@@ -77,7 +81,7 @@ class Together:
         return ", and ".join(part.describe() for part in self.parts)
 
 
-Neurons = NeuronSet | Intervention | Direction | Together
+Neurons = NeuronSet | Intervention | Direction | Patch | Together
 Given = Iterable[Pair | Neurons]  # pairs, one of these, or a list of them
 Several = Sequence[Neurons]
 
@@ -100,12 +104,12 @@ def nothing(neurons: Neurons) -> NeuronSet | Intervention:
     >>> len(nothing(NeuronSet(((0, 5),), (4, 48)))), len(nothing(Direction({1: torch.ones(2)})))
     (0, 0)
     """
-    if isinstance(neurons, Direction | Together):
+    if isinstance(neurons, Direction | Patch | Together):
         return Intervention(())
     return NeuronSet((), neurons.shape)
 
 
-def intervention_of(neurons: Given, how: Mapping[str, Any]) -> Intervention | Direction | Together:
+def intervention_of(neurons: Given, how: Mapping[str, Any]) -> Intervention | Direction | Patch | Together:
     """An intervention as it is, or neurons with what is to be done with them.
 
     Raises:
@@ -115,7 +119,7 @@ def intervention_of(neurons: Given, how: Mapping[str, Any]) -> Intervention | Di
     if (means := how.pop("means", None)) is not None:
         warnings.warn("means= is now of=, and goes with the next release", DeprecationWarning, stacklevel=3)
         how["of"] = means
-    if not isinstance(asked, Intervention | Direction | Together):
+    if not isinstance(asked, Intervention | Direction | Patch | Together):
         return Intervention(asked, **how)
     if how:
         raise TnkitError(
@@ -134,7 +138,7 @@ def neurons_of(model: Model, neurons: Given) -> Neurons:
     asked = as_one(neurons)
     if isinstance(asked, Together):
         return Together([neurons_of(model, part) for part in asked.parts])
-    if isinstance(asked, Direction):
+    if isinstance(asked, Direction | Patch):
         asked.check(model)
         return asked
     if isinstance(asked, Intervention):

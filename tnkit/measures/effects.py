@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from tqdm.auto import tqdm
 
 from tnkit import storage
@@ -22,7 +22,7 @@ from tnkit.errors import TnkitError, check_model, whole_number
 from tnkit.interventions.intervention import Intervention
 from tnkit.measures.measurement import Texts, measurement
 from tnkit.models.model import Model
-from tnkit.statistics import RESAMPLES, interval, mean_interval
+from tnkit.statistics import mean_interval, spearman
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -74,21 +74,13 @@ class Effects:
             scores or all drops are equal.
         """
         import pandas as pd
-        from scipy import stats
 
         frame, rows = self.to_frame(), {}
         random = np.random.default_rng(0)
         for name in (ALL, *self.sample):
             part = frame if name == ALL else frame[frame["stratum"] == name]
-            places = np.arange(len(part))
-            strata = [places[part["stratum"] == stratum] for stratum in dict.fromkeys(part["stratum"])]
-            drawn = np.hstack([random.choice(members, (RESAMPLES, len(members))) for members in strata])
-            both = part[["score", "drop"]].to_numpy()
-            ranks = stats.rankdata(both[np.vstack([places, drawn])], axis=1)  # first as they are, then resampled
-            values = _correlations(ranks[..., 0], ranks[..., 1])
-            known = values[1:][~np.isnan(values[1:])]
-            low, high = interval(known) if len(known) else (np.nan, np.nan)
-            rows[name] = {"spearman": values[0], "low": low, "high": high, "neurons": len(part)}
+            value, low, high = spearman(part[["score", "drop"]].to_numpy(), part["stratum"].tolist(), random)
+            rows[name] = {"spearman": value, "low": low, "high": high, "neurons": len(part)}
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("stratum")
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
@@ -258,12 +250,3 @@ def _gathered(
     return Effects(
         measure, layer, sample, {name: np.stack([drops[name, at] for at in places]) for name, places in run.items()}
     )
-
-
-def _correlations(
-    left: Float[np.ndarray, "sample neuron"], right: Float[np.ndarray, "sample neuron"]
-) -> Float64[np.ndarray, "sample"]:
-    """Pearson's correlation of each row; NaN where a side does not vary."""
-    left, right = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (left, right))
-    norm = np.sqrt((left**2).sum(axis=1) * (right**2).sum(axis=1))
-    return np.divide((left * right).sum(axis=1), norm, out=np.full(len(norm), np.nan), where=norm > 0)

@@ -136,6 +136,28 @@ def _by_states(
     progress: bool,
 ) -> "Callable[[Neurons], np.ndarray | Tensor]":
     """A function that measures the sentences under an intervention."""
+    captured = capturing(model, sentences, tokens, reading, progress=progress)
+    return lambda neurons: measured(captured(neurons))
+
+
+def capturing(
+    model: Model, sentences: Sequence[str], tokens: str, reading: Mapping[str, Any], *, progress: bool = True
+) -> Callable[[Neurons], Activations]:
+    """A function that captures sentences under an intervention, from a cached prefix where that is the same.
+
+    Args:
+        model: from `load_model`.
+        sentences: any sequence of str.
+        tokens: where the intervention acts, as in `Ablation`.
+        reading: how they are captured, as in `capture`; with a position.
+        progress: show a bar while prefixes run.
+
+    >>> from tnkit.interventions.intervention import Intervention
+    >>> from tnkit.testing import tiny_model
+    >>> captured = capturing(tiny_model(), ["Hi"], "last", {"position": "last", "keep": ["post"]}, progress=False)
+    >>> captured(Intervention([(0, 5)]))
+    Activations(1 sentences, 4 layers: post)
+    """
     position = reading["position"]
     if tokens == "last" and position == "last_word":
         raise TnkitError(
@@ -144,11 +166,11 @@ def _by_states(
         )
     if (tokens, position) in (("last", "last"), ("last", "end"), ("last_word", "last_word")):
         prefix = LastToken(model, sentences, **reading, progress=progress)
-        return lambda neurons: measured(prefix.capture(neurons))
+        return prefix.capture
 
-    def off(neurons: Neurons) -> "np.ndarray | Tensor":
+    def off(neurons: Neurons) -> Activations:
         with Ablation(model, neurons, tokens=tokens):
-            return measured(capture(model, sentences, **reading, progress=False))
+            return capture(model, sentences, **reading, progress=False)
 
     return off
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tnkit.errors import TnkitError, check_model, whole_numbers
 from tnkit.models import maps
 from tnkit.models import reading as architecture
-from tnkit.models.experts import all_vectors, is_experts, shape_of, weight_of
+from tnkit.models.experts import all_vectors, is_experts, shape_of, some_vectors, weight_of
 from tnkit.models.reading import Sites
 from tnkit.models.wrapper import TransformersModel, served
 
@@ -230,6 +230,20 @@ class Decoder:
         if not shared:
             return vectors
         return torch.cat([vectors, self._vectors_of(attrgetter(shared)(self._blocks[layer]), vectors.dtype)])
+
+    def vectors_of(self, layer: int, neurons: Sequence[int]) -> Float[Tensor, "neuron hidden"]:
+        """The value vectors of some neurons of a layer, in order; of experts, without a copy of the others.
+
+        >>> from tnkit.testing import tiny_model
+        >>> model = tiny_model("mixtral")
+        >>> torch.equal(model.vectors_of(1, [30, 2]), model.value_vectors(1)[[30, 2]])
+        True
+        """
+        check_layers(self, [layer])
+        count, each = self.experts_of(layer) or (0, 0)
+        if max(neurons, default=0) < count * each and not (last_map := self._last_map(layer)).down_proj.is_meta:
+            return some_vectors(last_map, neurons)
+        return self.value_vectors(layer)[list(neurons)]
 
     def output_gain(self, layer: int) -> Float[Tensor, "hidden"]:
         """What the MLP branch is multiplied by, coordinate by coordinate, on its way to the residual stream (float32).

@@ -123,6 +123,13 @@ def all_vectors(module: Any) -> Float[Tensor, "neuron hidden"]:
     return down.flatten(0, 1)
 
 
+def some_vectors(module: Any, neurons: Sequence[int]) -> Float[Tensor, "neuron hidden"]:
+    """The value vectors of some neurons, numbered expert × width + index."""
+    down, places = module.down_proj.detach(), torch.tensor(list(neurons), device=module.down_proj.device)
+    experts, index = places // shape_of(module)[1], places % shape_of(module)[1]
+    return down[experts, index] if is_transposed(module) else down[experts, :, index]
+
+
 def slot_activations(
     module: Any,
     hidden: Float[Tensor, "token *slot hidden"],

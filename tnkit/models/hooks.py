@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from tnkit.errors import TnkitError
 from tnkit.models.reading import Sites
 
-_OURS = tuple(f"tnkit.interventions.{name}." for name in ("ablation", "routed", "scopes"))  # hooks of ablations
+_OURS = tuple(
+    f"tnkit.interventions.{name}." for name in ("ablation", "patching", "routed", "scopes")
+)  # hooks of ablations
 _KNOWN = (*_OURS, "torch.", "transformers.", "accelerate.")  # hooks from here are part of the model, or in the key
 
 

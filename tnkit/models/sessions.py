@@ -156,6 +156,8 @@ class State:
 
     Attributes:
         entered: the thread that entered each active ablation, and what the ablation's provenance says.
+        editors: by layer, what changes activations inside experts, slot by slot.
+        movers: by layer, what changes the states that leave a block after it ran.
         hooks: undoes what all active ablations share, once the last of `watchers` has left.
         given: what the call under way was given, and by which module it was noted.
         prompt: the prompts of the call of `generate` under way.
@@ -169,6 +171,7 @@ class State:
     entered: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     hooks: ExitStack = field(default_factory=ExitStack)
     editors: list[tuple[int, Callable[..., Any]]] = field(default_factory=list)
+    movers: list[tuple[int, Callable[[Tensor], Tensor]]] = field(default_factory=list)
     watchers: int = 0
     given: Given | None = None
     prompt: Prompt | None = None

@@ -53,6 +53,7 @@ def trace_blocks(
         inputs: input_ids, with attention_mask (padded on the right) or position_ids (packed), on the model's device,
             and other arguments.
         read: the place of each sentence's token in input_ids, counted through its rows; with `weights` of all tokens.
+            Without, there may be several, which a model without experts allows.
         layers: blocks to read, ascending; nothing after the last one runs.
         keep: any of `SITES`.
         weights: of each token at `read` where a sentence is averaged.
@@ -72,6 +73,8 @@ def trace_blocks(
     names, keep = names_of(model), frozenset(keep)
     for layer, edit in state_of(model.lm._module).editors:
         names[layer].edits.append(edit)
+    for layer, move in state_of(model.lm._module).movers:
+        names[layer].movers.append(move)
     layers = tuple(layers)
     normed = model.n_layers - 1 if normed_last else None
     with TURN, torch.no_grad(), model.tracing() as hooked:
@@ -85,6 +88,8 @@ def trace_blocks(
                 values = _read(blocks[layer], names[layer], wanted, (read, weights), changes.get(layer, ()))
                 if "post" in wanted:
                     post = post_of(blocks[layer], names[layer]) if layer != normed else first(blocks[layer].output)
+                    for move in names[layer].movers:
+                        post = move(post)
                     values["post"] = _pooled(final_norm(post) if layer == normed else post, read, weights)
                 if reduce is not None and wanted:
                     values = exactly(reduce, layer, values, *weights_of(blocks[layer], names[layer]))
@@ -103,7 +108,7 @@ def names_of(model: Model) -> list[SimpleNamespace]:
     sizes = {"neurons": model.places, "hidden": model.hidden_size, "slots": model.slots}
     for sites, width in zip(model.sites, model.widths, strict=True):
         read = {name: served(site) if isinstance(site, str) else site for name, site in vars(sites or none).items()}
-        names.append(SimpleNamespace(**read, width=width, edits=[], **sizes))
+        names.append(SimpleNamespace(**read, width=width, edits=[], movers=[], **sizes))
     return names
 
 

@@ -12,6 +12,7 @@ from .distributions import random_sets as random_sets
 from .distributions import score_distribution as score_distribution
 from .distributions import score_distributions as score_distributions
 from .layers import language_neurons as language_neurons
+from .layers import languages_by_layer as languages_by_layer
 from .layers import lines_by_layer as lines_by_layer
 from .layers import neurons_by_layer as neurons_by_layer
 from .maps import distance_map as distance_map

@@ -12,7 +12,7 @@ from tnkit.plots.style import axes, language_colour, language_label, literal
 if TYPE_CHECKING:
     import pandas as pd
 
-_COLOURS = {"none": "#555555", "the set": "#D55E00"}
+_COLOURS = {"none": "#555555", "untouched": "#555555", "the set": "#D55E00", "patched": "#D55E00"}
 _CONTROL_COLOURS = ("#0072B2", "#009E73", "#56B4E9", "#CC79A7", "#E69F00", "#8C6D31", "#332288", "#117733")
 
 
@@ -22,12 +22,15 @@ def _coloured(names: list[str]) -> dict[str, str]:
     return _COLOURS | {name: _CONTROL_COLOURS[number % len(_CONTROL_COLOURS)] for number, name in enumerate(controls)}
 
 
-def conditions_by_layer(frame: "pd.DataFrame", *, ylabel: str, ax: Axes | None = None) -> Axes:
+def conditions_by_layer(
+    frame: "pd.DataFrame", *, ylabel: str, xlabel: str = "layer", legend: str = "neurons off", ax: Axes | None = None
+) -> Axes:
     """Draw means with interval bands by layer, one line per condition; points with error bars for a single layer.
 
     Args:
         frame: columns `mean`, `low`, `high`, indexed (layer, condition).
         ylabel: the measure.
+        xlabel, legend: what the layers and the conditions are.
         ax: where to draw (default: a new figure).
     """
     names = list(dict.fromkeys(frame.index.get_level_values("condition")))
@@ -44,9 +47,9 @@ def conditions_by_layer(frame: "pd.DataFrame", *, ylabel: str, ax: Axes | None =
             ax.fill_between(rows.index, rows["low"], rows["high"], color=colour, alpha=0.15, lw=0)
         ax.set(ylabel=literal(ylabel))
         if ax.lines and len(frame) > len(names):
-            ax.set(xlabel="layer")
+            ax.set(xlabel=literal(xlabel))
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-            ax.legend(title="neurons off", alignment="left")
+            ax.legend(title=literal(legend), alignment="left")
         else:
             ax.set_xticks(range(len(names)), list(map(literal, names)), rotation=20, ha="right")
     return ax

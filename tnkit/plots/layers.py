@@ -52,6 +52,47 @@ def lines_by_layer(
     return ax
 
 
+def languages_by_layer(
+    frame: "pd.DataFrame",
+    *,
+    beside: "pd.DataFrame | None" = None,
+    dashed: str = "",
+    ylabel: str,
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw one line per language over layers with its interval as a band, and dashed lines beside them.
+
+    Args:
+        frame: columns `mean`, `low`, `high`, indexed (layer, language).
+        beside: the same for the dashed lines.
+        dashed: what those are.
+        ylabel, title: of the axes.
+        ax: where to draw (default: a new figure).
+
+    >>> import pandas as pd
+    >>> index = pd.MultiIndex.from_product([[0, 1], ["en", "ja"]], names=["layer", "language"])
+    >>> ax = languages_by_layer(pd.DataFrame(0.5, index=index, columns=["mean", "low", "high"]), ylabel="share")
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['English', 'Japanese']
+    """
+    with axes(ax, 6.5, 3.8) as ax:
+        for number, language in enumerate(dict.fromkeys(frame.index.get_level_values("language"))):
+            colour = language_colour(language) if is_language(language) else PALETTE[number % len(PALETTE)]
+            for rows, line in ((frame, "-"), (beside, "--")):
+                if rows is not None:
+                    values = rows.xs(language, level="language")
+                    label = language_label(language) if line == "-" else None
+                    ax.plot(values.index, values["mean"], line, color=colour, label=label)
+                    ax.fill_between(values.index, values["low"], values["high"], color=colour, alpha=0.15, lw=0)
+        if beside is not None:
+            ax.plot([], [], "--", color="#555555", label=literal(dashed))
+        ax.set(xlabel="layer", ylabel=literal(ylabel), title=literal(title))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.legend()
+    return ax
+
+
 def neurons_by_layer(sets: Mapping[str, Neurons], *, n_layers: int, title: str = "", ax: Axes | None = None) -> Axes:
     """Draw the number of neurons of each set in each layer as bars.
 

@@ -20,6 +20,7 @@ from tnkit.errors import TnkitError, whole_number
 from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.scopes import decoder_of
 from tnkit.interventions.together import Given
+from tnkit.measures.vocabulary import logits_of
 from tnkit.models.model import Model
 from tnkit.models.sessions import TURN, running
 from tnkit.provenance import provenance_of
@@ -173,7 +174,6 @@ class _Losses:
 
     def __init__(self, model: Model) -> None:
         self.model, self.decoder = model, decoder_of(model)
-        self.config = model.module.config.get_text_config(decoder=True)
         self.head = cast(torch.nn.Module | None, model.module.get_output_embeddings())
         embeddings = cast(torch.nn.Embedding, model.module.get_input_embeddings())
         self.rows = max(1, _LOGITS // len(embeddings.weight))
@@ -234,10 +234,7 @@ class _Losses:
     def _logits(self, states: Float[Tensor, "token hidden"]) -> Float[Tensor, "token item"]:
         """The logits of final states, with the scale and the cap that configurations name."""
         assert self.head is not None
-        logits = cast(Tensor, self.head(states))
-        logits = logits * getattr(self.config, "logit_scale", 1) / getattr(self.config, "logits_scaling", 1)
-        cap = getattr(self.config, "final_logit_softcapping", None)
-        return logits if cap is None else (logits / cap).tanh() * cap
+        return logits_of(self.model, self.head, states)
 
 
 def _counted(rows: Rows, tokens: Tokens, index: Sequence[int]) -> Bool[Tensor, "sentence token"]:

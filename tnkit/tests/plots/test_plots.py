@@ -167,9 +167,17 @@ def figures(name):
     labels = {"xlabel": name, "ylabel": name}
     shares = pd.DataFrame({"before": [0.5], "after": [1.0]}, index=[name])
     cells = pd.DataFrame(square, index=[name, "b"], columns=["c", name])
-    pair = [name, "b"]
+    pair, spoken = [name, "b"], by_layer.rename_axis(["layer", "language"])
     return {
         "lines_by_layer": lambda ax: plots.lines_by_layer(pd.DataFrame({name: [1, 2]}), ylabel=name, log=True, ax=ax),
+        "languages_by_layer": lambda ax: plots.languages_by_layer(
+            spoken,
+            beside=spoken,
+            dashed=name,
+            ylabel=name,
+            title=name,
+            ax=ax,
+        ),
         "neurons_by_layer": lambda ax: plots.neurons_by_layer(sets, n_layers=2, title=name, ax=ax),
         "score_distribution": lambda ax: plots.score_distribution(
             scored, distance="cosine", chosen=chosen, title=name, ax=ax

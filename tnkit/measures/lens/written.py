@@ -1,12 +1,12 @@
-"""What neurons write, read in the model's own vocabulary: the logit lens on value vectors.
+"""What neurons write, read in the model's own vocabulary: a lens on value vectors.
 
 promoted(model, (12, 345)).to_frame()                     # one neuron
 promoted(model, type2[:20], k=5).to_frame()               # several
+promoted(model, type1[:20], lens="jacobian").to_frame()   # what they become on the way to the last layer
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import torch
@@ -14,13 +14,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tnkit import storage
-from tnkit.errors import TnkitError, check_model, whole_number
+from tnkit.errors import TnkitError, check_model, one_of, whole_number
+from tnkit.measures.lens.jacobian import Jacobians, jacobians
+from tnkit.measures.vocabulary import head_of
 from tnkit.models.model import Model, check_layers
 from tnkit.provenance import check_made_with
 
 if TYPE_CHECKING:
     import pandas as pd
 
+LENSES = ("logit", "jacobian")
 _NEURONS, _TOKENS = 32, 1 << 15  # at a time, so that logits and a float32 copy of the unembedding stay small
 
 
@@ -68,12 +71,17 @@ class PromotedTokens:
 
 
 def promoted(
-    model: Model, neuron: tuple[int, int] | Sequence[tuple[int, int]], *, k: SupportsIndex = 10
+    model: Model,
+    neuron: tuple[int, int] | Sequence[tuple[int, int]],
+    *,
+    k: SupportsIndex = 10,
+    lens: str | Jacobians = "logit",
 ) -> PromotedTokens:
     """The vocabulary items that value vectors promote and suppress (Geva et al., EMNLP 2022).
 
-    Logits of neuron i: W_U (g ⊙ (gain ⊙ v_i)), its value vector through the branch's output gain, the final norm's
-    learned gain g and the unembedding W_U. The norms' denominators are set to 1; a LayerNorm also subtracts the mean
+    Logits of neuron i: W_U (g ⊙ J (gain ⊙ v_i)), its value vector through the branch's output gain, the final norm's
+    learned gain g and the unembedding W_U; J is the identity for the logit lens, and what the layers after the neuron's
+    do on average for the Jacobian lens. The norms' denominators are set to 1; a LayerNorm also subtracts the mean
     over coordinates. Biases, which are the same for all neurons, and any scale or cap of the logits after the
     unembedding are omitted: neither changes the order.
 
@@ -81,6 +89,7 @@ def promoted(
         model: from `load_model`.
         neuron: (layer, neuron), or several, such as a `NeuronSet`.
         k: the number of items at each end.
+        lens: "logit"; "jacobian", with `tn.lens.jacobians(model)`; or averaged Jacobians.
 
     Returns:
         `PromotedTokens`: float32, on the CPU.
@@ -97,22 +106,16 @@ def promoted(
     check_model(model)
     pairs = _pairs(model, neuron)
     check_made_with(model, getattr(neuron, "provenance", {}), "these neurons")
-    head = model.module.get_output_embeddings()
-    if model.final_norm_path is None or head is None or head.weight.shape[1] != model.hidden_size:
-        raise TnkitError(
-            f"{model.name} has no known final norm, or no unembedding of width {model.hidden_size}, both of which the "
-            "logit lens needs; use another model"
-        )
+    norm, head = head_of(model)
+    fitted = _fitted(model, lens)
     size = min(len(head.weight), len(model.tokenizer))
     k = whole_number("k", k, at_least=1)
     if k > size:
         raise TnkitError(f"k={k} is more than the {size} items of the vocabulary; give 1 to {size}")
-    norm = attrgetter(model.final_norm_path)(model.module)
     highest, lowest = [], []
     with torch.no_grad():
         device = head.weight.device
-        written = [model.value_vectors(layer)[n].float() * model.output_gain(layer) for layer, n in pairs]
-        directions = frozen_norm(norm, torch.stack([vector.cpu() for vector in written]).to(device))
+        directions = frozen_norm(norm, _written(model, pairs, fitted).to(device))
         for rows in directions.split(_NEURONS):
             logits = torch.cat([rows @ block.float().T for block in head.weight[:size].split(_TOKENS)], dim=1)
             highest.append(logits.topk(k, dim=1))
@@ -126,8 +129,29 @@ def promoted(
         suppressed_ids=down,
         promoted_logits=torch.cat([block.values for block in highest]).cpu(),
         suppressed_logits=torch.cat([block.values for block in lowest]).cpu(),
-        provenance={"model": model.provenance, "versions": storage.versions()},
+        provenance={"model": model.provenance, "lens": lens if isinstance(lens, str) else "jacobian"}
+        | {"versions": storage.versions()},
     )
+
+
+def _fitted(model: Model, lens: str | Jacobians) -> Jacobians | None:
+    if isinstance(lens, Jacobians):
+        lens.check(model)
+        return lens
+    one_of("lens", lens, LENSES)
+    return jacobians(model) if lens == "jacobian" else None
+
+
+def _written(
+    model: Model, pairs: Sequence[tuple[int, int]], fitted: Jacobians | None
+) -> Float[Tensor, "neuron hidden"]:
+    """The value vectors through the branch's output gain, and through the layers after it; on the CPU."""
+    rows = torch.empty(len(pairs), model.hidden_size)
+    for layer in dict.fromkeys(layer for layer, _ in pairs):
+        places = [place for place, pair in enumerate(pairs) if pair[0] == layer]
+        vectors = model.vectors_of(layer, [pairs[place][1] for place in places]).float() * model.output_gain(layer)
+        rows[places] = (vectors if fitted is None else fitted.carried(layer, vectors)).cpu()
+    return rows
 
 
 def frozen_norm(norm: nn.Module, vectors: Float[Tensor, "neuron hidden"]) -> Float[Tensor, "neuron hidden"]:
