@@ -109,16 +109,18 @@ class Evidence:
         return frame.reindex(columns=[value for name, value in self.comparisons if name == read])
 
     def plot(
-        self, values: Sequence[str] = ("zero", "own mean"), ax: "matplotlib.axes.Axes | None" = None
+        self, values: Sequence[str] | None = None, ax: "matplotlib.axes.Axes | None" = None
     ) -> "matplotlib.axes.Axes":
         """Draw each selection's mean with its interval, at some values.
 
         Args:
-            values: which; each in a colour.
+            values: which, each in a colour (default: zero, and the set's own mean where it was measured).
             ax: where to draw (default: a new figure).
         """
         from tnkit import plots
 
+        if values is None:
+            values = [value for value in ("zero", "own mean") if (self.language, value) in self.comparisons]
         frames = {value: self.at(value) for value in values}
         return plots.conditions_by_value(frames, xlabel=self._label(), ax=ax)
 
@@ -155,7 +157,8 @@ def evidence(
     languages, to the values of other sentences, and to shares of its own. Type-1 is measured by mean-centred
     retrieval@1 of the test sentences at their last token, at the layer where the untouched model retrieves most
     *training* sentences; Type-2 by the nats per token of the test sentences, in the language and in the hub, with means
-    over all tokens of the training sentences, since neurons are set at every token.
+    over all tokens of the training sentences, since neurons are set at every token. Neurons in experts have no such
+    means: Type-2 of a model of experts is set to zero and to shares of its values alone.
 
     Args:
         model: from `load_model`.
@@ -202,8 +205,7 @@ def evidence(
     else:
         layer, label, chosen_on = 0, "nats per token", ""
         measures = {name: _nats(model, sentences[: 32 if read is None else read]) for name, sentences in texts.items()}
-        every: dict[str, Any] = {"keep": ["activations"], "position": "mean", "progress": progress}
-        states = {name: capture(model, train[name], **every) for name in train}  # of all tokens, as all are set
+        states = _of_all_tokens(model, train, progress)
     comparisons = {}
     for name, measure in measures.items():
         for value, (how, by_all) in _values(states, language, hub).items():
@@ -289,8 +291,24 @@ def _by_other_methods(
         return {}
 
 
+def _of_all_tokens(model: Model, texts: Split, progress: bool) -> dict[str, Activations]:
+    """Means over all tokens, as all are set; none of experts, which have no such mean."""
+    if model.slots:
+        _LOG.warning(
+            "the tokens of a sentence are sent to different experts of %s, so its neurons are set to zero and to "
+            "shares of their values, not to means over tokens",
+            model.name,
+        )
+        return {}
+    every: dict[str, Any] = {"keep": ["activations"], "position": "mean", "progress": progress}
+    return {name: capture(model, sentences, **every) for name, sentences in texts.items()}
+
+
 def _values(captured: Mapping[str, Activations], language: str, hub: str) -> dict[str, tuple[dict[str, Any], bool]]:
-    """Name → what neurons are set to, and whether every selection is, or the set alone."""
+    """Name → what neurons are set to, and whether every selection is, or the set alone; no means without captures."""
+    doses: dict[str, tuple[dict[str, Any], bool]] = {f"× {dose}": ({"scale": dose}, False) for dose in DOSES}
+    if not captured:
+        return {"zero": ({}, True), **doses}
     own_states, of_hub = captured[language], captured[hub]
     values: dict[str, tuple[dict[str, Any], bool]] = {
         "zero": ({}, True),
@@ -301,7 +319,7 @@ def _values(captured: Mapping[str, Activations], language: str, hub: str) -> dic
         f"{hub}, resampled": ({"value": "resampled", "of": of_hub}, False),
         f"+ ({hub} − own)": ({"add": 1.0, "of": of_hub, "minus": own_states}, False),
     }
-    return values | {f"× {dose}": ({"scale": dose}, False) for dose in DOSES}
+    return values | doses
 
 
 def _measured(

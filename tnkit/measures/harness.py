@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 
 from tnkit import storage
-from tnkit.errors import TnkitError, check_model, first_line, whole_number
+from tnkit.errors import TnkitError, first_line, whole_number
 from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.comparison import (
     NONE,
@@ -184,9 +184,8 @@ def evaluate(
     if num_fewshot is not None:
         num_fewshot = whole_number("num_fewshot", num_fewshot)
     lm_eval = harness_of()
-    check_model(model)
-    model.check_ready()
     Ablation(model, neurons, tokens=tokens)  # so that it refuses its arguments before data is read
+    model.check_ready()
     options = {"tasks": tasks, "limit": limit, "num_fewshot": num_fewshot, "bootstrap_iters": 1000}
     quiet = contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO())
     padding = model.tokenizer.padding_side, model.tokenizer.pad_token

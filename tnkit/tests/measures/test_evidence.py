@@ -5,7 +5,8 @@ import pytest
 import torch
 
 import tnkit as tn
-from tnkit.testing import tiny_corpus, tiny_model
+from tnkit.testing import tiny_corpus, tiny_model, tiny_module
+from tnkit.tests.test_experts import ids_of, without
 
 HOW = {"language": "it", "top": 9, "draws": 2, "progress": False}
 
@@ -115,3 +116,22 @@ def test_it_is_drawn_at_the_values_that_are_asked_for(type1):
 def test_what_cannot_be_shown_is_refused(wrong, message):
     with pytest.raises(tn.TnkitError, match=message):
         tn.evidence(tiny_model(), tiny_corpus(), **{**HOW, **wrong})
+
+
+@pytest.mark.parametrize("kind", ["type1", "type2"])
+def test_neurons_in_experts_are_set_to_what_they_can_be_set_to(kind, caplog):
+    model, corpus = tiny_model("qwen2-moe"), tiny_corpus()
+    few = ["uniform", "same layers and norms"]
+    shown = tn.evidence(model, corpus, kind=kind, selections=few, read=6, **HOW)
+    detected = tn.detect(model, corpus, language="it", kind=kind, top=9, progress=False)
+    assert shown.neurons.pairs == detected.neurons.pairs
+    assert ("own mean" in shown.table()) == (kind == "type1")
+    assert ("not to means over tokens" in caplog.text) == (kind == "type2")
+    assert shown.plot() is not None
+    if kind == "type2":  # the loss of transformers, without the weights that they write with
+        off, nats, count = without(tiny_module("qwen2-moe"), model, shown.neurons), 0.0, 0
+        for ids in map(ids_of, corpus["test"]["it"][:6]):
+            with torch.no_grad():
+                nats += float(off(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
+            count += ids.shape[1] - 1
+        assert shown.table().loc["the set", "zero"] == pytest.approx(nats / count, abs=1e-5)
