@@ -69,6 +69,9 @@ def speed():
         "detect": [],
         "bare": [],
         "type1": [],
+        "streamed": [],
+        "towards": [],
+        "matrix": [],
         "detect some": [],
         "plain": [],
         "plain, whole model": [],
@@ -77,10 +80,17 @@ def speed():
     captured = tn.capture(model, train[LANGUAGE], progress=False)
     thousand = _repeated(captured, 1000)
     target = tn.estimate_centroids([captured])
+    sums = {LANGUAGE: tn.attraction(model, captured)}
+    targets = {name: tn.estimate_centroids([tn.capture(model, train[name], progress=False)]) for name in train}
     for number in range(ROUNDS):
         both = _time(timed["detect"], lambda: tn.detect_all(model, train, [LANGUAGE], top=TOP, progress=False))
         _time(timed["bare"], lambda: gpu.bare_forwards(model, train))
         _time(timed["type1"], lambda: tn.detect(model, train, language=LANGUAGE, top=TOP, progress=False))
+        once = {"top": TOP, "streaming": True, "progress": False}
+        _time(timed["streamed"], lambda once=once: tn.detect_all(model, train, [LANGUAGE], **once))
+        _time(timed["towards"], lambda: sums[LANGUAGE].scores(target))
+        sets = {kind: both[LANGUAGE, kind].neurons for kind in ("type1", "type2")}
+        _time(timed["matrix"], lambda sets=sets: tn.specificity.moves(sets, sums, targets))
         _time(timed["again"], lambda: tn.score_neurons(model, thousand, target, distance="euclidean"))
         if number < 2:
             found = _time(timed["detect some"], lambda: tn.detect_all(model, some, [LANGUAGE], top=TOP, progress=False))
@@ -107,6 +117,21 @@ def speed():
             "detection of Type-1 alone over the same full forward passes",
             f"{_ratio(timed['type1'], timed['bare']):.2f} ×",
             "≤ 0.75 ×",
+        ),
+        (
+            "streaming detection of both types, each sentence once in flat memory, over the same",
+            f"{_ratio(timed['streamed'], timed['bare']):.2f} ×",
+            "≤ 1.10 ×",
+        ),
+        (
+            "scores of all layers towards another centroid, from a `tn.Attraction`, whatever the number of sentences",
+            f"{statistics.median(timed['towards']):.2f} s",
+            "< 0.1 s",
+        ),
+        (
+            f"`tn.specificity.moves` of 2 sets, the sentences of 1 language, {len(targets)} centroids",
+            f"{statistics.median(timed['matrix']):.2f} s",
+            "< 0.2 s",
         ),
         (
             "plain one-sentence-at-a-time implementation, called whole as the published code does, over detection, 128 "
