@@ -21,6 +21,7 @@ assert_type(ja, tn.Activations)
 shared = tn.estimate_centroids([ja])
 scores = tn.score_neurons(model, ja, shared, distance="cosine")
 assert_type(scores.top(10), tn.NeuronSet)
+assert_type(tn.attraction(model, ja).scores(shared), tn.NeuronScores)
 assert_type(tn.detect(model, corpus, language="ja", kind="type1").neurons, tn.NeuronSet)
 with tn.Ablation(model, scores.top(10)):
     tn.geometry.similarity(ja, ja).to_frame().to_csv("similarity.csv")

@@ -68,16 +68,24 @@ def speed():
     model = tn.load_model(MODEL)
     train = tn.load_corpus("everyday", ["en", LANGUAGE])["train"]
     some = {name: sentences[:64] for name, sentences in train.items()}
-    names = ("detect", "bare", "bare packed", "type1", "detect some", "plain", "plain, whole model", "again")
+    names = ("detect", "bare", "bare packed", "type1", "streamed", "towards", "matrix")
+    names += ("detect some", "plain", "plain, whole model", "again")
     timed = {name: [] for name in names}
     captured = tn.capture(model, train[LANGUAGE], progress=False)
     thousand = _repeated(captured, 1000)
     target = tn.estimate_centroids([captured])
+    sums = {LANGUAGE: tn.attraction(model, captured)}
+    targets = {name: tn.estimate_centroids([tn.capture(model, train[name], progress=False)]) for name in train}
     for number in range(ROUNDS):
         both = _time(timed["detect"], lambda: tn.detect_all(model, train, [LANGUAGE], top=TOP, progress=False))
         _time(timed["bare"], lambda: gpu.bare_forwards(model, train))
         _time(timed["bare packed"], lambda: gpu.bare_forwards(model, train, packed=True))
         _time(timed["type1"], lambda: tn.detect(model, train, language=LANGUAGE, top=TOP, progress=False))
+        once = {"top": TOP, "streaming": True, "progress": False}
+        _time(timed["streamed"], lambda once=once: tn.detect_all(model, train, [LANGUAGE], **once))
+        _time(timed["towards"], lambda: sums[LANGUAGE].scores(target))
+        sets = {kind: both[LANGUAGE, kind].neurons for kind in ("type1", "type2")}
+        _time(timed["matrix"], lambda sets=sets: tn.specificity.moves(sets, sums, targets))
         _time(timed["again"], lambda: tn.score_neurons(model, thousand, target, distance="euclidean"))
         if number < 2:
             found = _time(timed["detect some"], lambda: tn.detect_all(model, some, [LANGUAGE], top=TOP, progress=False))
@@ -109,6 +117,21 @@ def speed():
             "detection of Type-1 alone over full forward passes of padded batches",
             _spread(timed["type1"], timed["bare"]),
             "≤ 0.60 ×",
+        ),
+        (
+            "streaming detection of both types, each sentence once in flat memory, over the same",
+            _spread(timed["streamed"], timed["bare"]),
+            "≤ 1.10 ×",
+        ),
+        (
+            "scores of all layers towards another centroid, from a `tn.Attraction`, whatever the number of sentences",
+            f"{statistics.median(timed['towards']):.2f} s",
+            "< 0.1 s",
+        ),
+        (
+            f"`tn.specificity.moves` of 2 sets, the sentences of 1 language, {len(targets)} centroids",
+            f"{statistics.median(timed['matrix']):.2f} s",
+            "< 0.2 s",
         ),
         (
             "plain one-sentence-at-a-time implementation, called whole as the published code does, over detection, 128 "

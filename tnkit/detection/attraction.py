@@ -104,8 +104,9 @@ class Attraction:
         folds = torch.full((self.sums.shape[1], len(chosen), self.sums.shape[2]), torch.nan)
         for number, layer in enumerate(chosen):
             row, width = self.layers.index(layer), self.widths[layer]
-            goal = goals[number].to(self.sums.device)
-            sums = torch.stack([fold[:width].double() @ goal for fold in self.sums[row]]).cpu()
+            turned = self.sums[row, :, :width]
+            turned = turned.double() if len(turned) == 1 else turned  # errors of eight cancel out
+            sums = torch.stack([fold @ goals[number].to(fold) for fold in turned]).double().cpu()
             values[layer, :width] = sums.sum(dim=0) / self.count
             folds[:, number, :width] = sums
         about = {**self.provenance, "centroid": point.provenance.get("sentences", point.provenance)}

@@ -101,7 +101,7 @@ def add_turns(
             alpha, growth, after = _moves(unit[rows], activations[rows], length[rows], nonzero[rows], vectors, size)
             shrunk[start : start + at_once] = torch.where(after > 0, growth.div_(-after), -1)
             pushed += torch.where(after > 0, alpha.div_(after), 0).sum(dim=0, dtype=torch.float64)
-        total[fold] += (shrunk.T @ unit[members]).addcmul_(pushed.to(mid.dtype)[:, None], along)
+        total[fold].addmm_(shrunk.T, unit[members]).addcmul_(pushed.to(mid.dtype)[:, None], along)
 
 
 def _moves(

@@ -76,7 +76,8 @@ class Detection:
             n: neurons in a set (default: as many as the detection has).
 
         Raises:
-            TnkitError: for the scores of a remote model, of an older tnkit's file or of one sentence.
+            TnkitError: for the scores of a remote model, of a detection with stability=False, of an older tnkit's file
+                or of one sentence.
 
         >>> from tnkit.detection.detect import detect
         >>> from tnkit.testing import tiny_corpus, tiny_model

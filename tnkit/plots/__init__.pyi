@@ -20,6 +20,7 @@ from .maps import distance_maps as distance_maps
 from .maps import matrix as matrix
 from .maps import overlap_matrix as overlap_matrix
 from .maps import perplexities as perplexities
+from .maps import signed_maps as signed_maps
 from .maps import similarity_map as similarity_map
 from .points import paired as paired
 from .points import space as space

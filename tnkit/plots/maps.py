@@ -131,6 +131,39 @@ def matrix(frame: "pd.DataFrame", *, xlabel: str, ylabel: str, value: str, ax: A
     return ax
 
 
+def signed_maps(frames: Mapping[str, "pd.DataFrame"], *, xlabel: str, ylabel: str, value: str) -> Figure:
+    """Draw frames of positive and negative numbers side by side, as annotated heat maps on one scale around 0.
+
+    Args:
+        frames: by title, alike in rows and columns; language codes among these become names.
+        xlabel, ylabel: of all.
+        value: the label of the colour bar.
+
+    >>> import pandas as pd
+    >>> frame = pd.DataFrame([[0.5, -2.0]], ["type1"], ["ja", "en"])
+    >>> figure = signed_maps({"ja": frame}, xlabel="towards", ylabel="neurons", value="score")
+    >>> [text.get_text() for text in figure.axes[0].texts]
+    ['+0.50', '-2.00']
+    """
+    rows, columns = next(iter(frames.values())).shape
+    top = _largest(np.abs(np.stack([frame.to_numpy(float) for frame in frames.values()])))
+    figure, row = panels(len(frames), width=1.5 + 0.9 * columns, height=1.9 + 0.55 * rows)
+    for ax, (title, frame) in zip(row, frames.items(), strict=True):
+        names = [language_label(name) for name in frame.columns], [language_label(name) for name in frame.index]
+        written = np.vectorize("{:+z.2f}".format if top < 10 else "{:+z.0f}".format)(frame.to_numpy(float))
+        with axes(ax, 0.0, 0.0) as ax:
+            _heatmap(ax, frame.to_numpy(float), written, names, None, cmap="RdBu_r", vmin=-top, vmax=top)
+            ax.set(xlabel=literal(xlabel), title=language_label(title))
+            ax.tick_params(axis="x", rotation=40)
+        if ax is row[0]:
+            ax.set_ylabel(literal(ylabel))
+        else:
+            ax.set_yticklabels([])
+    with style():
+        figure.colorbar(row[-1].collections[0], ax=row, label=literal(value), shrink=0.8)
+    return figure
+
+
 def perplexities(frame: "pd.DataFrame", *, ax: Axes | None = None) -> Axes:
     """Draw perplexities as a heat map coloured by change; frames mark the cells of a language's own set.
 

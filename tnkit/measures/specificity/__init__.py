@@ -8,6 +8,7 @@ tn.specificity.lape_of_tokens(model, train).neurons["ja"]            # all token
 tn.specificity.average_precision(captured, "ja").top(1000)           # Kojima et al., 2024
 tn.specificity.table(type1, captured).to_frame()                      # every measurement of each neuron of a set
 tn.specificity.overlaps({"ja": type1_ja, "ko": type1_ko}, layers=model.early_layers).plot()
+tn.specificity.moves(sets, attractions, centroids).plot()               # whose neurons move whom towards where
 tn.specificity.routing(captured).concentration(type1, language="ja")    # of a model with experts
 
 Give activations as a mapping from language to capture, with any number of sentences, at the captured position.
@@ -22,6 +23,8 @@ from tnkit.measures.specificity.correlation import correlation_ratio as correlat
 from tnkit.measures.specificity.entropy import ActivationEntropy as ActivationEntropy
 from tnkit.measures.specificity.entropy import lape as lape
 from tnkit.measures.specificity.entropy import lape_of_tokens as lape_of_tokens
+from tnkit.measures.specificity.moves import Moves as Moves
+from tnkit.measures.specificity.moves import moves as moves
 from tnkit.measures.specificity.overlap import Overlaps as Overlaps
 from tnkit.measures.specificity.overlap import overlaps as overlaps
 from tnkit.measures.specificity.precision import AveragePrecision as AveragePrecision

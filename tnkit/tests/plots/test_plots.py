@@ -146,7 +146,7 @@ HOSTILE = [
     "$\\frac{$", "$$", "$x$", r"a\$b", r"\frac{", "{}%s%(a)d", "nul\0", "esc\x1b[31m", "two\nlines", "x" * 5000,
     "_hidden", "\u202eright to left\u202c", "العربية", "😀", "<b>&amp;--></b>",
 ]  # fmt: skip
-FIGURES = ("panels", "spaces", "distance_maps", "distance_maps, apart")  # the others draw on axes
+FIGURES = ("panels", "spaces", "distance_maps", "distance_maps, apart", "signed_maps")  # the others draw on axes
 NAMELESS = ("losses", "question_scores")  # no name is drawn
 STYLE = {"figure_saver", "language_colour", "language_label", "language_name", "literal", "save_figure", "use_style"}
 
@@ -207,6 +207,7 @@ def figures(name):
         "distance_maps, apart": lambda _: plots.distance_maps({name: square}, pair, label=name, shared=False),
         "overlap_matrix": lambda ax: plots.overlap_matrix(jaccard, shared, pair, ax=ax),
         "matrix": lambda ax: plots.matrix(cells, **labels, value=name, ax=ax),
+        "signed_maps": lambda _: plots.signed_maps({name: cells - 0.3, "b": cells}, **labels, value=name),
         "perplexities": lambda ax: plots.perplexities(off, ax=ax),
         "conditions_by_dose": lambda ax: plots.conditions_by_dose(
             by_layer, xlabel=name, ylabel=name, title=name, ax=ax
