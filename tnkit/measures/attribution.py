@@ -177,6 +177,8 @@ def attribution(
     if missing := [name for name in named if name not in texts]:
         raise TnkitError(f"there are no sentences in {missing[0]!r}; there are {', '.join(texts)}")
     chosen = tuple(model.with_neurons(chosen))
+    if method == "integrated" and any((sites := model.sites[at]) and sites.experts and sites.norm for at in chosen):
+        raise TnkitError(f"{model.name} norms what its experts add; give method='gradient'")
     reading = {"position": position, "suffix": suffix, "progress": progress}
     if of_states:
         check_texts({name: texts[name] for name in named})

@@ -44,6 +44,7 @@ class Gates:
         self.model, self.layers, self.alpha, self.last = model, tuple(layers), alpha, last
         self.factors: dict[tuple[int, str], Tensor] = {}
         self.experts: dict[int, Tensor] = {}
+        self.ungated: dict[int, Tensor] = {}  # what the last map makes of activations without factors
         self._stack = ExitStack()
 
     def __enter__(self) -> Gates:
@@ -55,7 +56,7 @@ class Gates:
                 last_map = block.get_submodule(sites.last_map)
                 if sites.norm and self.frozen:
                     norm, gain = block.get_submodule(sites.norm), self.model.output_gain(layer) / sites.multiplier
-                    stack.callback(norm.register_forward_hook(self._linear(gain)).remove)
+                    stack.callback(norm.register_forward_hook(self._linear(layer, gain)).remove)
                 if sites.experts:
                     stack.callback(last_map.register_forward_hook(self._routed(layer), with_kwargs=True).remove)
                     last_map = block.get_submodule(sites.experts.shared) if sites.experts.shared else None
@@ -73,8 +74,10 @@ class Gates:
         return self.factors[key]
 
     def _dense(self, layer: int) -> Any:
-        def gate(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        def gate(last_map: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             states = args[0]
+            if self.frozen:
+                self.ungated[layer] = last_map.forward(states)
             width, rows = states.shape[-1], len(self.last) if self.last is not None else None
             if rows is None:  # whole sentences: states are (sentence, token, neuron)
                 return (states * self._factor((layer, "dense"), states, len(states), width)[:, None], *args[1:])
@@ -84,11 +87,14 @@ class Gates:
 
         return gate
 
-    def _linear(self, gain: Tensor) -> Any:
-        def pass_on(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            before = args[0] * gain.to(output.device, output.dtype)
-            scale = (output * before).sum(-1, keepdim=True) / (before * before).sum(-1, keepdim=True).clamp_min(1e-38)
-            linear = before * (self.alpha * scale).detach()
+    def _linear(self, layer: int, gain: Tensor) -> Any:
+        def pass_on(norm: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            if output.ndim == 1:  # the norm's gain is being read
+                return output
+            by, ungated = gain.to(output.device, output.dtype), self.ungated.pop(layer)
+            before, after = ungated * by, norm.forward(ungated)
+            scale = (after * before).sum(-1, keepdim=True) / (before * before).sum(-1, keepdim=True).clamp_min(1e-38)
+            linear = args[0] * by * scale
             if self.last is None:
                 return linear
             return torch.where(self._here(output)[..., None], linear, output)
