@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 PAGE, TABLES, FIGURES = HERE / "instruments.md", HERE / "instruments", HERE.parent / "figures"
 MARK = "<!-- tables -->"
 LANGUAGES = {"ja": "nl", "ko": "it", "nl": "ja", "it": "ko"}  # language → what is translated from
-TOP, TEST, SEEDS, EACH, LAYERS = 300, 64, 3, 15, (5, 9, 11, 13, 15, 17)
+TOP, TEST, SEEDS, EACH, LAYERS = 300, 64, 3, 12, (5, 9, 11, 13, 15, 17)
 NAMES = {"type1": "Type-1", "type2": "Type-2"}
 QUIET: dict[str, Any] = {"progress": False}
 

@@ -126,7 +126,8 @@ def attribution(
     Each activation is multiplied by a gate α, one for each neuron and alike in all sentences. With M the mean of the
     measure, "gradient" is ∂M/∂α at α = 1, which is gradient × activation; "integrated" is its mean over α from 0 to 1
     for all neurons together (integrated gradients, Sundararajan et al., ICML 2017, eq. 1, of the gates), which sums to
-    M(1) - M(0). Centring over sentences is part of the measure, and of its gradient.
+    M(1) - M(0). There the branch's output norm, which would undo a common α, divides by what it would at α = 1.
+    Centring over sentences is part of the measure, and of its gradient.
 
     Args:
         model: from `load_model`; it runs here.
@@ -177,12 +178,15 @@ def attribution(
     if missing := [name for name in named if name not in texts]:
         raise TnkitError(f"there are no sentences in {missing[0]!r}; there are {', '.join(texts)}")
     chosen = tuple(model.with_neurons(chosen))
+    if method == "integrated" and any((sites := model.sites[at]) and sites.experts and sites.norm for at in chosen):
+        raise TnkitError(f"{model.name} norms what its experts add; give method='gradient'")
     reading = {"position": position, "suffix": suffix, "progress": progress}
     if of_states:
         check_texts({name: texts[name] for name in named})
         run: _OfStates | _OfText = _OfStates(model, texts, (language, hub), measure, depth, reading)
     else:
         run = _OfText(model, texts[language])
+    run.frozen = method == "integrated"
     alphas = [1.0] if method == "gradient" else [(step + 0.5) / steps for step in range(steps)]
     total = [torch.zeros(model.widths[at], dtype=torch.float64) for at in chosen]
     for alpha in tqdm(alphas, desc="attribution", unit=" passes", disable=not progress, leave=False):
@@ -201,6 +205,8 @@ def attribution(
 class _OfStates:
     """A measure of the states of one layer at the token that is read, against the hub's."""
 
+    frozen = False
+
     def __init__(
         self, model: Model, texts: Texts, named: tuple[str, str], measure: str, layer: int, reading: dict[str, Any]
     ) -> None:
@@ -214,7 +220,7 @@ class _OfStates:
         """The state of each sentence of a batch, with gates on the neurons."""
         block = self.model.module.get_submodule(f"{self.model.blocks_path}.{self.layer}")
         for index, inputs, prompt, last in self.prefix.passes():
-            gates, kept = Gates(self.model, layers, alpha, last), list[Tensor]()
+            gates, kept = Gates(self.model, layers, alpha, last, frozen=self.frozen), list[Tensor]()
             handle = block.register_forward_hook(lambda _, __, output, kept=kept: kept.append(first(output)))
             try:
                 with TURN, running(self.model.module, prompt=prompt), gates:
@@ -248,6 +254,8 @@ class _OfStates:
 class _OfText:
     """Nats per token of whole sentences."""
 
+    frozen = False
+
     def __init__(self, model: Model, sentences: Sequence[str]) -> None:
         model.check_ready()
         self.model, (_, self.head) = model, head_of(model)
@@ -262,7 +270,7 @@ class _OfText:
             real = inputs["attention_mask"][:, 1:].bool()
             own = self.ids.own_places(index, inputs["input_ids"].shape[1])
             real = real if own is None else real & own[:, 1:].to(real.device)
-            gates = Gates(self.model, layers, alpha, None)
+            gates = Gates(self.model, layers, alpha, None, frozen=self.frozen)
             with TURN, running(self.model.module, own=own), gates:
                 states = decoder_of(self.model)(**inputs, use_cache=False)[0][:, :-1]
             yield gates, states[real], inputs["input_ids"][:, 1:][real]

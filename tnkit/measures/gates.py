@@ -26,6 +26,8 @@ class Gates:
         layers: whose neurons.
         alpha: the factor.
         last: the place of the token in each sentence where they are multiplied; None is every token.
+        frozen: whether the branch's output norm divides by what it would without the factors, so that contributions
+            are multiplied as activations are; otherwise it undoes a factor that all have in common.
 
     >>> from tnkit.testing import tiny_model
     >>> model, ids = tiny_model(), torch.tensor([[256, 72, 105]])
@@ -35,10 +37,14 @@ class Gates:
     torch.Size([48])
     """
 
-    def __init__(self, model: Model, layers: Sequence[int], alpha: float, last: Tensor | None) -> None:
+    def __init__(
+        self, model: Model, layers: Sequence[int], alpha: float, last: Tensor | None, *, frozen: bool = False
+    ) -> None:
+        self.frozen = frozen
         self.model, self.layers, self.alpha, self.last = model, tuple(layers), alpha, last
         self.factors: dict[tuple[int, str], Tensor] = {}
         self.experts: dict[int, Tensor] = {}
+        self.ungated: dict[int, Tensor] = {}  # what the last map makes of activations without factors
         self._stack = ExitStack()
 
     def __enter__(self) -> Gates:
@@ -48,6 +54,9 @@ class Gates:
                 sites = self.model.sites[layer]
                 assert sites is not None
                 last_map = block.get_submodule(sites.last_map)
+                if sites.norm and self.frozen:
+                    norm, gain = block.get_submodule(sites.norm), self.model.output_gain(layer) / sites.multiplier
+                    stack.callback(norm.register_forward_hook(self._linear(layer, gain)).remove)
                 if sites.experts:
                     stack.callback(last_map.register_forward_hook(self._routed(layer), with_kwargs=True).remove)
                     last_map = block.get_submodule(sites.experts.shared) if sites.experts.shared else None
@@ -65,18 +74,37 @@ class Gates:
         return self.factors[key]
 
     def _dense(self, layer: int) -> Any:
-        def gate(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        def gate(last_map: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             states = args[0]
+            if self.frozen:
+                self.ungated[layer] = last_map.forward(states)
             width, rows = states.shape[-1], len(self.last) if self.last is not None else None
             if rows is None:  # whole sentences: states are (sentence, token, neuron)
                 return (states * self._factor((layer, "dense"), states, len(states), width)[:, None], *args[1:])
             factor, flat = self._factor((layer, "dense"), states, rows, width), states.reshape(rows, -1, width)
-            assert self.last is not None
-            here = torch.arange(flat.shape[1], device=flat.device) == self.last.to(flat.device)[:, None]
-            gated = torch.where(here[..., None], flat * factor[:, None], flat)
+            gated = torch.where(self._here(flat)[..., None], flat * factor[:, None], flat)
             return (gated.reshape(states.shape), *args[1:])
 
         return gate
+
+    def _linear(self, layer: int, gain: Tensor) -> Any:
+        def pass_on(norm: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            if output.ndim == 1:  # the norm's gain is being read
+                return output
+            by, ungated = gain.to(output.device, output.dtype), self.ungated.pop(layer)
+            before, after = ungated * by, norm.forward(ungated)
+            scale = (after * before).sum(-1, keepdim=True) / (before * before).sum(-1, keepdim=True).clamp_min(1e-38)
+            linear = args[0] * by * scale
+            if self.last is None:
+                return linear
+            return torch.where(self._here(output)[..., None], linear, output)
+
+        return pass_on
+
+    def _here(self, states: Tensor) -> Tensor:
+        """Which tokens of (sentence, token, width) states are multiplied."""
+        assert self.last is not None
+        return torch.arange(states.shape[1], device=states.device) == self.last.to(states.device)[:, None]
 
     def _routed(self, layer: int) -> Any:
         sites = self.model.sites[layer]

@@ -43,8 +43,6 @@ def head_of(model: Model) -> tuple[nn.Module, nn.Module]:
     Raises:
         TnkitError: for a remote model, or one whose final norm or unembedding does not fit the residual stream.
     """
-    if model.remote:
-        raise TnkitError(f"{model.name} runs elsewhere, where its vocabulary cannot be read; load it here")
     head = cast(nn.Module | None, model.module.get_output_embeddings())
     if model.final_norm_path is None or head is None or cast(Tensor, head.weight).shape[1] != model.hidden_size:
         raise TnkitError(

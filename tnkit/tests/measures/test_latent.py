@@ -56,7 +56,7 @@ def planted():
     module, token = copy.deepcopy(tiny_module("llama")), byte_tokenizer()("r")["input_ids"][-1]
     with torch.no_grad():
         row = module.lm_head.weight[token] / module.model.norm.weight
-        module.model.layers[2].mlp.down_proj.weight[:, 9] = 60 * row / row.norm()
+        module.model.layers[2].mlp.down_proj.weight[:, 9] = 2000 * row / row.norm()
     return tn.load_model(module, tokenizer=byte_tokenizer())
 
 
