@@ -15,6 +15,7 @@ from tnkit import storage
 from tnkit.cli import main as cli
 
 ABLATE = "ablate --model_id model --neurons set.json --lang_for_TN ja --sentence_path pairs.tsv --seeds 2"
+STEER = "steer --model_id model --neurons set.json --lang_for_TN ja --sentence_path pairs.tsv"
 UNPRIVILEGED = "setpriv --inh-caps=-all --bounding-set=-all " if os.geteuid() == 0 else ""
 CONTROLS = "a\x1b[31m\n\u202e"
 HOSTILE = {
@@ -39,6 +40,14 @@ HOSTILE = {
         "evaluate --model_id model --neurons set.json --tasks t --include_path . --out pairs.csv",
         "this command also reads it",
     ),
+    "steer_towards_itself": (f"{STEER} --away ja", "--lang_for_TN ja is also --away"),
+    "steer_missing_language": (f"{STEER} --beside zz", "no column for zz"),
+    "steer_missing_prompts": (f"{STEER} --prompts nothing.txt", "there is no file nothing.txt"),
+    "steer_prompts_of_another": (f"{STEER} --prompts pairs.tsv --away it", "no column for it"),
+    "steer_empty_prompts": (f"{STEER} --prompts empty.tsv", "empty.tsv is empty"),
+    "steer_out_is_prompts": (f"{STEER} --prompts pairs.csv --out pairs.csv", "this command also reads it"),
+    "steer_outputs_name": (f"{STEER} --outputs set.txt", "name a file that ends in .json"),
+    "steer_outputs_is_input": (f"{STEER} --outputs set.json", "this command also reads it"),
     "long_out": (f"{DETECT} --out {'a' * 300}.json", "File name too long"),
     "long_input": (f"{DETECT} --sentence_path {'a' * 300}.txt", "File name too long"),
     "huge_top": (f"{DETECT} --top_n 999999999999999999", "2 layers of 48 neurons hold 96"),
@@ -67,6 +76,8 @@ USAGE = {
     "surrogate_suffix": (["--suffix", "\udcff"], "not valid Unicode"),
     "unknown_surrogate": (["--\udcff"], "unrecognized arguments"),
     "ambiguous": (["--s", "x"], "ambiguous option: --s could match"),
+    "strengths_of_words": (["--strengths", "1,x"], "'1,x' is not a list of numbers"),
+    "endless_strength": (["--strengths", "1,inf"], "'1,inf' is not a list of numbers"),
     "value_for_switch": (["--quiet=1"], "ignored explicit argument"),
 }
 
@@ -83,7 +94,9 @@ def more(folder):  # noqa: F811, ARG001 - the fixture, which comes first
 
 
 def words_of(line):
-    return shlex.split(line) if isinstance(line, str) else [*shlex.split(DETECT), *line]
+    if isinstance(line, str):
+        return shlex.split(line)
+    return [*shlex.split(STEER if "--strengths" in line else DETECT), *line]
 
 
 @pytest.mark.parametrize("name", HOSTILE)
