@@ -17,7 +17,7 @@ import tnkit as tn
 from tnkit.captures import shards
 from tnkit.cli import main as cli
 from tnkit.detection.detect import detect_towards
-from tnkit.testing import byte_tokenizer, tiny_module
+from tnkit.testing import byte_tokenizer, letters, tiny_module
 
 ENGLISH = ["Good morning.", "See you later, then.", "I like tea.", "It rains.", "Where is it?", "We walk home."]
 JAPANESE = ["おはよう。", "またあとでね。", "お茶が好き。", "雨が降る。", "どこ？", "歩いて家に帰る。"]
@@ -41,6 +41,10 @@ FLAGS = {
     "neurons": "model_id neurons lang_for_TN beside sentence_path position suffix out figure quiet".split(),
     "patch": "model_id lang_for_TN source_language site neurons layers tokens measure layer suffix out figure".split(),
     "lens": "model_id neurons top_n lens k lang_for_TN source_language seeds out figure quiet".split(),
+    "steer": [
+        *"model_id neurons lang_for_TN away beside sentence_path prompts strengths selections tokens layer".split(),
+        *"draws max_new_tokens candidates out outputs figure quiet".split(),
+    ],
     "cache": ["clear", "models", "yes"],
     "doctor": ["model"],
 }
@@ -351,6 +355,25 @@ def test_wrong_usage(tnkit, line, said):
     code, out, err = tnkit(line)
     assert (code, out) == (2, "") and err.startswith("usage: tnkit") and said in err
     assert files() == before
+
+
+def test_steer_writes_what_the_library_returns(tnkit, monkeypatch):
+    monkeypatch.setattr("tnkit.measures.behaviour.meaning.encoded", letters)
+    found = tn.NeuronSet(((0, 5), (1, 7)), (2, 48))
+    found.save("set.json")
+    Path("prompts.txt").write_text("He said:\nShe wrote:\n")
+    asked = "--prompts prompts.txt --strengths 1,2 --selections uniform,DiffMean --draws 1 --max_new_tokens 3"
+    asked += " --candidates en,ja --tokens prompt --outputs o.json --figure s.png --quiet"
+    code, out, err = tnkit(
+        f"steer --model_id model --neurons set.json --lang_for_TN ja --sentence_path pairs.tsv {asked}"
+    )
+    assert (code, err) == (0, "") and out.splitlines()[-3:] == ["ja-steering.csv", "o.json", "s.png"]
+    how = {"strengths": [1, 2], "selections": ["uniform", "DiffMean"], "draws": 1, "max_new_tokens": 3}
+    how |= {"candidates": ["en", "ja"], "encode": letters, "tokens": "prompt", "progress": False}
+    texts = {"en": ENGLISH, "ja": JAPANESE}
+    expected = tn.steer(tn.load_model("model"), ["He said:", "She wrote:"], {"ja": found}, texts, **how)
+    assert Path("ja-steering.csv").read_text() == expected.to_frame().to_csv()
+    assert list(tn.Steering.load("o.json").outputs["text"]) == list(expected.outputs["text"])
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("two\nlines")], ids=["Ctrl-C", "a bug"])

@@ -15,6 +15,7 @@ from tnkit import storage
 from tnkit.cli import main as cli
 
 ABLATE = "ablate --model_id model --neurons set.json --lang_for_TN ja --sentence_path pairs.tsv --seeds 2"
+STEER = "steer --model_id model --neurons set.json --lang_for_TN ja --sentence_path pairs.tsv"
 UNPRIVILEGED = "setpriv --inh-caps=-all --bounding-set=-all " if os.geteuid() == 0 else ""
 PATCH = "patch --model_id model --lang_for_TN ja --source_language en --sentence_path pairs.tsv"
 LENS = "lens --model_id model --neurons set.json"
@@ -57,6 +58,14 @@ HOSTILE = {
     "lens_unknown_language": (f"{LENS} --lang_for_TN zz", "there are no concepts in 'zz'"),
     "lens_unknown_source": (f"{LENS} --lang_for_TN ja --source_language zz", "there are no concepts in 'zz'"),
     "lens_too_many_items": (f"{LENS} --k 999999", "more than the"),
+    "steer_towards_itself": (f"{STEER} --away ja", "--lang_for_TN ja is also --away"),
+    "steer_missing_language": (f"{STEER} --beside zz", "no column for zz"),
+    "steer_missing_prompts": (f"{STEER} --prompts nothing.txt", "there is no file nothing.txt"),
+    "steer_prompts_of_another": (f"{STEER} --prompts pairs.tsv --away it", "no column for it"),
+    "steer_empty_prompts": (f"{STEER} --prompts empty.tsv", "empty.tsv is empty"),
+    "steer_out_is_prompts": (f"{STEER} --prompts pairs.csv --out pairs.csv", "this command also reads it"),
+    "steer_outputs_name": (f"{STEER} --outputs set.txt", "name a file that ends in .json"),
+    "steer_outputs_is_input": (f"{STEER} --outputs set.json", "this command also reads it"),
     "long_out": (f"{DETECT} --out {'a' * 300}.json", "File name too long"),
     "long_input": (f"{DETECT} --sentence_path {'a' * 300}.txt", "File name too long"),
     "huge_top": (f"{DETECT} --top_n 999999999999999999", "2 layers of 48 neurons hold 96"),
@@ -85,6 +94,8 @@ USAGE = {
     "surrogate_suffix": (["--suffix", "\udcff"], "not valid Unicode"),
     "unknown_surrogate": (["--\udcff"], "unrecognized arguments"),
     "ambiguous": (["--s", "x"], "ambiguous option: --s could match"),
+    "strengths_of_words": (["--strengths", "1,x"], "'1,x' is not a list of numbers"),
+    "endless_strength": (["--strengths", "1,inf"], "'1,inf' is not a list of numbers"),
     "value_for_switch": (["--quiet=1"], "ignored explicit argument"),
 }
 
@@ -101,7 +112,9 @@ def more(folder):  # noqa: F811, ARG001 - the fixture, which comes first
 
 
 def words_of(line):
-    return shlex.split(line) if isinstance(line, str) else [*shlex.split(DETECT), *line]
+    if isinstance(line, str):
+        return shlex.split(line)
+    return [*shlex.split(STEER if "--strengths" in line else DETECT), *line]
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -59,6 +59,8 @@ from .measures.evidence import Evidence as Evidence
 from .measures.evidence import evidence as evidence
 from .measures.experiments import ablate as ablate
 from .measures.experiments import retrieval_matrix as retrieval_matrix
+from .measures.steering.steering import Steering as Steering
+from .measures.steering.study import steer as steer
 from .models.load import load_model as load_model
 from .models.model import Model as Model
 from .text import variants as variants

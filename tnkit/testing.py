@@ -9,7 +9,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from tnkit.captures.activations import Activations
+    from tnkit.measures.steering.steering import Steering
     from tnkit.models.model import Model
     from tnkit.text.corpus import Corpus
 
@@ -244,6 +247,25 @@ def tiny_corpus() -> "Corpus":
     said = {"en": "I see a {} ({}).", "it": "Vedo un {} ({}).", "ja": "{}が見える（{}）。"}
     rows = {name: [said[name].format(words.split()[n % 5], n) for n in range(30)] for name, words in things.items()}
     return tn.load_corpus(pd.DataFrame({**rows, "split": ["train", "test"] * 15}))
+
+
+@cache
+def steered() -> "Steering":
+    """A tiny model's continuations of three sentences, steered towards Italian at two strengths."""
+    import tnkit as tn
+
+    train, prompts = tiny_corpus()["train"], tiny_corpus()["test"]["en"][:3]
+    italian = tn.detect(tiny_model(), tiny_corpus(), language="it", kind="type2", top=9, progress=False).neurons
+    how: dict[str, Any] = {"candidates": ["en", "it"], "encode": letters, "max_new_tokens": 4, "progress": False}
+    names = ["uniform", "DiffMean"]
+    return tn.steer(tiny_model(), prompts, {"it": italian}, train, strengths=[1, 2], selections=names, **how)
+
+
+def letters(texts: Any) -> "np.ndarray":
+    """How often each letter of the alphabet is in each text, (text, 26), in place of an encoder."""
+    import numpy as np
+
+    return np.array([[text.lower().count(letter) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in texts])
 
 
 def held(post: Any, layers: tuple[int, ...] | None = None, **more: Any) -> "Activations":

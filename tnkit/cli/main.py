@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, TextIO
 
 from tnkit import __version__, parallel
-from tnkit.cli import ablate, cache, centroids, demo, detect, doctor, evaluate, lens, neurons, patch
+from tnkit.cli import ablate, cache, centroids, demo, detect, doctor, evaluate, lens, neurons, patch, steer
 from tnkit.errors import TnkitError, visible
 
 _COMMANDS = {
@@ -27,6 +27,7 @@ _COMMANDS = {
     "neurons": neurons,
     "patch": patch,
     "lens": lens,
+    "steer": steer,
     "cache": cache,
     "doctor": doctor,
 }

@@ -6,7 +6,6 @@ shown.table()                                                   # selections as 
 shown.plot()
 """
 
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -31,7 +30,7 @@ from tnkit.interventions.intervention import Intervention
 from tnkit.interventions.last_token import LastToken
 from tnkit.measures.behaviour.likelihood import perplexity
 from tnkit.measures.geometry.translation import hits, retrieval
-from tnkit.measures.specificity.rivals import rivals
+from tnkit.measures.specificity.rivals import rivals_found
 from tnkit.models.model import Model
 from tnkit.text.corpus import Corpus, Split
 
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     import matplotlib.axes
     import pandas as pd
 
-_LOG = logging.getLogger("tnkit")
 SITES = ("mid", "post", "activations", "scale")
 DOSES = (0.75, 0.5, 0.25)  # what the set alone is multiplied by, too
 ENDINGS = {"without the final mark": "", "one common ending": "\n"}  # of the sentences that choose a set
@@ -259,7 +257,7 @@ def _selections(
         others["centred score"] = centred.top(len(neurons))
     algebra = {"in no other set": own(found, language), "in all sets": shared(found)} if len(found) > 1 else {}
     others |= {name: neurons for name, neurons in algebra.items() if len(neurons)}
-    others |= _by_other_methods(captured, neurons, language, layers)
+    others |= rivals_found(captured, neurons, language=language, layers=layers)
     if endings is not None:
         others |= {name: endings(suffix) for name, suffix in ENDINGS.items() if names is None or name in names}
     tried = controls(
@@ -278,17 +276,6 @@ def _endings(model: Model, train: Split, language: str, hub: str, top: SupportsI
         name: capture(model, train[name], keep=SITES, suffix=suffix, progress=False) for name in (hub, language)
     }
     return _scores(model, captured, "type1", hub)[language].top(top)
-
-
-def _by_other_methods(
-    captured: Mapping[str, Activations], neurons: NeuronSet, language: str, layers: Iterable[int]
-) -> dict[str, NeuronSet]:
-    """Language-specific neurons at equal budget; none where the methods find fewer."""
-    try:
-        return rivals(captured, neurons, language=language, layers=layers)
-    except TnkitError as error:
-        _LOG.warning("no language-specific neurons among the selections: %s", error)
-        return {}
 
 
 def _of_all_tokens(model: Model, texts: Split, progress: bool) -> dict[str, Activations]:

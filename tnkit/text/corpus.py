@@ -181,7 +181,8 @@ def load_corpus(
     Args:
         source: one of these.
 
-            - a name: "everyday" (packaged), or "tatoeba", "mkqa", "flores+", "ntrex-128", "belebele" or "opus-100"
+            - a name: "everyday" or "openings" (packaged: sentences, and prompts that leave the language of what follows
+              open), or "tatoeba", "mkqa", "flores+", "ntrex-128", "belebele" or "opus-100"
               (from the Hugging Face Hub; `sources.RECIPES` has licences, sizes and citations), another data set on
               the Hub as "OWNER/NAME", or a file of one as "hf://datasets/OWNER/NAME/FILE".
             - a file with a column for each language, a column of translations by language, or a row for each sentence

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _HUB = re.compile(r"hf://datasets/([^/]+/[^/@]+)(?:@(refs/[^/]+/[^/]+|[^/]+))?(?:/(.+))?")
 _OWNER_NAME = re.compile(r"[A-Za-z0-9][\w-]*/[\w.-]+")
+_PACKAGED = ("everyday", "openings")
 _CONVERTED = "refs/convert/parquet"  # the Hub's own copies
 
 
@@ -54,8 +55,8 @@ def read(
 
 def _of_path(source: str | Path, languages: Sequence[str] | None, options: dict[str, Any]) -> "pd.DataFrame":
     text, path = str(source), _expanded(source)
-    if text == "everyday":
-        return readers.read_table(Path(__file__).parent / "data" / "everyday.tsv", languages)
+    if text in _PACKAGED:
+        return readers.read_table(Path(__file__).parent / "data" / f"{text}.tsv", languages)
     if text in RECIPES:
         return RECIPES[text].read(RECIPES[text].repository, languages)
     if text.startswith("hf://"):
@@ -69,7 +70,7 @@ def _of_path(source: str | Path, languages: Sequence[str] | None, options: dict[
         if _OWNER_NAME.fullmatch(text) and path.suffix.lower() not in readers.READERS and not _is_folder(path.parent):
             return _dataset(text, languages)
         if not path.suffix and "/" not in text:
-            known = ", ".join(["everyday", *RECIPES])
+            known = ", ".join([*_PACKAGED, *RECIPES])
             raise TnkitError(f"there is no file {path}; check its name and folder (data sets by name: {known})")
     return readers.read_table(path, languages, **options)
 

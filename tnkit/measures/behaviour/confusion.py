@@ -57,10 +57,10 @@ def pass_rates(result: Continuations, language: str, *, candidates: Iterable[str
 
     rows = {}
     for condition, draws in _responses(result).items():
-        others = [_other_languages(texts, language, candidates) for texts in draws]
+        others = [other_languages(texts, language, candidates) for texts in draws]
         counted = np.array([[wrong is not None for wrong in draw] for draw in others])
         passed = np.array([[wrong == [] for wrong in draw] for draw in others])
-        free = np.array([[not _foreign_words(text, language) for text in texts] for texts in draws])
+        free = np.array([[not foreign_words(text, language) for text in texts] for texts in draws])
         line = _rate(passed, counted)
         word = (math.nan,) * 3 if scripts_of(language) == {"Latn"} else _rate(passed & free, passed)
         rows[condition] = (*line, *word, int(counted.sum()))
@@ -86,7 +86,7 @@ def fallbacks(result: Continuations, language: str, *, candidates: Iterable[str]
 
     columns = {}
     for condition, draws in _responses(result).items():
-        others = [wrong for texts in draws for wrong in _other_languages(texts, language, candidates)]
+        others = [wrong for texts in draws for wrong in other_languages(texts, language, candidates)]
         counted = sum(wrong is not None for wrong in others)
         commonest = Counter(Counter(wrong).most_common(1)[0][0] for wrong in others if wrong)
         columns[condition] = {name: count / counted for name, count in commonest.items()}
@@ -100,8 +100,12 @@ def _responses(result: Continuations) -> dict[str, list[tuple[str, ...]]]:
     return {NONE: [result.before], SET: [result.after], **controls}
 
 
-def _other_languages(texts: Sequence[str], language: str, candidates: Iterable[str] | None) -> list[list[str] | None]:
-    """The languages of each text's lines that are not in the language; None for a text without a line of known one."""
+def other_languages(texts: Sequence[str], language: str, candidates: Iterable[str] | None) -> list[list[str] | None]:
+    """The languages of each text's lines that are not in the language; None for a text without a line of known one.
+
+    >>> other_languages(["今日は雨が降っています。", "The weather is bad.", ""], "ja", ["en", "ja"])
+    [[], ['en'], None]
+    """
     candidates = None if candidates is None else tuple(candidates)
     lines = [(number, line) for number, text in enumerate(texts) for line in text.split("\n")]
     told = languages_of([line for _, line in lines], candidates=candidates)
@@ -112,10 +116,10 @@ def _other_languages(texts: Sequence[str], language: str, candidates: Iterable[s
     return others
 
 
-def _foreign_words(text: str, language: str) -> list[str]:
+def foreign_words(text: str, language: str) -> list[str]:
     """The words of a text in scripts that are not the language's.
 
-    >>> _foreign_words("これはNHKのprogramです。5 km先、привет", "ja"), _foreign_words("한국 漢字", "ko")
+    >>> foreign_words("これはNHKのprogramです。5 km先、привет", "ja"), foreign_words("한국 漢字", "ko")
     (['program', 'привет'], [])
     """
     from fontTools import unicodedata as scripts

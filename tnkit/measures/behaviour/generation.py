@@ -7,6 +7,7 @@ states padding changes all the same, such as RecurrentGemma, is given prompts of
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 from weakref import WeakKeyDictionary
@@ -20,16 +21,9 @@ from tnkit import storage
 from tnkit.captures.batches import by_length, tokenised
 from tnkit.errors import TnkitError, whole_number
 from tnkit.interventions.ablation import Ablation
-from tnkit.interventions.comparison import (
-    NONE,
-    SET,
-    Comparison,
-    compared,
-    each_condition,
-    frame_of_conditions,
-)
+from tnkit.interventions.comparison import NONE, SET, Comparison, compared, each_condition, frame_of_conditions
 from tnkit.interventions.controls import Control
-from tnkit.interventions.together import Given, Neurons, neurons_of
+from tnkit.interventions.together import Given, neurons_of
 from tnkit.measures.behaviour.languages import detector_of, languages_of
 from tnkit.models.hooks import without_ablations
 from tnkit.models.model import PROBE, Model
@@ -213,18 +207,22 @@ def texts_of(
     **options: Any,
 ) -> dict[str, list["Texts"]]:
     """The continuations of prompts, greedy or sampled as the options say, in each condition (`each_condition`)."""
-
-    def run(off: Neurons) -> Texts:
-        ablation = Ablation(model, off, tokens=tokens)
-        with ablation if ablation.values else nullcontext():
-            texts = _generate(model, prompts, progress=progress, **options)
-        origin = provenance_of(model, prompts)
-        about = {"model": origin["model"], "prompts": origin["sentences"]}
-        about["ablations"] = [*model.ablations, *(ablation.abouts if ablation.values else [])]
-        return Texts(texts, ablation.count, about | {"versions": origin["versions"]})
-
+    run = partial(texts_with, model, prompts, tokens=tokens, progress=progress, **options)
     neurons = neurons_of(model, neurons)
     return each_condition(run, neurons, controls=controls, seeds=seeds, name="conditions", progress=progress)
+
+
+def texts_with(
+    model: Model, prompts: Sequence[str], off: Given, *, tokens: str, progress: bool, **options: Any
+) -> "Texts":
+    """The continuations of prompts with neurons switched off, or under an intervention; untouched with none."""
+    ablation = Ablation(model, off, tokens=tokens)
+    with ablation if ablation.values else nullcontext():
+        texts = _generate(model, prompts, progress=progress, **options)
+    origin = provenance_of(model, prompts)
+    about = {"model": origin["model"], "prompts": origin["sentences"]}
+    about["ablations"] = [*model.ablations, *(ablation.abouts if ablation.values else [])]
+    return Texts(texts, ablation.count, about | {"versions": origin["versions"]})
 
 
 class Texts(NamedTuple):

@@ -1,5 +1,6 @@
 """Language-specific neurons by other methods, as controls of a neuron set: `rivals`."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any, SupportsIndex
 
@@ -10,6 +11,8 @@ from tnkit.errors import TnkitError
 from tnkit.measures.specificity.entropy import lape
 from tnkit.measures.specificity.neurons import comparable
 from tnkit.measures.specificity.precision import average_precision
+
+_LOG = logging.getLogger("tnkit")
 
 
 def rivals(
@@ -58,3 +61,19 @@ def rivals(
         )
     pairs, scores = tuple(given.pairs[place] for place in places), tuple(given.scores[place] for place in places)
     return {"LAPE": NeuronSet(pairs, given.shape, scores, given.provenance), "average precision": precise}
+
+
+def rivals_found(
+    languages: Mapping[str, Activations], neurons: NeuronSet, *, language: str, layers: Iterable[SupportsIndex]
+) -> dict[str, NeuronSet]:
+    """`rivals`, or none and a warning where the methods find fewer neurons than the set has.
+
+    >>> from tnkit.testing import cloud, held
+    >>> rivals_found({"en": held(cloud(1, 3, 2))}, NeuronSet((), (1, 2)), language="en", layers=[0])
+    {}
+    """
+    try:
+        return rivals(languages, neurons, language=language, layers=layers)
+    except TnkitError as error:
+        _LOG.warning("no language-specific neurons among the selections: %s", error)
+        return {}

@@ -98,3 +98,41 @@ def test_one_neuron_in_two_of_them_is_refused():
         tn.Ablation(tiny_model(), [tn.Intervention(OFF)], scale=0.5)
     with pytest.raises(tn.TnkitError, match="export one Intervention"):
         tn.export_ablated(tiny_model(), [tn.Intervention(OFF)], "/nowhere/new")
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt-neox", "bloom", "mixtral"])
+@pytest.mark.parametrize("tokens", ["last", "prompt", "all"])
+def test_while_text_is_generated_a_cache_a_batch_and_padding_change_nothing(name, tokens):
+    """Each prompt alone, read anew for every token, with the interventions nested."""
+    model = tiny_model(name)
+    on = tn.NeuronSet(((1, 8), (2, 2)), (model.n_layers, model.n_neurons))
+    states = [tn.capture(model, TEXTS[language], **QUIET) for language in TEXTS]
+    off = tn.Intervention([(0, 3), (1, 7), (3, 20)])
+    asked = [off, tn.Intervention(on, add=2.0, of=states[0], minus=states[1]), tn.Direction({2: cloud(32)}, add=0.5)]
+    prompts = [model.tokenizer(text)["input_ids"] for text in ("Hello there.", "Hi!")]
+    width = max(map(len, prompts))
+    ids = torch.tensor([[258] * (width - len(prompt)) + prompt for prompt in prompts])
+    options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 258, "eos_token_id": None}
+    with tn.Ablation(model, asked, tokens=tokens):
+        rows = model.module.generate(input_ids=ids, attention_mask=(ids != 258).long(), **options)
+    for row, prompt in zip(rows, prompts, strict=True):
+        with (
+            tn.Ablation(model, asked[0], tokens=tokens),
+            tn.Ablation(model, asked[1], tokens=tokens),
+            tn.Ablation(model, asked[2], tokens=tokens),
+        ):
+            alone = model.module.generate(input_ids=torch.tensor([prompt]), use_cache=False, **options)
+        assert row[width:].tolist() == alone[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gpt-neox"])
+def test_several_of_strength_nothing_change_no_bit(name):
+    model = tiny_model(name)
+    states = [tn.capture(model, TEXTS[language], **QUIET) for language in TEXTS]
+    asked = [tn.Intervention(ON, add=0.0, of=states[0], minus=states[1]), tn.Direction({2: cloud(32)}, add=0.0)]
+    ids = torch.tensor([model.tokenizer("Hello there.")["input_ids"]])
+    options = {"max_new_tokens": 3, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    untouched = model.module.generate(input_ids=ids, **options)
+    with tn.Ablation(model, [tn.Intervention(OFF, scale=1.0), *asked]):
+        moved = model.module.generate(input_ids=ids, **options)
+    assert torch.equal(torch.stack(untouched.logits), torch.stack(moved.logits))

@@ -1,0 +1,1 @@
+"""Putting in what a language's neurons add, and what the model then writes: `steer`, `Steering`, `selections`."""
