@@ -39,6 +39,7 @@ FLAGS = {
     ],
     "evaluate": "model_id neurons tokens tasks limit include_path out quiet".split(),
     "neurons": "model_id neurons lang_for_TN beside sentence_path position suffix out figure quiet".split(),
+    "card": ["neurons", "licence", "evidence", "out"],
     "cache": ["clear", "models", "yes"],
     "doctor": ["model"],
 }

@@ -28,6 +28,7 @@ _READ = (
     "scores_path",
     "other",
     "include_path",
+    "evidence",
 )
 _POSITIONS = {
     "last": "last token",
