@@ -71,7 +71,8 @@ def test_the_wheel_holds_the_package_its_data_and_its_tests(tmp_path):
     subprocess.run([sys.executable, "-m", *words], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("tnkit-*.whl")
     held = set(zipfile.ZipFile(wheel).namelist())
-    wanted = "text/data/everyday.tsv text/data/LICENSE detection/data/neurons.schema.json explorers/picture.js explorers/explorer.css testing.py py.typed"
+    wanted = "text/data/everyday.tsv text/data/LICENSE detection/data/neurons.schema.json"
+    wanted += " explorers/picture.js explorers/explorer.css testing.py py.typed"
     assert {f"tnkit/{name}" for name in [*wanted.split(), "__init__.pyi", "plots/__init__.pyi"]} <= held
     here = {str(path.relative_to(ROOT)) for path in ROOT.glob("tnkit/**/*.py")}
     assert here <= held
