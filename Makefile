@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: install demo evidence zoo notebooks screenshots test test-kernels test-ndif test-wheel lint docs lab bench reliability clean
+.PHONY: install demo evidence zoo notebooks screenshots test test-kernels test-ndif test-wheel test-pythons dist lint docs lab bench reliability clean
 
 install: $(READY)
 
@@ -57,6 +57,18 @@ test-wheel:
 	build/wheel/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		"$$(ls build/wheel/tnkit-*.whl)[test]"
 	cd "$$(mktemp -d)" && $(CURDIR)/build/wheel/bin/python -m pytest --pyargs tnkit -p no:cacheprovider -q
+
+# A quick part of the tests on every installed Python from 3.11 on, with the newest packages that are allowed; needs uv.
+# NAMES="3.13" is one Python, ARGS="tnkit tests" every test, RESOLUTION=lowest-direct the lowest versions.
+test-pythons:
+	NAMES="$(NAMES)" ARGS="$(ARGS)" RESOLUTION="$(RESOLUTION)" NEWEST="$(NEWEST)" tests/pythons
+
+# What a release uploads, in dist/.
+dist:
+	rm -rf build/dist dist && $(PYTHON) -m venv build/dist
+	build/dist/bin/python -m pip install --quiet --disable-pip-version-check build twine
+	build/dist/bin/python -m build --outdir dist .
+	build/dist/bin/python -m twine check --strict dist/*
 
 lint: install
 	$(BIN)/ruff check .

@@ -45,6 +45,7 @@ FLAGS = {
         *"model_id neurons lang_for_TN away beside sentence_path prompts strengths selections tokens layer".split(),
         *"draws max_new_tokens candidates out outputs figure quiet".split(),
     ],
+    "card": ["neurons", "licence", "evidence", "out"],
     "cache": ["clear", "models", "yes"],
     "doctor": ["model"],
 }

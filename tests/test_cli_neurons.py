@@ -1,4 +1,4 @@
-"""`tnkit neurons` as a user meets it."""
+"""`tnkit neurons` and `tnkit card` as a user meets them."""
 
 import shlex
 from pathlib import Path
@@ -38,3 +38,13 @@ def test_what_cannot_be_measured_is_one_sentence(flags, message, capsys):
     said = capsys.readouterr().err.strip()
     assert message in said
     assert "\n" not in said
+
+
+def test_the_card_is_the_librarys(capsys):
+    Path("e.csv").write_text("condition,mean\nnone,0.5\n")
+    assert cli.main(shlex.split("card --neurons set.json --licence cc0-1.0 --evidence e.csv")) == 0
+    card = capsys.readouterr().out
+    expected = tn.NeuronSet.load("set.json").card(licence="cc0-1.0", evidence=pd.read_csv("e.csv"))
+    assert card == expected and "| none | 0.5 |" in card
+    assert cli.main(shlex.split("card --neurons set.json --out README.md")) == 0
+    assert Path("README.md").read_text() == tn.NeuronSet.load("set.json").card()

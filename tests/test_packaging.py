@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib import metadata
 from itertools import chain
 from pathlib import Path
 
@@ -49,8 +50,10 @@ def test_conda_installs_what_make_does():
 
 
 def test_the_versions_agree():
-    assert PROJECT["version"] == tn.__version__
-    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == tn.__version__
+    """The version is that of the git tag; without one, the version that pyproject.toml falls back on."""
+    assert tn.__version__ == metadata.version("tnkit")
+    fallback = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools_scm"]["fallback_version"]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == fallback
 
 
 def test_continuous_integration_runs_the_readmes_test_command():
@@ -72,7 +75,7 @@ def test_the_wheel_holds_the_package_its_data_and_its_tests(tmp_path):
     (wheel,) = tmp_path.glob("tnkit-*.whl")
     held = set(zipfile.ZipFile(wheel).namelist())
     wanted = "text/data/concepts.tsv text/data/everyday.tsv text/data/openings.tsv text/data/LICENSE "
-    wanted += "explorers/picture.js explorers/explorer.css testing.py py.typed"
+    wanted += "detection/data/neurons.schema.json explorers/picture.js explorers/explorer.css testing.py py.typed"
     assert {f"tnkit/{name}" for name in [*wanted.split(), "__init__.pyi", "plots/__init__.pyi"]} <= held
     here = {str(path.relative_to(ROOT)) for path in ROOT.glob("tnkit/**/*.py")}
     assert here <= held
@@ -81,8 +84,6 @@ def test_the_wheel_holds_the_package_its_data_and_its_tests(tmp_path):
 
 def test_every_pin_serves_the_oldest_python_that_is_promised():
     """Debian 12 has Python 3.11.2; a pin that needs a later one sends pip looking through every other version."""
-    from importlib import metadata
-
     from packaging.specifiers import SpecifierSet
 
     oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"

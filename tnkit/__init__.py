@@ -17,12 +17,15 @@ nnsight, matplotlib) with it.
 """
 
 import warnings
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import Any
 
 import lazy_loader
 
-__version__ = "0.1.0"
+try:
+    __version__ = metadata.version("tnkit")
+except metadata.PackageNotFoundError:  # a copy of the folder that nobody installed
+    __version__ = "0+unknown"
 
 _MOVED = {"answers": "behaviour.answers", "generation": "behaviour", "spaces": "geometry"}  # of the first release
 

@@ -1,8 +1,10 @@
-"""The error that tnkit raises, checks of options, and how text from elsewhere is quoted."""
+"""The error that tnkit raises, checks of options and of optional packages, and how text from elsewhere is quoted."""
 
 import operator
 import re
 from collections.abc import Iterable, Iterator
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 # Characters that control a terminal, end a line, or change the direction of text.
@@ -84,6 +86,25 @@ def check_model(value: object) -> None:
         raise TnkitError(
             f"{name or type(value).__name__} is not a loaded model; pass what tn.load_model({how}) returns"
         )
+
+
+def optional(module: str, purpose: str, install: str = "pip install 'tnkit[measures]'") -> ModuleType:
+    """A module of an optional package; a `TnkitError` that says how to install it if it is missing.
+
+    >>> optional("none_such", "telling languages apart")
+    Traceback (most recent call last):
+    ...
+    tnkit.errors.TnkitError: telling languages apart needs none_such, which is not installed: pip install ...
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        missing = str(error.name or module).split(".")[0]
+        raise TnkitError(f"{purpose} needs {missing}, which is not installed: {install}") from error
+    except ImportError as error:
+        raise TnkitError(
+            f"{purpose} needs {module}, which cannot be imported ({first_line(error)}): {install}"
+        ) from error
 
 
 def first_line(error: Exception) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import tnkit as tn
 from tnkit.cli import flags
 from tnkit.cli.flags import show
+from tnkit.measures.specificity.rivals import rivals_found
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,7 +99,9 @@ def _type1(model: Any, corpus: Any, detections: Any, captured: Any, *, options: 
     yield _drawn(axes, f"{_name(language)}: {title}", out / "ablation.png")
 
     others = {name: rivals[name] for name in rivals if name not in first}
-    others |= _by_membership(sets, language) | _by_other_methods(captured, neurons, language, model.early_layers)
+    others |= _by_membership(sets, language) | rivals_found(
+        captured, neurons, language=language, layers=model.early_layers
+    )
     at_layer: dict[str, Any] = {"layers": [layer], "chosen_layer": layer, "chosen_on": "training sentences"}
     seeds = min(options.seeds, _FEW)
     effect = tn.ablate(model, test, neurons, controls=others, seeds=seeds, **at_layer, **how)
@@ -117,15 +120,6 @@ def _by_membership(sets: Any, language: str) -> dict[str, Any]:
     """The neurons of the set that no other language's set has, and those that all have; none where there are none."""
     chosen = {"in no other set": tn.own(sets, language), "in all sets": tn.shared(sets)}
     return {name: neurons for name, neurons in chosen.items() if len(neurons)}
-
-
-def _by_other_methods(captured: Any, neurons: Any, language: str, layers: Any) -> dict[str, Any]:
-    """As many language-specific neurons by other methods; none where these find fewer."""
-    try:
-        return tn.specificity.rivals(captured, neurons, language=language, layers=layers)
-    except tn.TnkitError as error:
-        show(f"\nno language-specific neurons among the selections: {error}")
-        return {}
 
 
 def _type2(model: Any, corpus: Any, detections: Any, *, options: Any) -> Iterator[Path]:

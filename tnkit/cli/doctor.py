@@ -230,10 +230,15 @@ def _missing(model: "Model") -> Iterator[tuple[str, str]]:
         )
 
 
-def _notebooks() -> Iterator[Finding]:
-    missing = [name for name in ("jupyterlab", "jupytext", "ipykernel") if not _version(name)]
-    state = f"without {', '.join(missing)}" if missing else "JupyterLab and Jupytext"
-    yield Finding("notebooks", state, "pip install 'tnkit[notebooks]'" if missing else "")
+def _extras() -> Iterator[Finding]:
+    from packaging.requirements import Requirement
+
+    requirements = [Requirement(text) for text in metadata.requires("tnkit") or []]
+    for extra in ("measures", "notebooks"):
+        names = [wanted.name for wanted in requirements if wanted.marker and wanted.marker.evaluate({"extra": extra})]
+        missing = [name for name in names if not _version(name)]
+        state = f"without {', '.join(missing)}" if missing else f"all {len(names)} packages"
+        yield Finding(extra, state, f"for what needs them: pip install 'tnkit[{extra}]'" if missing else "")
 
 
 def _fonts() -> Iterator[Finding]:
@@ -262,7 +267,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _memory,
     _cache,
     _demo_model,
-    _notebooks,
+    _extras,
     _fonts,
     _keys,
 )

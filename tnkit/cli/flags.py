@@ -29,6 +29,7 @@ _READ = (
     "other",
     "include_path",
     "prompts",
+    "evidence",
 )
 _POSITIONS = {
     "last": "last token",

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, TextIO
 
 from tnkit import __version__, parallel
-from tnkit.cli import ablate, cache, centroids, demo, detect, doctor, evaluate, lens, neurons, patch, steer
+from tnkit.cli import ablate, cache, card, centroids, demo, detect, doctor, evaluate, lens, neurons, patch, steer
 from tnkit.errors import TnkitError, visible
 
 _COMMANDS = {
@@ -28,6 +28,7 @@ _COMMANDS = {
     "patch": patch,
     "lens": lens,
     "steer": steer,
+    "card": card,
     "cache": cache,
     "doctor": doctor,
 }

@@ -3,6 +3,7 @@
 type1 = scores.top(1000, layers=model.early_layers)
 type1.overlap(other), type1 & other, type1 - other
 type1.save("ja-type1.json"); tn.NeuronSet.load("ja-type1.json")
+type1.push_to_hub("me/ja-type1"); tn.NeuronSet.from_hub("me/ja-type1")
 """
 
 import operator
@@ -17,6 +18,8 @@ import numpy as np
 from torch import Tensor
 
 from tnkit import pickles, storage
+from tnkit.detection import neuron_files
+from tnkit.detection.sharing import Shareable
 from tnkit.errors import TnkitError, whole_number, whole_numbers
 from tnkit.provenance import stated
 from tnkit.widths import expert_column, widths_of
@@ -44,7 +47,7 @@ def pairs_of(neurons: Iterable[Iterable[SupportsIndex]]) -> tuple[tuple[int, int
 
 
 @dataclass(frozen=True)
-class NeuronSet(Sequence[Pair]):
+class NeuronSet(Shareable, Sequence[Pair]):
     """An ordered set of (layer, neuron) pairs.
 
     Attributes:
@@ -271,22 +274,11 @@ class NeuronSet(Sequence[Pair]):
         Raises:
             TnkitError: for a missing, damaged or foreign file.
         """
-        reference = Path(path).suffix in (".pkl", ".pickle")
-        if reference and shape is None:
-            raise TnkitError(f"{path} does not say what model it is of: give shape=(model.n_layers, model.n_neurons)")
-        content = {"pairs": pickles.read(path), "shape": shape} if reference else storage.load_json(path, "neurons")
-        try:
-            pairs = tuple((_whole(layer), _whole(neuron)) for layer, neuron in content["pairs"])
-            layers, width = (_whole(size) for size in content["shape"])
-            scores = tuple(float(score) for score in content.get("scores", ()))
-            layout = tuple(tuple(map(_whole, layer)) for layer in content.get("layout", ()))
-            if not np.isfinite(scores).all():
-                raise ValueError("a score is not finite")
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise TnkitError(f"{path} does not hold a list of (layer, neuron) pairs of whole numbers") from error
+        content = neuron_files.read(path, shape=shape)
+        pairs, scores = tuple(map(tuple, content["pairs"])), tuple(map(float, content.get("scores", ())))
         try:
             provenance = stated(path, content) or {"file": Path(path).name}
-            return cls(pairs, (layers, width), scores, provenance, layout)
+            return cls(pairs, tuple(content["shape"]), scores, provenance, content.get("layout", ()))
         except TnkitError as error:
             raise TnkitError(f"{path}: {error}") from error
 
@@ -315,9 +307,3 @@ class NeuronSet(Sequence[Pair]):
         }
         shown = {name: value for name, value in origin.items() if value}
         return storage.html_card("Neuron set", {"neurons": len(self), "by layer": counts, **shown})
-
-
-def _whole(number: Any) -> int:
-    if isinstance(number, bool) or int(number) != number:
-        raise ValueError(f"{number!r} is not a whole number")
-    return int(number)

@@ -7,7 +7,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, optional
 from tnkit.models.model import Model
 
 
@@ -75,10 +75,4 @@ def harness_of() -> ModuleType:
     >>> harness_of().__name__
     'lm_eval'
     """
-    try:
-        import lm_eval
-    except ImportError as error:
-        raise TnkitError(
-            "the lm-evaluation-harness (lm_eval) is not installed: pip install 'tnkit[measures]'"
-        ) from error
-    return lm_eval
+    return optional("lm_eval", "the lm-evaluation-harness")

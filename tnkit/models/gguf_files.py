@@ -14,6 +14,8 @@ from tokenizers import pre_tokenizers, processors
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from tnkit.errors import optional
+
 _ADDS_BOS = {"llama"}  # vocabularies that begin with BOS where the file does not say
 _MARKS = ("hf_quantizer", "is_quantized", "quantization_method")
 
@@ -26,6 +28,7 @@ def local(source: str | Path, revision: str | None = None) -> Path | None:
     """
     if not is_named(source):
         return None
+    optional("gguf", "reading GGUF files", "pip install gguf")
     path = Path(source).expanduser()
     if path.is_file():
         return path
@@ -83,8 +86,7 @@ def parsed_once() -> Iterator[None]:
 
     Parsing takes half of the minute that a conversion takes.
     """
-    import gguf
-
+    gguf = optional("gguf", "reading GGUF files", "pip install gguf")
     reader = gguf.GGUFReader
     setattr(gguf, "GGUFReader", cache(reader))  # noqa: B010 - a type checker refuses to assign to a class
     try:

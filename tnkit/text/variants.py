@@ -13,14 +13,10 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, optional
 from tnkit.text.corpus import Corpus
-
-if TYPE_CHECKING:
-    from types import ModuleType
 
 _BASE = {"jpn": "ja", "kor": "ko", "cmn": "zh", "yue": "zh", "zho": "zh", "tha": "th"}
 _TRADITIONAL = {"hant", "hk", "mo", "tw", "yue"}
@@ -112,10 +108,11 @@ def romanise(text: str, language: str) -> str:
     if base == "ja":
         text = " ".join(_hepburn(reading) for _, reading in _japanese(text))
     elif base == "ko":
-        hangul = _need("koroman")
+        hangul = optional("koroman", "romanising Korean")
         text = re.sub("[가-힣]+( +[가-힣]+)*", lambda run: hangul.romanize(run[0]), text)
     elif base == "zh":
-        text = " ".join("".join(_need("pypinyin").lazy_pinyin(word, v_to_u=True)) for word in words(text, language))
+        pinyin = optional("pypinyin", "romanising Chinese")
+        text = " ".join("".join(pinyin.lazy_pinyin(word, v_to_u=True)) for word in words(text, language))
     elif base == "th":
         text = " ".join(words(text, language))
     text = unicodedata.normalize("NFKC", text).translate(_PUNCTUATION)
@@ -294,24 +291,17 @@ def _syllable(syllable: re.Match[str]) -> str:
     return _GLIDES.get(kana, sound[:-1]) + small
 
 
-def _need(package: str) -> "ModuleType":
-    try:
-        return import_module(package)
-    except ImportError as error:
-        raise TnkitError(f"this needs {package}, which is not installed: pip install 'tnkit[measures]'") from error
-
-
 @cache
 def _uroman() -> Any:
-    return _need("uroman").Uroman()
+    return optional("uroman", "romanising text").Uroman()
 
 
 @cache
 def _sudachi() -> Any:
-    _need("sudachidict_core")
-    return _need("sudachipy").Dictionary(dict="core").tokenizer()
+    optional("sudachidict_core", "reading Japanese")
+    return optional("sudachipy", "reading Japanese").Dictionary(dict="core").tokenizer()
 
 
 @cache
 def _budoux(script: str) -> Any:
-    return getattr(_need("budoux"), f"load_default_{script}_parser")()
+    return getattr(optional("budoux", "finding words without spaces"), f"load_default_{script}_parser")()

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, optional
 
 if TYPE_CHECKING:
     from lingua import LanguageDetector
@@ -43,13 +43,9 @@ def languages_of(texts: Sequence[str], *, candidates: Iterable[str] | None = Non
 
 @cache
 def detector_of(candidates: tuple[str, ...] | None) -> "LanguageDetector":
-    try:
-        from lingua import IsoCode639_1, Language, LanguageDetectorBuilder
-    except ImportError as error:
-        raise TnkitError(
-            "telling languages apart needs lingua-language-detector, which is not installed: "
-            "pip install 'tnkit[measures]'"
-        ) from error
+    optional("lingua", "telling languages apart")
+    from lingua import IsoCode639_1, Language, LanguageDetectorBuilder
+
     if candidates is None:
         return LanguageDetectorBuilder.from_all_languages().build()
     known = sorted(language.iso_code_639_1.name.lower() for language in Language.all())

@@ -5,6 +5,7 @@ of_ja = tn.specificity.correlation_ratio(captured, language="ja")    # Japanese 
 of_ja.shares(type1)                                                  # of the set and of its layers
 tn.specificity.lape(captured).neurons["ja"]                          # at the captured position
 tn.specificity.lape_of_tokens(model, train).neurons["ja"]            # all tokens, as Tang et al., 2024
+tn.specificity.load_lape("activation_mask/llama-7b", ["en", "zh"], shape=(32, 11008))    # what their code saved
 tn.specificity.average_precision(captured, "ja").top(1000)           # Kojima et al., 2024
 tn.specificity.table(type1, captured).to_frame()                      # every measurement of each neuron of a set
 tn.specificity.overlaps({"ja": type1_ja, "ko": type1_ko}, layers=model.early_layers).plot()
@@ -23,6 +24,7 @@ from tnkit.measures.specificity.correlation import correlation_ratio as correlat
 from tnkit.measures.specificity.entropy import ActivationEntropy as ActivationEntropy
 from tnkit.measures.specificity.entropy import lape as lape
 from tnkit.measures.specificity.entropy import lape_of_tokens as lape_of_tokens
+from tnkit.measures.specificity.lape_files import load_lape as load_lape
 from tnkit.measures.specificity.moves import Moves as Moves
 from tnkit.measures.specificity.moves import moves as moves
 from tnkit.measures.specificity.overlap import Overlaps as Overlaps

@@ -38,7 +38,7 @@ def test_a_package_that_is_missing_or_too_old_must_be_fixed(monkeypatch, capsys)
         return "0.5.0" if name == "nnsight" else installed(name)
 
     monkeypatch.setattr(metadata, "version", version)
-    assert (found("seaborn").needed, found("seaborn").advice) == (True, "pip install 'seaborn'")
+    assert found("seaborn").needed and found("seaborn").advice.startswith("pip install 'seaborn")
     assert found("nnsight").needed and "pip install 'nnsight<0.9,>=0.8.1'" in found("nnsight").advice
     assert cli.main(["doctor"]) == 1
     assert "2 of these must be fixed before tnkit works; see FIX above" in capsys.readouterr().err
