@@ -39,6 +39,7 @@ FLAGS = {
     ],
     "evaluate": "model_id neurons tokens tasks limit include_path out quiet".split(),
     "neurons": "model_id neurons lang_for_TN beside sentence_path position suffix out figure quiet".split(),
+    "page": "model_id sentence_path languages sentences position suffix seeds out quiet".split(),
     "cache": ["clear", "models", "yes"],
     "doctor": ["model"],
 }

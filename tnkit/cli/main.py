@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, TextIO
 
 from tnkit import __version__, parallel
-from tnkit.cli import ablate, cache, centroids, demo, detect, doctor, evaluate, neurons
+from tnkit.cli import ablate, cache, centroids, demo, detect, doctor, evaluate, neurons, page
 from tnkit.errors import TnkitError, visible
 
 _COMMANDS = {
@@ -25,6 +25,7 @@ _COMMANDS = {
     "ablate": ablate,
     "evaluate": evaluate,
     "neurons": neurons,
+    "page": page,
     "cache": cache,
     "doctor": doctor,
 }
