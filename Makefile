@@ -4,7 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: install demo evidence zoo notebooks screenshots test test-kernels test-ndif test-wheel test-pythons dist lint docs lab bench reliability clean
+.PHONY: install demo page evidence zoo notebooks screenshots test test-kernels test-ndif test-wheel test-pythons dist
+.PHONY: lint docs lab bench reliability clean
 
 install: $(READY)
 
@@ -16,6 +17,11 @@ $(READY): pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/tnkit demo
+
+# The explorer of the packaged model as one HTML file, build/page/index.html; a quarter of an hour. ARGS="--seeds 3"
+page: install
+	@mkdir -p build/page
+	$(BIN)/tnkit page --model_id gemma-3-270m --out build/page/index.html $(ARGS)
 
 # Every selection at every value, for docs/evidence.md; half an hour. ARGS="ja-type1" is one study.
 evidence: install

@@ -46,6 +46,7 @@ FLAGS = {
         *"draws max_new_tokens candidates out outputs figure quiet".split(),
     ],
     "card": ["neurons", "licence", "evidence", "out"],
+    "page": "model_id sentence_path languages sentences position suffix seeds out quiet".split(),
     "cache": ["clear", "models", "yes"],
     "doctor": ["model"],
 }

@@ -22,6 +22,7 @@ from .detection.steps import Step as Step
 from .detection.turns import attraction as attraction
 from .errors import TnkitError as TnkitError
 from .explorers.ablation import explore_ablation as explore_ablation
+from .explorers.app import explore as explore
 from .explorers.detection import explore_detection as explore_detection
 from .explorers.neurons import explore_neurons as explore_neurons
 from .explorers.spaces import explore_spaces as explore_spaces

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, TextIO
 
 from tnkit import __version__, parallel
-from tnkit.cli import ablate, cache, card, centroids, demo, detect, doctor, evaluate, lens, neurons, patch, steer
+from tnkit.cli import ablate, cache, card, centroids, demo, detect, doctor, evaluate, lens, neurons, page, patch, steer
 from tnkit.errors import TnkitError, visible
 
 _COMMANDS = {
@@ -29,6 +29,7 @@ _COMMANDS = {
     "lens": lens,
     "steer": steer,
     "card": card,
+    "page": page,
     "cache": cache,
     "doctor": doctor,
 }

@@ -9,17 +9,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from tnkit import plots
-from tnkit.captures.activations import Activations
 from tnkit.detection.detections import Detection
 from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError
 from tnkit.explorers.explorer import Explorer
 from tnkit.explorers.parts import Places, controls, html_table
-from tnkit.explorers.study import CONTROLS, Study
+from tnkit.explorers.study import CONTROLS, ZERO, Study
 from tnkit.interventions.comparison import Comparison
 from tnkit.interventions.controls import drawn
-from tnkit.interventions.intervention import Intervention
-from tnkit.interventions.together import Neurons
 from tnkit.measures.behaviour.generation import continuations
 from tnkit.measures.measurement import BY_STATES, MEASURE_NAMES
 from tnkit.models.model import Model
@@ -28,8 +25,6 @@ from tnkit.text.corpus import Corpus
 
 _COUNTS = (10, 20, 50, 100, 200, 300, 500, 1000, 2000, 3000, 5000, 10_000)
 _SCOPES = {"last token": "last", "whole prompt": "prompt", "all tokens": "all"}
-_ZERO, _RESAMPLED = "zero", "another sentence's value"
-_SCALES = {f"{scale} × itself": scale for scale in (0.75, 0.5, 0.25)}
 _NEW = 25  # tokens of a continuation
 
 
@@ -70,9 +65,7 @@ class AblationExplorer(Explorer):
         )
         self.scope = ipywidgets.Dropdown(options=list(_SCOPES), description="Ablate at")
         self.control = ipywidgets.Dropdown(options=CONTROLS, description="Control")
-        means = {f"mean of {language_name(name)}": (name,) for name in study.languages}
-        self._means = {**means, "mean of all languages": study.languages} if len(means) > 2 else means
-        self.value = ipywidgets.Dropdown(options=[_ZERO, *self._means, _RESAMPLED, *_SCALES], description="Set to")
+        self.value = ipywidgets.Dropdown(options=study.values(), description="Set to")
         self.language.observe(lambda _: self._act(self._change), "value")
         self.kind.observe(lambda _: self._act(self._change), "value")
         for control in (self.count, self.scope, self.control, self.value):
@@ -92,19 +85,6 @@ class AblationExplorer(Explorer):
     def neurons(self) -> NeuronSet:
         """The neurons that are ablated."""
         return self.study.neurons(self.language.value, self.kind.value, self.count.value)
-
-    def _changed(self, neurons: Neurons, language: str, value: str) -> Neurons:
-        """Neurons, and what they are set to: for 0 they alone."""
-        if value == _ZERO or not isinstance(neurons, NeuronSet) or not len(neurons):
-            return neurons
-        if value in _SCALES:
-            return Intervention(neurons, scale=_SCALES[value])
-        if value == _RESAMPLED:
-            return Intervention(neurons, value="resampled", of=self.study.captured("train", language))
-        return Intervention(neurons, value="mean", of={name: self._captured(name) for name in self._means[value]})
-
-    def _captured(self, language: str) -> Activations:
-        return self.study.captured("train", language)
 
     @property
     def result(self) -> dict[str, Comparison]:
@@ -145,11 +125,11 @@ class AblationExplorer(Explorer):
         neurons = study.neurons(key.language, key.kind, key.size)
         control = drawn(study.controls(key.language, key.kind, key.size)[key.control], self.seeds)
         tokens = "last" if key.scope == "last" else "all"  # nothing is generated, so the prompt is the whole text
-        for name in self._means.get(key.value, (key.language,) if key.value == _RESAMPLED else ()):
+        for name in study.sources(key.language, key.value):
             yield f"reading the training sentences of {language_name(name)}"
-            self._captured(name)
+            study.captured("train", name)
         values, sets = [], [NeuronSet((), neurons.shape), neurons, *control]
-        for number, off in enumerate([self._changed(off, key.language, key.value) for off in sets], 1):
+        for number, off in enumerate([self.study.set_to(off, key.language, key.value) for off in sets], 1):
             if not study.has_measured(key.language, off, tokens):
                 yield f"reading {language_name(key.language)}, {len(off)} neurons off ({number} of {2 + len(control)})"
             values.append(study.measured(key.language, off, tokens))
@@ -186,7 +166,7 @@ class AblationExplorer(Explorer):
                 handles, labels = ax.get_legend_handles_labels()
                 if legend := ax.get_legend():
                     legend.remove()
-            done = "off" if key.value == _ZERO else f"set to {key.value}"
+            done = "off" if key.value == ZERO else f"set to {key.value}"
             labels = ["nothing off", f"{key.size} {name} neurons {done}", f"as many {done}: {key.control}"]
             figure.legend(
                 handles, list(map(plots.literal, labels)), loc="lower center", ncols=3, bbox_to_anchor=(0.5, 0.0)
@@ -217,7 +197,7 @@ class AblationExplorer(Explorer):
         result = continuations(
             study.model,
             [self.prompt.value],
-            neurons=self._changed(self.neurons, self.language.value, self.value.value),
+            neurons=self.study.set_to(self.neurons, self.language.value, self.value.value),
             tokens=_SCOPES[self.scope.value],
             max_new_tokens=_NEW,
             languages=study.languages,
@@ -244,7 +224,7 @@ class AblationExplorer(Explorer):
         }
 
     def _provenance(self) -> Any:
-        return self._changed(self.neurons, self.language.value, self.value.value).provenance
+        return self.study.set_to(self.neurons, self.language.value, self.value.value).provenance
 
     def parameters(self) -> dict[str, Any]:
         """As of every explorer, and the number of random draws ("seeds")."""

@@ -18,8 +18,10 @@ from tnkit.detection.scoring import contribution_norms
 from tnkit.errors import TnkitError, check_model
 from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.controls import Control, controls, drawn
+from tnkit.interventions.intervention import Intervention
 from tnkit.interventions.last_token import PLACES, LastToken
 from tnkit.interventions.together import Neurons
+from tnkit.measures.geometry.translation import hits
 from tnkit.measures.measurement import BY_STATES
 from tnkit.models.model import Model
 from tnkit.plots.style import KIND_NAMES, language_name
@@ -32,6 +34,8 @@ OFFS = [
     *KIND_NAMES.values(),
     *(f"{name} control: {control}" for name in KIND_NAMES.values() for control in CONTROLS),
 ]
+ZERO, RESAMPLED = "zero", "another sentence's value"
+_SCALES = {f"{scale} × itself": scale for scale in (0.75, 0.5, 0.25)}
 _KINDS = {name: kind for kind, name in KIND_NAMES.items()}
 _STUDIES: "WeakValueDictionary[Hashable, Study]" = WeakValueDictionary()  # kept while an explorer uses them
 _LOOK = 1.0  # seconds between two checks of the model's weights, which are read in full
@@ -66,7 +70,7 @@ class Study:
         position: str = "last",
         suffix: str | None = None,
     ) -> None:
-        self.model, self.hub = model, hub
+        self.model, self.hub, self.corpus = model, hub, corpus.name
         self.reading: dict[str, Any] = {"position": position, "suffix": suffix}
         named = tuple(corpus.languages if languages is None else languages)
         self.languages = (hub, *(name for name in named if name != hub))
@@ -120,7 +124,8 @@ class Study:
         """The default size of a neuron set."""
         return usual_top(self.model)
 
-    def _once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+    def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+        """The result of a key, computed when it is first asked for."""
         if key not in self._kept:
             self._kept[key] = compute()
         return self._kept[key]
@@ -130,7 +135,7 @@ class Study:
         options: dict[str, Any] = {"keep": ["post"]} if split == "test" else {}
         texts = self.texts[split][language]
         run = partial(capture, self.model, texts, cache=True, progress=progress, **options, **self.reading)
-        return self._once(("captured", split, language), run)
+        return self.once(("captured", split, language), run)
 
     def all_captured(self, split: str, *, progress: bool = True) -> dict[str, Activations]:
         """`captured` for every language, with a progress bar."""
@@ -138,7 +143,7 @@ class Study:
 
     def per_neuron(self, measure: Callable[[Mapping[str, Activations]], _T]) -> _T:
         """A measurement of every neuron on the training sentences of all languages."""
-        result: _T = self._once(measure, lambda: measure(self.all_captured("train", progress=False)))
+        result: _T = self.once(measure, lambda: measure(self.all_captured("train", progress=False)))
         return result
 
     def detecting(self, languages: Sequence[str], kinds: Sequence[str] = KINDS) -> Iterator[str]:
@@ -157,23 +162,56 @@ class Study:
         for _ in tqdm(self.detecting(languages), desc="detecting transfer neurons", unit=" batches", leave=False):
             pass
 
+    def values(self) -> list[str]:
+        """What neurons can be set to, as `set_to` takes it."""
+        return [ZERO, *self._means(), RESAMPLED, *_SCALES]
+
+    def _means(self) -> dict[str, tuple[str, ...]]:
+        means: dict[str, tuple[str, ...]] = {f"mean of {language_name(name)}": (name,) for name in self.languages}
+        return {**means, "mean of all languages": self.languages} if len(means) > 2 else means
+
+    def sources(self, language: str, value: str) -> tuple[str, ...]:
+        """The languages whose training sentences `set_to` reads."""
+        return self._means().get(value, (language,) if value == RESAMPLED else ())
+
+    def set_to(self, neurons: Neurons, language: str, value: str) -> Neurons:
+        """Neurons, and what they are set to: for 0 they alone, and a control that says what is done as it is."""
+        if value == ZERO or not isinstance(neurons, NeuronSet) or not len(neurons):
+            return neurons
+        if value in _SCALES:
+            return Intervention(neurons, scale=_SCALES[value])
+        captured = {name: self.captured("train", name) for name in self.sources(language, value)}
+        if value == RESAMPLED:
+            return Intervention(neurons, value="resampled", of=captured[language])
+        return Intervention(neurons, value="mean", of=captured)
+
     def neurons(self, language: str, kind: str, count: int | None = None) -> NeuronSet:
         """The highest-scoring neurons of a language that has been detected."""
         return self.found[language, kind].scores.top(self.top if count is None else count)
 
     def controls(self, language: str, kind: str, count: int | None = None) -> Mapping[str, Control]:
-        """The controls of a set, as in `tnkit.controls`, and the sets of other detected languages."""
+        """The controls of the highest-scoring neurons, as `controls_of` says."""
+        return self.controls_of(self.neurons(language, kind, count), language, kind)
+
+    def controls_of(self, neurons: NeuronSet, language: str, kind: str) -> Mapping[str, Control]:
+        """The controls of a set, as in `tnkit.controls`, and as many neurons of other detected languages."""
         scores = self.found[language, kind].scores
-        norms = self._once(
-            ("norms", language), lambda: contribution_norms(self.model, self.captured("train", language))
-        )
+        norms = self.once(("norms", language), lambda: contribution_norms(self.model, self.captured("train", language)))
         others = {
-            f"{language_name(name)} {KIND_NAMES[kind]}": self.neurons(name, kind, count)
+            f"{language_name(name)} {KIND_NAMES[kind]}": self.neurons(name, kind, len(neurons))
             for name in self.others
             if name != language and (name, kind) in self.found
         }
-        neurons = self.neurons(language, kind, count)
         return controls(neurons, layers=scores.layers, norms=norms, scores=scores, others=others)
+
+    def chosen_layer(self, language: str, first: int) -> int:
+        """The layer, from `first` on, where most translations of the training sentences are found, nothing off."""
+
+        def shares() -> np.ndarray:
+            found = hits(self.captured("train", language), self.captured("train", self.hub))
+            return np.asarray(found, float).mean(axis=1)
+
+        return first + int(self.once(("found", language), shares)[first:].argmax())
 
     def switching_off(self, off: str, languages: Sequence[str]) -> Iterator[str]:
         """Capture the test sentences with one of `OFFS` switched off, for `switched_off`."""
@@ -187,7 +225,7 @@ class Study:
                 continue
             yield f"capturing {language_name(language)} with neurons off"
             tried = self.controls(language, kind)[control] if control else self.neurons(language, kind)
-            self._kept[key] = self._off(language, drawn(tried, 1)[0], "last")
+            self._kept[key] = self.off(language, drawn(tried, 1)[0], "last")
 
     def switched_off(self, off: str, languages: Sequence[str]) -> dict[str, Activations]:
         """The captures of `switching_off`, without the hub."""
@@ -201,23 +239,24 @@ class Study:
         """Every measure of `BY_STATES` on a language's test sentences with neurons off, each (layer, sentence)."""
 
         def measure() -> dict[str, np.ndarray]:
-            states = self._off(language, neurons, tokens) if len(neurons) else self.captured("test", language)
+            states = self.off(language, neurons, tokens) if len(neurons) else self.captured("test", language)
             hub = self.captured("test", self.hub)
             return {name: np.asarray(score(states, hub), float) for name, score in BY_STATES.items()}
 
-        return self._once(self._measured_key(language, neurons, tokens), measure)
+        return self.once(self._measured_key(language, neurons, tokens), measure)
 
     @staticmethod
     def _measured_key(language: str, neurons: Neurons, tokens: str) -> Hashable:
         done = "" if isinstance(neurons, NeuronSet) else repr(neurons.about())
         return ("measured", language, tokens, tuple(neurons), done)
 
-    def _off(self, language: str, neurons: Neurons, tokens: str) -> Activations:
+    def off(self, language: str, neurons: Neurons, tokens: str) -> Activations:
+        """The states of a language's test sentences with neurons changed; tokens as in `Ablation`."""
         texts = self.texts["test"][language]
         options: dict[str, Any] = {"keep": ["post"], "progress": False, **self.reading}
         if tokens == "last" and self.reading["position"] in PLACES:
             prefix = partial(LastToken, self.model, texts, **options)
-            return self._once(("prefix", language), prefix).capture(neurons)
+            return self.once(("prefix", language), prefix).capture(neurons)
         with Ablation(self.model, neurons, tokens=tokens):
             return capture(self.model, texts, **options)
 

@@ -4,7 +4,7 @@ import json
 import logging
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 # The palette of Okabe & Ito, which is safe for colour-blind readers; a language keeps its colour in every figure.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#000000")
 _FIXED = dict(zip(("en", "ja", "ko", "nl", "it", "zh", "de", "fr"), PALETTE, strict=True))
+# Twelve more, of other lightness than their neighbours in hue; with the markers below no two languages look the same.
+_MORE = (
+    "#882255", "#44AA99", "#332288", "#999933", "#AA4499", "#117733", "#F0E442", "#661100", "#6699CC", "#888888",
+    "#DDCC77", "#CC6677",
+)  # fmt: skip
 _NAMES = {
     "ar": "Arabic", "cs": "Czech", "da": "Danish", "de": "German", "el": "Greek", "en": "English", "es": "Spanish",
     "fi": "Finnish", "fr": "French", "he": "Hebrew", "hi": "Hindi", "hu": "Hungarian", "id": "Indonesian",
@@ -31,6 +36,8 @@ _NAMES = {
     "pt": "Portuguese", "ru": "Russian", "sv": "Swedish", "th": "Thai", "tr": "Turkish", "vi": "Vietnamese",
     "zh": "Chinese",
 }  # fmt: skip
+# What is done to a model, and types of neurons: another palette than languages, so that no colour means both.
+ROLE_COLOURS = {"untouched": "#4B5563", "set": "#B4234A", "control": "#8B93A1"}
 KIND_NAMES = {"type1": "Type-1", "type2": "Type-2"}
 KIND_COLOURS = {"type1": "#0072B2", "type2": "#D55E00"}
 MARKERS = "osD^vPX*"
@@ -149,6 +156,26 @@ def language_label(code: str) -> str:
 def language_colour(code: str) -> str:
     """The colour of a language, the same in every figure."""
     return _FIXED.get(code) or PALETTE[zlib.crc32(code.encode(errors="replace")) % len(PALETTE)]
+
+
+def language_looks(codes: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """A colour and a marker for each language of a study: up to 19 colours differ, and so do all pairs of both.
+
+    A language keeps the colour of `language_colour` where it has one of its own; the others take the colours that are
+    left, in the order of their codes. Hiding a language therefore changes no other.
+
+    >>> looks = language_looks(["en", "ja", "ar", "ru"])
+    >>> looks["ja"], len({colour for colour, _ in looks.values()})
+    (('#D55E00', 's'), 4)
+    """
+    known = [*_FIXED, *sorted(code for code in codes if code not in _FIXED)]
+    left = [colour for colour in (*PALETTE, *_MORE) if colour not in {_FIXED.get(code) for code in codes} - {None}]
+    looks, used = {}, 0
+    for code in sorted(set(codes), key=known.index):
+        colour = _FIXED.get(code) or left[used % len(left)]
+        used += code not in _FIXED
+        looks[code] = (colour, MARKERS[(known.index(code) + known.index(code) // 20) % len(MARKERS)])
+    return {code: looks[code] for code in codes}
 
 
 def is_language(code: object) -> bool:

@@ -17,6 +17,8 @@ from tnkit.measures.geometry.layers import ByLayer as ByLayer
 from tnkit.measures.geometry.layers import beside as beside
 from tnkit.measures.geometry.neighbours import mutual_knn as mutual_knn
 from tnkit.measures.geometry.neighbours import shared_neighbours as shared_neighbours
+from tnkit.measures.geometry.planes import Planes as Planes
+from tnkit.measures.geometry.planes import aligned_planes as aligned_planes
 from tnkit.measures.geometry.translation import alignment as alignment
 from tnkit.measures.geometry.translation import hits as hits
 from tnkit.measures.geometry.translation import margins as margins

@@ -1,0 +1,181 @@
+// The application: header, ribbon and one of four views, for a notebook's widget and for a page without a kernel.
+
+const VIEWS = { map: ["Map", makeMap], neurons: ["Neurons", makeNeurons], evidence: ["Evidence", makeEvidence], detection: ["Detection", makeDetection] };
+
+const mount = (root, about, source, given) => {
+  const store = new Store(about, source, given);
+  const status = h("div", { class: "tn-state", role: "status" });
+  const controls = h("div", { class: "tn-controls-row" });
+  const undo = h("button", { type: "button", onclick: () => store.undo() }, "Undo");
+  const reset = h("button", { type: "button", onclick: () => store.set({ ...store.first, view: store.state.view }) }, "Reset");
+  const copy = h("button", { type: "button", title: "Python that opens this very view" }, "Copy as code");
+  const table = h("button", { type: "button", title: "the numbers of this view" }, "CSV");
+  const picture = h("button", { type: "button", title: "the map or chart of this view" }, "Save picture");
+  const tabs = h("div", { class: "tn-tabs", role: "tablist", "aria-label": "Views" });
+  const body = h("div", { class: "tn-body", role: "tabpanel" });
+  const ribbon = makeRibbon(store);
+  const count = about.test[about.hub].length;
+  const app = h("div", { class: "tn-app", lang: "en" },
+    h("header", { class: "tn-head" },
+      h("div", { class: "tn-brand" }, h("h2", {}, "Transfer neurons"), h("p", {}, [about.model, about.corpus, `${count} test sentences`, `${store.name(about.hub)} as hub`].join("  ·  "))),
+      h("div", { class: "tn-icons" }, undo, reset, copy, table, picture)),
+    h("div", { class: "tn-bar" }, tabs, controls), ribbon.el, status, body);
+  fill(root, app);
+  const views = {};
+  let shown = null;
+
+  const stem = () => [about.model.split("/").at(-1), store.state.view, `layer-${store.state.layer}`, store.state.language, store.state.kind].join("-");
+  const flash = (button, text) => { const before = button.textContent; button.textContent = text; setTimeout(() => (button.textContent = before), 1400); };
+  copy.addEventListener("click", async () => {
+    try { await navigator.clipboard.writeText(store.code()); flash(copy, "Copied"); } catch {
+      const area = h("textarea", {}, store.code()); app.append(area); area.select(); document.execCommand("copy"); area.remove(); flash(copy, "Copied");
+    }
+    app.dataset.code = store.code();
+  });
+  table.addEventListener("click", () => { const rows = views[shown].rows(); if (rows) download(`${stem()}.csv`, "\ufeff" + csv(rows), "text/csv"); else flash(table, "Not yet"); });
+  picture.addEventListener("click", async () => {
+    if (shown === "map") return download(`${stem()}.png`, await views.map.png(), "image/png");
+    const chart = body.querySelector(".tn-chart-panel:not([hidden]) svg, .tn-tile[aria-pressed=true] svg, .tn-card svg.tn-mini") ?? ribbon.el.querySelector("svg");
+    download(`${stem()}.svg`, standalone(chart, store), "image/svg+xml");
+  });
+
+  const tab = (name) => h("button", { type: "button", role: "tab", "aria-selected": String(store.state.view === name), tabindex: store.state.view === name ? 0 : -1, "data-view": name,
+    onclick: () => store.set({ view: name }),
+    onkeydown: (event) => {
+      const names = Object.keys(VIEWS), by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+      if (!by) return;
+      event.preventDefault();
+      event.stopPropagation();
+      store.set({ view: names[(names.indexOf(name) + by + names.length) % names.length] });
+      tabs.querySelector("[aria-selected=true]").focus();
+    } }, VIEWS[name][0]);
+
+  const drawControls = () => {
+    const { state } = store, focused = controls.contains(document.activeElement) ? document.activeElement.dataset.name : null;
+    const listed = String(state.size).includes(":");
+    const sizes = [...(listed ? [[state.size, `${state.size.split(",").length} ticked`]] : []), ...about.sizes.map((size) => [size, String(size)])];
+    const pick = (name, convert = (value) => value) => (value) => store.set({ [name]: convert(value) });
+    const field = (name, label, options, current, act) => source.offline && options.length < 2
+      ? h("span", { class: "tn-field" }, h("span", {}, label), h("b", {}, options[0]?.[1]))
+      : chooser(label, options, current, act, { "data-name": name });
+    fill(controls, 
+      field("language", "Language", about.languages.filter((one) => one.code !== about.hub).map((one) => [one.code, `${one.name} – ${store.name(about.hub)}`]), state.language, pick("language")),
+      field("kind", "Type", Object.entries(about.kinds), state.kind, pick("kind")),
+      field("size", "Neurons", sizes, state.size, (value) => store.set(value.includes(":") ? { size: value } : { size: Number(value), count: Number(value) })),
+      field("value", "Set to", about.values.map((value) => [value, value]), state.value, pick("value")),
+      field("control", "Control", about.controls.map((value) => [value, value]), state.control, pick("control")));
+    if (focused) controls.querySelector(`[data-name="${focused}"]`)?.focus();
+  };
+  const drawStatus = () => {
+    const { text, failed, gone } = store.status, pending = !source.offline && store.asked !== "";
+    const stale = pending && body.querySelector(".tn-stale") ? " What is shown is of the choice before." : "";
+    app.dataset.state = gone ? "gone" : failed ? "error" : pending ? "computing" : "idle";
+    fill(status, ...(gone ? [h("span", { class: "tn-error" }, "The kernel that computed this is gone: run this cell again. What has been computed can still be looked at.")]
+      : failed ? [h("span", { class: "tn-error", role: "alert" }, failed)]
+        : pending ? [h("i", { class: "tn-spinner", "aria-hidden": "true" }), h("span", {}, `${text || "computing"} …${stale}`), h("button", { type: "button", onclick: () => source.cancel() }, "Cancel")] : []));
+  };
+  const update = () => {
+    const { state } = store;
+    app.dataset.theme = theme();
+    app.dataset.view = state.view;
+    if (shown !== state.view) {
+      const kept = tabs.contains(document.activeElement);
+      shown = state.view;
+      views[shown] ??= VIEWS[shown][1](store);
+      fill(body, views[shown].el);
+      fill(tabs, ...Object.keys(VIEWS).map(tab));
+      if (kept) tabs.querySelector("[aria-selected=true]").focus();
+      body.setAttribute("aria-label", VIEWS[shown][0]);
+    }
+    undo.disabled = !store.past.length;
+    drawControls();
+    views[shown].update();
+    ribbon.update();
+    store.ask();
+    drawStatus();
+    source.show?.(state);
+  };
+  const theme = () => {
+    const light = document.body.dataset.jpThemeLight ?? document.documentElement.dataset.jpThemeLight;
+    if (light) return light === "false" ? "dark" : "light";
+    return matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+  };
+  const query = matchMedia("(prefers-color-scheme: dark)"), watch = new MutationObserver(() => update());
+  query.addEventListener("change", update);
+  watch.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light"] });
+  app.addEventListener("keydown", (event) => {
+    if ((event.ctrlKey || event.metaKey) && event.key === "z" && event.target.tagName !== "INPUT") { event.preventDefault(); event.stopPropagation(); store.undo(); }
+  });
+  store.listeners.add(update);
+  update();
+  return {
+    store, update, drawStatus,
+    close() { query.removeEventListener("change", update); watch.disconnect(); ribbon.close(); Object.values(views).forEach((view) => view.close()); },
+  };
+};
+
+// A chart as a file, with the colours that it has here.
+const standalone = (chart, store) => {
+  const copy = chart.cloneNode(true), box = chart.getBoundingClientRect();
+  const from = [chart, ...chart.querySelectorAll("*")], to = [copy, ...copy.querySelectorAll("*")];
+  from.forEach((node, at) => {
+    const style = getComputedStyle(node);
+    for (const name of ["fill", "stroke", "stroke-width", "stroke-dasharray", "opacity", "font-size", "font-weight", "font-family", "text-anchor"])
+      to[at].setAttribute(name, style.getPropertyValue(name));
+  });
+  copy.setAttribute("xmlns", SVG_NS);
+  copy.setAttribute("width", box.width);
+  copy.setAttribute("height", box.height);
+  copy.prepend(s("desc", {}, JSON.stringify({ model: store.about.model, corpus: store.about.corpus, tnkit: store.about.tnkit, ...store.state })));
+  return `<?xml version="1.0" encoding="UTF-8"?>\n${new XMLSerializer().serializeToString(copy)}`;
+};
+
+// In a notebook: chunks come from the kernel, the one that is looked at first.
+const render = ({ model, el }) => {
+  let timer = null, mounted = null;
+  const source = {
+    offline: false,
+    request(keys) { model.send({ ask: "chunks", keys }); },
+    cancel() { model.send({ ask: "cancel" }); },
+    show(state) {
+      clearTimeout(timer);
+      timer = setTimeout(() => {
+        if (JSON.stringify(model.get("state")) === JSON.stringify(state)) return;
+        model.set("state", state);
+        model.save_changes();
+      }, 300);
+    },
+  };
+  mounted = mount(el, model.get("about"), source, model.get("state"));
+  const { store } = mounted;
+  const hear = (message) => {
+    if (message.key && message.chunk) return store.receive(message.key, message.chunk);
+    if ("failed" in message) store.status.failed = message.failed;
+    if ("status" in message) store.status.text = message.status;
+    if (message.done) { store.asked = ""; store.status.text = ""; }
+    mounted.drawStatus();
+  };
+  const follow = () => {
+    const state = model.get("state");
+    if (JSON.stringify(state) !== JSON.stringify(store.state)) store.set({ ...store.first, ...state });
+  };
+  const gone = new MutationObserver(() => {
+    const disconnected = Boolean(el.closest(".jupyter-widgets-disconnected"));
+    if (disconnected !== store.status.gone) { store.status.gone = disconnected; mounted.drawStatus(); }
+  });
+  gone.observe(el, { attributes: true, attributeFilter: ["class"] });
+  if (el.parentElement) gone.observe(el.parentElement, { attributes: true, attributeFilter: ["class"] });
+  model.on("msg:custom", hear);
+  model.on("change:state", follow);
+  return () => { model.off("msg:custom", hear); model.off("change:state", follow); gone.disconnect(); clearTimeout(timer); mounted.close(); };
+};
+
+// On a page of its own: all chunks are there.
+const open_page = (root, payload) => {
+  const about = { ...payload.about };
+  const source = { offline: true, request() {}, cancel() {} };
+  const mounted = mount(root, about, source, payload.state);
+  for (const [key, chunk] of Object.entries(payload.chunks)) mounted.store.receive(key, chunk);
+  mounted.store.asked = "";
+  return mounted;
+};

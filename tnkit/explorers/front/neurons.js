@@ -1,0 +1,167 @@
+// A neuron set as a table that sorts and filters, with one neuron in detail beside it.
+
+const FLAGS = {
+  constant: "hardly varies: its mean explains 90 % of its squared activation",
+  "last character": "half of its variance in a language is told by the last character",
+  massive: "ten times as active as the median neuron of its layer",
+};
+
+const makeNeurons = (store) => {
+  const { about } = store;
+  const codes = about.languages.map((one) => one.code);
+  const filter = h("input", { type: "search", placeholder: "Filter: a layer, a number, a word it raises", "aria-label": "Filter neurons" });
+  const bar = h("div", { class: "tn-tools-row" });
+  const scroll = h("div", { class: "tn-table", tabindex: -1 });
+  const foot = h("div", { class: "tn-legend" });
+  const card = h("aside", { class: "tn-card", "aria-label": "Neuron" });
+  const el = h("div", { class: "tn-view tn-neurons" },
+    h("div", { class: "tn-main" }, bar, scroll, foot), h("div", { class: "tn-side" }, card));
+  let by = "rank", down = false, wanted = { flags: [], only: false, here: false }, drawnFor = "";
+
+  const nameOf = (row) => `${row.layer}:${row.neuron}`;
+  const rowsOf = (chunk) => {
+    const text = filter.value.trim().toLowerCase();
+    const listed = chunk.rows.map((row, at) => ({ ...row, rank: at + 1 })).filter((row) =>
+      (!wanted.here || row.layer === store.state.layer)
+      && (!wanted.only || row.shared.length === 0)
+      && wanted.flags.every((flag) => row.flags.includes(flag))
+      && (!text || [`${row.layer}`, `${row.neuron}`, `${row.layer}:${row.neuron}`].includes(text)
+        || [...row.raises, ...row.lowers].some((word) => word.toLowerCase().includes(text)) || row.flags.some((flag) => flag.includes(text))));
+    const value = (row) => by in row ? (Array.isArray(row[by]) ? row[by].length : row[by]) : row.values[chunk.columns.indexOf(by)];
+    return listed.sort((a, b) => (down ? value(b) - value(a) : value(a) - value(b)) || a.rank - b.rank);
+  };
+  // Mean activation in each language, around zero.
+  const spark = (row, dark) => {
+    const most = Math.max(...row.means.map(Math.abs), 1e-9), step = 9, tall = 22;
+    const zero = row.means.every((value) => value >= 0) ? tall : row.means.every((value) => value <= 0) ? 0 : tall / 2;
+    const unit = (zero === tall / 2 ? tall / 2 : tall) / most;
+    return s("svg", { class: "tn-spark", width: step * codes.length, height: tall, role: "img",
+      "aria-label": codes.map((code, at) => `${store.name(code)} ${number(row.means[at], 2)}`).join(", ") },
+      s("line", { x1: 0, x2: step * codes.length, y1: zero, y2: zero, class: "tn-axis" }),
+      codes.map((code, at) => {
+        const size = Math.max(Math.abs(row.means[at]) * unit, 0.8);
+        return s("rect", { x: at * step + 1, width: step - 2.5, height: size, y: row.means[at] >= 0 ? zero - size : zero, rx: 1, fill: readable(store.look(code).colour, dark) },
+          s("title", {}, `${store.name(code)}: ${number(row.means[at], 3)}`));
+      }));
+  };
+  const tick = (name, on) => store.set({ ticked: on ? [...store.state.ticked, name] : store.state.ticked.filter((one) => one !== name) });
+  const drawTable = (chunk, dark) => {
+    const { state } = store, rows = rowsOf(chunk);
+    const columns = [["rank", "#"], ["layer", "layer"], ["neuron", "neuron"], ["score", "score"], ...chunk.columns.map((name) => [name, name]), ["means", "mean by language"], ["shared", "also of"], ["flags", "flags"]];
+    const focus = scroll.contains(document.activeElement) ? document.activeElement.closest("[data-focus]")?.dataset.focus : null;
+    const head = h("tr", {}, h("th", { scope: "col" }, h("span", { class: "tn-spoken" }, "tick")), columns.map(([key, name]) => {
+      const sorted = by === key;
+      if (key === "means") return h("th", { scope: "col" }, h("span", {}, name));
+      return h("th", { scope: "col", "aria-sort": sorted ? (down ? "descending" : "ascending") : null, class: ["shared", "flags"].includes(key) ? "" : "tn-number" },
+        h("button", { type: "button", "data-focus": key, title: `sort by ${name}`, onclick: () => { [by, down] = [key, sorted ? !down : !["rank", "layer", "neuron"].includes(key)]; update(true); } }, name, sorted && h("span", { "aria-hidden": "true" }, down ? " ↓" : " ↑")));
+    }));
+    const body = rows.map((row) => {
+      const name = nameOf(row), chosen = state.neuron === name;
+      return h("tr", { "aria-selected": String(chosen), tabindex: chosen ? 0 : -1, "data-name": name, "data-focus": name, onclick: (event) => { if (event.target.type !== "checkbox") choose(name); } },
+        h("td", {}, h("input", { type: "checkbox", "aria-label": `tick layer ${row.layer}, neuron ${row.neuron}`, checked: state.ticked.includes(name), "data-focus": `tick ${name}`, onchange: (event) => tick(name, event.target.checked) })),
+        h("td", { class: "tn-number tn-soft" }, row.rank), h("td", { class: "tn-number" }, row.layer), h("td", { class: "tn-number" }, row.neuron),
+        h("td", { class: "tn-number" }, number(row.score, 4)), row.values.map((value) => h("td", { class: "tn-number" }, number(value, 2))),
+        h("td", {}, spark(row, dark)),
+        h("td", { class: "tn-dots" }, codes.filter((code) => row.shared.includes(code)).map((code) => swatch(store.look(code), dark)),
+          h("span", { class: "tn-spoken" }, row.shared.map((code) => store.name(code)).join(", "))),
+        h("td", {}, row.flags.map((flag) => h("span", { class: "tn-flag", title: FLAGS[flag] }, flag)), row.other.length > 0 && h("span", { class: "tn-flag", title: "also in the other type's set" }, "both types")));
+    });
+    const top = scroll.scrollTop;
+    fill(scroll, h("table", { role: "grid", "aria-label": `${about.kinds[state.kind]} neurons of ${store.language.name}`, "aria-rowcount": rows.length }, h("thead", {}, head), h("tbody", {}, body)));
+    if (drawnFor === keyOf.neurons(state)) scroll.scrollTop = top;
+    drawnFor = keyOf.neurons(state);
+    if (!body.some((row) => row.tabIndex === 0) && body[0]) body[0].tabIndex = 0;
+    if (focus) scroll.querySelector(`[data-focus="${CSS.escape(focus)}"]`)?.focus({ preventScroll: true });
+    return rows;
+  };
+  const choose = (name, focus = false) => {
+    store.set({ neuron: name }, { undoable: false });
+    if (focus) {
+      const row = scroll.querySelector(`tr[data-name="${CSS.escape(name)}"]`);
+      row?.focus({ preventScroll: true });
+      row?.scrollIntoView({ block: "nearest" });
+    }
+  };
+  scroll.addEventListener("keydown", (event) => {
+    const row = event.target.closest("tbody tr");
+    if (!row) return;
+    const next = { ArrowDown: row.nextElementSibling, ArrowUp: row.previousElementSibling, Home: row.parentNode.firstElementChild, End: row.parentNode.lastElementChild }[event.key];
+    if (event.key === "ArrowDown" || event.key === "ArrowUp" || next) {
+      event.preventDefault();
+      event.stopPropagation();
+      if (next) choose(next.dataset.name, true);
+    } else if (event.key === " " && event.target === row) {
+      event.preventDefault();
+      tick(row.dataset.name, !store.state.ticked.includes(row.dataset.name));
+    }
+  });
+  filter.addEventListener("input", () => update(true));
+  filter.addEventListener("keydown", (event) => event.stopPropagation());
+
+  // Each token on a ground as strong as the neuron's activation there.
+  const strip = (chunk, row, [language, sentence, value], at) => {
+    const values = row.strips[at];
+    const most = Math.max(...row.top.map((one) => Math.abs(one[2])), ...(values ?? []).slice(1).map(Math.abs), 1e-9);
+    const tokens = chunk.tokens[`${language}|${sentence}`];
+    const shown = tokens && values ? tokens.map((token, place) => {
+      const special = /^<.*>$/.test(token.trim());
+      const share = clamp(Math.abs(values[place]) / most, 0, 1);
+      return h("span", { class: special ? "tn-token tn-special" : "tn-token", title: `${token.trim() || "␣"}: ${number(values[place], 2)}`,
+        style: special ? null : `--share:${(100 * share).toFixed(0)}%;--tone:var(${values[place] >= 0 ? "--tn-plus" : "--tn-minus"})` }, special ? token.replace(/[<>]/g, "") : token);
+    }) : about.train[language][sentence];
+    const translation = codes.includes(about.hub) && language !== about.hub ? about.train[about.hub][sentence] : null;
+    return h("li", {}, h("div", { class: "tn-strip-head" }, swatch(store.look(language), dark_()), h("span", { class: "tn-of" }, store.name(language)), h("b", {}, number(value, 2))),
+      h("p", { lang: language, dir: "auto", class: "tn-strip" }, shown), translation && h("p", { class: "tn-soft tn-translation", lang: about.hub }, translation));
+  };
+  const dark_ = () => el.closest(".tn-app")?.dataset.theme === "dark";
+  const drawCard = (chunk) => {
+    const row = chunk.rows.find((one) => nameOf(one) === store.state.neuron) ?? chunk.rows[0];
+    if (!row) return fill(card, h("p", {}, "There are no neurons."));
+    const most = Math.max(...row.means.map(Math.abs), 1e-9);
+    const words = (title, list) => list.length > 0 && h("div", { class: "tn-words" }, h("h4", {}, title), h("p", {}, list.map((word) => h("code", {}, word.replace("\n", "⏎")))));
+    fill(card, 
+      h("h3", {}, `Layer ${row.layer}, neuron ${row.neuron}`),
+      h("p", { class: "tn-soft" }, `${about.kinds[store.state.kind]} of ${store.language.name}`, row.score !== null && `, score ${number(row.score, 4)}`, chunk.columns.map((name, at) => `, ${name} ${number(row.values[at], 2)}`).join("")),
+      h("h4", {}, "Mean activation at the token that is read"),
+      h("div", { class: "tn-means" }, codes.map((code, at) => h("div", {}, h("span", {}, swatch(store.look(code), dark_()), store.name(code)),
+        h("i", { class: row.means[at] < 0 ? "tn-negative" : "", style: `--size:${(100 * Math.abs(row.means[at])) / most}%;--tone:${readable(store.look(code).colour, dark_())}` }), h("b", {}, number(row.means[at], 2))))),
+      h("h4", {}, "Strongest sentences, token by token"), h("ul", { class: "tn-strips" }, row.top.map((one, at) => strip(chunk, row, one, at))),
+      words("When positive, it raises", row.raises), words("and lowers", row.lowers));
+  };
+  const update = (table = false) => {
+    const { state } = store, chunk = store.chunk(keyOf.neurons(state));
+    const flag = (name) => h("button", { type: "button", "aria-pressed": String(wanted.flags.includes(name)), title: FLAGS[name], "data-name": name,
+      onclick: () => { wanted.flags = wanted.flags.includes(name) ? wanted.flags.filter((one) => one !== name) : [...wanted.flags, name]; update(true); } }, name);
+    const focused = bar.contains(document.activeElement) && document.activeElement !== filter ? document.activeElement.dataset.name : null;
+    const typing = document.activeElement === filter;
+    fill(bar, filter, h("div", { class: "tn-segments", role: "group", "aria-label": "Flags" },
+      h("button", { type: "button", "aria-pressed": String(wanted.here), "data-name": "here", onclick: () => { wanted.here = !wanted.here; update(true); } }, `layer ${state.layer} only`),
+      h("button", { type: "button", "aria-pressed": String(wanted.only), "data-name": "only", title: "in no other language's set", onclick: () => { wanted.only = !wanted.only; update(true); } }, "not shared"),
+      ...Object.keys(FLAGS).map(flag)), h("div", { class: "tn-grow" }),
+      state.ticked.length > 0 && h("div", { class: "tn-icons" },
+        h("button", { type: "button", class: "tn-primary", "data-name": "switch", disabled: store.source.offline, title: store.source.offline ? "needs a notebook" : "measure what changes when only these are off",
+          onclick: () => store.set({ size: [...state.ticked].join(","), view: "evidence", fixed: true }) }, `Switch these ${state.ticked.length} off`),
+        h("button", { type: "button", "data-name": "clear", onclick: () => store.set({ ticked: [] }) }, "Clear")));
+    if (typing) filter.focus();
+    if (focused) bar.querySelector(`[data-name="${CSS.escape(focused)}"]`)?.focus();
+    if (!chunk) {
+      el.classList.add("tn-stale");
+      if (!scroll.firstChild) fill(scroll, h("p", { class: "tn-wait" }, store.source.offline ? "This page holds no neurons of this set." : "Measuring neurons …"));
+      return;
+    }
+    el.classList.remove("tn-stale");
+    const rows = drawTable(chunk, dark_());
+    fill(foot, h("span", { class: "tn-soft" }, `${rows.length} of ${chunk.rows.length} neurons, on training sentences. `, "Space ticks a row."),
+      ...about.languages.map((one) => h("span", { class: "tn-chip tn-plain" }, swatch(one, dark_()), one.name)));
+    drawCard(chunk);
+  };
+  return {
+    el, update: () => update(), close() {},
+    rows() {
+      const chunk = store.data.get(keyOf.neurons(store.state));
+      if (!chunk) return null;
+      return [["rank", "layer", "neuron", "score", ...chunk.columns, ...codes.map((code) => `mean ${code}`), "also of", "flags"],
+        ...rowsOf(chunk).map((row) => [row.rank, row.layer, row.neuron, row.score, ...row.values, ...row.means, row.shared.join(" "), row.flags.join("; ")])];
+    },
+  };
+};
