@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from tnkit.captures.activations import Activations
-from tnkit.captures.batches import by_length, padded, tokenised
+from tnkit.captures.batches import by_length, tokenised
+from tnkit.captures.rows import Rows
 from tnkit.detection.detect import KINDS
 from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError
@@ -183,7 +184,7 @@ def token_activations(
 
         return hook
 
-    inputs, _ = padded(model, ids)
+    inputs = Rows.of(model, ids, packed=False).inputs
     with TURN, torch.inference_mode(), ExitStack() as hooks:
         for layer in wanted:
             last_map = model.module.get_submodule(model.map_path(layer))

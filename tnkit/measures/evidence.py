@@ -6,6 +6,7 @@ shown.table()                                                   # selections as 
 shown.plot()
 """
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 SITES = ("mid", "post", "activations", "scale")
 DOSES = (0.75, 0.5, 0.25)  # what the set alone is multiplied by, too
+_LOG = logging.getLogger("tnkit")
 ENDINGS = {"without the final mark": "", "one common ending": "\n"}  # of the sentences that choose a set
 
 
