@@ -154,9 +154,10 @@ def _pass_of(model: Model, decoder: nn.Module, inputs: tuple[tuple[Any, ...], di
     cached = _cached(arguments.get("past_key_values"))
     rows, width = here.shape
     texts = state.texts
-    if texts is None and given is not None and given.positions is not None and model.packs:
+    if texts is None and state.prompt is None and given is not None and given.positions is not None and model.packs:
         uses_cache = arguments.get("use_cache")  # with one, transformers builds no mask between texts
-        if not (getattr(decoder.config, "use_cache", False) if uses_cache is None else uses_cache):
+        uses_cache = getattr(decoder.config, "use_cache", False) if uses_cache is None else uses_cache
+        if not uses_cache and cached is None:
             texts = texts_in(given.positions.expand(rows, -1))
     if texts is not None:
         ids = given.ids if ids is None and given is not None else ids
