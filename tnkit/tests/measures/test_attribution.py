@@ -65,7 +65,7 @@ def test_gradients_are_the_finite_differences_of_plain_hooks(name, measure):
     assert found.values[LAYER + 1 :].isnan().all()
 
 
-@pytest.mark.parametrize("name", FIVE)
+@pytest.mark.parametrize("name", [name for name in FIVE if name != "qwen2-moe"])  # the router chooses along the path
 def test_integrated_gradients_sum_to_the_difference(name):
     model = exact(name)
     found = attribution(model, TEXTS, language="it", layer=LAYER, method="integrated", steps=100, **QUIET)
