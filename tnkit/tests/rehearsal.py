@@ -113,7 +113,7 @@ def compare_ablations(here, there, captured):
     kept = []
     for model in (here, there):
         other = {"site": "activations", "neurons": NEURONS}
-        with tn.Ablation(model, tn.patch(model, SENTENCES[::-1], SENTENCES, **other, **QUIET), tokens="last"):
+        with tn.Ablation(model, tn.patch(model, SENTENCES[::-1], SENTENCES, **other, progress=False), tokens="last"):
             kept.append(tn.capture(model, SENTENCES, **QUIET))
     captured("patched", *kept)
     with tn.Ablation(there, [(0, 1)], value=4.0), tn.Ablation(there, [(0, 1)], scale=0.5):

@@ -130,8 +130,8 @@ class LatentLanguage:
         return values
 
     def _repr_html_(self) -> str:
-        held: Any = self.to_frame().loc[(PROBABILITY, NONE)]
-        frame = held["mean"].unstack("language")
+        held = self.to_frame().xs((PROBABILITY, NONE), level=("reading", "condition"))
+        frame: Any = held["mean"].unstack("language")
         rows: dict[str, Any] = {"concepts": f"{len(self.concepts)}, {self.left_out} left out"}
         rows |= {
             f"highest {name}": f"{frame[name].max():.3f} at layer {frame[name].idxmax()}" for name in self.languages
