@@ -7,7 +7,6 @@ tn.beside(exact, {"attribution": found}).correlation()                          
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import torch
@@ -126,8 +125,8 @@ def attribution(
     Each activation is multiplied by a gate α, one for each neuron and alike in all sentences. With M the mean of the
     measure, "gradient" is ∂M/∂α at α = 1, which is gradient × activation; "integrated" is its mean over α from 0 to 1
     for all neurons together (integrated gradients, Sundararajan et al., ICML 2017, eq. 1, of the gates), which sums to
-    M(1) - M(0). There the branch's output norm, which would undo a common α, divides by what it would at α = 1.
-    Centring over sentences is part of the measure, and of its gradient.
+    M(1) - M(0). There the branch's output norm, which would undo a common α, divides by what it would at α = 1;
+    experts that the router chooses only at some α make the sum differ. Centring over sentences is part of the measure.
 
     Args:
         model: from `load_model`; it runs here.
@@ -213,7 +212,7 @@ class _OfStates:
         self.model, self.layer = model, layer
         self.prefix = LastToken(model, texts[named[0]], **reading, keep=["post"])
         targets = capture(model, texts[named[1]], **reading, keep=["post"], layers=[layer]).tensors()["post"][0]
-        self.measured = partial(_OF_STATES[measure], targets=targets.double())
+        self.measure, self.targets = _OF_STATES[measure], targets.double()
         self.count = len(texts[named[0]])
 
     def _batches(self, layers: Sequence[int], alpha: float) -> Iterator[tuple[list[int], Gates, Tensor]]:
@@ -238,12 +237,12 @@ class _OfStates:
 
     def mean(self, layers: Sequence[int], alpha: float) -> float:
         """The mean of the measure with all gates at α."""
-        return float(self.measured(self._states(layers, alpha)).mean())
+        return float(self.measure(self._states(layers, alpha), self.targets).mean())
 
     def gradients(self, layers: Sequence[int], alpha: float) -> list[Float64[Tensor, "neuron"]]:
         """∂ mean / ∂ gate of each neuron of each layer."""
         states = self._states(layers, alpha).requires_grad_()
-        (cotangents,) = torch.autograd.grad(self.measured(states).mean(), states)
+        (cotangents,) = torch.autograd.grad(self.measure(states, self.targets).mean(), states)
         total: list[Tensor] = []
         with torch.enable_grad():
             for index, gates, found in self._batches(layers, alpha):
@@ -276,7 +275,7 @@ class _OfText:
             yield gates, states[real], inputs["input_ids"][:, 1:][real]
 
     def _nats(self, states: Tensor, wanted: Tensor) -> Iterator[Tensor]:
-        rows = max(1, _LOGITS // self.head.weight.shape[0])  # type: ignore[union-attr]  # a tensor
+        rows = max(1, _LOGITS // len(self.head.weight))
         for some, tokens in zip(states.split(rows), wanted.split(rows), strict=True):
             logits = logits_of(self.model, self.head, some).float()
             yield cross_entropy(logits, tokens.to(logits.device), reduction="sum") / self.tokens

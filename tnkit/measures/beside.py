@@ -7,7 +7,7 @@ tn.beside(exact, {"attribution": tn.attribution(model, test, language="ja", laye
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -85,7 +85,7 @@ def beside(found: Effects, attributions: Mapping[str, Attribution]) -> Beside:
     import pandas as pd
 
     frame = found.to_frame()
-    columns = {"stratum": frame["stratum"], "score": frame["score"]}
+    columns: dict[str, Any] = {"stratum": frame["stratum"], "score": frame["score"]}
     for name, one in attributions.items():
         values = [float(one.values[pair]) for pair in frame.index]
         if np.isnan(values).any():

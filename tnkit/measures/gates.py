@@ -53,12 +53,13 @@ class Gates:
                 block = self.model.module.get_submodule(f"{self.model.blocks_path}.{layer}")
                 sites = self.model.sites[layer]
                 assert sites is not None
-                last_map = block.get_submodule(sites.last_map)
+                last_map: nn.Module | None = block.get_submodule(sites.last_map)
                 if sites.norm and self.frozen:
                     norm, gain = block.get_submodule(sites.norm), self.model.output_gain(layer) / sites.multiplier
                     stack.callback(norm.register_forward_hook(self._linear(layer, gain)).remove)
                 if sites.experts:
-                    stack.callback(last_map.register_forward_hook(self._routed(layer), with_kwargs=True).remove)
+                    routed = block.get_submodule(sites.last_map)
+                    stack.callback(routed.register_forward_hook(self._routed(layer), with_kwargs=True).remove)
                     last_map = block.get_submodule(sites.experts.shared) if sites.experts.shared else None
                 if last_map is not None:
                     stack.callback(last_map.register_forward_pre_hook(self._dense(layer)).remove)

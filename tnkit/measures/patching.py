@@ -66,8 +66,8 @@ class PatchedLayers:
 
     def _repr_html_(self) -> str:
         means = self.to_frame()["mean"].xs("patched", level="condition")
-        best = means.idxmax()
-        rows = {"untouched": float(self.compared.untouched[0].mean()), f"highest, layer {best}": float(means[best])}
+        best = self.compared.layers[int(means.to_numpy().argmax())]
+        rows = {"untouched": float(self.compared.untouched[0].mean()), f"highest, layer {best}": float(means.max())}
         return storage.html_card(f"{self.compared.measure}, {self.site} patched", rows)
 
 

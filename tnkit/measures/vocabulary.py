@@ -37,14 +37,14 @@ def logits_of(model: Model, head: nn.Module, states: Float[Tensor, "*state hidde
     return logits if cap is None else (logits / cap).tanh() * cap
 
 
-def head_of(model: Model) -> tuple[nn.Module, nn.Module]:
+def head_of(model: Model) -> tuple[Any, Any]:
     """The final norm and the unembedding.
 
     Raises:
         TnkitError: for a remote model, or one whose final norm or unembedding does not fit the residual stream.
     """
-    head = cast(nn.Module | None, model.module.get_output_embeddings())
-    if model.final_norm_path is None or head is None or cast(Tensor, head.weight).shape[1] != model.hidden_size:
+    head: Any = model.module.get_output_embeddings()
+    if model.final_norm_path is None or head is None or head.weight.shape[1] != model.hidden_size:
         raise TnkitError(
             f"{model.name} has no known final norm, or no unembedding of width {model.hidden_size}, both of which the "
             "logit lens needs; use another model"
@@ -70,8 +70,7 @@ class Vocabulary:
     def __init__(self, model: Model) -> None:
         self.model, (self.norm, self.head) = model, head_of(model)
         model.check_ready()
-        self.items = cast(Tensor, self.head.weight).shape[0]
-        self.rows = max(1, _LOGITS // self.items)
+        self.rows = max(1, _LOGITS // len(self.head.weight))
         with TURN, torch.inference_mode(), without_ablations(model.module):
             inputs = Rows.of(model, tokenised(model, [PROBE])).inputs
             last = capture(model, [PROBE], keep=["post"], layers=[model.n_layers - 1], progress=False).post
@@ -87,7 +86,7 @@ class Vocabulary:
 
     def logits(self, states: Float[Tensor, "state hidden"]) -> Float[Tensor, "state token"]:
         """The logits of raw states."""
-        weight = cast(Tensor, self.head.weight)
+        weight = self.head.weight
         return logits_of(self.model, self.head, self.norm(states.to(weight.device, weight.dtype))).float()
 
     def log_probabilities(

@@ -89,7 +89,7 @@ def languages_by_layer(
             ax.plot([], [], "--", color="#555555", label=literal(dashed))
         ax.set(xlabel="layer", ylabel=literal(ylabel), title=literal(title))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.legend()
+        ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
     return ax
 
 

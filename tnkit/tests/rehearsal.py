@@ -110,6 +110,12 @@ def compare_ablations(here, there, captured):
         for about in ("ablations", "count"):
             same[f"ablated {label}: {about}"] = float(kept[0].provenance[about] != kept[1].provenance[about])
         assert not torch.equal(means.post, kept[1].post)
+    kept = []
+    for model in (here, there):
+        other = {"site": "activations", "neurons": NEURONS}
+        with tn.Ablation(model, tn.patch(model, SENTENCES[::-1], SENTENCES, **other, progress=False), tokens="last"):
+            kept.append(tn.capture(model, SENTENCES, **QUIET))
+    captured("patched", *kept)
     with tn.Ablation(there, [(0, 1)], value=4.0), tn.Ablation(there, [(0, 1)], scale=0.5):
         nested = tn.capture(there, SENTENCES[:2], **QUIET)
     same["nested"] = float((nested.activations[0, :, 1] - 2).abs().max())

@@ -113,7 +113,7 @@ class LatentLanguage:
 
         values = self._values(reading)
         one_of("condition", condition, tuple(values))
-        frame = self.to_frame().loc[reading]
+        frame: Any = self.to_frame().loc[reading]
         beside = None if condition == NONE or not self._is_changed(values, condition) else frame.loc[condition]
         how = {"ylabel": READINGS[reading], "title": self.prompts, "dashed": condition}
         return plots.languages_by_layer(frame.loc[NONE], beside=beside, **how, ax=ax)
@@ -130,7 +130,8 @@ class LatentLanguage:
         return values
 
     def _repr_html_(self) -> str:
-        frame = self.to_frame().loc[(PROBABILITY, NONE)]["mean"].unstack("language")
+        held = self.to_frame().xs((PROBABILITY, NONE), level=("reading", "condition"))
+        frame: Any = held["mean"].unstack("language")
         rows: dict[str, Any] = {"concepts": f"{len(self.concepts)}, {self.left_out} left out"}
         rows |= {
             f"highest {name}": f"{frame[name].max():.3f} at layer {frame[name].idxmax()}" for name in self.languages
@@ -218,7 +219,8 @@ def latent_language(
     )
     order = [NONE, SET, *(name for name in results if name not in (NONE, SET))]
     said = {name: np.stack([draw for draw, _ in results[name]]) for name in order}
-    spaces = {name: np.stack([draw for _, draw in results[name]]) for name in order} if nearest else {}
+    near: dict[str, list[Any]] = {name: [draw for _, draw in results[name]] for name in order}
+    spaces = {name: np.stack(draws) for name, draws in near.items()} if nearest else {}
     title = f"translation, {source} to {target}" if source else f"cloze, {target}"
     about = {"model": model.provenance, "prompts": storage.text_hash(asked), "lens": "jacobian" if lens else "logit"}
     left = len(concepts) - len(kept)

@@ -94,11 +94,11 @@ def kinds_of(name):
     sites = [site for site in PATCHED if not (site == "mid" and name == "gpt-neox")]
     routed = name in ("qwen2-moe", "mixtral", "qwen3-moe")
     yield from ((site, "last") for site in sites if not (routed and site == "activations"))
-    yield from ((site, "prompt") for site in sites if site in ("pre", "mid", "post"))
+    yield from ((site, "prompt") for site in sites if site in ("mid", "post"))
     yield from () if routed else [("contributions", "prompt")]
 
 
-SELF = [(name, *kind) for name in (*FIVE, "mixtral", "granite", "olmo2") for kind in kinds_of(name)]
+SELF = [(name, *kind) for name in (*FIVE, "olmo2") for kind in kinds_of(name)]
 
 
 @pytest.mark.parametrize(("name", "site", "tokens"), SELF)
