@@ -251,6 +251,52 @@ overlaps = tn.specificity.overlaps(sets)
 save("variants-overlap", overlaps.plot())
 
 # %% [markdown]
+# ## 6. Which experts serve a language?
+#
+# In a **mixture of experts** (Mixtral, Qwen-MoE, gpt-oss, OLMoE …) a router sends every token to a few of many MLPs. A
+# neuron there belongs to an expert, and two more questions can be asked: are the sentences of a language sent to other
+# experts than those of the others, and do its neurons sit in few of them? No such model is packaged, so this section
+# shows the *instrument* on a tiny one with random weights. **Its numbers are no finding**: nothing in it was learned.
+
+# %%
+from transformers import AutoModelForCausalLM
+
+from tnkit.testing import byte_tokenizer, redrawn, tiny_config
+
+config = tiny_config("mixtral")
+config.max_position_embeddings = 1024  # it reads bytes
+mixture = tn.load_model(redrawn(AutoModelForCausalLM.from_config(config)), tokenizer=byte_tokenizer())
+
+# %% [markdown]
+# First the share of each language's sentences that an expert gets, at their last token. A token goes to two of six
+# experts, so every column adds up to 2. Here are the layers in which Type-1 neurons are looked for:
+
+# %%
+routing = tn.specificity.routing({code: tn.capture(mixture, texts, keep=["experts"]) for code, texts in train.items()})
+figure, row = tn.plots.panels(len(mixture.early_layers), width=6, height=3.4)
+for ax, layer in zip(row, mixture.early_layers, strict=True):
+    sent = routing.to_frame().loc[layer].rename("expert {}".format)
+    tn.plots.matrix(sent, xlabel="", ylabel=f"layer {layer}", value="share of sentences", ax=ax)
+save("experts", figure)
+
+# %% [markdown]
+# Then the language's neurons. A set of high scores can hardly avoid the experts that run often, because a neuron that
+# does not run moves nothing. So the set is compared with random neurons *of experts that are run as often*: *experts*
+# is the effective number of experts that the set sits in, *expected* the mean of such random sets, *low* to *high* the
+# central 95 % of them, *p* the share of them that sit in as few.
+
+# %%
+routed = tn.detect(mixture, train, language=language, hub=hub, top=24)
+inside = routing.concentration(routed.neurons, language=language)
+inside.round(3)
+
+# %% [markdown]
+# A small *p* is no finding by itself. This model has learned nothing, but Japanese is sent to experts of its own here,
+# too, since its sentences end in other bytes; and neurons of one expert are scored on the same sentences, so that they
+# are chosen together. In a trained model, read *p* beside that of a model of the same shape with random weights. All
+# else in this notebook is asked of experts in the same way; a score counts sentences in which the expert does not run
+# as 0.
+#
 # ## What was found, and what it does not show
 
 # %%

@@ -29,7 +29,7 @@ from tnkit import parallel
 from tnkit.captures import passes
 from tnkit.detection import sums, turns
 from tnkit.testing import tiny_model
-what, folder = sys.argv[1], sys.argv[2]
+what, folder, name = sys.argv[1:]
 texts, trace, traced = {"en": TEXTS, "ja": TEXTS[::-1], "it": TEXTS[3:] + TEXTS[:3]}, passes.trace_blocks, []
 passes._SHARD, sums._EVERY, sums._RARELY, turns._WAITING = 1, 0, 0, 0
 if what == "different" and parallel.rank():
@@ -47,7 +47,7 @@ def traced_blocks(*arguments, **options):
 passes.trace_blocks = traced_blocks
 few = what == "few"
 for streaming in (False, True):
-    found = tn.detect_all(tiny_model("gemma3"), texts, ["ja", "it"], top=20, batch_tokens=10_000 if few else 60,
+    found = tn.detect_all(tiny_model(name), texts, ["ja", "it"], top=20, batch_tokens=10_000 if few else 60,
         streaming=streaming, cache=what in ("killed", "resumed"), progress=False)
     for (language, kind), one in found.items():
         one.save(f"{folder}/{parallel.rank()}/{streaming}/{language}/{kind}")
@@ -80,16 +80,16 @@ def torchrun(folder, *words, processes=2):
     return subprocess.run(run, capture_output=True, text=True, timeout=600, env=environment, cwd=folder)
 
 
-def script(folder, what):
+def script(folder, what, name="gemma3"):
     (folder / "job.py").write_text(SCRIPT)
-    return torchrun(folder, "job.py", what, str(folder))
+    return torchrun(folder, "job.py", what, str(folder), name)
 
 
-def detected(batch_tokens=60, streaming=False):
+def detected(batch_tokens=60, streaming=False, name="gemma3"):
     texts = {"en": TEXTS, "ja": TEXTS[::-1], "it": TEXTS[3:] + TEXTS[:3]}
     how = {"top": 20, "batch_tokens": batch_tokens, "streaming": streaming, "progress": False}
     with one_thread():  # as every process of torchrun has
-        return tn.detect_all(tiny_model("gemma3"), texts, ["ja", "it"], **how)
+        return tn.detect_all(tiny_model(name), texts, ["ja", "it"], **how)
 
 
 def assert_same(folder, **how):
@@ -101,6 +101,8 @@ def assert_same(folder, **how):
                 assert found.scores.provenance == one.scores.provenance
                 assert torch.allclose(found.scores.values, one.scores.values, rtol=0, atol=1e-7, equal_nan=True)
                 assert torch.allclose(found.centroids.values, one.centroids.values, rtol=0, atol=1e-6)
+                shares = [scored.routed for scored in (found.scores, one.scores)]
+                assert shares == [None, None] or torch.equal(*(share.nan_to_num(-1) for share in shares))
 
 
 def all_batches():
@@ -109,12 +111,13 @@ def all_batches():
     return 2 * sum(len(plan(tiny_model(), one, batch_tokens=60).batches) for one in runs)
 
 
-def test_two_processes_give_what_one_gives_and_share_the_work(tmp_path):
-    done = script(tmp_path, "whole")
+@pytest.mark.parametrize("name", ["gemma3", "qwen2-moe"])
+def test_two_processes_give_what_one_gives_and_share_the_work(tmp_path, name):
+    done = script(tmp_path, "whole", name)
     assert done.returncode == 0, done.stderr
     counts = dict(map(int, line.split()) for line in done.stdout.splitlines())
     assert sum(counts.values()) == all_batches() and abs(counts[0] - counts[1]) <= 16
-    assert_same(tmp_path)
+    assert_same(tmp_path, name=name)
 
 
 def test_a_process_that_nothing_falls_to_is_no_trouble(tmp_path):
