@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: install demo evidence zoo notebooks screenshots test test-kernels test-ndif test-wheel lint docs lab bench reliability clean
+.PHONY: install demo evidence steering zoo notebooks screenshots test test-kernels test-ndif test-wheel lint docs lab bench reliability clean
 
 install: $(READY)
 
@@ -20,6 +20,10 @@ demo: install
 # Every selection at every value, for docs/evidence.md; half an hour. ARGS="ja-type1" is one study.
 evidence: install
 	$(BIN)/python -m docs.evidence $(ARGS)
+
+# Steering with every selection, for docs/steering.md; an hour and a half. ARGS="it-all-1" is one piece.
+steering: install
+	$(BIN)/python -m docs.steering $(ARGS)
 
 # Every model type of transformers against an oracle, for docs/models.md; a quarter of an hour. NAMES="llama" is one.
 zoo: install
