@@ -4,8 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: install demo page evidence zoo notebooks screenshots test test-kernels test-ndif test-wheel test-pythons dist
-.PHONY: lint docs lab bench reliability clean
+.PHONY: install demo page evidence steering zoo notebooks screenshots test test-kernels test-ndif test-wheel test-pythons
+.PHONY: dist lint docs lab bench reliability clean
 
 install: $(READY)
 
@@ -26,6 +26,10 @@ page: install
 # Every selection at every value, for docs/evidence.md; half an hour. ARGS="ja-type1" is one study.
 evidence: install
 	$(BIN)/python -m docs.evidence $(ARGS)
+
+# Steering with every selection, for docs/steering.md; an hour and a half. ARGS="it-all-1" is one piece.
+steering: install
+	$(BIN)/python -m docs.steering $(ARGS)
 
 # Every model type of transformers against an oracle, for docs/models.md; a quarter of an hour. NAMES="llama" is one.
 zoo: install

@@ -360,8 +360,8 @@ def test_wrong_usage(tnkit, line, said):
 
 
 def test_steer_writes_what_the_library_returns(tnkit, monkeypatch):
-    monkeypatch.setattr("tnkit.measures.behaviour.meaning.encoded", letters)
-    found = tn.NeuronSet(((0, 5), (1, 7)), (2, 48))
+    monkeypatch.setattr("tnkit.measures.steering.study.encoded", letters)
+    found = tn.NeuronSet(((0, 5), (1, 7)), (4, 48))
     found.save("set.json")
     Path("prompts.txt").write_text("He said:\nShe wrote:\n")
     asked = "--prompts prompts.txt --strengths 1,2 --selections uniform,DiffMean --draws 1 --max_new_tokens 3"

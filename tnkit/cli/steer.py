@@ -85,7 +85,7 @@ def _prompts(options: argparse.Namespace) -> Any:
     import tnkit as tn
 
     packaged = options.prompts == "openings"
-    corpus = tn.load_corpus(options.prompts, [options.away], **({} if packaged else {"test": 0.0}))
+    corpus = tn.load_corpus(options.prompts, [options.away], test=0.5 if packaged else 0.0)
     prompts = corpus["test" if packaged else "train"][options.away]
     if not prompts:
         raise TnkitError(f"{corpus.name} has no prompt in {options.away}; name a file with some")

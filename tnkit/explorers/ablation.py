@@ -14,6 +14,7 @@ from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError
 from tnkit.explorers.explorer import Explorer
 from tnkit.explorers.parts import Places, controls, html_table
+from tnkit.explorers.steering_panel import SteeringPanel
 from tnkit.explorers.study import CONTROLS, ZERO, Study
 from tnkit.interventions.comparison import Comparison
 from tnkit.interventions.controls import drawn
@@ -77,9 +78,10 @@ class AblationExplorer(Explorer):
         )
         self.go_on.on_click(lambda _: self._act(self._continue))
         self.continued = ipywidgets.HTML()
+        self.steering = SteeringPanel(study, self.prompt, act=self._act, say=self._say)
         self._offer()
         rows = [controls(self.language, self.kind), controls(self.count, self.value, self.scope, self.control)]
-        return rows, [self.summary, self.prompt, self.go_on, self.continued]
+        return rows, [self.summary, self.prompt, self.go_on, self.continued, self.steering]
 
     @property
     def neurons(self) -> NeuronSet:

@@ -137,6 +137,12 @@ class Study:
         run = partial(capture, self.model, texts, cache=True, progress=progress, **options, **self.reading)
         return self.once(("captured", split, language), run)
 
+    def means(self, language: str) -> Activations:
+        """An untouched capture of a language's training sentences, of the mean over their tokens."""
+        reading: dict[str, Any] = {"keep": ["activations", "post"], "position": "mean", "cache": True}
+        run = partial(capture, self.model, self.texts["train"][language], progress=False, **reading)
+        return self._once(("means", language), run)
+
     def all_captured(self, split: str, *, progress: bool = True) -> dict[str, Activations]:
         """`captured` for every language, with a progress bar."""
         return {language: self.captured(split, language, progress=progress) for language in self.languages}

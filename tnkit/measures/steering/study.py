@@ -278,7 +278,7 @@ def _scored(
 
     distinct = list(dict.fromkeys(text for texts in said.values() for text in texts))
     spoken = dict(zip(distinct, languages_of(distinct, candidates=candidates), strict=True))
-    predicted = _predicted(model, distinct, progress)
+    predicted, encode = _predicted(model, distinct, progress), _remembering(encode or encoded)
     frames = {}
     for key, texts in said.items():
         language = key[0]
@@ -294,14 +294,26 @@ def _scored(
             "lines pass": lines,
             "words pass": np.where(lines == 1, words, math.nan),
             "relevance": relevance(texts, prompts, encode=encode),
-            **{
-                name: [predicted[text][place] for text in texts]
-                for place, name in enumerate(("distinct", "nats", "tokens"))
-            },
+            "distinct": [predicted[text].distinct for text in texts],
+            "nats": [predicted[text].nats for text in texts],
+            "tokens": [predicted[text].tokens for text in texts],
         }
         frames[key] = pd.DataFrame(columns, index=pd.RangeIndex(len(texts)))
     table = pd.concat(frames, names=[*INDEX])
     return table.assign(spoken=table["spoken"].astype(object).where(table["spoken"].notna(), None))
+
+
+def _remembering(encode: Encode) -> Encode:
+    """An encoder that reads each text once."""
+    vectors: dict[str, Any] = {}
+
+    def remembered(texts: Sequence[str]) -> Any:
+        new = [text for text in texts if text not in vectors]
+        if new:
+            vectors.update(zip(new, encode(new), strict=False))
+        return np.array([vectors[text] for text in texts if text in vectors])
+
+    return remembered
 
 
 class _Predicted(NamedTuple):

@@ -177,6 +177,30 @@ def test_what_neurons_are_set_to_is_what_ablate_sets(explore, value, scope):
     assert f"set to {value}" in explorer._status.value
 
 
+def test_one_language_is_taken_away_and_another_added(explore):
+    explorer = explore("ablation", seeds=1)
+    panel, model, texts = explorer.steering, tiny_model(), tiny_corpus()["train"]
+    assert panel.shown.value == ""
+    panel.strength.value = 2.0
+    assert panel.shown.value == "" and explorer.errors == []  # nothing runs before it is asked for
+    panel.away.value, panel.added.value = "ja", "it"
+    panel.go.click()
+    assert explorer.errors == [] and "Italian Type-2" in panel.shown.value and "DiffMean" in panel.shown.value
+    means = {name: tn.capture(model, texts[name], position="mean", progress=False) for name in ("it", "ja")}
+    italian, japanese = (explorer.study.neurons(name, "type2") for name in ("it", "ja"))
+    put = tn.Intervention(italian, add=2.0, of=means["it"], minus=means["ja"])
+    how = {"tokens": "all", "max_new_tokens": 25, "languages": ["en", "it", "ja"], "progress": False}
+    asked = [tn.Intervention(japanese - italian), put]
+    said = tn.behaviour.continuations(model, [explorer.prompt.value], neurons=asked, **how)
+    assert panel.steered().after == said.after
+    before = panel.shown.value
+    panel.strength.value = 0.0
+    assert panel.shown.value != before and panel.steered().after == said.before
+    panel.away.value = "it"
+    panel.go.click()
+    assert "the same language is taken away and added" in explorer.errors[-1]
+
+
 def test_another_sentences_value_is_drawn(explore):
     explorer = explore("ablation", seeds=1)
     explorer.value.value = "another sentence's value"
