@@ -87,7 +87,9 @@ lint: install
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/deptry tnkit
 
+# The site, in build/docs.
 docs: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	$(BIN)/python -m docs.build
 
 lab: install

@@ -141,8 +141,8 @@ class RetrievalMatrix:
 
         return pd.DataFrame(self.values, index=pd.Index(self.off, name="off"), columns=pd.Index(self.read, name="read"))
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
-        """Draw the matrix as a heat map with numbers."""
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None, *, cluster: bool = False) -> "matplotlib.axes.Axes":
+        """Draw the matrix as a heat map with numbers; with `cluster`, languages that are alike are side by side."""
         from tnkit import plots
 
         return plots.matrix(
@@ -150,6 +150,7 @@ class RetrievalMatrix:
             xlabel="language that is read",
             ylabel="neurons that are off",
             value=f"retrieval@1, layer {self.layer}",
+            cluster=cluster,
             ax=ax,
         )
 

@@ -1,4 +1,7 @@
-"""Heat maps of numbers between languages or neuron sets."""
+"""Heat maps of numbers between languages or neuron sets.
+
+With many rows or columns, cells hold no numbers, names are small, and `cluster` puts what is alike side by side.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,6 +18,7 @@ from tnkit.plots.style import axes, language_label, literal, panels, style
 if TYPE_CHECKING:
     import pandas as pd
 
+_MANY = 12  # rows or columns, beyond which numbers in cells would not be readable
 _ROUNDING = 1e-12  # distances that are all smaller than this are zeros with rounding errors
 
 
@@ -26,6 +30,7 @@ def distance_map(
     title: str = "",
     highest: float | None = None,
     bar: bool = True,
+    cluster: bool = False,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw distances between languages as an annotated heat map.
@@ -39,12 +44,16 @@ def distance_map(
         title: of the axes.
         highest: the end of the scale (default: the largest value).
         bar: draw the colour bar.
+        cluster: order languages so that near ones are side by side (average linkage, optimal leaf order).
         ax: where to draw (default: a new figure).
 
     >>> drawn = distance_map(np.array([[0, 1.5], [1.5, 0]]), ["en", "ja"], label="distance")
     >>> [text.get_text() for text in drawn.texts]
     ['0', '1.5', '1.5', '0']
     """
+    if cluster:
+        order = _order(values)
+        values, languages = values[np.ix_(order, order)], [languages[index] for index in order]
     names = [language_label(language) for language in languages]
     top = highest or values.max()
     top = top if top > _ROUNDING else 1
@@ -54,7 +63,7 @@ def distance_map(
         _heatmap(ax, values, written, (names, names), label if bar else None, **look)
         ax.set_title(literal(title))
         ax.tick_params(length=0)
-        ax.tick_params(axis="x", rotation=40)
+        ax.tick_params(axis="x", rotation=90 if len(names) > _MANY else 40)
     return ax
 
 
@@ -63,7 +72,7 @@ def distance_maps(
 ) -> Figure:
     """Draw one `distance_map` per title side by side, on one scale if `shared`."""
     highest = max(values.max() for values in maps.values()) if shared else None
-    side = 1.2 + 0.6 * len(languages)
+    side = _size(len(languages))[1]
     figure, row = panels(len(maps), width=side + 1 / len(maps), height=side + 0.6)
     for ax, (title, values) in zip(row, maps.items(), strict=True):
         distance_map(values, languages, label=label, title=title, highest=highest, bar=False, ax=ax)
@@ -89,7 +98,7 @@ def similarity_map(
     names = [language_label(language) for language in languages]
     with axes(ax, *_size(len(names))) as ax:
         _image(ax, values, np.vectorize("{:z.3f}".format)(values), scale=(lowest, 1.0), fontsize=8.5, aspect="auto")
-        ax.set_xticks(range(len(names)), names)
+        ax.set_xticks(range(len(names)), names, **({"rotation": 90} if len(names) > _MANY else {}))
         ax.set_yticks(range(len(names)), names)
         ax.set_title(literal(title))
         ax.tick_params(length=0)
@@ -101,6 +110,7 @@ def overlap_matrix(
     shared: Int[np.ndarray, "set set"],
     names: Sequence[str],
     *,
+    cluster: bool = False,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw Jaccard indices of neuron sets as a heat map, annotated with the numbers of shared neurons.
@@ -109,23 +119,41 @@ def overlap_matrix(
         jaccard: NaN for cells without colour, such as the diagonal.
         shared: neurons in both sets; on the diagonal, the set's size.
         names: of the sets.
+        cluster: order sets so that those with many neurons in common are side by side.
         ax: where to draw (default: a new figure).
     """
-    labels, side = list(map(literal, names)), 1.6 + 0.62 * len(names)
+    if cluster:
+        order = _order(1 - jaccard)
+        jaccard, shared = jaccard[np.ix_(order, order)], shared[np.ix_(order, order)]
+        names = [names[index] for index in order]
+    labels, side = list(map(literal, names)), 0.4 + _size(len(names))[1]
     top = _largest(jaccard)
     with axes(ax, side + 1.2, side) as ax:
         image = _image(ax, jaccard, np.vectorize("{:,}".format)(shared), scale=(0.0, top), fontsize=8.0)
-        ax.set_xticks(range(len(names)), labels, rotation=45, ha="right")
+        turned: dict[str, Any] = {"rotation": 90} if len(names) > _MANY else {"rotation": 45, "ha": "right"}
+        ax.set_xticks(range(len(names)), labels, **turned)
         ax.set_yticks(range(len(names)), labels)
         ax.figure.colorbar(image, ax=ax, label="Jaccard index", shrink=0.8)
     return ax
 
 
-def matrix(frame: "pd.DataFrame", *, xlabel: str, ylabel: str, value: str, ax: Axes | None = None) -> Axes:
-    """Draw a frame as an annotated heat map; language codes among the labels become names."""
+def matrix(
+    frame: "pd.DataFrame", *, xlabel: str, ylabel: str, value: str, cluster: bool = False, ax: Axes | None = None
+) -> Axes:
+    """Draw a frame as an annotated heat map; language codes among the labels become names.
+
+    With `cluster`, columns that are alike (Euclidean distance) are side by side; rows with the name of a column follow
+    its order, after the others.
+    """
+    if cluster:
+        columns = frame.to_numpy().T
+        order = _order(np.linalg.norm(columns[:, None] - columns[None], axis=2))
+        frame = frame.iloc[:, order]
+        others = [name for name in frame.index if name not in frame.columns]
+        frame = frame.loc[[*others, *(name for name in frame.columns if name in frame.index)]]
     names = [language_label(name) for name in frame.columns], [language_label(name) for name in frame.index]
     written = np.vectorize("{:z.2f}".format)(frame)
-    with axes(ax, 2.4 + 1.1 * frame.shape[1], 1.5 + 0.55 * frame.shape[0]) as ax:
+    with axes(ax, *_frame_size(frame.shape[1], frame.shape[0], 2.4, 0.55)) as ax:
         _heatmap(ax, frame.to_numpy(), written, names, value, cmap="viridis")
         ax.set(xlabel=literal(xlabel), ylabel=literal(ylabel))
     return ax
@@ -184,7 +212,7 @@ def perplexities(frame: "pd.DataFrame", *, ax: Axes | None = None) -> Axes:
     names = [language_label(language) for language in languages], [language_label(name) for name in sets]
     look = {"cmap": "RdBu_r", "vmin": -top, "vmax": top}
     label = "relative change of nats per token"
-    with axes(ax, 3.2 + 1.1 * len(languages), 1.4 + 0.7 * len(sets)) as ax:
+    with axes(ax, *_frame_size(len(languages), len(sets), 3.2, 0.7)) as ax:
         _heatmap(ax, np.nan_to_num(changes, posinf=top), [numbers[0].tolist(), *ablated], names, label, **look)
         for row, column in zip(*own.astype(bool).nonzero(), strict=True):
             ax.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="black", lw=2, clip_on=False))
@@ -201,13 +229,24 @@ def _heatmap(
     label: str | None,
     **look: Any,
 ) -> None:
-    """Draw annotated cells, the names of columns and rows, and a colour bar if it has a label."""
+    """Draw annotated cells, the names of columns and rows, and a colour bar if it has a label.
+
+    With many rows or columns, cells are not annotated.
+    """
     import seaborn
+
+    many = max(map(len, names)) > _MANY
 
     bar = {"cbar": False} if label is None else {"cbar_kws": {"label": literal(label)}}
     axis = {"xticklabels": names[0], "yticklabels": names[1], "ax": ax}
-    seaborn.heatmap(values, annot=np.array(written), fmt="", linewidths=1, **bar, **axis, **look)
+    annotation: dict[str, Any] = (
+        {"linewidths": 0.2} if many else {"annot": np.array(written), "fmt": "", "linewidths": 1}
+    )
+    seaborn.heatmap(values, **annotation, **bar, **axis, **look)
     ax.tick_params(axis="y", rotation=0)
+    if many:
+        ax.tick_params(axis="x", rotation=90)
+        ax.tick_params(labelsize=8)
 
 
 def _image(
@@ -216,7 +255,10 @@ def _image(
     """Draw annotated cells in shades of blue, NaN without colour."""
     low, high = scale
     image = ax.imshow(np.ma.masked_invalid(values), cmap="Blues", vmin=low, vmax=high, **options)
-    for (row, column), text in np.ndenumerate(written):
+    many = max(written.shape) > _MANY
+    if many:
+        ax.tick_params(labelsize=8)
+    for (row, column), text in () if many else np.ndenumerate(written):
         dark = values[row, column] > low + 0.6 * (high - low)  # never for NaN
         shade = "white" if dark else "black"
         ax.text(column, row, text, ha="center", va="center", color=shade, fontsize=fontsize)
@@ -225,7 +267,27 @@ def _image(
 
 
 def _size(count: int) -> tuple[float, float]:
-    return 1.8 + 0.75 * count, 1.2 + 0.6 * count
+    return (1.8 + 0.75 * count, 1.2 + 0.6 * count) if count <= _MANY else (2.8 + 0.24 * count, 1.8 + 0.24 * count)
+
+
+def _frame_size(columns: int, rows: int, margin: float, height: float) -> tuple[float, float]:
+    """The size of a figure whose cells hold numbers, or hold none where there are many."""
+    if max(columns, rows) > _MANY:
+        return margin + 0.28 * columns + 1, 2 + 0.24 * rows
+    return margin + 1.1 * columns, (1.5 if margin < 3 else 1.4) + height * rows
+
+
+def _order(distances: np.ndarray) -> list[int]:
+    """An order of rows in which near ones are side by side: average linkage, with the leaves ordered optimally."""
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
+    if len(distances) < 3:
+        return list(range(len(distances)))
+    symmetric = np.nan_to_num((distances + distances.T) / 2, nan=1.0)
+    np.fill_diagonal(symmetric, 0)
+    tree = linkage(squareform(np.maximum(symmetric, 0), checks=False), "average", optimal_ordering=True)
+    return [int(leaf) for leaf in leaves_list(tree)]
 
 
 def _short(distance: float) -> str:

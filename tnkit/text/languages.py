@@ -1,12 +1,14 @@
 """Names of languages, however they are written, and the scripts they are written in.
 
 same("ja", "jpn_Jpan"), same("zh_Hans", "zh_Hant")      # True, False
+profile("ar").right_to_left, profile("ar").script        # True, "Arabic"
 code_of("Japanese"), code_of("url")                      # "ja", None
 """
 
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import langcodes
@@ -100,6 +102,72 @@ def name_of(name: str) -> str:
     """
     language = _parsed(name)
     return name if language is None else langcodes.Language.make(language=language.language).display_name()
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What is known of a language.
+
+    Attributes:
+        code: BCP 47, or the name as it was given where it is no language.
+        name: in English.
+        autonym: in the language itself.
+        script: the English name of the script in which it is usually written, or that its name states.
+        right_to_left: whether that script runs from right to left.
+        speakers: how many people speak it, approximately; 0 where that is not known.
+    """
+
+    code: str
+    name: str
+    autonym: str
+    script: str
+    right_to_left: bool
+    speakers: int
+
+
+@lru_cache(4096)
+def profile(name: str) -> Profile:
+    """A language's name, script, direction and number of speakers, from CLDR through langcodes.
+
+    Args:
+        name: a code or a name, as in `code_of`.
+
+    >>> profile("ar").script, profile("ar").right_to_left, profile("jpn_Jpan").name
+    ('Arabic', True, 'Japanese')
+    >>> profile("srp_Latn").script, profile("hi").autonym, profile("text").script
+    ('Latin', 'हिन्दी', '')
+    """
+    from fontTools import unicodedata as unicode_scripts
+
+    language = _parsed(name)
+    if language is None:
+        return Profile(name, name, name, "", False, 0)
+    script = language.script or language.maximize().script or ""
+    joined = _JOINED.get(script, ({script}, {script}))[1] or {script}
+    named = langcodes.Language.make(script=script).script_name() if script else ""
+    return Profile(
+        code=language.to_tag(),
+        name=name_of(name),
+        autonym=langcodes.Language.make(language=language.language).autonym(),
+        script=named,
+        right_to_left=bool(script) and unicode_scripts.script_horizontal_direction(min(joined), "LTR") == "RTL",
+        speakers=int(language.speaking_population()),
+    )
+
+
+def grouped(languages: Sequence[str]) -> list[str]:
+    """Languages in an order that keeps scripts together: by script, the most spoken scripts first, then by speakers.
+
+    >>> grouped(["en", "ja", "ru", "it", "uk"])
+    ['en', 'it', 'ru', 'uk', 'ja']
+    """
+    speakers: Counter[str] = Counter()
+    for language in languages:
+        speakers[profile(language).script] += profile(language).speakers
+    known = {language: profile(language) for language in languages}
+    return sorted(
+        languages, key=lambda one: (-speakers[known[one].script], known[one].script, -known[one].speakers, one)
+    )
 
 
 def foreign_script(texts: Sequence[str], name: str) -> str | None:

@@ -75,13 +75,14 @@ class CentroidDistances:
         distances = np.delete(self.values[:, row], row, axis=1)
         return pd.DataFrame(distances, index=pd.Index(self.layers, name="layer"), columns=others)
 
-    def plot(self, layer: int, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
-        """Draw the distances after a layer as a heat map."""
+    def plot(
+        self, layer: int, ax: "matplotlib.axes.Axes | None" = None, *, cluster: bool = False
+    ) -> "matplotlib.axes.Axes":
+        """Draw the distances after a layer as a heat map; with `cluster`, near languages are side by side."""
         from tnkit import plots
 
-        return plots.distance_map(
-            self.at(layer), self.languages, label=f"{self.distance} distance", title=f"layer {layer}", ax=ax
-        )
+        look: dict[str, Any] = {"label": f"{self.distance} distance", "title": f"layer {layer}", "cluster": cluster}
+        return plots.distance_map(self.at(layer), self.languages, **look, ax=ax)
 
     def plot_all(self, layers: Sequence[int] | None = None) -> "matplotlib.figure.Figure":
         """Draw one heat map per layer (default: four, from the first to the last).

@@ -42,8 +42,11 @@ class Overlaps:
         """The table."""
         return self.table.copy()
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
-        """Draw Jaccard indices as a heat map, annotated with the numbers of shared neurons."""
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None, *, cluster: bool = False) -> "matplotlib.axes.Axes":
+        """Draw Jaccard indices as a heat map, annotated with the numbers of shared neurons.
+
+        With `cluster`, sets with many neurons in common are side by side.
+        """
         from tnkit import plots
 
         names = list(self.sets)
@@ -53,7 +56,7 @@ class Overlaps:
             row, column = names.index(first), names.index(second)
             jaccard[row, column] = jaccard[column, row] = self.table.loc[(first, second), "jaccard"]
             shared[row, column] = shared[column, row] = self.table.loc[(first, second), "both"]
-        return plots.overlap_matrix(jaccard, shared, names, ax=ax)
+        return plots.overlap_matrix(jaccard, shared, names, cluster=cluster, ax=ax)
 
     def _repr_html_(self) -> str:
         rows = self.table[["both", "expected in layers"]].itertuples()

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -265,3 +266,56 @@ def test_a_figure_with_any_name_and_description_is_saved_whole(tmp_path, ending,
     elif ending == "png":
         with Image.open(path) as image:
             assert image.text["Description"].startswith(f"about {name[0]}") or not name[0].isprintable()
+
+
+MANY = "en de nl sv da it es fr pt ro ru uk bg pl cs ar fa he hi bn ta te th vi id ja zh ko fi hu tr el".split()
+
+
+def families(languages, seed=0):
+    """Distances in which a language is near to the three others of its group of four, in a random order."""
+    order = np.random.default_rng(seed).permutation(len(languages))
+    group = order // 4
+    noise = np.random.default_rng(1).random((len(order), len(order)))
+    return 1.0 - 0.9 * (group[:, None] == group) + 0.01 * (noise + noise.T), group
+
+
+def many_maps():
+    distances, _ = families(MANY)
+    frame = pd.DataFrame(1 - distances, index=MANY, columns=MANY)
+    untouched = pd.concat([frame.iloc[:1].rename({"en": "none"}), frame])
+    both = pd.MultiIndex.from_product([["none", *MANY], MANY], names=["off", "read"])
+    rows = pd.DataFrame({"perplexity": 3.0, "change": 0.1, "own": False}, index=both)
+    jaccard = np.where(np.eye(len(MANY)), np.nan, 1 - distances)
+    return {
+        "distance_map": lambda: plots.distance_map(distances, MANY, label="distance", cluster=True),
+        "similarity_map": lambda: plots.similarity_map(1 - distances, MANY, lowest=0.0),
+        "overlap_matrix": lambda: plots.overlap_matrix(jaccard, np.ones((32, 32), int), MANY, cluster=True),
+        "matrix": lambda: plots.matrix(untouched, xlabel="read", ylabel="off", value="share", cluster=True),
+        "perplexities": lambda: plots.perplexities(rows),
+    }
+
+
+@pytest.mark.parametrize("name", many_maps())
+def test_matrices_of_32_languages_can_be_read(name):
+    """No name touches the next, no cell holds a number, and the figure still fits a page."""
+    ax = many_maps()[name]()
+    figure = ax.figure
+    figure.draw_without_rendering()
+    width, height = figure.get_size_inches()
+    assert max(width, height) < 16 and not ax.texts
+    for labels, side in ((ax.get_xticklabels(), "x"), (ax.get_yticklabels(), "y")):
+        assert len(labels) in (32, 33)
+        boxes = [label.get_window_extent() for label in labels]
+        spans = sorted((getattr(box, f"{side}0"), getattr(box, f"{side}1")) for box in boxes)
+        assert all(before[1] <= after[0] + 1 for before, after in pairwise(spans))
+
+
+def test_clusters_put_languages_of_a_group_side_by_side():
+    distances, group = families(MANY)
+    drawn = plots.distance_map(distances, MANY, label="distance", cluster=True)
+    named = {plots.language_label(code): group[place] for place, code in enumerate(MANY)}
+    order = [named[label.get_text()] for label in drawn.get_yticklabels()]
+    assert sum(before != after for before, after in pairwise(order)) == 7  # eight groups of four
+    shown = drawn.collections[0].get_array().reshape(32, 32)
+    places = [list(named).index(label.get_text()) for label in drawn.get_yticklabels()]
+    assert np.array_equal(shown, distances[np.ix_(places, places)])
