@@ -137,7 +137,7 @@ class Explorer(Still, anywidget.AnyWidget):  # type: ignore[misc]
             axes = plots.conditions(rows_of(measure), xlabel=measure["name"], title=self._title())
             figure = whole_figure(axes)
         else:
-            study.detect(study.others)
+            self.chunks.now("sets")
             sets = {name: study.neurons(name, state["kind"]) for name in study.others}
             title = f"{KIND_NAMES[state['kind']]} neurons by layer"
             axes = plots.neurons_by_layer(sets, n_layers=study.model.n_layers, title=title)
@@ -201,7 +201,11 @@ class Explorer(Still, anywidget.AnyWidget):  # type: ignore[misc]
         return write_page(self.chunks, path, state=self.state)
 
     def _picture(self) -> bytes:
-        return png_of(self.figure())
+        """The view, or the map while the view is not computed: a notebook does not wait for its picture."""
+        state = self.state
+        evidence = "|".join(["evidence", *(str(state[name]) for name in ("language", "kind", "size", "value"))])
+        needed = {"map": "plane", "evidence": evidence}.get(state["view"], "sets")
+        return png_of(self.figure() if needed == "plane" or self.chunks.kept(needed) is not None else self._map())
 
     def __repr__(self) -> str:
         state = ", ".join(f"{name}={self.state.get(name)!r}" for name in ("view", "layer", "language", "kind"))
