@@ -19,6 +19,7 @@ from tnkit.explorers.study import CONTROLS, ZERO, Study
 from tnkit.interventions.comparison import Comparison
 from tnkit.interventions.controls import drawn
 from tnkit.measures.behaviour.generation import continuations
+from tnkit.measures.behaviour.likelihood import perplexity
 from tnkit.measures.measurement import BY_STATES, MEASURE_NAMES
 from tnkit.models.model import Model
 from tnkit.plots.style import KIND_NAMES, language_name, style
@@ -27,6 +28,7 @@ from tnkit.text.corpus import Corpus
 _COUNTS = (10, 20, 50, 100, 200, 300, 500, 1000, 2000, 3000, 5000, 10_000)
 _SCOPES = {"last token": "last", "whole prompt": "prompt", "all tokens": "all"}
 _NEW = 25  # tokens of a continuation
+_READ = 32  # sentences whose nats per token are measured
 
 
 class _Key(NamedTuple):
@@ -131,24 +133,35 @@ class AblationExplorer(Explorer):
             yield f"reading the training sentences of {language_name(name)}"
             study.captured("train", name)
         values, sets = [], [NeuronSet((), neurons.shape), neurons, *control]
-        for number, off in enumerate([self.study.set_to(off, key.language, key.value) for off in sets], 1):
+        changed = [study.set_to(off, key.language, key.value) for off in sets]
+        for number, off in enumerate(changed, 1):
             if not study.has_measured(key.language, off, tokens):
                 yield f"reading {language_name(key.language)}, {len(off)} neurons off ({number} of {2 + len(control)})"
             values.append(study.measured(key.language, off, tokens))
-        layers = study.captured("test", study.hub).layers
-        untouched, ablated, *others = values
+        yield f"choosing a layer on training sentences of {language_name(key.language)}"
+        first = min(layer for layer, _ in neurons)
+        chosen, layers = study.chosen_layer(key.language, first), tuple(range(first, study.model.n_layers))
+        how: dict[str, Any] = {"chosen_layer": chosen, "chosen_on": "training sentences"}
         self._compared[key] = {
-            measure: Comparison(
-                MEASURE_NAMES[measure],
-                layers,
-                untouched[measure],
-                ablated[measure],
-                {key.control: np.stack([other[measure] for other in others])},
-            )
+            measure: self._comparison(key, measure, layers, [value[measure][first:] for value in values], **how)
             for measure in BY_STATES
         }
+        if key.kind == "type2" and key.scope != "last":  # a last token predicts nothing
+            texts, nats = study.texts["test"][key.language][:_READ], []
+            for number, off in enumerate(changed, 1):
+                yield f"predicting {language_name(key.language)} ({number} of {len(changed)})"
+                nats.append(perplexity(study.model, texts, neurons=off, progress=False).by_sentence[None])
+            self._compared[key]["perplexity"] = self._comparison(key, "perplexity", (0,), nats)
         yield "resampling sentences"
         self._tables[key] = {measure: compared.to_frame() for measure, compared in self._compared[key].items()}
+
+    @staticmethod
+    def _comparison(
+        key: _Key, measure: str, layers: tuple[int, ...], values: Sequence[np.ndarray], **how: Any
+    ) -> Comparison:
+        untouched, ablated, *others = values
+        controls = {key.control: np.stack(others)}
+        return Comparison(MEASURE_NAMES[measure], layers, untouched, ablated, controls, **how)
 
     def _near(self, key: _Key) -> Iterable[_Key]:
         if key.scope == "last":  # other scopes take a full pass each, too slow to draw ahead
@@ -161,7 +174,8 @@ class AblationExplorer(Explorer):
         with style():
             figure = Figure(figsize=(8.6, 3.9))
             figure.set_layout_engine("none")
-            for column, (measure, table) in enumerate(tables.items()):
+            for column, measure in enumerate(BY_STATES):
+                table = tables[measure]
                 ax = figure.add_axes((0.065 + 0.325 * column, 0.24, 0.265, 0.63))
                 plots.conditions_by_layer(table, ylabel="", ax=ax)
                 ax.set_title(MEASURE_NAMES[measure])
@@ -179,16 +193,19 @@ class AblationExplorer(Explorer):
     def _after(self, key: _Key) -> None:
         rows = []
         for measure, compared in self._compared[key].items():
-            table = self._tables[key][measure].loc[compared.best_layer]
-            shown = [f"{row['mean']:z.3f} ({row['low']:z.2f} – {row['high']:z.2f})" for _, row in table.iterrows()]
+            layer = compared.layers[0] if compared.chosen_layer is None else compared.chosen_layer
+            table, count = self._tables[key][measure].loc[layer], compared.untouched.shape[1]
+            shown = [f"{row['mean']:z.3f} ({row['low']:z.3f} – {row['high']:z.3f})" for _, row in table.iterrows()]
             p, p_sets, draws = table.iloc[-1][["p sentences", "p sets", "seeds"]]
             shown.append(f"{p:.4f}" if p > 0.0001 else "≤ 0.0001")
-            shown.append("one set" if draws == 1 else f"{p_sets:.2f} (least possible {1 / (1 + draws):.2f})")
-            rows.append([MEASURE_NAMES[measure], str(compared.best_layer), *shown])
-        heads = ["", "layer", "nothing off", "set off", f"control off: {key.control}", "p sentences", "p sets"]
+            shown.append("one set" if draws == 1 else f"{p_sets:.4f} (least possible {1 / (1 + draws):.4f})")
+            where = "–" if compared.chosen_layer is None else str(layer)
+            rows.append([MEASURE_NAMES[measure], where, str(count), *shown])
+        heads = ["", "layer", "n", "nothing off", "set off", f"control off: {key.control}", "p sentences", "p sets"]
         self.summary.value = (
-            f"<div class='tn-sentences tn-numbers'>Neurons set to {html.escape(key.value)}, at the layer where the "
-            f"untouched model scores best on these sentences (mean, 95 % interval):{html_table(heads, rows)}</div>"
+            f"<div class='tn-sentences tn-numbers'>Neurons set to {html.escape(key.value)}, at a layer that was chosen "
+            "on training sentences among those from the first ablated one on (mean, 95 % interval):"
+            f"{html_table(heads, rows)}</div>"
         )
 
     def _continue(self) -> None:
@@ -199,7 +216,7 @@ class AblationExplorer(Explorer):
         result = continuations(
             study.model,
             [self.prompt.value],
-            neurons=self.study.set_to(self.neurons, self.language.value, self.value.value),
+            neurons=study.set_to(self.neurons, self.language.value, self.value.value),
             tokens=_SCOPES[self.scope.value],
             max_new_tokens=_NEW,
             languages=study.languages,
@@ -248,8 +265,9 @@ def explore_ablation(
 ) -> AblationExplorer:
     """Explore the effect of ablating transfer neurons on a language's test sentences, compared with a control.
 
-    It shows curves by layer with 95 % bootstrap intervals (cosine with the translation, retrieval@1 of the translation,
-    and the share of the 10 nearest neighbours common to both languages), and continues a prompt before and after.
+    It shows curves from the first ablated layer on, with 95 % bootstrap intervals (cosine with the translation,
+    mean-centred retrieval@1 of the translation, and the share of the 10 nearest neighbours common to both languages;
+    for Type-2 neurons off at more than the last token, also nats per token), and continues a prompt before and after.
     Neurons are set to 0, to their mean over a language or all of them, to their value in another sentence, or scaled.
 
     Args:

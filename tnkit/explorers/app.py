@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from tnkit.detection.detections import Detection
 from tnkit.errors import TnkitError
 from tnkit.explorers.chunks import ROLES, Chunks
 from tnkit.explorers.page import computing_page, script, sheet, write_page
-from tnkit.explorers.still import displayed, png_of
+from tnkit.explorers.still import Still, png_of
 from tnkit.explorers.study import CONTROLS, Study
 from tnkit.models.model import Model
 from tnkit.plots.style import KIND_NAMES, language_name, save_figure
@@ -30,7 +30,7 @@ VIEWS = ("map", "neurons", "evidence", "detection")
 _log = logging.getLogger("tnkit")
 
 
-class Explorer(anywidget.AnyWidget):
+class Explorer(Still, anywidget.AnyWidget):  # type: ignore[misc]
     """The explorer that `explore` opens: layers, map, neurons, evidence and detection, all showing one choice.
 
     Attributes:
@@ -54,11 +54,10 @@ class Explorer(anywidget.AnyWidget):
         self.errors: list[str] = []
         self._wanted: list[str] = []
         self._task: asyncio.Task[None] | None = None
-        self._update: Callable[[bytes], None] | None = None
         about = {**self.chunks.about(), "options": list(options)}
         super().__init__(about=about, state=self._checked(state, about))
         self.on_msg(self._hear)
-        self.observe(lambda _: self._still(), "state")
+        self.observe(lambda _: None if self._wanted else self._leave(), "state")
 
     def _checked(self, state: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
         """The state that is asked for; a value that the study does not have is refused."""
@@ -114,7 +113,7 @@ class Explorer(anywidget.AnyWidget):
                 self._fail(error)
             self._wanted = [other for other in self._wanted if other != key]
         self.send({"done": True})
-        self._still()
+        self._leave()
 
     def _fail(self, error: Exception) -> None:
         text = str(error)
@@ -138,7 +137,7 @@ class Explorer(anywidget.AnyWidget):
             axes = plots.conditions(rows_of(measure), xlabel=measure["name"], title=self._title())
             figure = whole_figure(axes)
         else:
-            study.detect(study.others)
+            self.chunks.now("sets")
             sets = {name: study.neurons(name, state["kind"]) for name in study.others}
             title = f"{KIND_NAMES[state['kind']]} neurons by layer"
             axes = plots.neurons_by_layer(sets, n_layers=study.model.n_layers, title=title)
@@ -201,13 +200,12 @@ class Explorer(anywidget.AnyWidget):
                 bar.set_postfix_str(step)
         return write_page(self.chunks, path, state=self.state)
 
-    def _still(self) -> None:
-        if self._update is not None and not self._wanted:
-            self._update(png_of(self.figure()))
-
-    def _ipython_display_(self) -> None:
-        """The widget, and a picture as an output of its own, for pages without a kernel."""
-        self._update = displayed(self._repr_mimebundle_(), lambda: png_of(self.figure()), repr(self))
+    def _picture(self) -> bytes:
+        """The view, or the map while the view is not computed: a notebook does not wait for its picture."""
+        state = self.state
+        evidence = "|".join(["evidence", *(str(state[name]) for name in ("language", "kind", "size", "value"))])
+        needed = {"map": "plane", "evidence": evidence}.get(state["view"], "sets")
+        return png_of(self.figure() if needed == "plane" or self.chunks.kept(needed) is not None else self._map())
 
     def __repr__(self) -> str:
         state = ", ".join(f"{name}={self.state.get(name)!r}" for name in ("view", "layer", "language", "kind"))
@@ -216,7 +214,7 @@ class Explorer(anywidget.AnyWidget):
     def close(self) -> None:
         """Stop all work and remove the explorer from the page."""
         self._wanted = []
-        self._update = None
+        self._replace = None
         if self._task is not None:
             self._task.cancel()
             self._task = None

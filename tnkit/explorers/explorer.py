@@ -7,7 +7,6 @@ frames that a slider can reach next (`_near`) are drawn ahead. Without an event 
 """
 
 import asyncio
-import base64
 import html
 import json
 import logging
@@ -22,6 +21,7 @@ from matplotlib.figure import Figure
 from tnkit import storage
 from tnkit.errors import TnkitError
 from tnkit.explorers.parts import Frame, Picture, Places, below, rendered, slug
+from tnkit.explorers.still import Still
 from tnkit.explorers.study import Study
 from tnkit.plots.style import save_figure
 
@@ -32,7 +32,7 @@ _log = logging.getLogger("tnkit")
 _Key = TypeVar("_Key", bound=Hashable)
 
 
-class Explorer(ipywidgets.VBox):
+class Explorer(Still, ipywidgets.VBox):
     """A picture with controls that can be saved; the functions of `tnkit.explorers` make one.
 
     An explorer whose construction fails closes itself, which releases the model.
@@ -155,8 +155,8 @@ class Explorer(ipywidgets.VBox):
         values = [slug(name, value) for name, value in parameters["controls"].items()]
         stem = "-".join([self.name, *filter(None, values)])[:120]
         folder = self.folder if folder is None else Path(folder)
-        metadata = storage.without_folders({"explorer": self.name, **parameters, "versions": storage.versions()})
-        text = json.dumps(metadata, ensure_ascii=False)
+        content = {"explorer": self.name, **parameters, "versions": storage.versions()}
+        text = json.dumps(storage.without_folders(content), ensure_ascii=False)
         with storage.together():
             return [save_figure(self.figure(), folder / f"{stem}.{ending}", about=text) for ending in ("png", "svg")]
 
@@ -262,6 +262,7 @@ class Explorer(ipywidgets.VBox):
     def _show(self, key: Hashable, frame: Frame) -> None:
         self._shown = key
         self.picture.show(frame)
+        self._leave()
         if self._told:  # a message from any other job stays
             self._told = False
             self._say("")
@@ -309,12 +310,8 @@ class Explorer(ipywidgets.VBox):
         if self._status.value != said:
             self._status.value = said
 
-    def _repr_mimebundle_(self, **how: Any) -> dict[str, Any] | tuple[Any, ...]:
-        """The widget, and a still picture for pages that cannot run widgets, such as GitHub."""
-        bundle = super()._repr_mimebundle_(**how)
-        data = bundle[0] if isinstance(bundle, tuple) else bundle
-        data = {**data, "image/png": base64.b64encode(self.picture.png).decode(), "text/plain": repr(self)}
-        return (data, *bundle[1:]) if isinstance(bundle, tuple) else data
+    def _picture(self) -> bytes:
+        return self.picture.png
 
     def __repr__(self) -> str:
         if self._closed:

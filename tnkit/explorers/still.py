@@ -1,16 +1,16 @@
 """A widget's picture as an output of its own, which a saved notebook shows where the widget is gone."""
 
+import base64
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from matplotlib.figure import Figure
 
-# Where the widget is alive, its picture is hidden; where it is not, the text of the error is.
+# Where the widget is alive, its picture is hidden; where it is not, the text that says so is.
 _STYLE = """<style>
-.jp-OutputArea-child:has(.tn-app, .tn-explorer) ~ .jp-OutputArea-child:has(.tn-still-mark) + .jp-OutputArea-child
-{ display: none; }
-.jp-OutputArea-child:has(+ .jp-OutputArea-child .tn-still-mark):not(:has(.tn-app, .tn-explorer, .widget-box))
+.jp-OutputArea-child:has(.tn-app, .tn-explorer) ~ .jp-OutputArea-child:has(.tn-still-mark) + .jp-OutputArea-child,
+.jp-OutputArea-child:has(+ .jp-OutputArea-child .tn-still-mark):has(.jupyter-widgets):not(:has(.jupyter-widgets *))
 { display: none; }
 .jp-OutputArea-child:has(.tn-still-mark) { height: 0; min-height: 0; overflow: hidden; padding: 0; }
 </style><span class="tn-still-mark"></span>"""
@@ -27,19 +27,38 @@ def png_of(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def displayed(bundle: Any, draw: Callable[[], bytes], text: str) -> Callable[[bytes], None]:
-    """Display a widget and then its picture; returns what replaces the picture.
+class Still:
+    """A widget that leaves its last picture in the notebook.
 
-    Args:
-        bundle: the widget's mimebundle.
-        draw: makes the picture.
-        text: the widget's description.
+    JupyterLab shows a saved widget as an error and ignores the picture in the same output, so the picture is another
+    output; while the widget is alive, it is hidden and kept up to date.
     """
-    from IPython.display import HTML, Image, display
 
-    data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
-    widget: Mapping[str, Any] = {name: value for name, value in data.items() if name != "image/png"}
-    display({**widget, "text/plain": text}, metadata=metadata, raw=True)
-    display(HTML(_STYLE))
-    picture = display(Image(draw()), display_id=True)
-    return lambda png: None if picture is None else picture.update(Image(png))
+    _replace: Callable[[bytes], None] | None = None
+
+    def _picture(self) -> bytes:
+        """The picture as PNG."""
+        raise NotImplementedError
+
+    def _repr_mimebundle_(self, **how: Any) -> dict[str, Any] | tuple[Any, ...]:
+        """The widget, and its picture for pages that cannot run widgets, such as GitHub."""
+        bundle: Any = super()._repr_mimebundle_(**how)  # type: ignore[misc]
+        data, *metadata = bundle if isinstance(bundle, tuple) else (bundle,)
+        data = {**data, "image/png": base64.b64encode(self._picture()).decode(), "text/plain": repr(self)}
+        return (data, *metadata) if isinstance(bundle, tuple) else data
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import HTML, Image, display
+
+        bundle = self._repr_mimebundle_()
+        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
+        widget = {name: value for name, value in data.items() if name != "image/png"}
+        display(widget, metadata=metadata, raw=True)
+        display(HTML(_STYLE))
+        handle = display(Image(self._picture()), display_id=True)
+        self._replace = lambda png: None if handle is None else handle.update(Image(png))
+
+    def _leave(self) -> None:
+        """Replace the picture by that of what is shown now."""
+        if self._replace is not None:
+            self._replace(self._picture())

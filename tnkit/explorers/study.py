@@ -141,7 +141,7 @@ class Study:
         """An untouched capture of a language's training sentences, of the mean over their tokens."""
         reading: dict[str, Any] = {"keep": ["activations", "post"], "position": "mean", "cache": True}
         run = partial(capture, self.model, self.texts["train"][language], progress=False, **reading)
-        return self._once(("means", language), run)
+        return self.once(("means", language), run)
 
     def all_captured(self, split: str, *, progress: bool = True) -> dict[str, Activations]:
         """`captured` for every language, with a progress bar."""

@@ -9,7 +9,16 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from tnkit.plots.style import MARKERS, axes, language_colour, language_label, literal, panels, style
+from tnkit.plots.style import (
+    MARKERS,
+    axes,
+    language_colour,
+    language_label,
+    language_marker,
+    literal,
+    panels,
+    style,
+)
 
 _STRATA = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
 
@@ -42,8 +51,8 @@ def space(
         if joined:
             lines = np.stack(list(points.values()), axis=1)
             ax.add_collection(LineCollection(list(lines), colors="#777777", linewidths=0.4, alpha=0.45, zorder=1))
-        for number, (language, xy) in enumerate(points.items()):
-            look: dict[str, Any] = {"color": language_colour(language), "marker": MARKERS[number % len(MARKERS)]}
+        for language, xy in points.items():
+            look: dict[str, Any] = {"color": language_colour(language), "marker": language_marker(language)}
             ax.scatter(xy[:, 0], xy[:, 1], s=14, alpha=0.6, linewidths=0, label=language_label(language), **look)
         if centroids:
             means = np.stack([xy.mean(axis=0) for xy in points.values()])

@@ -36,8 +36,6 @@ _NAMES = {
     "pt": "Portuguese", "ru": "Russian", "sv": "Swedish", "th": "Thai", "tr": "Turkish", "vi": "Vietnamese",
     "zh": "Chinese",
 }  # fmt: skip
-# What is done to a model, and types of neurons: another palette than languages, so that no colour means both.
-ROLE_COLOURS = {"untouched": "#4B5563", "set": "#B4234A", "control": "#8B93A1"}
 KIND_NAMES = {"type1": "Type-1", "type2": "Type-2"}
 KIND_COLOURS = {"type1": "#0072B2", "type2": "#D55E00"}
 MARKERS = "osD^vPX*"
@@ -155,27 +153,47 @@ def language_label(code: str) -> str:
 
 def language_colour(code: str) -> str:
     """The colour of a language, the same in every figure."""
-    return _FIXED.get(code) or PALETTE[zlib.crc32(code.encode(errors="replace")) % len(PALETTE)]
+    place = _place(code) - len(_FIXED)
+    return _FIXED.get(code) or _MORE[(place - place // (len(_MORE) + 1)) % len(_MORE)]
+
+
+def language_marker(code: str) -> str:
+    """The marker of a language, the same in every figure, whatever other languages are shown.
+
+    >>> [language_marker(code) for code in ("en", "ja", "ko")]
+    ['o', 's', 'D']
+    """
+    return MARKERS[_place(code) % len(MARKERS)]
 
 
 def language_looks(codes: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """A colour and a marker for each language of a study: up to 19 colours differ, and so do all pairs of both.
+    """A colour and a marker for each language of a study: up to 20 colours differ.
 
-    A language keeps the colour of `language_colour` where it has one of its own; the others take the colours that are
-    left, in the order of their codes. Hiding a language therefore changes no other.
+    A language keeps `language_colour` unless another of the study has it; then it takes the next colour that is left.
+    Hiding a language of the study changes no other.
 
     >>> looks = language_looks(["en", "ja", "ar", "ru"])
     >>> looks["ja"], len({colour for colour, _ in looks.values()})
     (('#D55E00', 's'), 4)
     """
-    known = [*_FIXED, *sorted(code for code in codes if code not in _FIXED)]
-    left = [colour for colour in (*PALETTE, *_MORE) if colour not in {_FIXED.get(code) for code in codes} - {None}]
-    looks, used = {}, 0
-    for code in sorted(set(codes), key=known.index):
-        colour = _FIXED.get(code) or left[used % len(left)]
-        used += code not in _FIXED
-        looks[code] = (colour, MARKERS[(known.index(code) + known.index(code) // 20) % len(MARKERS)])
+    looks: dict[str, tuple[str, str]] = {}
+    left = [*PALETTE, *_MORE]
+    for code in sorted(set(codes), key=lambda code: (_place(code), code)):
+        colour = language_colour(code)
+        colour = colour if colour in left or not left else left[0]
+        if colour in left:
+            left.remove(colour)
+        looks[code] = (colour, language_marker(code))
     return {code: looks[code] for code in codes}
+
+
+def _place(code: str) -> int:
+    """The place of a language among colours and markers; two that share a colour differ in their markers."""
+    if code in _FIXED:
+        return list(_FIXED).index(code)
+    others = sorted(_NAMES.keys() - _FIXED.keys())
+    place = others.index(code) if code in others else zlib.crc32(code.encode(errors="replace")) % 96
+    return len(_FIXED) + place + place // len(_MORE)
 
 
 def is_language(code: object) -> bool:

@@ -124,6 +124,7 @@ class Store {
     this.status.failed = "";
     this.tell();
   }
+  step() { if (this.past.length) this.past.at(-1).at = 0; } // what comes next is undone by itself
   undo() {
     const last = this.past.pop();
     if (!last) return;

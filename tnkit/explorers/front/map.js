@@ -73,7 +73,13 @@ const makeMap = (store) => {
   };
 
   // The half width that shows 98 % of the points of all panels at a layer.
+  const reaches = new Map();
   const reach = (layer) => {
+    const key = `${layer} ${roles()} ${visible()} ${roles().map((role) => visible().map((code) => Boolean(pointsOf(role, code)))).flat()} ${keyOf.off(store.state, store.state.language)}`;
+    if (!reaches.has(key)) reaches.set(key, measured(layer));
+    return reaches.get(key);
+  };
+  const measured = (layer) => {
     const sizes = [];
     for (const role of roles()) for (const code of visible()) {
       const points = pointsOf(role, code);
@@ -98,6 +104,24 @@ const makeMap = (store) => {
     return lengthCuts.filter((cut) => about.lengths[code][sentence] > cut).length;
   };
 
+  // A marker drawn once, and copied for each point.
+  const sprites = new Map();
+  const sprite = (marker, size, colour) => {
+    const key = `${marker} ${size.toFixed(1)} ${colour} ${ratio}`;
+    if (!sprites.has(key)) {
+      if (sprites.size > 400) sprites.clear();
+      const image = document.createElement("canvas"), half = Math.ceil(1.4 * size + 1);
+      image.width = image.height = 2 * half * ratio;
+      const brush = image.getContext("2d");
+      brush.setTransform(ratio, 0, 0, ratio, half * ratio, half * ratio);
+      brush.fillStyle = colour;
+      brush.fill(new Path2D(markerPath(marker, size)));
+      image.half = half;
+      sprites.set(key, image);
+    }
+    return sprites.get(key);
+  };
+
   const draw = () => {
     frame = 0;
     if (!width || !store.data.has("plane")) return;
@@ -105,13 +129,15 @@ const makeMap = (store) => {
     if (shown !== target) {
       const share = Math.min(1, (start - began) / STEP);
       shown = share === 1 ? target : from + (target - from) * (1 - (1 - share) ** 3);
-      radius += (reach(shown) - radius) * (share === 1 ? 1 : 0.25);
+      radius = reach(from) + ((shown - from) / (target - from)) * (reach(target) - reach(from));
       if (shown !== target) request();
     } else radius = reach(shown);
     const style = getComputedStyle(el), ink = (name) => style.getPropertyValue(name).trim();
     const dark = el.closest(".tn-app")?.dataset.theme === "dark";
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, width, height);
+    const faint = ink("--tn-faint"), low = 2 * count * Math.floor(shown), share = shown - Math.floor(shown);
+    const along = (points, at) => { const value = points[low + at]; return share ? value + share * (points[low + at + 2 * count] - value) : value; };
     const ends = store.state.colour === "token" ? new Map(endColours().map(([end, colour]) => [end, colour])) : null;
     for (const panel of panels()) {
       context.save();
@@ -133,28 +159,29 @@ const makeMap = (store) => {
       const size = clamp(panel.width / 150, 2.4, 4.2) * Math.sqrt(Math.min(view.zoom, 4));
       for (const code of visible()) {
         const look = store.look(code);
-        const path = new Path2D(markerPath(look.marker, size));
-        const mine = readable(look.colour, dark);
-        if (!pointsOf(panel.role, code)) { waiting.push(look.name); continue; }
+        const mine = readable(look.colour, dark), points = pointsOf(panel.role, code);
+        if (!points) { waiting.push(look.name); continue; }
+        const base = store.state.morph && code !== about.hub ? store.data.get("plane").points[code] : null;
+        const k = scale(panel), [left, top] = [panel.left + panel.width / 2 - view.x * k, panel.top + 24 + (panel.height - 24) / 2 + view.y * k];
         for (let n = 0; n < count; n++) {
-          const [px, py] = toScreen(panel, coordinates(panel.role, code, n));
+          let x = along(points, 2 * n), y = along(points, 2 * n + 1);
+          if (base) { const a = along(base, 2 * n), b = along(base, 2 * n + 1); x = a + morph * (x - a); y = b + morph * (y - b); }
+          const px = left + x * k, py = top - y * k;
           if (px < panel.left - 9 || px > panel.left + panel.width + 9 || py < panel.top - 9 || py > panel.top + panel.height + 9) continue;
           const dim = (picked && !picked.has(`${code}|${n}`)) || (found && !found.has(n)) || (pinned && pinned.sentence !== n);
           context.globalAlpha = dim ? 0.13 : 0.74;
-          context.fillStyle = ends ? ends.get(about.ends[code][n]) ?? ink("--tn-faint")
-            : store.state.colour === "length" ? LENGTHS[lengthStep(code, n)] : mine;
-          context.translate(px, py);
-          context.fill(path);
-          context.translate(-px, -py);
+          const image = sprite(look.marker, size, ends ? ends.get(about.ends[code][n]) ?? faint
+            : store.state.colour === "length" ? LENGTHS[lengthStep(code, n)] : mine);
+          context.drawImage(image, px - image.half, py - image.half, 2 * image.half, 2 * image.half);
         }
       }
       context.globalAlpha = 1;
-      const centres = visible().filter((code) => pointsOf(panel.role, code)).map((code) => {
+      const centres = store.state.colour !== "language" ? [] : visible().filter((code) => pointsOf(panel.role, code)).map((code) => {
         let [x, y] = [0, 0];
         for (let n = 0; n < count; n++) { const [a, b] = coordinates(panel.role, code, n); x += a / count; y += b / count; }
         return [code, toScreen(panel, [x, y])];
       });
-      if (store.state.colour === "language") for (const [code, [px, py]] of centres) {
+      for (const [code, [px, py]] of centres) {
         context.translate(px, py);
         const path = new Path2D(markerPath(store.look(code).marker, 7.5));
         context.lineWidth = 2.5; context.strokeStyle = ink("--tn-panel"); context.stroke(path);
@@ -384,10 +411,11 @@ const makeMap = (store) => {
   const update = () => {
     const { state } = store, dark = el.closest(".tn-app")?.dataset.theme === "dark";
     if (state.layer !== target) {
-      from = shown; target = state.layer; began = performance.now();
+      from = Math.round(shown); shown = from; target = state.layer; began = performance.now();
     }
     store.chunk("plane");
     const roles_ = roles();
+    el.classList.toggle("tn-three", roles_.length === 3);
     if (roles_.some((role) => role !== "untouched"))
       for (const code of [state.language, ...visible()]) if (code !== about.hub) store.chunk(keyOf.off(state, code));
     const toggle = (role) => store.set({ morph: false, shown: state.shown.includes(role) ? state.shown.filter((one) => one !== role) : [...state.shown, role] });

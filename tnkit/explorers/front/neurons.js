@@ -55,8 +55,9 @@ const makeNeurons = (store) => {
       return h("th", { scope: "col", "aria-sort": sorted ? (down ? "descending" : "ascending") : null, class: ["shared", "flags"].includes(key) ? "" : "tn-number" },
         h("button", { type: "button", "data-focus": key, title: `sort by ${name}`, onclick: () => { [by, down] = [key, sorted ? !down : !["rank", "layer", "neuron"].includes(key)]; update(true); } }, name, sorted && h("span", { "aria-hidden": "true" }, down ? " ↓" : " ↑")));
     }));
+    const selected = chunk.rows.some((row) => nameOf(row) === state.neuron) ? state.neuron : nameOf(chunk.rows[0]);
     const body = rows.map((row) => {
-      const name = nameOf(row), chosen = state.neuron === name;
+      const name = nameOf(row), chosen = name === selected;
       return h("tr", { "aria-selected": String(chosen), tabindex: chosen ? 0 : -1, "data-name": name, "data-focus": name, onclick: (event) => { if (event.target.type !== "checkbox") choose(name); } },
         h("td", {}, h("input", { type: "checkbox", "aria-label": `tick layer ${row.layer}, neuron ${row.neuron}`, checked: state.ticked.includes(name), "data-focus": `tick ${name}`, onchange: (event) => tick(name, event.target.checked) })),
         h("td", { class: "tn-number tn-soft" }, row.rank), h("td", { class: "tn-number" }, row.layer), h("td", { class: "tn-number" }, row.neuron),

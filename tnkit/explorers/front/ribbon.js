@@ -24,6 +24,7 @@ const makeRibbon = (store) => {
     move(Math.floor(share * store.about.layers));
   };
   svg.addEventListener("pointerdown", (event) => {
+    store.step();
     svg.setPointerCapture(event.pointerId);
     svg.focus({ preventScroll: true });
     pointer(event);

@@ -143,7 +143,7 @@ def test_the_ablation_shown_is_what_ablate_measures(explore):
         expected = tn.ablate(tiny_model(), tiny_corpus()["test"], neurons, **options)
         assert np.allclose(compared.ablated, expected.ablated, atol=1e-4)
         assert np.allclose(compared.controls["same layers"], expected.controls["same layers"], atol=1e-4)
-        mean = compared.to_frame().loc[(compared.best_layer, "the set"), "mean"]
+        mean = compared.to_frame().loc[(compared.chosen_layer, "the set"), "mean"]
         assert f"{mean:.3f}" in explorer.summary.value
 
 
@@ -199,6 +199,20 @@ def test_one_language_is_taken_away_and_another_added(explore):
     panel.away.value = "it"
     panel.go.click()
     assert "the same language is taken away and added" in explorer.errors[-1]
+
+
+def test_nothing_is_said_of_layers_before_the_first_ablated_one(explore):
+    explorer = explore("ablation", seeds=2)
+    explorer.kind.value, explorer.scope.value = "type2", "all tokens"
+    first = min(layer for layer, _ in explorer.neurons)
+    assert first > 0
+    result = explorer.result
+    assert all(result[name].layers == tuple(range(first, 4)) for name in ("retrieval", "similarity", "mutual_knn"))
+    assert result["retrieval"].chosen_layer >= first
+    texts = tiny_corpus()["test"]["it"]
+    off = tn.behaviour.perplexity(tiny_model(), texts, neurons=explorer.neurons, progress=False)
+    assert result["perplexity"].ablated.mean() == pytest.approx(off.nats, abs=1e-4)
+    assert f"{off.nats:.3f}" in explorer.summary.value and "nats per token" in explorer.summary.value
 
 
 def test_another_sentences_value_is_drawn(explore):
