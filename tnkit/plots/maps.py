@@ -178,10 +178,11 @@ def signed_maps(frames: Mapping[str, "pd.DataFrame"], *, xlabel: str, ylabel: st
     figure, row = panels(len(frames), width=1.5 + 0.9 * columns, height=1.9 + 0.55 * rows)
     for ax, (title, frame) in zip(row, frames.items(), strict=True):
         names = [language_label(name) for name in frame.columns], [language_label(name) for name in frame.index]
-        written = np.vectorize("{:+z.2f}".format if top < 10 else "{:+z.0f}".format)(frame.to_numpy(float))
+        written = np.vectorize("{:+z.2f}".format if top < 10 else "{:+z.1f}".format)(frame.to_numpy(float))
         with axes(ax, 0.0, 0.0) as ax:
             _heatmap(ax, frame.to_numpy(float), written, names, None, cmap="RdBu_r", vmin=-top, vmax=top)
             ax.set(xlabel=literal(xlabel), title=language_label(title))
+            ax.tick_params(length=0)
             ax.tick_params(axis="x", rotation=40)
         if ax is row[0]:
             ax.set_ylabel(literal(ylabel))

@@ -55,10 +55,12 @@ class Moves:
         above = 1000 * (self.table["score"] - self.table["layers"])
         order = [self.table.index.unique(level) for level in ("neurons", "target")]
         maps = {
-            str(name): rows.droplevel("sentences").unstack("target").loc[order[0], order[1]]
+            f"{plots.language_label(str(name))} sentences": rows.droplevel("sentences")
+            .unstack("target")
+            .loc[order[0], order[1]]
             for name, rows in above.groupby(level="sentences", sort=False)
         }
-        value = f"{self.score} score above the layers' mean (cosine / 1000)"
+        value = f"{self.score} score - layers' mean, x 1000"
         return plots.signed_maps(maps, xlabel="towards", ylabel="neurons of", value=value)
 
     def _repr_html_(self) -> str:

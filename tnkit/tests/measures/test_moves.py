@@ -58,8 +58,8 @@ def test_a_planted_neuron_moves_all_languages_to_the_one_it_writes():
     above = (found.to_frame()["score"] - found.to_frame()["layers"]).unstack("target")
     assert (above.idxmax(axis=1) == "it").all() and above["it"].min() > 0.05
     figure = found.plot()
-    assert [ax.get_title(loc="left") for ax in figure.axes[:2]] == ["English", "Japanese"]
-    assert figure.axes[0].texts[2].get_text() == f"{1000 * above.loc[('it', 'en'), 'it']:+.0f}"
+    assert [ax.get_title(loc="left") for ax in figure.axes[:2]] == ["English sentences", "Japanese sentences"]
+    assert figure.axes[0].texts[2].get_text() == f"{1000 * above.loc[('it', 'en'), 'it']:+.1f}"
     assert "centred" not in found._repr_html_()
 
 
