@@ -31,7 +31,7 @@ def as_a_stranger(request):
 def compare_in_the_sandbox(folder, remote):
     """The few questions of `compare` that touch every part; each request costs the server a process."""
     kept = []
-    for model in (tn.load_model(folder), tn.load_model(folder, remote=remote)):
+    for model in (tn.load_model(folder, packed=False), tn.load_model(folder, remote=remote)):
         ours = tn.capture(model, SENTENCES, progress=False)
         target = tn.estimate_centroids([ours])
         with tn.Ablation(model, NEURONS, tokens="last"):

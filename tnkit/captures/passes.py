@@ -198,8 +198,8 @@ class Pass:
                 if pieces >= len(index) or reduce is not None or self.model.sharded:
                     longest = max(len(self.tokens[place]) for place in index)
                     raise TnkitError(
-                        f"{self.model.device} has too little memory for {-(-len(index) // pieces)} sentence(s) of up "
-                        f"to {longest} tokens; ask for fewer layers, or a smaller batch_tokens"
+                        f"{self.model.device} has too little memory for {-(-len(index) // pieces)} sentence(s) of "
+                        f"{longest} tokens; ask for fewer layers, or a smaller batch_tokens"
                     )
                 torch.cuda.empty_cache()
                 pieces *= 2

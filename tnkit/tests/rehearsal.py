@@ -37,7 +37,7 @@ SERVER = "http://rehearsal.invalid"
 
 def compare(folder, remote=SERVER):
     """The largest differences between a remote model and the same one here, by what was compared."""
-    here, there = tn.load_model(folder), tn.load_model(folder, remote=remote)
+    here, there = tn.load_model(folder, packed=False), tn.load_model(folder, remote=remote)  # which pads
     text, found = SENTENCES, {}
 
     def differ(name, ours, theirs):
@@ -145,7 +145,7 @@ def size(value):
 
 def compare_half(folder):
     """In half precision, score the same capture here and there, and in the pass itself."""
-    here, there = tn.load_model(folder), tn.load_model(folder, remote=SERVER)
+    here, there = tn.load_model(folder, packed=False), tn.load_model(folder, remote=SERVER)  # which pads
     kept = tn.capture(there, SENTENCES, **QUIET)
     target, found = tn.estimate_centroids([kept]), {}
     for distance in ("cosine", "euclidean"):
