@@ -98,10 +98,12 @@ def similarity_map(
     names = [language_label(language) for language in languages]
     with axes(ax, *_size(len(names))) as ax:
         _image(ax, values, np.vectorize("{:z.3f}".format)(values), scale=(lowest, 1.0), fontsize=8.5, aspect="auto")
-        ax.set_xticks(range(len(names)), names, rotation=90 if len(names) > _MANY else 0)
+        ax.set_xticks(range(len(names)), names)
         ax.set_yticks(range(len(names)), names)
         ax.set_title(literal(title))
         ax.tick_params(length=0)
+        if len(names) > _MANY:
+            ax.tick_params(axis="x", rotation=90)
     return ax
 
 

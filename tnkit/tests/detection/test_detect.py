@@ -1,6 +1,7 @@
 """Detection in one call equals its steps, streamed or stored, and refuses early."""
 
 import copy
+import gc
 from pathlib import Path
 
 import pytest
@@ -375,3 +376,31 @@ def test_each_language_counts_once_in_the_shared_centroid(hub):
     ]
     expected = torch.stack(means).mean(dim=0)[list(found.centroids.layers)]
     assert torch.allclose(found.centroids.values.double(), expected, atol=1e-6)
+
+
+MANY = "en de nl sv da it es fr pt ro ru uk bg pl cs ar fa he hi bn ta te th vi id ja zh ko fi hu tr el".split()
+
+
+def alive():
+    """The bytes of all tensors that somebody still holds."""
+    gc.collect()
+    tensors = [thing for thing in gc.get_objects() if type(thing) is torch.Tensor]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_32_languages_hold_no_more_than_8_but_their_centroids(tmp_path, streaming):
+    rows = ["\t".join(MANY), *("\t".join(f"{code} {row} {code * row}" for code in MANY) for row in range(1, 9))]
+    (tmp_path / "many.tsv").write_text("\n".join(rows))
+    corpus = tn.load_corpus(tmp_path / "many.tsv", MANY, test=0.0)  # a column named id is Indonesian only where asked
+    model, held = tiny_model(), {}
+    for count in (8, 32):
+        texts, found = {code: corpus["train"][code] for code in MANY[:count]}, []
+        before = alive()
+        for step in tn.detect_steps(model, texts, top=5, streaming=streaming):
+            found += [(detection.language, detection.kind) for detection in step.found]
+            if len(found) == 2 * (count - 1):
+                held[count] = alive() - before  # as the last language ends, while the detection still holds its own
+        assert len(set(found)) == 2 * (count - 1)
+    activations = 24 * 8 * model.n_layers * (model.n_neurons + 2 * model.hidden_size) * 4  # of 24 more languages
+    assert held[32] - held[8] < activations / 4
