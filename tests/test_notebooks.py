@@ -18,7 +18,7 @@ from notebooks import build
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["00_explore", "01_detection", "02_latent_spaces", "03_ablation", "04_specificity", "05_your_model"]
-NAMES += ["06_evidence"]
+NAMES += ["06_evidence", "07_steering"]
 SOURCES = build.sources()
 WARNING = "so scores may hardly tell it from others; see target() of the detection"  # which the text explains
 SAVED = re.compile(r"^save\(\"([\w-]+)\"", re.MULTILINE)
@@ -32,6 +32,7 @@ SMALL = {
     "04_specificity": {"top": 8, "sentences": 8, "quantile": 0.3, "languages": ["en", "ja", "it"]},
     "05_your_model": {"top": 8, "sentences": 8, "seeds": 1, "file": "mine.tsv"},
     "06_evidence": {"top": 8, "sentences": 6, "draws": 2, "languages": ["en", "ja", "it"]},
+    "07_steering": {"top": 8, "sentences": 6, "prompts": 3, "strengths": [1.0], "layer": 2, "languages": ["en", "it"]},
 }
 
 
