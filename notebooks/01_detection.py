@@ -227,6 +227,16 @@ save("neurons-by-layer", axes)
 type1.to_frame().head()
 
 # %% [markdown]
+# The same neurons in the explorer: sort and filter the table, choose a row to see the neuron at every token of the
+# sentences in which it is strongest, and tick rows to switch those off. (On a page that cannot run it, its picture.)
+
+# %%
+pair = tn.load_corpus(corpus_id, [hub, language])
+explorer = tn.explore(model, pair, view="neurons", language=language, hub=hub, sentences=sentences)
+save("explorer", explorer.figure())
+explorer
+
+# %% [markdown]
 # ## 8. Once more, in one call
 #
 # `tn.detect_all` does all of this, for every language that it is given, and runs each sentence once. Each result knows

@@ -76,9 +76,18 @@ components = tn.geometry.pca(states, layers=shown)
 save("components", components.plot(centroids=True))
 
 # %% [markdown]
-# The diamonds are the languages' means, the star the mean of those. A warning about such pictures: two directions out
-# of hundreds hold only the share of the variance that stands at the axes. Clouds that lie on each other here may be
-# apart in a third direction. So:
+# Or walk through the layers yourself: drag on the ribbon, zoom, hover a point to read it, and switch neurons off in the
+# same plane. (On a page that cannot run it, its picture.)
+
+# %%
+explorer = tn.explore(model, tn.load_corpus(corpus_id, languages), hub=hub, sentences=sentences)
+save("explorer", explorer.figure())
+explorer
+
+# %% [markdown]
+# In the figure above, the diamonds are the languages' means, the star the mean of those. A warning about such pictures:
+# two directions out of hundreds hold only the share of the variance that stands at the axes. Clouds that lie on each
+# other here may be apart in a third direction. So:
 #
 # ## 2. How far apart are the languages' means?
 #

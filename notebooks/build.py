@@ -171,6 +171,8 @@ def _tidied(output: NotebookNode) -> NotebookNode | None:
     if output.output_type == "stream" and output.name == "stderr" and "\r" in output.text:
         return None
     data = output.get("data", {})
+    if "tn-still-mark" in data.get("text/html", ""):  # how JupyterLab shows a widget or its picture
+        return None
     if VIEW in data:
         if "image/png" not in data:
             return None

@@ -25,7 +25,8 @@ from tnkit.detection.sums import RunningSum, add_up, share_sums
 from tnkit.detection.targets import described, target_languages, warn
 from tnkit.detection.turns import TurnAccumulator
 from tnkit.errors import TnkitError
-from tnkit.models.model import Model
+from tnkit.models.model import Model, hashed_once
+from tnkit.models.sessions import TURN
 from tnkit.models.trace import sites_of
 from tnkit.text.rows import check_texts
 
@@ -202,8 +203,9 @@ class Job:
         running = CentroidAccumulator()
         _add(captured, share, {"centroid": running})
         self.centroids[name] = running.result()
-        scores = self._scores(name)
-        _add(captured, share, scores)
+        with TURN, hashed_once(self.model):
+            scores = self._scores(name)
+            _add(captured, share, scores)
         yield 0, self._detections(name, {kind: running.result() for kind, running in scores.items()})
 
     def _towards(self, kind: str, name: str) -> tuple[str, ...]:
