@@ -230,11 +230,13 @@ class Pass:
         except torch.OutOfMemoryError:
             return None
 
-    def _trace(self, index: Sequence[int], reduce: Callable[..., dict[str, Tensor]] | None) -> dict[str, list[Tensor]]:
-        rows = Rows.of(self.model, [self.tokens[place] for place in index])
+    def _trace(
+        self, index: Sequence[int], reduce: Callable[..., dict[str, Tensor]] | None, *, packed: bool = True
+    ) -> dict[str, list[Tensor]]:
+        rows = Rows.of(self.model, [self.tokens[place] for place in index], packed=packed)
         mean = self.position == "mean"
         with TURN, running(self.model.lm._module, **rows.known(self.tokens, index)):
-            return trace_blocks(
+            traced = trace_blocks(
                 self.model,
                 rows.inputs | {"use_cache": False},
                 rows.places if mean else rows.at([self.read[place] for place in index]),
@@ -244,6 +246,9 @@ class Pass:
                 normed_last=self.last_layer == "normed",
                 reduce=reduce,
             )
+        if rows.packed and not all(bool(part.sum().isfinite()) for parts in traced.values() for part in parts):
+            return self._trace(index, reduce, packed=False)  # a state that is not finite reaches all of its row
+        return traced
 
     def kept(self, key: str | None, *, device: torch.device = _CPU) -> Iterator[Activations]:
         """`run`, but batches that the cache holds come from there, a shard at a time, and others go there.

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import tnkit as tn
 from tnkit.cli import flags
 from tnkit.cli.flags import show
-from tnkit.measures.specificity.rivals import rivals_found
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,7 +98,7 @@ def _type1(model: Any, corpus: Any, detections: Any, captured: Any, *, options: 
     yield _drawn(axes, f"{_name(language)}: {title}", out / "ablation.png")
 
     others = {name: rivals[name] for name in rivals if name not in first}
-    others |= _by_membership(sets, language) | rivals_found(
+    others |= _by_membership(sets, language) | tn.specificity.rivals_found(
         captured, neurons, language=language, layers=model.early_layers
     )
     at_layer: dict[str, Any] = {"layers": [layer], "chosen_layer": layer, "chosen_on": "training sentences"}

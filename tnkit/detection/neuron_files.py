@@ -97,6 +97,11 @@ def _of_pickle(path: str | Path, shape: tuple[int, int]) -> dict[str, Any]:
 
 
 def _plain(number: Any) -> Any:
-    """A number of Python; whole floats, which some copies of the published code write, become whole numbers."""
+    """A number of Python; whole floats, which some copies of the published code write, become whole numbers.
+
+    Anything else is not looked at: the text of a nested tuple can be longer than memory.
+    """
     number = number.item() if hasattr(number, "item") else number
+    if not isinstance(number, int | float):
+        raise TypeError(type(number).__name__)
     return int(number) if isinstance(number, float) and number.is_integer() else number

@@ -278,7 +278,7 @@ class NeuronSet(Shareable, Sequence[Pair]):
         pairs, scores = tuple(map(tuple, content["pairs"])), tuple(map(float, content.get("scores", ())))
         try:
             provenance = stated(path, content) or {"file": Path(path).name}
-            return cls(pairs, tuple(content["shape"]), scores, provenance, content.get("layout", ()))
+            return cls(pairs, tuple(content["shape"]), scores, provenance, tuple(map(tuple, content.get("layout", ()))))
         except TnkitError as error:
             raise TnkitError(f"{path}: {error}") from error
 

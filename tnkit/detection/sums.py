@@ -119,7 +119,7 @@ def add_up(planned: Pass, running: Mapping[str, RunningSum], *, fingerprint: str
     >>> from tnkit.testing import tiny_model, SENTENCES
     >>> running = CentroidAccumulator()
     >>> list(add_up(plan(tiny_model(), SENTENCES, keep=["post"], batch_tokens=100), {"en": running}))
-    [3, 2, 1]
+    [1, 3, 2]
     """
     whole, planned = len(planned), planned.share()
     work = _add_up(planned, running) if fingerprint is None else _resumed(planned, running, fingerprint)

@@ -23,7 +23,7 @@ from tnkit.detection.closed_form import add_turns
 from tnkit.detection.ranking import span
 from tnkit.detection.scoring import FOLDS
 from tnkit.detection.sums import RunningSum, add_up, drain
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, check_model
 from tnkit.models.model import Model, check_layers
 from tnkit.provenance import check_alike, check_fits, check_made_with
 
@@ -58,6 +58,7 @@ class TurnAccumulator(RunningSum):
         layers: Iterable[SupportsIndex] | None = None,
         folds: int = 1,
     ) -> None:
+        check_model(model)
         if model.request_bytes is not None:
             raise TnkitError(
                 f"the sums of {model.name} are as large as its down projections and would travel from {model.server} "

@@ -27,7 +27,7 @@ from tnkit.plots.style import save_figure
 
 _KEPT = 400  # frames, about 100 KB each
 _PAUSE = 0.02  # seconds left to the kernel between two frames that are drawn ahead
-_DROPPED = ("study", "model", "states", "_kept", "_frames", "_cards", "_compared", "_tables")  # by `close`
+_DROPPED = ("study", "model", "states", "steering", "_kept", "_frames", "_cards", "_compared", "_tables")  # by `close`
 _log = logging.getLogger("tnkit")
 _Key = TypeVar("_Key", bound=Hashable)
 

@@ -60,6 +60,11 @@ class SteeringPanel(ipywidgets.VBox):
         )
         super().__init__([controls(self.away, self.added, self.strength, self.go), hint, self.shown])
 
+    def close(self) -> None:
+        """Release the model and its results."""
+        self.__dict__.pop("study", None)
+        super().close()
+
     def steered(self) -> Continuations:
         """The continuations of the prompt: untouched, with the set, and with each control.
 

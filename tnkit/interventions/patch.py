@@ -24,7 +24,7 @@ from tnkit.captures.passes import capture
 from tnkit.captures.rows import Rows
 from tnkit.captures.token_ids import Texts
 from tnkit.detection.neurons import NeuronSet, Pair
-from tnkit.errors import TnkitError, one_of
+from tnkit.errors import TnkitError, check_model, one_of
 from tnkit.models.model import Model, check_layers
 from tnkit.models.sessions import TURN, running
 from tnkit.models.trace import trace_blocks
@@ -167,6 +167,7 @@ def patch(
     >>> torch.equal(patched.post[2], tn.capture(model, source, progress=False).post[2])
     True
     """
+    check_model(model)
     one_of("site", site, PATCHED)
     one_of("tokens", tokens, SCOPES)
     chosen = _neurons(model, site, neurons, layers)
@@ -203,7 +204,7 @@ def check_site(model: Model, site: str, layers: Sequence[int]) -> None:
     ...
     tnkit.errors.TnkitError: attention and MLP of layer 0 of GPTNeoXForCausalLM run side by side, so nothing reads ...
     """
-    if model.remote:
+    if model.request_bytes is not None:
         raise TnkitError(f"{model.name} runs elsewhere, where only activations can be patched; load it here")
     for layer in layers:
         sites = model.sites[layer]

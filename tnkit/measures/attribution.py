@@ -21,7 +21,7 @@ from tnkit.captures.passes import capture
 from tnkit.captures.rows import Rows
 from tnkit.detection.neurons import NeuronSet
 from tnkit.detection.scores import NeuronScores
-from tnkit.errors import TnkitError, one_of, whole_number
+from tnkit.errors import TnkitError, check_model, one_of, whole_number
 from tnkit.interventions.last_token import LastToken
 from tnkit.interventions.scopes import decoder_of
 from tnkit.measures.gates import Gates
@@ -158,7 +158,8 @@ def attribution(
     """
     one_of("measure", measure, ATTRIBUTED)
     one_of("method", method, METHODS)
-    if model.remote:
+    check_model(model)
+    if model.request_bytes is not None:
         raise TnkitError(f"{model.name} runs elsewhere, where no gradients are taken; load it here")
     check_repeatable(model.module)
     steps = whole_number("steps", steps, at_least=1)

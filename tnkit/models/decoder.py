@@ -1,20 +1,21 @@
 """The decoder blocks of a model, where their neurons are read, and their value vectors: `Decoder`."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
-from typing import Any, SupportsIndex, cast
+from typing import Any, cast
 
 import torch
 import transformers
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tnkit.errors import TnkitError, check_model, whole_numbers
+from tnkit.errors import TnkitError
 from tnkit.models import maps
 from tnkit.models import reading as architecture
 from tnkit.models.experts import all_vectors, is_experts, shape_of, some_vectors, weight_of
+from tnkit.models.layers import check_layers
 from tnkit.models.reading import Sites
 from tnkit.models.wrapper import TransformersModel, served
 
@@ -246,10 +247,10 @@ class Decoder:
         return self.value_vectors(layer)[list(neurons)]
 
     def output_gain(self, layer: int) -> Float[Tensor, "hidden"]:
-        """What the MLP branch is multiplied by, coordinate by coordinate, on its way to the residual stream (float32).
+        """What the MLP branch is multiplied by, coordinate by coordinate, before it is added (float32).
 
-        A neuron's contribution is scale · output gain ⊙ value vector · activation. It is 1 in pre-norm blocks, and the
-        learned gain of the branch's own norm in Gemma and OLMo 2.
+        A contribution is scale · output gain ⊙ value vector · activation. The gain is 1 in pre-norm blocks, and the
+        gain of the branch's own norm in Gemma and OLMo 2.
         """
         check_layers(self, [layer])
         sites, dtype = self.sites[layer], self._dtype_of(self._last_map(layer) if self.widths[layer] else self._a_map)
@@ -335,20 +336,3 @@ class Decoder:
     def _a_map(self) -> Any:
         """The last map of the first layer that has one."""
         return self._last_map(next(layer for layer, width in enumerate(self.widths) if width))
-
-
-def check_layers(model: Decoder, layers: Iterable[SupportsIndex]) -> tuple[int, ...]:
-    """The layers as a tuple of ints, ascending.
-
-    Raises:
-        TnkitError: for none, for a layer that the model does not have, or that is not a whole number.
-    """
-    check_model(model)
-    chosen = set()
-    for layer in whole_numbers("layers", layers):
-        if not layer < model.n_layers:
-            raise TnkitError(f"layer {layer} is not in {model.name}, which has layers 0 to {model.n_layers - 1}")
-        chosen.add(layer)
-    if not chosen:
-        raise TnkitError(f"no layers were named; {model.name} has layers 0 to {model.n_layers - 1}")
-    return tuple(sorted(chosen))

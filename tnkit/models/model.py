@@ -17,8 +17,8 @@ from tnkit import storage
 from tnkit.errors import TnkitError
 from tnkit.models import fingerprint as fingerprints
 from tnkit.models.decoder import Decoder
-from tnkit.models.decoder import check_layers as check_layers
 from tnkit.models.hooks import check_repeatable, hooks_checked
+from tnkit.models.layers import check_layers as check_layers
 from tnkit.models.sessions import state_of
 from tnkit.models.weights import hash_now, hash_of, versions_of
 from tnkit.models.wrapper import traceable

@@ -70,7 +70,7 @@ def trace_blocks(
     """
     blocks = attrgetter(model.blocks_path)(model.lm)
     final_norm: Any = attrgetter(model.final_norm_path)(model.lm) if normed_last and model.final_norm_path else None
-    names, keep = names_of(model), frozenset(keep)
+    names, keep = names_of(model, inputs["input_ids"].numel()), frozenset(keep)
     for layer, edit in state_of(model.lm._module).editors:
         names[layer].edits.append(edit)
     for layer, move in state_of(model.lm._module).movers:
@@ -102,10 +102,10 @@ def trace_blocks(
     return kept
 
 
-def names_of(model: Model) -> list[SimpleNamespace]:
+def names_of(model: Model, tokens: int = 0) -> list[SimpleNamespace]:
     """What a block is given to read each layer by: its sites, its width, those of the widest layer and the stream."""
     none, names = Sites("", ""), []
-    sizes = {"neurons": model.places, "hidden": model.hidden_size, "slots": model.slots}
+    sizes = {"neurons": model.places, "hidden": model.hidden_size, "slots": model.slots, "tokens": tokens}
     for sites, width in zip(model.sites, model.widths, strict=True):
         read = {name: served(site) if isinstance(site, str) else site for name, site in vars(sites or none).items()}
         names.append(SimpleNamespace(**read, width=width, edits=[], movers=[], **sizes))
@@ -207,14 +207,14 @@ def _read(
     """The wanted sites of one block but `post`, at one token of each sentence, in the order in which they come."""
     (read, weights), values = how, {}
     if "pre" in keep or ("mid" in keep and names.mid is None):
-        pre = _pooled(block.input, read, weights)
+        pre = _pooled(block.input.reshape(names.tokens, -1), read, weights)
         if "pre" in keep:
             values["pre"] = pre
     if "mid" in keep and names.mid is None:
         branch = _pooled(first(attrgetter(names.attention)(block).output), read, weights)
         values["mid"] = pre.float() + names.multiplier * branch.float()
     elif "mid" in keep and names.mid:
-        mid = attrgetter(names.mid)(block).input
+        mid = attrgetter(names.mid)(block).input.reshape(names.tokens, -1)  # of as many tokens as were given
         values["mid"] = _pooled(mid if names.carry is None else mid * getattr(block, names.carry), read, weights)
     elif "mid" in keep:  # no branch is added to it
         values["mid"] = _pooled(post_of(block, names), read, weights)

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from tnkit import storage
 from tnkit.captures.passes import plan
 from tnkit.captures.token_ids import Texts
-from tnkit.errors import TnkitError, whole_number
+from tnkit.errors import TnkitError, check_model, whole_number
 from tnkit.interventions.last_token import LastToken
 from tnkit.interventions.scopes import decoder_of
 from tnkit.models.hooks import check_repeatable
@@ -131,7 +131,8 @@ def jacobians(
     >>> found.matrices.shape, torch.equal(found.matrices[-1], torch.eye(32))
     (torch.Size([4, 32, 32]), True)
     """
-    if model.remote:
+    check_model(model)
+    if model.request_bytes is not None:
         raise TnkitError(f"{model.name} runs elsewhere, where no gradients are taken; load it here")
     check_repeatable(model.module)
     rows = whole_number("rows", rows, at_least=1)

@@ -17,7 +17,7 @@ from torch import Tensor
 from tnkit import storage
 from tnkit.captures.activations import Activations
 from tnkit.captures.passes import capture
-from tnkit.errors import TnkitError, one_of, whole_number
+from tnkit.errors import TnkitError, check_model, one_of, whole_number
 from tnkit.interventions.comparison import NONE, SET, each_condition
 from tnkit.interventions.controls import Control
 from tnkit.interventions.together import Given, Neurons, neurons_of
@@ -192,6 +192,7 @@ def latent_language(
     >>> found.to_frame().loc[("probability", "none", 3, "it"), ["n", "draws"]].tolist()
     [3, 1]
     """
+    check_model(model)
     concepts = load_concepts() if concepts is None else concepts
     chosen = tuple(languages or concepts.languages)
     if unknown := [name for name in (target, source) if name is not None and name not in concepts.languages]:

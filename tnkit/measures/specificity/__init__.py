@@ -32,6 +32,7 @@ from tnkit.measures.specificity.overlap import overlaps as overlaps
 from tnkit.measures.specificity.precision import AveragePrecision as AveragePrecision
 from tnkit.measures.specificity.precision import average_precision as average_precision
 from tnkit.measures.specificity.rivals import rivals as rivals
+from tnkit.measures.specificity.rivals import rivals_found as rivals_found
 from tnkit.measures.specificity.routing import Routing as Routing
 from tnkit.measures.specificity.routing import routing as routing
 from tnkit.measures.specificity.sentences import top_sentences as top_sentences

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from tnkit.captures.activations import Activations
 from tnkit.captures.passes import capture
 from tnkit.detection.neurons import NeuronSet
-from tnkit.errors import TnkitError, one_of, whole_number
+from tnkit.errors import TnkitError, check_model, one_of, whole_number
 from tnkit.interventions.comparison import NONE, SET
 from tnkit.interventions.controls import Control, drawn
 from tnkit.interventions.direction import Direction
@@ -142,6 +142,7 @@ def _checked(
 ) -> tuple[str, ...]:
     """The names of the selections, once everything that can be refused early was."""
     one_of("how", how, tuple(_AMOUNTS))
+    check_model(model)
     model.check_ready()
     missing = [language for language in (away, *sets) if language not in texts]
     if not sets or missing or away in sets:

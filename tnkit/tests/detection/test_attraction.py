@@ -282,9 +282,9 @@ def test_a_streamed_detection_runs_each_sentence_once_and_equals_the_others(name
     model, how, totals = tiny_model(name), {"top": 9, "batch_tokens": 100} | QUIET, []
     trace = passes.trace_blocks
 
-    def counted(model, inputs, *arguments, **options):
-        totals[-1] += len(inputs["input_ids"])
-        return trace(model, inputs, *arguments, **options)
+    def counted(model, inputs, read, **options):
+        totals[-1] += len(read)
+        return trace(model, inputs, read, **options)
 
     monkeypatch.setattr(passes, "trace_blocks", counted)
     ways = {"held": {"streaming": False}, "once": {"streaming": True}, "small": {"streaming": True, "stability": False}}

@@ -100,7 +100,7 @@ def test_without_a_connection_or_a_name_it_says_so_in_a_sentence(monkeypatch, tm
             tn.load_corpus(source, LANGUAGES)
         assert "\n" not in str(caught.value)
     with pytest.raises(
-        tn.TnkitError, match=r"there is no file everydy; .* \(data sets by name: everyday, tatoeba, mkqa"
+        tn.TnkitError, match=r"there is no file everydy; .* \(data sets by name: everyday, openings, tatoeba, mkqa"
     ):
         tn.load_corpus("everydy", LANGUAGES)
     with pytest.raises(tn.TnkitError, match="name the languages to read of facebook/belebele"):
