@@ -333,5 +333,9 @@ def _arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 
 def parameters(module: nn.Module) -> list[str]:
-    """The names of what a module's forward takes."""
+    """The names of what a module's forward takes.
+
+    >>> parameters(nn.Linear(1, 1))
+    ['input']
+    """
     return list(inspect.signature(type(module).forward).parameters)[1:]
