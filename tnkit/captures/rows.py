@@ -85,7 +85,7 @@ class Rows:
         return self.inputs["input_ids"].flatten()[self.places]
 
     def known(self, tokens: Tokens, index: Sequence[int]) -> dict[str, Any]:
-        """What `running` is told of a pass of these sentences of a text."""
+        """What `running` needs to know of a pass over these sentences."""
         own = tokens.own_places(index, self.real.shape[1])
         return {"own": own, "texts": torch.where(self.real, self.places, -1) if self.packed else None}
 

@@ -150,17 +150,26 @@ class ScoreAccumulator(RunningSum):
         used = {"centroid": self.centroids} | ({} if self.origin is None else {"origin": self.origin})
         points = {name: points.provenance.get("sentences", points.provenance) for name, points in used.items()}
         folds = sums[:, 1:].float().transpose(0, 1).contiguous() if self.folds else None
-        return NeuronScores(values, self.distance, {**self.provenance, **points}, folds, self._routed())
+        routed = shares_sent(self.model, self.layers, self.total[:, self.total.shape[1] - self.experts :], self.count)
+        return NeuronScores(values, self.distance, {**self.provenance, **points}, folds, routed)
 
-    def _routed(self) -> Float[Tensor, "layer expert"] | None:
-        """The share of the sentences that each expert had, NaN in layers without experts."""
-        if not self.experts:
-            return None
-        shares = torch.full((self.model.n_layers, self.experts), torch.nan, dtype=torch.float64)
-        for layer, sent in zip(self.layers, self.total[:, -self.experts :], strict=True):
-            if has := self.model.experts_of(layer):
-                shares[layer, : has[0]] = sent[: has[0]] / self.count
-        return shares
+
+def shares_sent(
+    model: Model, layers: Iterable[int], sent: Float[Tensor, "summed expert"], count: int
+) -> Float[Tensor, "layer expert"] | None:
+    """The share of the sentences that each expert had, NaN in layers without experts; None in a model without any.
+
+    >>> from tnkit.testing import tiny_model
+    >>> shares_sent(tiny_model("mixtral"), [1], torch.tensor([[3.0, 0, 6, 3, 0, 0]]), 6)[1, :4].tolist()
+    [0.5, 0.0, 1.0, 0.5]
+    """
+    if not sent.shape[1]:
+        return None
+    shares = torch.full((model.n_layers, sent.shape[1]), torch.nan, dtype=torch.float64)
+    for layer, row in zip(layers, sent.double().cpu(), strict=True):
+        if has := model.experts_of(layer):
+            shares[layer, : has[0]] = row[: has[0]] / count
+    return shares
 
 
 def _totals(

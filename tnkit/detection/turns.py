@@ -21,7 +21,7 @@ from tnkit.detection.attraction import Attraction
 from tnkit.detection.centroids import Centroids
 from tnkit.detection.closed_form import add_turns
 from tnkit.detection.ranking import span
-from tnkit.detection.scoring import FOLDS
+from tnkit.detection.scoring import FOLDS, shares_sent
 from tnkit.detection.sums import RunningSum, add_up, drain
 from tnkit.errors import TnkitError, check_model
 from tnkit.models.model import Model, check_layers
@@ -143,23 +143,14 @@ class TurnAccumulator(RunningSum):
                 raise TnkitError(
                     f"sums of layer {layer} are not finite: the captured states or weights hold NaN or Inf"
                 )
-        sums = self.total[:, : self.total.shape[1] - self.experts]
+        sums, sent = self.total.split((self.total.shape[1] - self.experts, self.experts), dim=1)
+        routed = shares_sent(self.model, self.layers, sent, self.count)
         sums = sums.unflatten(1, (self.folds, self.model.n_neurons, self.model.hidden_size))
         about, origin = self.provenance, None
         if self.origin is not None:
             origin = self._origins
             about = {**about, "origin": self.origin.provenance.get("sentences", self.origin.provenance)}
-        return Attraction(sums, self.layers, tuple(self.model.widths), self.count, origin, about, self._routed())
-
-    def _routed(self) -> Float[Tensor, "layer expert"] | None:
-        """The share of the sentences that each expert had, NaN in layers without experts."""
-        if not self.experts:
-            return None
-        shares = torch.full((self.model.n_layers, self.experts), torch.nan, dtype=torch.float64)
-        for row, layer in enumerate(self.layers):
-            if has := self.model.experts_of(layer):
-                shares[layer, : has[0]] = self.total[row, -self.experts :].double().cpu()[: has[0]] / self.count
-        return shares
+        return Attraction(sums, self.layers, tuple(self.model.widths), self.count, origin, about, routed)
 
 
 def _add(

@@ -27,7 +27,7 @@ from tnkit.interventions.scopes import decoder_of
 from tnkit.measures.gates import Gates
 from tnkit.measures.geometry.vectors import centre, unit
 from tnkit.measures.measurement import MEASURE_NAMES, Texts
-from tnkit.measures.vocabulary import head_of, logits_of
+from tnkit.measures.vocabulary import LOGITS, head_of, logits_of
 from tnkit.models.hooks import check_repeatable
 from tnkit.models.model import Model, check_layers
 from tnkit.models.sessions import TURN, running
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 METHODS = ("gradient", "integrated")
-_LOGITS = 1 << 24  # held at once
 
 
 def _similarity(states: Tensor, targets: Tensor) -> Tensor:
@@ -276,7 +275,7 @@ class _OfText:
             yield gates, states[real], inputs["input_ids"][:, 1:][real]
 
     def _nats(self, states: Tensor, wanted: Tensor) -> Iterator[Tensor]:
-        rows = max(1, _LOGITS // len(self.head.weight))
+        rows = max(1, LOGITS // len(self.head.weight))
         for some, tokens in zip(states.split(rows), wanted.split(rows), strict=True):
             logits = logits_of(self.model, self.head, some).float()
             yield cross_entropy(logits, tokens.to(logits.device), reduction="sum") / self.tokens

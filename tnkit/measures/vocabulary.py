@@ -19,7 +19,7 @@ from tnkit.models.hooks import without_ablations
 from tnkit.models.model import PROBE, Model
 from tnkit.models.sessions import TURN
 
-_LOGITS = 1 << 24  # held at once: 64 MiB in float32
+LOGITS = 1 << 24  # held at once: 64 MiB in float32
 
 
 def logits_of(model: Model, head: nn.Module, states: Float[Tensor, "*state hidden"]) -> Float[Tensor, "*state token"]:
@@ -70,7 +70,7 @@ class Vocabulary:
     def __init__(self, model: Model) -> None:
         self.model, (self.norm, self.head) = model, head_of(model)
         model.check_ready()
-        self.rows = max(1, _LOGITS // len(self.head.weight))
+        self.rows = max(1, LOGITS // len(self.head.weight))
         with TURN, torch.inference_mode(), without_ablations(model.module):
             inputs = Rows.of(model, tokenised(model, [PROBE])).inputs
             last = capture(model, [PROBE], keep=["post"], layers=[model.n_layers - 1], progress=False).post

@@ -2,7 +2,7 @@
 
 const FLAGS = {
   constant: "hardly varies: its mean explains 90 % of its squared activation",
-  "last character": "half of its variance in a language is told by the last character",
+  "last character": "the last character explains half of its variance within a language",
   massive: "ten times as active as the median neuron of its layer",
 };
 

@@ -20,6 +20,7 @@ from tnkit.errors import TnkitError, whole_number
 from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.scopes import decoder_of
 from tnkit.interventions.together import Given
+from tnkit.measures.vocabulary import LOGITS as _LOGITS
 from tnkit.measures.vocabulary import logits_of
 from tnkit.models.model import Model
 from tnkit.models.sessions import TURN, running
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     import matplotlib.axes
     import pandas as pd
 
-_LOGITS = 1 << 24  # logits held at once: 64 MiB in float32
 _OF_CAPTURES = ("position", "last_layer")
 
 
