@@ -14,10 +14,11 @@ from tnkit import parallel
 from tnkit.captures.token_ids import Texts, check_known, given_ids
 from tnkit.errors import TnkitError, check_model, one_of
 from tnkit.models.model import Model
-from tnkit.models.tokens import Specials, ends, last_word, special_tokens, tell, without_final_punctuation
+from tnkit.models.tokens import Specials, ends, last_word, special_ids, special_tokens, tell, without_final_punctuation
+from tnkit.models.trace import SITES
 from tnkit.provenance import provenance_of
 
-_CPU_TOKENS, _GPU_TOKENS = 768, 16_384
+_CPU_TOKENS, _PACKED_TOKENS, _GPU_TOKENS = 768, 1536, 16_384
 _NEURON_STATES, _HIDDEN_STATES = 4, 16  # of a token, that a block holds at once
 POSITIONS = ("last", "mean", "last_word", "end")
 _SHORT = 4  # tokens of a short sentence
@@ -174,6 +175,38 @@ def check_position(model: Model, position: str, choices: tuple[str, ...] = POSIT
         raise TnkitError("position='end' is the end of a template: load_model(..., chat=True); or read position='last'")
 
 
+def chosen_sites(keep: Iterable[str]) -> tuple[str, ...]:
+    """The sites to keep, sorted; "activations" brings "scale" with it.
+
+    Raises:
+        TnkitError: for none, or an unknown one.
+    """
+    keep = {keep} if isinstance(keep, str) else set(keep)
+    if not keep or not keep <= set(SITES):
+        raise TnkitError(f"keep={sorted(keep)} must name some of {', '.join(SITES)}")
+    return tuple(sorted(keep | ({"scale"} if "activations" in keep else set())))
+
+
+def sites_of(model: Model, keep: Iterable[str], position: str) -> tuple[str, ...]:
+    """The sites to keep of a model: with activations also the experts that they are of.
+
+    Raises:
+        TnkitError: for experts where there are none, or a mean over tokens, which are sent to different ones.
+    """
+    check_model(model)
+    keep = chosen_sites(keep)
+    if not model.slots and "experts" in keep:
+        raise TnkitError(f"{model.name} has no experts; leave 'experts' out of keep")
+    if model.slots and "activations" in keep:
+        keep = tuple(sorted({*keep, "experts"}))
+    if "experts" in keep and position == "mean":
+        raise TnkitError(
+            f"the tokens of a sentence are sent to different experts of {model.name}, so activations have no mean over "
+            "them; use another position, or keep mid and post alone"
+        )
+    return keep
+
+
 def _wrapped(
     model: Model, sentences: Iterable[str], spans: list[tuple[int, int]], whole: bool
 ) -> Iterator[Sequence[int]]:
@@ -225,10 +258,10 @@ def read_places(model: Model, tokens: Tokens, position: str) -> Numbers:
     """
     if position != "last_word":
         return array("i", (length - 1 for length in tokens.lengths()))
-    spans = map(tokens.span, range(len(tokens)))
+    spans, special = map(tokens.span, range(len(tokens))), special_ids(model.tokenizer)
     return array(
         "i",
-        (start + last_word(model.tokenizer, ids) for (start, _), ids in zip(spans, tokens.own(), strict=True)),
+        (start + last_word(model.tokenizer, ids, special) for (start, _), ids in zip(spans, tokens.own(), strict=True)),
     )
 
 
@@ -249,17 +282,18 @@ def by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
 
 
 def roomy(model: Model) -> int:
-    """How many tokens a batch should have: 768 on a CPU; on a GPU a power of two that fits in half its free memory.
+    """How many tokens a batch should have: on a CPU 768, or 1,536 where the model packs; on a GPU what fits.
 
-    Of several GPUs, or processes, the fullest decides. Beyond 16,384 tokens nothing is gained.
+    That is a power of two of tokens that take half of its free memory. Of several GPUs, or processes, the fullest
+    decides. Beyond 16,384 tokens nothing is gained.
 
     >>> from tnkit.testing import tiny_model
-    >>> roomy(tiny_model())
-    768
+    >>> roomy(tiny_model("bloom")), roomy(tiny_model("llama"))
+    (768, 1536)
     """
     gpus = [device for device in model.devices if device.type == "cuda"]
     if not gpus:
-        return _CPU_TOKENS
+        return _PACKED_TOKENS if model.packs else _CPU_TOKENS
     token = (_NEURON_STATES * model.places + _HIDDEN_STATES * model.hidden_size) * model.dtype.itemsize
     token += 4 * model.n_layers * (model.places + 2 * model.hidden_size) // _SHORT  # what is kept of a sentence
     fits = parallel.least(min(free_memory(device) for device in gpus) // 2 // token)

@@ -27,6 +27,7 @@ from tnkit.captures.batches import (
     read_from,
     read_places,
     roomy,
+    sites_of,
     tokenised,
 )
 from tnkit.captures.rows import Rows, batches_of
@@ -36,7 +37,7 @@ from tnkit.errors import TnkitError, one_of, whole_number
 from tnkit.models.model import Model, check_layers
 from tnkit.models.sessions import TURN, running
 from tnkit.models.tokens import special_ids
-from tnkit.models.trace import sites_of, trace_blocks
+from tnkit.models.trace import trace_blocks
 
 KEEP = ("mid", "post", "activations")
 _SHARD = 64  # sentences of a shard; fewer where they take more than
@@ -74,7 +75,8 @@ def capture(
         layers: the layers to keep (default all); nothing after the last of them runs.
         last_layer: "raw" keeps the last layer's post as the block leaves it; "normed" passes it through the final norm,
             as `output_hidden_states` of transformers does, to reproduce the published centroids.
-        batch_tokens: the most tokens in a batch, padding included; None takes 768 on a CPU, and on a GPU as many as
+        batch_tokens: the most tokens in a batch, padding included; None takes 768 on a CPU, twice
+            that where the model packs, and on a GPU as many as
             half of its free memory holds, up to 16,384. A batch that a GPU has no memory for is halved. Where the model
             packs (`load_model`), sentences are behind each other in rows, and only the rows' ends are padded.
         cache: keep what is captured in the user's cache folder while it runs, and read from there what was captured
@@ -244,6 +246,7 @@ class Pass:
                 keep=self.keep,
                 weights=rows.weights(self.model, self.tokens, index) if mean else None,
                 normed_last=self.last_layer == "normed",
+                narrow=rows.packed and not mean,
                 reduce=reduce,
             )
         if rows.packed and not all(bool(part.sum().isfinite()) for parts in traced.values() for part in parts):

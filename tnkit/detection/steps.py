@@ -13,7 +13,7 @@ import psutil
 
 from tnkit import parallel
 from tnkit.captures.activations import Activations, Gathering
-from tnkit.captures.batches import free_memory
+from tnkit.captures.batches import free_memory, sites_of
 from tnkit.captures.passes import Pass, plan
 from tnkit.captures.token_ids import Texts
 from tnkit.detection.centroids import CentroidAccumulator, Centroids, estimate_centroids
@@ -25,9 +25,8 @@ from tnkit.detection.sums import RunningSum, add_up, share_sums
 from tnkit.detection.targets import described, target_languages, warn
 from tnkit.detection.turns import TurnAccumulator
 from tnkit.errors import TnkitError
-from tnkit.models.model import Model, hashed_once
+from tnkit.models.model import Model, hashed_at_ends, hashed_once
 from tnkit.models.sessions import TURN
-from tnkit.models.trace import sites_of
 from tnkit.text.rows import check_texts
 
 SCORED = ("activations", "mid", "scale")
@@ -112,7 +111,15 @@ class Job:
                 )
 
     def steps(self) -> Iterator[Step]:
-        """Every pass, batch by batch."""
+        """Every pass, batch by batch; the weights are read as it begins, and before detections are handed out.
+
+        With the cache they are read after each pass too, for nothing is kept there that was captured from others.
+        """
+        if self.cache:
+            return self._steps()
+        return hashed_at_ends(self.model, self._steps(), due=lambda step: bool(step.found))
+
+    def _steps(self) -> Iterator[Step]:
         passes = [*self._passes()]
         total = sum(len(self.texts[name]) for name, _ in passes)
         key, done = self.model.fingerprint() if self.cache else None, 0

@@ -22,6 +22,7 @@ from tnkit.captures.batches import (
     read_from,
     read_places,
     roomy,
+    sites_of,
     tokenised,
 )
 from tnkit.captures.passes import KEEP, capture
@@ -33,7 +34,7 @@ from tnkit.interventions.scopes import decoder_of, parameters
 from tnkit.interventions.together import Given
 from tnkit.models.model import Model, check_layers, hashed_once
 from tnkit.models.sessions import TURN, Prompt, running
-from tnkit.models.trace import sites_of, trace_blocks
+from tnkit.models.trace import trace_blocks
 from tnkit.provenance import provenance_of
 
 PLACES = ("last", "last_word", "end")  # positions that are one token

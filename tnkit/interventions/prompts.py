@@ -5,7 +5,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from tnkit.models.tokens import last_word
+from tnkit.models.tokens import last_word, special_ids
 
 
 def texts_of(ids: Tensor, real: Tensor, chosen: Bool[Tensor, "prompt token"]) -> list[list[int]]:
@@ -58,8 +58,9 @@ def last_words(
     [[False, False, True, False], [False, False, True, False]]
     """
     chosen, real = torch.zeros_like(real), real if own is None else real & own.to(real.device)
+    special = special_ids(tokenizer)
     for row, (tokens, kept) in enumerate(zip(ids.tolist(), real.tolist(), strict=True)):
         columns = [column for column, is_real in enumerate(kept) if is_real]
         if columns:
-            chosen[row, columns[last_word(tokenizer, [tokens[column] for column in columns])]] = True
+            chosen[row, columns[last_word(tokenizer, [tokens[column] for column in columns], special)]] = True
     return chosen

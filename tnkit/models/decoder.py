@@ -16,6 +16,7 @@ from tnkit.models import maps
 from tnkit.models import reading as architecture
 from tnkit.models.experts import all_vectors, is_experts, shape_of, some_vectors, weight_of
 from tnkit.models.layers import check_layers
+from tnkit.models.narrow import mlp_of
 from tnkit.models.reading import Sites
 from tnkit.models.wrapper import TransformersModel, served
 
@@ -319,6 +320,11 @@ class Decoder:
         if sites is None:
             raise TnkitError(f"layer {layer} of {self.name} has no MLP, and so no neurons; name another layer")
         return f"{self.blocks_path}.{layer}.{sites.last_map}"
+
+    def mlp_of(self, layer: int) -> nn.Module | None:
+        """The module of a layer that holds its neurons and reads nothing but their input, where one is known to."""
+        sites = self.sites[layer]
+        return None if sites is None else mlp_of(self._blocks[layer], sites)
 
     def _vectors_of(self, last_map: Any, dtype: torch.dtype) -> Float[Tensor, "neuron hidden"]:
         """The value vectors of one linear map."""

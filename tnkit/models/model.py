@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from tnkit.models import fingerprint as fingerprints
 from tnkit.models.decoder import Decoder
 from tnkit.models.hooks import check_repeatable, hooks_checked
 from tnkit.models.layers import check_layers as check_layers
-from tnkit.models.sessions import state_of
+from tnkit.models.sessions import TURN, state_of
 from tnkit.models.weights import hash_now, hash_of, versions_of
 from tnkit.models.wrapper import traceable
 from tnkit.provenance import ModelOrigin, Origin
@@ -29,6 +29,7 @@ PROBE = "Languages meet in the middle, 2 by 2; 言葉は中で出会う。"
 Change = tuple[Tensor, Tensor, Tensor | None, float | None]
 _RARELY = 50  # times as long as reading the weights, from which on reading them again hardly matters
 _LOG = logging.getLogger("tnkit")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -237,13 +238,44 @@ def hashed_once(model: Model) -> Iterator[None]:
     Raises:
         TnkitError: where they were changed.
     """
-    state, began, versions = state_of(model.lm._module), time.monotonic(), model.versions()
-    outer, weights = state.weights, model.weights_hash
-    ready, state.weights = time.monotonic(), weights
+    began, versions, weights = time.monotonic(), model.versions(), model.weights_hash
+    ready = time.monotonic()
+    with _taken_as(model, weights):
+        yield
+    long = time.monotonic() - ready > _RARELY * (ready - began)
+    if model.versions() != versions or (long and model.weights_hash != weights):
+        raise model.edited_meanwhile()
+
+
+def hashed_at_ends(model: Model, work: Iterator[_Result], *, due: Callable[[_Result], bool]) -> Iterator[_Result]:
+    """The results of work that asks for the weights' hash often: they are read before it, and before results of note.
+
+    Args:
+        model: that the work runs.
+        work: done while nobody else runs the model.
+        due: whether the weights are to be read before a result is handed out.
+
+    Raises:
+        TnkitError: where they were changed, by whatever means.
+    """
+    weights = model.weights_hash
+    while True:
+        try:
+            with TURN, _taken_as(model, weights):
+                result = next(work)
+        except StopIteration:
+            return
+        if due(result) and model.weights_hash != weights:
+            raise model.edited_meanwhile()
+        yield result
+
+
+@contextmanager
+def _taken_as(model: Model, weights: str) -> Iterator[None]:
+    """A context in which nobody reads the weights for their hash, which is known."""
+    state = state_of(model.lm._module)
+    outer, state.weights = state.weights, weights
     try:
         yield
     finally:
         state.weights = outer
-    long = time.monotonic() - ready > _RARELY * (ready - began)
-    if model.versions() != versions or (long and model.weights_hash != weights):
-        raise model.edited_meanwhile()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import torch
@@ -62,7 +63,8 @@ def packing(model: Model) -> str | None:
     compared with the same texts in a row each, token by token and layer by layer. Then the first and the last get other
     tokens, which may not change a bit of the states of the one between them (with experts, whose products depend on
     what else is sent to them, nothing beyond rounding). A model that attends from one text to the next, carries a state
-    along the row or takes no positions fails.
+    along the row or takes no positions fails; and so does one whose last block that is read gives other states where
+    its MLP runs at the last tokens alone.
 
     >>> from tnkit.testing import tiny_model
     >>> packing(tiny_model("llama")), packing(tiny_model("bloom"))
@@ -79,26 +81,27 @@ def packing(model: Model) -> str | None:
     padded = torch.tensor([text + [0] * (len(ids) - len(text)) for text in texts])
     of_text = real.flatten().nonzero()[:, 0].split(lengths)
     read = torch.cat([of_text[number] for order in orders for number in order])
+    rows, other_rows = (
+        {
+            "input_ids": torch.tensor([[id for number in order for id in row[number]] for order in orders]),
+            "position_ids": places,
+        }
+        for row in (texts, [texts[0][::-1], texts[1], texts[2][::-1]])
+    )
+    ends = torch.tensor(lengths).cumsum(0) - 1
     try:
         alone = _posts(model, {"input_ids": padded, "attention_mask": real.long()}, read)
-        packed, others = (
-            _posts(
-                model,
-                {
-                    "input_ids": torch.tensor([[id for number in order for id in row[number]] for order in orders]),
-                    "position_ids": places,
-                },
-                torch.arange(places.numel()),
-            )
-            for row in (texts, [texts[0][::-1], texts[1], texts[2][::-1]])
-        )
+        packed, others = (_posts(model, inputs, torch.arange(places.numel())) for inputs in (rows, other_rows))
+        narrow = [_posts(model, rows, ends.flip(0), narrow=layer) for layer in dict(zip(model.sites, count())).values()]
     except Exception as error:
         _LOG.debug("%s takes no packed rows: %s", model.name, error)
         return None
     between = slice(lengths[0], lengths[0] + lengths[1])
-    near, apart = _furthest(packed, alone), _furthest(others[:, between], packed[:, between])
-    _LOG.debug("packed, states of %s differ by %.1e of their size, and %.1e by other texts", model.name, near, apart)
-    return str(model.attention) if near <= most and apart <= (most if model.slots else 0) else None
+    near = [_furthest(packed, alone), *(_furthest(some, packed[: len(some), ends.flip(0)]) for some in narrow)]
+    apart = _furthest(others[:, between], packed[:, between])
+    _LOG.debug("packed, states of %s differ by %s of their size, and %.1e by other texts", model.name, near, apart)
+    proved = all(error <= most for error in near) and apart <= (most if model.slots else 0)
+    return str(model.attention) if proved else None
 
 
 def _is_exact(model: Model) -> bool:
@@ -106,10 +109,13 @@ def _is_exact(model: Model) -> bool:
     return torch.finfo(model.dtype).bits >= 32
 
 
-def _posts(model: Model, inputs: dict[str, Tensor], read: Tensor) -> Float[Tensor, "layer token hidden"]:
-    """What leaves each layer at some tokens, float32, on the CPU."""
+def _posts(
+    model: Model, inputs: dict[str, Tensor], read: Tensor, *, narrow: int | None = None
+) -> Float[Tensor, "layer token hidden"]:
+    """What leaves each layer at some tokens, float32, on the CPU; up to that whose MLP runs at those tokens alone."""
     inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-    how: dict[str, Any] = {"layers": range(model.n_layers), "keep": ("post",)}
+    layers = range(model.n_layers if narrow is None else narrow + 1)
+    how: dict[str, Any] = {"layers": layers, "keep": ("post",), "narrow": narrow is not None}
     kept = trace_blocks(model, {**inputs, "use_cache": False}, read.to(model.device), **how)
     return torch.stack([post.float().cpu() for post in kept["post"]])
 

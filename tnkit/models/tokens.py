@@ -8,7 +8,7 @@ import logging
 import unicodedata
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -27,7 +27,7 @@ _PROBES = ("tnkit probe", "Ein 「は」, {x} <b>?")  # texts that a chat templa
 _INCOMPLETE = "\ufffd"  # the decoded form of an incomplete character
 
 
-def last_word(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> int:
+def last_word(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], special: Collection[int] | None = None) -> int:
     """The index of the last token that is neither punctuation nor special.
 
     From the end backwards, tokens are punctuation as long as their joint text holds no letter, number or mark, and no
@@ -37,6 +37,7 @@ def last_word(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> int:
     Args:
         tokenizer: of the ids.
         ids: the token ids of one sentence, without padding; at least one.
+        special: the tokenizer's `special_ids`, where they are known; to ask for them takes longer than all else.
 
     Returns:
         An index; that of the last token if all tokens are punctuation or special.
@@ -46,12 +47,12 @@ def last_word(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> int:
     >>> [last_word(tokenizer, tokenizer(text)["input_ids"]) for text in ("Hi.", "はい。", "?!")]
     [2, 6, 2]
     """
-    word = _last_word(tokenizer, ids)
+    word = _last_word(tokenizer, ids, special_ids(tokenizer) if special is None else special)
     return len(ids) - 1 if word is None else word
 
 
-def _last_word(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> int | None:
-    special, last = special_ids(tokenizer), len(ids) - 1
+def _last_word(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], special: Collection[int]) -> int | None:
+    last = len(ids) - 1
     text_ids: list[int] = []
     for index in reversed(range(len(ids))):
         if ids[index] not in special:
@@ -189,7 +190,7 @@ def ends(tokenizer: PreTrainedTokenizerBase, sentences: Iterable[Sequence[int]])
     for ids in sentences:
         last[ids[-1]] += 1
         examples.setdefault(ids[-1], ids)
-        word = _last_word(tokenizer, ids)
+        word = _last_word(tokenizer, ids, special)
         wordless += word is None
         end = next((index for index in reversed(range(len(ids))) if ids[index] not in special), 0)
         punctuation += word is None or end > word

@@ -10,6 +10,7 @@ Blocks also run on NDIF; `tnkit.models.remote` states the rules for the function
 from __future__ import annotations  # shapes in signatures then travel as text, and need no jaxtyping over there
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any
@@ -20,9 +21,9 @@ from jaxtyping import Bool, Float, Int
 from nnsight.intervention.interleaver import OutOfOrderError as OutOfOrderError  # of a site that runs too early
 from torch import Tensor
 
-from tnkit.errors import TnkitError, check_model
 from tnkit.models.experts import called_with, shape_of, slot_activations, slot_bias
 from tnkit.models.model import Change, Model
+from tnkit.models.narrow import narrowed
 from tnkit.models.reading import Sites, output_gain, plain_vectors, present, whole
 from tnkit.models.sessions import TURN, state_of
 from tnkit.models.wrapper import served
@@ -40,6 +41,7 @@ def trace_blocks(
     keep: Iterable[str],
     weights: Float[Tensor, "sentence token"] | None = None,
     normed_last: bool = False,
+    narrow: bool = False,
     reduce: Callable[..., dict[str, Tensor]] | None = None,
 ) -> dict[str, list[Tensor]]:
     """Run one batch and return the sites named in `keep`, as a list over `layers` each.
@@ -58,6 +60,7 @@ def trace_blocks(
         keep: any of `SITES`.
         weights: of each token at `read` where a sentence is averaged.
         normed_last: pass `post` of the model's last block through the final norm.
+        narrow: run the MLP of the last wanted block at the tokens that are read alone, where nothing else looks at it.
         reduce: return what this makes of each layer, where the model runs, and not the sites themselves: a function of
             the layer, its sites by name, and its value vectors, output gain and output bias, giving tensors by name.
 
@@ -77,7 +80,11 @@ def trace_blocks(
         names[layer].movers.append(move)
     layers = tuple(layers)
     normed = model.n_layers - 1 if normed_last else None
-    with TURN, torch.no_grad(), model.tracing() as hooked:
+    with TURN, torch.no_grad(), model.tracing() as hooked, ExitStack() as stack:
+        alone = None if hooked or not narrow or state_of(model.lm._module).entered else model.mlp_of(layers[-1])
+        if alone is not None:
+            stack.enter_context(narrowed(alone, read, inputs["input_ids"].shape))
+            names[layers[-1]].spots = torch.arange(len(read))
         changes = model.edits(inputs, layers[-1])
         after = f"{model.blocks_path}.{layers[-1] + 1}" if layers[-1] + 1 < model.n_layers else model.final_norm_path
         beyond = attrgetter(after)(model.lm) if hooked and after else None
@@ -108,40 +115,8 @@ def names_of(model: Model, tokens: int = 0) -> list[SimpleNamespace]:
     sizes = {"neurons": model.places, "hidden": model.hidden_size, "slots": model.slots, "tokens": tokens}
     for sites, width in zip(model.sites, model.widths, strict=True):
         read = {name: served(site) if isinstance(site, str) else site for name, site in vars(sites or none).items()}
-        names.append(SimpleNamespace(**read, width=width, edits=[], movers=[], **sizes))
+        names.append(SimpleNamespace(**read, width=width, edits=[], movers=[], spots=None, **sizes))
     return names
-
-
-def chosen_sites(keep: Iterable[str]) -> tuple[str, ...]:
-    """The sites to keep, sorted; "activations" brings "scale" with it.
-
-    Raises:
-        TnkitError: for none, or an unknown one.
-    """
-    keep = {keep} if isinstance(keep, str) else set(keep)
-    if not keep or not keep <= set(SITES):
-        raise TnkitError(f"keep={sorted(keep)} must name some of {', '.join(SITES)}")
-    return tuple(sorted(keep | ({"scale"} if "activations" in keep else set())))
-
-
-def sites_of(model: Model, keep: Iterable[str], position: str) -> tuple[str, ...]:
-    """The sites to keep of a model: with activations also the experts that they are of.
-
-    Raises:
-        TnkitError: for experts where there are none, or a mean over tokens, which are sent to different ones.
-    """
-    check_model(model)
-    keep = chosen_sites(keep)
-    if not model.slots and "experts" in keep:
-        raise TnkitError(f"{model.name} has no experts; leave 'experts' out of keep")
-    if model.slots and "activations" in keep:
-        keep = tuple(sorted({*keep, "experts"}))
-    if "experts" in keep and position == "mean":
-        raise TnkitError(
-            f"the tokens of a sentence are sent to different experts of {model.name}, so activations have no mean over "
-            "them; use another position, or keep mid and post alone"
-        )
-    return keep
 
 
 def chosen_tokens(real: Bool[Tensor, "sentence token"], tokens: str) -> Bool[Tensor, "sentence token"]:
@@ -239,12 +214,12 @@ def _read(
         if names.norm:
             norm = attrgetter(names.norm)(block)
             before, after = last_map.output, norm.output
-        neurons, before, after = (_at(value, read) for value in (neurons, before, after))
+        spots = read if names.spots is None else names.spots
+        neurons, before = _at(neurons, spots), _at(before, spots)
+        after = _at(after, read) if names.norm else before
         scale = torch.ones(before.shape[:-1], dtype=torch.float32, device=before.device)
         if names.norm:
-            gain = output_gain(norm, names.multiplier, before.reshape(-1, before.shape[-1])[0].to(neurons.dtype))
-            before, after = before.float() * gain, after.float() * names.multiplier
-            scale = (after * before).sum(-1) / (before * before).sum(-1).clamp_min(1e-38)
+            scale = _scale(norm, names.multiplier, before, after, neurons.dtype)
         if weights is not None:
             mean = (scale * weights.to(scale.device)).sum(dim=1)
             neurons, scale = _averaged(neurons * (scale / mean[:, None])[..., None], weights), mean
@@ -281,9 +256,7 @@ def _read_experts(block: Any, names: SimpleNamespace, read: Tensor) -> dict[str,
     if names.norm:
         norm = attrgetter(names.norm)(block)
         before, after = _at(norm.input, read), _at(norm.output, read)
-        gain = output_gain(norm, names.multiplier, before[0])
-        before, after = before.float() * gain, after.float() * names.multiplier
-        scale = (after * before).sum(-1) / (before * before).sum(-1).clamp_min(1e-38)
+        scale = _scale(norm, names.multiplier, before, after, before.dtype)
     kept = torch.nn.functional.pad(kept, (0, max(0, names.neurons - kept.shape[1])))
     count = shape_of(routed._module)[0]
     biases = torch.zeros(len(read), names.hidden, device=kept.device)
@@ -291,6 +264,13 @@ def _read_experts(block: Any, names: SimpleNamespace, read: Tensor) -> dict[str,
         biases = biases if more is None else biases + more
     index = torch.where((index >= 0) & (index < count), index, -1).int()
     return {"activations": kept, "experts": index, "scale": scale, "bias": biases}
+
+
+def _scale(norm: Any, multiplier: float, before: Tensor, after: Tensor, dtype: torch.dtype) -> Float[Tensor, "*token"]:
+    """The reciprocal of the denominator of a branch's norm at some tokens, from what it was given and returned."""
+    before = before.float() * output_gain(norm, multiplier, before.flatten(0, -2)[0].to(dtype))
+    after = after.float() * multiplier
+    return (after * before).sum(-1) / (before * before).sum(-1).clamp_min(1e-38)
 
 
 def _no_experts(names: SimpleNamespace, like: Tensor, count: int) -> dict[str, Tensor]:
