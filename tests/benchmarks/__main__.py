@@ -8,6 +8,7 @@ import platform
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -162,6 +163,10 @@ def beside():
         "nnsight as its tutorial has it": peers.by_nnsight,
         "LAPE's counting of positive gates": peers.lape,
     }
+    if bridge := peers.bridged(model):
+        others["`run_with_cache` of TransformerLens"] = partial(peers.by_transformer_lens, bridge)
+    else:
+        print("TransformerLens was not compared: pip install transformer_lens", flush=True)
     timed = {name: [] for name in others}
     for _ in range(ROUNDS):
         kept = _time(ours, lambda: peers.captured(model, texts))

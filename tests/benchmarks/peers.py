@@ -1,8 +1,10 @@
-"""What a user would write instead, on the same model and sentences: hooks in a batch, nnsight by hand, LAPE's counting.
+"""What a user would write instead, on the same model and sentences: hooks, nnsight, TransformerLens, LAPE's counting.
 
 Each reads what detection needs of a sentence: the state before and after the MLP, and its neurons, at the last token.
 """
 
+import copy
+import importlib.util
 from functools import partial
 
 import nnsight
@@ -49,6 +51,33 @@ def by_nnsight(model, texts):
                 posts.append((output[0] if isinstance(output, tuple) else output)[:, -1])
         kept.append([torch.stack(part) for part in (posts, mids, neurons)])
     model.tokenizer.padding_side = "right"
+    return [torch.cat(part, dim=1) for part in zip(*kept, strict=True)]
+
+
+def bridged(model):
+    """A copy of the model in TransformerLens; None where that is not installed (pip install transformer_lens)."""
+    if not importlib.util.find_spec("transformer_lens"):
+        return None
+    from transformer_lens.model_bridge import TransformerBridge
+
+    module = copy.deepcopy(model.module)
+    return TransformerBridge.boot_transformers(
+        module.config._name_or_path, hf_model=module, tokenizer=copy.deepcopy(model.tokenizer)
+    )
+
+
+@torch.inference_mode()
+def by_transformer_lens(bridge, model, texts):
+    """`run_with_cache` of TransformerLens, which keeps the named states of every token, in padded batches."""
+    kept = []
+    sites = ("hook_resid_post", "hook_resid_mid", "mlp.hook_post")
+    names = [[f"blocks.{layer}.{site}" for layer in range(model.n_layers)] for site in sites]
+    for batch in batches(texts):
+        inputs = padded(model, batch)
+        last, rows = inputs["attention_mask"].sum(dim=1) - 1, torch.arange(len(batch))
+        mask, wanted = inputs["attention_mask"], [name for part in names for name in part]
+        _, cache = bridge.run_with_cache(inputs["input_ids"], attention_mask=mask, names_filter=wanted)
+        kept.append([torch.stack([cache[name][rows, last] for name in part]) for part in names])
     return [torch.cat(part, dim=1) for part in zip(*kept, strict=True)]
 
 
