@@ -48,7 +48,8 @@ def run(options: argparse.Namespace) -> None:
     names = ", ".join(map(_name, corpus.languages))
     show(f"corpus {corpus.name}: {len(train[_HUB])} training and {len(test[_HUB])} test sentences each in {names}")
 
-    detections = tn.detect_all(model, corpus, hub=_HUB, top=options.top_n, **bar)
+    captured = {code: tn.capture(model, train[code], **bar) for code in corpus.languages}
+    detections = tn.detect_all(model, captured, hub=_HUB, top=options.top_n, **bar)
     own = {kind: detections[language, kind] for kind in ("type1", "type2")}
     for detection in own.values():
         show(_summary(detection))
@@ -62,7 +63,6 @@ def run(options: argparse.Namespace) -> None:
         tn.plots.save_figure(scores, out / "score_distribution.png"),
         *(neurons.save(out / f"{language}-{kind}.json") for kind, neurons in sets.items()),
     ]
-    captured = {code: tn.capture(model, train[code], **bar) for code in corpus.languages}
     written += _type1(model, corpus, detections, captured, options=options)
     written += _type2(model, corpus, detections, options=options)
     show("\n  ".join([f"\ndone in {time.perf_counter() - started:.0f} s; wrote", *map(str, written)]))

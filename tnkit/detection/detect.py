@@ -2,6 +2,7 @@
 
 found = tn.detect(model, corpus, language="ja", kind="type1", top=1000)
 found.neurons, found.scores, found.centroids
+tn.detect(model, {"en": english, "ja": japanese}, language="ja", score="centred")   # of captures: nothing runs again
 
 everything = tn.detect_all(model, corpus)          # every language, both types, each sentence captured once
 everything["ja", "type2"].neurons
@@ -15,11 +16,12 @@ from typing import Any, SupportsIndex
 from tqdm.auto import tqdm
 
 from tnkit import parallel
+from tnkit.captures.activations import Activations
 from tnkit.captures.passes import plan
 from tnkit.captures.token_ids import Texts
 from tnkit.detection.centroids import Centroids
 from tnkit.detection.detections import Detection
-from tnkit.detection.ranking import check_size
+from tnkit.detection.ranking import check_size, span
 from tnkit.detection.scores import DISTANCES, SCORES
 from tnkit.detection.scoring import ScoreAccumulator
 from tnkit.detection.steps import SCORED, Job, Step, detection_of
@@ -32,13 +34,18 @@ KINDS = ("type1", "type2")
 
 
 def detect(
-    model: Model, corpus: Corpus | Mapping[str, Texts], *, language: str, kind: str = "type1", **options: Any
+    model: Model,
+    corpus: Corpus | Mapping[str, Texts | Activations],
+    *,
+    language: str,
+    kind: str = "type1",
+    **options: Any,
 ) -> Detection:
     """Detect the transfer neurons of one language and kind (Tezuka & Inoue, EMNLP 2025).
 
     Args:
         model: from `load_model`.
-        corpus: a `Corpus`, or a mapping from language to aligned sentences.
+        corpus: a `Corpus`, or a mapping from language to aligned sentences, or to captures of them.
         language: the language in question.
         kind: "type1" or "type2".
         **options: as in `detect_all`.
@@ -56,7 +63,7 @@ def detect(
 
 def detect_all(
     model: Model,
-    corpus: Corpus | Mapping[str, Texts],
+    corpus: Corpus | Mapping[str, Texts | Activations],
     languages: Sequence[str] | None = None,
     kinds: Sequence[str] = KINDS,
     *,
@@ -95,7 +102,7 @@ def detect_all(
 
 def detect_steps(
     model: Model,
-    corpus: Corpus | Mapping[str, Texts],
+    corpus: Corpus | Mapping[str, Texts | Activations],
     languages: Sequence[str] | None = None,
     kinds: Sequence[str] = KINDS,
     *,
@@ -117,7 +124,9 @@ def detect_steps(
 
     Args:
         model: from `load_model`.
-        corpus: a `Corpus`, or a mapping from language to aligned sentences.
+        corpus: a `Corpus`, or a mapping from language to aligned sentences; or to captures of them, with `mid`, `post`
+            and `activations`. Nothing runs then, and options that cannot change a capture are refused: position,
+            suffix, last_layer, batch_tokens, streaming and cache.
         languages: the languages in question (default: all but the hub).
         kinds: "type1", "type2" or both.
         hub: the language(s) that make up the shared centroid together with the one in question. Each language counts
@@ -167,6 +176,7 @@ def detect_steps(
     top = whole_number("top", top, at_least=1)
     one_of("distance", distance, DISTANCES)
     one_of("score", score, SCORES)
+    _check_captured(texts, {**options, "streaming": streaming, "cache": cache})
     job = Job(model, texts, hub, languages, layers_of, top, distance, score, streaming, stability, cache, options)
     job.check()
     return job.steps()
@@ -216,6 +226,26 @@ def detect_towards(
     work = add_up(planned, {kind: running}, fingerprint=model.fingerprint() if cache else None)
     drain(work, len(planned), desc="detect", progress=progress)
     return detection_of(language, kind, running.result(), centroids, top, origin=origin)
+
+
+def _check_captured(texts: Mapping[str, Texts | Activations], options: Mapping[str, Any]) -> None:
+    """Refuse captures among sentences, that lack what is asked for, and options that cannot change them."""
+    captured = [name for name, given in texts.items() if isinstance(given, Activations)]
+    if not captured:
+        return
+    if others := [name for name in texts if name not in captured]:
+        raise TnkitError(
+            f"{', '.join(captured)} are captures, {', '.join(others)} are sentences; capture these too, or give all as "
+            "sentences"
+        )
+    plain = {"position": "last", "last_layer": "raw", "cache": False}
+    if changed := [name for name, value in options.items() if name != "layers" and value != plain.get(name)]:
+        raise TnkitError(f"{', '.join(changed)} cannot change captures; leave it out, or give their sentences")
+    for name, given in texts.items():
+        assert isinstance(given, Activations)
+        given.require("mid", "post", "activations")
+        if missing := [layer for layer in options["layers"] if layer not in given.layers]:
+            raise TnkitError(f"the capture of {name} lacks layers {span(missing)}; capture them, or name others")
 
 
 def _check_target(known: list[str], language: str, kind: str, *, centred: bool) -> None:

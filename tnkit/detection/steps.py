@@ -31,7 +31,8 @@ from tnkit.text.rows import check_texts
 
 SCORED = ("activations", "mid", "scale")
 _Work = Iterator[tuple[int, tuple[Detection, ...]]]  # sentences done, and the detections that this finished
-_Run = Callable[[str, Pass, str | None], _Work]
+_Source = Pass | Activations  # sentences to run, or states that were captured before
+_Run = Callable[[str, _Source, str | None], _Work]
 _HELD = 2 << 30  # bytes of activations held at once, on a CPU; a larger corpus is streamed in two passes
 
 
@@ -62,7 +63,7 @@ class Job:
     """The checked arguments of `detect_steps`, and its steps."""
 
     model: Model
-    texts: Mapping[str, Texts]
+    texts: Mapping[str, Texts | Activations]
     hub: tuple[str, ...]
     languages: list[str]
     layers: dict[str, tuple[int, ...]]  # where to look, by kind
@@ -125,9 +126,13 @@ class Job:
         key, done = self.model.fingerprint() if self.cache else None, 0
         for name, run in passes:
             # no name for the plan: the token ids of one language are gone before those of the next are there
-            for sentences, detections in run(name, plan(self.model, self.texts[name], **self.options), key):
+            for sentences, detections in run(name, self._source(name), key):
                 done += sentences
                 yield Step(done, total, name, detections)
+
+    def _source(self, name: str) -> _Source:
+        texts = self.texts[name]
+        return texts if isinstance(texts, Activations) else plan(self.model, texts, **self.options)
 
     def _passes(self) -> Iterator[tuple[str, _Run]]:
         """The centroids that other languages need first, then each language: whose sentences run, and what for."""
@@ -150,6 +155,8 @@ class Job:
 
     def _streamed(self, name: str) -> bool:
         """Whether the activations of a language are too large to be held."""
+        if isinstance(self.texts[name], Activations):
+            return False
         if self.streaming is not None:
             return self.streaming
         columns = 2 * self.model.hidden_size + self.model.places + self.model.slots + 1
@@ -169,28 +176,25 @@ class Job:
 
     # Each of these yields (sentences, detections) as it runs; the first and the last add the language's centroid.
 
-    def _centroid(self, name: str, planned: Pass, key: str | None) -> _Work:
+    def _centroid(self, name: str, source: _Source, key: str | None) -> _Work:
         running = CentroidAccumulator()
-        for sentences in add_up(replace(planned, keep=("post",)), {"centroid": running}, fingerprint=key):
+        for sentences in _added(source, ("post",), {"centroid": running}, key):
             yield sentences, ()
         self.centroids[name] = running.result()
 
-    def _score(self, name: str, planned: Pass, key: str | None) -> _Work:
+    def _score(self, name: str, source: _Source, key: str | None) -> _Work:
         """A second pass in flat memory, once the centroids are known."""
         scores = self._scores(name)
-        for sentences in add_up(
-            replace(planned, keep=sites_of(self.model, SCORED, planned.position)), scores, fingerprint=key
-        ):
+        for sentences in _added(source, SCORED, scores, key):
             yield sentences, ()
         yield 0, self._detections(name, {kind: running.result() for kind, running in scores.items()})
 
-    def _turn(self, name: str, planned: Pass, key: str | None) -> _Work:
+    def _turn(self, name: str, source: _Source, key: str | None) -> _Work:
         """One pass in flat memory, for the centroid and for sums from which the scores towards it follow."""
         turns = TurnAccumulator(self.model, layers=self.options["layers"], folds=FOLDS if self.stability else 1)
         centroid = CentroidAccumulator()
-        keep = sites_of(self.model, (*SCORED, "post"), planned.position)
         running = {"centroid": centroid, "turns": turns}
-        for sentences in add_up(replace(planned, keep=keep), running, fingerprint=key):
+        for sentences in _added(source, (*SCORED, "post"), running, key):
             yield sentences, ()
         self.centroids[name], attraction = centroid.result(), turns.result()
         scores = {}
@@ -199,14 +203,20 @@ class Job:
             scores[kind] = attraction.scores(self._target(kind, name), layers=scored)
         yield 0, self._detections(name, scores)
 
-    def _hold(self, name: str, planned: Pass, key: str | None) -> _Work:
-        """One pass, whose activations are held for both."""
-        share = planned.share()
-        gathering = Gathering(chain(*share.batches))
-        batches = share.kept(key, device=self.model.home)
-        for sentences in parallel.scaled(gathering.fill(batches), len(share), len(planned)):
-            yield sentences, ()
-        captured = gathering.result() if len(share) else None
+    def _hold(self, name: str, source: _Source, key: str | None) -> _Work:
+        """One pass, whose activations are held for both; or none."""
+        captured: Activations | None = None
+        share: Pass | None = None
+        if isinstance(source, Activations):
+            captured = source
+            yield len(captured), ()
+        else:
+            share = source.share()
+            gathering = Gathering(chain(*share.batches))
+            batches = share.kept(key, device=self.model.home)
+            for sentences in parallel.scaled(gathering.fill(batches), len(share), len(source)):
+                yield sentences, ()
+            captured = gathering.result() if len(share) else None
         running = CentroidAccumulator()
         _add(captured, share, {"centroid": running})
         self.centroids[name] = running.result()
@@ -249,12 +259,23 @@ class Job:
         return estimate_centroids([self.centroids[language] for language in languages]) if known else None
 
 
-def _add(captured: Activations | None, share: Pass, running: Mapping[str, RunningSum]) -> None:
-    """Add captured states; a process without a share has none."""
+def _added(source: _Source, keep: tuple[str, ...], running: Mapping[str, RunningSum], key: str | None) -> Iterator[int]:
+    """Add the states of a source to sums, and yield how many sentences they are of."""
+    if isinstance(source, Activations):
+        _add(source, None, running)
+        yield len(source)
+    else:
+        keep = sites_of(source.model, keep, source.position)
+        yield from add_up(replace(source, keep=keep), running, fingerprint=key)
+
+
+def _add(captured: Activations | None, share: Pass | None, running: Mapping[str, RunningSum]) -> None:
+    """Add captured states to sums, which processes that ran shares of a pass exchange; one without a share has none."""
     if captured is not None:
         for running_sum in running.values():
             running_sum.add(captured)
-    share_sums(share, running)
+    if share is not None:
+        share_sums(share, running)
 
 
 def detection_of(

@@ -205,8 +205,8 @@ def check_parallel(origins: Mapping[str, Origin]) -> None:
                 raise TnkitError(f"{sides} are of {key} {left[key]!r} and {right[key]!r}, so they are not parallel")
 
 
-def check_texts(texts: Mapping[str, Sequence[Any]]) -> None:
-    """Run `check_parallel` on the sentences of each language; plain lists state only their length."""
+def check_texts(texts: Mapping[str, Any]) -> None:
+    """Run `check_parallel` on the sentences of each language; plain lists and captures state only their length."""
     origins = {}
     for name, sentences in texts.items():
         stated = {key: getattr(sentences, key, None) for key in ("corpus", "split", "source", "rows")}

@@ -404,3 +404,45 @@ def test_32_languages_hold_no_more_than_8_but_their_centroids(tmp_path, streamin
         assert len(set(found)) == 2 * (count - 1)
     activations = 24 * 8 * model.n_layers * (model.n_neurons + 2 * model.hidden_size) * 4  # of 24 more languages
     assert held[32] - held[8] < activations / 4
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"distance": "euclidean"}, {"score": "centred"}, {"hub": ["en", "it"]}], ids=str
+)
+def test_captures_give_the_detections_of_their_sentences_and_nothing_runs(options, monkeypatch):
+    model = tiny_model("gemma3")
+    expected = tn.detect_all(model, TEXTS, ["ja"], top=9, **options, **QUIET)
+    captured = {name: tn.capture(model, TEXTS[name], **QUIET) for name in TEXTS}
+    monkeypatch.setattr("tnkit.captures.passes.trace_blocks", None)
+    found = tn.detect_all(model, captured, ["ja"], top=9, **options, **QUIET)
+    for key, detection in expected.items():
+        assert found[key].neurons.pairs == detection.neurons.pairs
+        assert torch.equal(found[key].scores.values.isnan(), detection.scores.values.isnan())
+        assert torch.allclose(found[key].scores.values, detection.scores.values, atol=1e-7, equal_nan=True)
+        assert found[key].target().equals(detection.target())
+        assert torch.allclose(found[key].scores.folds, detection.scores.folds, atol=1e-6, equal_nan=True)
+
+
+def test_captures_that_cannot_be_used_are_refused():
+    model = tiny_model("gemma3")
+    captured = {name: tn.capture(model, TEXTS[name], **QUIET) for name in ("en", "ja")}
+
+    def detect(texts, **options):
+        return tn.detect(model, texts, language="ja", top=5, **options, **QUIET)
+
+    with pytest.raises(tn.TnkitError, match="en are captures, ja are sentences; capture these too"):
+        detect({"en": captured["en"], "ja": TEXTS["ja"]})
+    for options in ({"position": "mean"}, {"suffix": ""}, {"batch_tokens": 9}, {"streaming": True}, {"cache": True}):
+        with pytest.raises(tn.TnkitError, match=f"{next(iter(options))} cannot change captures"):
+            detect(captured, **options)
+    with pytest.raises(tn.TnkitError, match=r"parallel|sentences"):
+        detect({"en": tn.capture(model, TEXTS["en"][:5], **QUIET), "ja": captured["ja"]})
+    with pytest.raises(tn.TnkitError, match=r"captured at|another|position"):
+        detect({"en": tn.capture(model, TEXTS["en"], position="mean", **QUIET), "ja": captured["ja"]})
+    with pytest.raises(tn.TnkitError, match=r"capture of en lacks layers 1.*capture them"):
+        detect({name: tn.capture(model, TEXTS[name], layers=[0], **QUIET) for name in captured})
+    with pytest.raises(tn.TnkitError, match="activations"):
+        detect({name: tn.capture(model, TEXTS[name], keep=["post", "mid"], **QUIET) for name in captured})
+    other = tiny_model("llama")
+    with pytest.raises(tn.TnkitError, match=r"model|weights"):
+        tn.detect(other, captured, language="ja", top=5, **QUIET)
