@@ -1,16 +1,18 @@
 """Steering the packaged model with every selection: the tables of docs/steering.md.
 
-python -m docs.steering                              # about an hour and a half on two cores
-python -m docs.steering choice-ja ja-all-1           # some pieces only
+python -m docs.steering                              # about an hour on two cores
+python -m docs.steering choice-ja best-ja            # some pieces only
 
 Each piece is kept as docs/evidence/steering/NAME.csv as soon as it is done; the page is written from all that are
-there. A piece "choice-LANGUAGE" tries doses with the training prompts; "LANGUAGE-TOKENS-STRENGTH" all selections, with
-the test prompts; "LANGUAGE-TOKENS-mean" sets neurons to their mean; "LANGUAGE-off" has the neurons of Japanese (of
-Japanese prompts) switched off beside.
+there. A piece "choice-LANGUAGE" tries every selection at every dose, with the training prompts; "best-LANGUAGE" each
+selection at the tokens and the dose that were best for it there, with the test prompts; "mean-LANGUAGE" sets neurons to
+their mean; "off-LANGUAGE" has the neurons of Japanese (of Japanese prompts) switched off beside.
 """
 
 import argparse
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -24,22 +26,20 @@ HERE = Path(__file__).parent
 PAGE, TABLES, FIGURE = HERE / "steering.md", HERE / "evidence" / "steering", HERE.parent / "figures" / "steering.png"
 MARK, KEY = "<!-- tables -->", ["language", "selection", "strength"]
 LANGUAGES = ("ja", "ko", "nl", "it")
+SET = "the set"
 CANDIDATES = ("en", "ja", "ko", "nl", "it", "de", "fr", "es", "pt", "zh")  # languages that an output may be in
 TOP, NEW, LAYER, DRAWS = 300, 16, 9, 1
-DOSES, STRENGTHS = (0.5, 1.0, 2.0, 4.0), ("1", "0.5", "2")
+DOSES = (0.5, 1.0, 2.0, 4.0)
 SCOPES = ("all", "prompt")  # tokens, as in tn.Ablation
 OFF = ("it", "nl")  # languages towards which Japanese prompts are steered while Japanese neurons are off
-PIECES = ["encoder", *(f"choice-{language}" for language in LANGUAGES)]
-PIECES += [f"{language}-{tokens}-{dose}" for tokens in SCOPES for dose in STRENGTHS for language in LANGUAGES]
-PIECES += [f"{language}-all-mean" for language in LANGUAGES] + [f"{language}-off" for language in OFF]
+PIECES = ["encoder", *(f"{kind}-{language}" for language in LANGUAGES for kind in ("choice", "best"))]
+PIECES += [f"mean-{language}" for language in LANGUAGES] + [f"off-{language}" for language in OFF]
 
 
-def piece(model: tn.Model, name: str) -> dict[str, tn.Steering]:
-    """What one piece runs, by the tokens that are changed."""
+def piece(model: tn.Model, name: str) -> pd.DataFrame:
+    """What the page needs of one piece: a row for each selection, tokens and strength."""
     openings, train = tn.load_corpus("openings"), tn.load_corpus("everyday")["train"]
-    language, tokens, dose = (*name.split("-"), "1")[:3]
-    if language == "choice":
-        language = tokens
+    kind, language = name.split("-")
 
     def found(of: str) -> tn.NeuronSet:
         return tn.detect(model, train, language=of, kind="type2", top=TOP, cache=True, progress=False).neurons
@@ -50,34 +50,71 @@ def piece(model: tn.Model, name: str) -> dict[str, tn.Steering]:
         return tn.steer(model, prompts, {language: sets}, train, **options, **how)
 
     neurons = found(language)
-    if name.startswith("choice"):
-        how: dict[str, Any] = {"strengths": DOSES, "selections": ["DiffMean"]}
-        return {tokens: steered(neurons, openings["train"]["en"], tokens=tokens, **how) for tokens in SCOPES}
-    if tokens == "off":
+    if kind == "choice":
+        how: dict[str, Any] = {"strengths": DOSES}
+        return pd.concat(rows(steered(neurons, openings["train"]["en"], tokens=tokens, **how)) for tokens in SCOPES)
+    if kind == "off":
         sets, rivals = [tn.Intervention(found("ja")), neurons], ["same layers and norms", "DiffMean", "random vector"]
-        prompts = openings["test"]["ja"]
-        return {"all": steered(sets, prompts, away="ja", strengths=[1.0, 2.0], selections=rivals)}
-    if dose == "mean":
-        return {tokens: steered(neurons, openings["test"]["en"], how="mean", tokens=tokens)}
-    return {tokens: steered(neurons, openings["test"]["en"], strengths=[float(dose)], tokens=tokens)}
+        return rows(steered(sets, openings["test"]["ja"], away="ja", strengths=[1.0, 2.0], selections=rivals))
+    if kind == "mean":
+        return rows(steered(neurons, openings["test"]["en"], how="mean"))
+    runs, lengths, doses = [], {}, chosen(language)
+    for pair in doses.drop_duplicates().itertuples(index=False):
+        names = doses.index[(doses == list(pair)).all(axis=1)].tolist()
+        how = {
+            "tokens": pair.tokens,
+            "strengths": [pair.strength],
+            "selections": [name for name in names if name != SET],
+        }
+        run = steered(neurons, openings["test"]["en"], **how)
+        runs.append((run, [*names, *(["none"] if not runs else [])]))
+        lengths |= moved(run)
+    return rows(together(runs), doses=doses, lengths=lengths)
 
 
-def keep(name: str, shown: dict[str, tn.Steering]) -> None:
-    """Write what the page needs of a piece."""
-    frames = []
-    for tokens, steered in shown.items():
-        (language,), parameters = steered.languages, steered.provenance["parameters"]
-        frame = steered.to_frame().reset_index()
-        first = steered.outputs["text"].xs((0, 0), level=("draw", "prompt"))
-        frame["example"] = [" ".join(first[key].split()) for key in frame.set_index(KEY).index]
-        frame["moved"] = frame["selection"].map(steered.provenance["moved"][language]) * frame["strength"]
-        for strength in sorted({*frame["strength"]} - {0.0}):
-            effects = steered.compared(language, strength).at()
-            here = frame["strength"] == strength
-            for column in ("effect", "effect low", "effect high", "p adjusted"):
-                frame.loc[here, column] = frame["selection"].map(effects[column])
-        frames.append(frame.assign(tokens=tokens, how=parameters["how"], away=parameters["away"]))
-    tn.storage.write_text(TABLES / f"{name}.csv", pd.concat(frames).round(4).to_csv(index=False))
+def chosen(language: str) -> pd.DataFrame:
+    """The tokens and the strength that gave each selection its best score with the training prompts."""
+    frame = pd.read_csv(TABLES / f"choice-{language}.csv", keep_default_na=False, na_values=[""])
+    frame = frame[frame["selection"] != "none"].sort_values("score", ascending=False, kind="stable")
+    return frame.drop_duplicates("selection").set_index("selection")[["tokens", "strength"]]
+
+
+def together(runs: Sequence[tuple[tn.Steering, list[str]]]) -> tn.Steering:
+    """Some selections of each of several runs, as if they had one strength."""
+    parts = []
+    for run, names in runs:
+        outputs = run.outputs.reset_index()
+        parts.append(outputs[outputs["selection"].isin(names)])
+    outputs = pd.concat(parts)
+    outputs["strength"] = (outputs["selection"] != "none").astype(float)
+    first = runs[0][0]
+    return replace(first, outputs=outputs.set_index(first.outputs.index.names))
+
+
+def moved(steered: tn.Steering) -> dict[str, float]:
+    """How far each selection moves the residual stream at strength 1."""
+    (language,) = steered.languages
+    return dict(steered.provenance["moved"][language])
+
+
+def rows(
+    steered: tn.Steering, *, doses: pd.DataFrame | None = None, lengths: Mapping[str, float] | None = None
+) -> pd.DataFrame:
+    """Means, intervals and what is compared, for one language; `doses` are each selection's tokens and strength."""
+    (language,), parameters = steered.languages, steered.provenance["parameters"]
+    frame = steered.to_frame().reset_index()
+    first = steered.outputs["text"].xs((0, 0), level=("draw", "prompt"))
+    frame["example"] = [" ".join(first[key].split()) for key in frame.set_index(KEY).index]
+    for strength in sorted({*frame["strength"]} - {0.0}):
+        effects = steered.compared(language, strength).at()
+        here = frame["strength"] == strength
+        for column in ("effect", "effect low", "effect high", "p adjusted"):
+            frame.loc[here, column] = frame["selection"].map(effects[column])
+    frame["tokens"] = parameters["tokens"]
+    for column in ("tokens", "strength") if doses is not None else ():
+        frame[column] = frame["selection"].map(doses[column]).fillna(frame[column])
+    frame["moved"] = frame["selection"].map(lengths or moved(steered)) * frame["strength"]
+    return frame.assign(how=parameters["how"], away=parameters["away"])
 
 
 def cell(row: "pd.Series[Any]", measure: str) -> str:
@@ -105,16 +142,14 @@ def table(frame: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def read(pattern: str) -> pd.DataFrame:
-    """The pieces of a kind, together; the untouched model once, first."""
-    paths = sorted(TABLES.glob(pattern))
-    if not paths:
+def read(name: str) -> pd.DataFrame:
+    """A piece, selection by selection; empty where it has not been run."""
+    path = TABLES / f"{name}.csv"
+    if not path.exists():
         return pd.DataFrame()
-    frame = pd.concat([pd.read_csv(path, keep_default_na=False, na_values=[""]) for path in paths])
-    untouched = frame["selection"] == "none"
-    frame = frame[~(untouched & frame.duplicated(["selection", "tokens"]))]
-    names = list(dict.fromkeys(["none", *frame["selection"]]))
-    frame["place"] = frame["selection"].map(names.index)
+    frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    frame = frame[~((frame["selection"] == "none") & frame.duplicated(["selection"]))]
+    frame["place"] = frame["selection"].map([*dict.fromkeys(frame["selection"])].index)
     return frame.sort_values(["place", "tokens", "strength"], kind="stable")
 
 
@@ -149,38 +184,37 @@ def encoder_table() -> str:
 def sections() -> list[str]:
     """The headings and tables of all pieces that are there."""
     kinds = {
-        "choice-{}*": "the dose, with the 12 training prompts",
-        "{}-all-[0-9]*": "every selection, at all tokens",
-        "{}-prompt-[0-9]*": "every selection, at the tokens of the prompt",
-        "{}-all-mean": "set to the mean of the language, at all tokens",
-        "{}-off": "Japanese prompts, the Japanese neurons set to 0 beside, at all tokens",
+        "best": "each selection at its best dose, with the 28 test prompts",
+        "choice": "every dose, with the 12 training prompts, which choose it",
+        "mean": "set to the mean of the language, at all tokens",
+        "off": "Japanese prompts, the Japanese neurons set to 0 beside, at all tokens",
     }
     shown = []
     if (TABLES / "encoder.csv").exists():
         shown += ["## The encoder: 256 test sentences of `everyday` and their translations", encoder_table()]
     for language in LANGUAGES:
-        for pattern, title in kinds.items():
-            frame = read(pattern.format(language) + ".csv")
+        for kind, title in kinds.items():
+            frame = read(f"{kind}-{language}")
             if len(frame):
                 shown += [f"## {tn.plots.language_name(language)}: {title}", table(frame)]
     return shown
 
 
 def draw() -> None:
-    """The share of outputs in each language by strength, as figures/steering.png."""
-    there = [language for language in LANGUAGES if len(read(f"{language}-all-[0-9]*.csv"))]
+    """The share of outputs in each language by selection, each at its best dose, as figures/steering.png."""
+    there = [language for language in LANGUAGES if len(read(f"best-{language}"))]
     if not there:
         return
     figure, panels = tn.plots.panels(len(there), width=5.0, height=3.6)
     for language, ax in zip(there, panels, strict=True):
-        frame = read(f"{language}-all-[0-9]*.csv").rename(columns={"selection": "condition", "strength": "dose"})
-        rows = frame.set_index(["dose", "condition"])[["share", "share low", "share high"]]
-        rows = rows.set_axis(["mean", "low", "high"], axis=1)
+        frame = read(f"best-{language}").set_index("selection")[["share", "share low", "share high", "draws"]]
         title = f"towards {tn.plots.language_name(language)}"
-        labels = {"xlabel": "strength, × (its mean − mean of English)", "ylabel": "share of outputs in it"}
-        tn.plots.conditions_by_dose(rows, **labels, title=title, ax=ax)
-        if ax is not panels[-1]:
-            ax.get_legend().remove()
+        tn.plots.conditions(
+            frame.set_axis(["mean", "low", "high", "seeds"], axis=1),
+            xlabel="share of outputs in it",
+            title=title,
+            ax=ax,
+        )
     tn.plots.save_figure(figure, FIGURE)
 
 
@@ -203,7 +237,7 @@ def main() -> None:
         encoder()
     for name in todo:
         started = time.perf_counter()
-        keep(name, piece(model, name))
+        tn.storage.write_text(TABLES / f"{name}.csv", piece(model, name).round(4).to_csv(index=False))
         print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
     write_page()
     draw()
