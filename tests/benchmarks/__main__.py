@@ -52,11 +52,12 @@ def main(names):
 
 
 def about(name):
-    """What was measured, on which machine, and with which versions."""
+    """What was measured, on which machine, with which versions, and when."""
     random = {"gpu": gpu.about, "experts": experts.about}
     what = random[name]() if name in random else f"{MODEL}, {LANGUAGE} and en, packaged corpus"
     machine = f"{_processor()}, {torch.get_num_threads()} threads"
-    return f"{what}; {machine}, {', '.join(f'{part} {version}' for part, version in versions().items())}."
+    packages = ", ".join(f"{part} {version}" for part, version in versions().items())
+    return f"{what}; {machine}, {packages}; {time.strftime('%Y-%m-%d')}."
 
 
 def table(head, rows):

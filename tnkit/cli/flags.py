@@ -90,7 +90,7 @@ def add_detection(command: argparse.ArgumentParser) -> None:
     text = "tnkit, or reference for a pickle as in the published code (default tnkit)"
     flag(command, "format", text, choices=("tnkit", "reference"), default="tnkit")
     add_reading(command, ("last", "last_word", "mean", "end"))
-    text = "maximum number of tokens in a batch (default 768; on a GPU, chosen by its free memory)"
+    text = "maximum number of tokens in a batch (default 1536, padded rows 768; on a GPU, chosen by its free memory)"
     flag(command, "batch_tokens", text, type=positive)
     flag(command, "tp_plan", "spread the model over the processes that torchrun starts", choices=("auto",))
     switch(command, "cache", "cache partial results and resume")
