@@ -227,8 +227,7 @@ def read_places(model: Model, tokens: Tokens, position: str) -> Numbers:
         return array("i", (length - 1 for length in tokens.lengths()))
     spans = map(tokens.span, range(len(tokens)))
     return array(
-        "i",
-        (start + last_word(model.tokenizer, ids) for (start, _), ids in zip(spans, tokens.own(), strict=True)),
+        "i", (start + last_word(model.tokenizer, ids) for (start, _), ids in zip(spans, tokens.own(), strict=True))
     )
 
 

@@ -19,16 +19,7 @@ from tqdm.auto import tqdm
 from tnkit import parallel
 from tnkit.captures import shards
 from tnkit.captures.activations import Activations, batch_of, gathered
-from tnkit.captures.batches import (
-    Numbers,
-    Tokens,
-    check_position,
-    grouped,
-    read_from,
-    read_places,
-    roomy,
-    tokenised,
-)
+from tnkit.captures.batches import Numbers, Tokens, check_position, grouped, read_from, read_places, roomy, tokenised
 from tnkit.captures.rows import Rows, batches_of
 from tnkit.captures.shards import Shards, Waiting
 from tnkit.captures.token_ids import Texts
