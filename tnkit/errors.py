@@ -129,7 +129,6 @@ def last_line(error: Exception) -> str:
 def visible(text: object) -> str:
     """Text made safe for a terminal: control characters (but line breaks and tabs) and unpaired surrogates are escaped.
 
-
     >>> print(visible("a\\x1b[31mb\\u202ec\\udcff"))
     a\\x1b[31mb\\u202ec\\udcff
     """

@@ -186,5 +186,4 @@ def loads(path: str | Path, data: bytes) -> Any:
 
 def write(path: str | Path, content: Any) -> Path:
     """Write a pickle in the layout of the published code."""
-
     return write_atomically(path, lambda file: pickle.dump(content, file))

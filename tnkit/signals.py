@@ -46,7 +46,6 @@ def ignore() -> None:
 def unfinished(path: str) -> Iterator[None]:
     """A context that creates a temporary file or folder, which is removed if a signal ends the program.
 
-
     >>> with unfinished("/tmp/half"):
     ...     "/tmp/half" in _unfinished
     True

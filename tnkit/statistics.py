@@ -215,7 +215,6 @@ def welch(
         squares: each group's sum of squared deviations from its mean.
         sizes: the number of observations in each group.
 
-
     >>> p = welch(np.array([[1.0], [3.0]]), np.array([[2.0], [2.0]]), np.array([[3.0], [3.0]]))
     >>> from scipy import stats
     >>> bool(np.isclose(p[0], stats.ttest_ind([0, 1, 2], [2, 3, 4], equal_var=False).pvalue))

@@ -3,6 +3,7 @@
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -25,7 +26,8 @@ _LLAMA = {
     "head_dim": 8,
     "max_position_embeddings": 128,
 }
-_NEOX = {k: v for k, v in _LLAMA.items() if k not in ("num_key_value_heads", "head_dim")}
+_NO_HEAD_DIM = {k: v for k, v in _LLAMA.items() if k != "head_dim"}
+_NEOX = {k: v for k, v in _NO_HEAD_DIM.items() if k != "num_key_value_heads"}
 _GEMMA = _LLAMA | {"sliding_window": 64, "query_pre_attn_scalar": 8}
 _OPT = {
     "hidden_size": 32,
@@ -68,22 +70,13 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "falcon": ("falcon", _FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}),
     "falcon-7b": ("falcon", _FALCON | {"parallel_attn": True, "multi_query": True}),
-    "falcon-rw": (
-        "falcon",
-        _FALCON | {"parallel_attn": False, "alibi": True, "multi_query": False, "bias": True},
-    ),
+    "falcon-rw": ("falcon", _FALCON | {"parallel_attn": False, "alibi": True, "multi_query": False, "bias": True}),
     "phi": ("phi", _NEOX | {"partial_rotary_factor": 0.5}),
-    "phi3": ("phi3", {k: v for k, v in _LLAMA.items() if k != "head_dim"}),
-    "olmo2": ("olmo2", {k: v for k, v in _LLAMA.items() if k != "head_dim"}),
-    "stablelm": ("stablelm", {k: v for k, v in _LLAMA.items() if k != "head_dim"}),
-    "stablelm-parallel": (
-        "stablelm",
-        {k: v for k, v in _LLAMA.items() if k != "head_dim"} | {"use_parallel_residual": True},
-    ),
-    "granite": (
-        "granite",
-        {k: v for k, v in _LLAMA.items() if k != "head_dim"} | {"residual_multiplier": 0.22},
-    ),
+    "phi3": ("phi3", _NO_HEAD_DIM),
+    "olmo2": ("olmo2", _NO_HEAD_DIM),
+    "stablelm": ("stablelm", _NO_HEAD_DIM),
+    "stablelm-parallel": ("stablelm", _NO_HEAD_DIM | {"use_parallel_residual": True}),
+    "granite": ("granite", _NO_HEAD_DIM | {"residual_multiplier": 0.22}),
 }
 _MOE = _LLAMA | {"moe_intermediate_size": 24, "num_experts": 6, "num_local_experts": 6, "num_experts_per_tok": 2}
 _ROUTED = {k: v for k, v in _MOE.items() if k not in ("num_experts", "num_local_experts")} | {
@@ -128,10 +121,7 @@ EXPERTS: dict[str, tuple[str, dict[str, Any]]] = {
     "dots1": ("dots1", _ROUTED),
     "minimax": ("minimax", _MOE | {"block_size": 16}),
     "minimax-m2": ("minimax_m2", _MOE),
-    "lfm2-moe": (
-        "lfm2_moe",
-        _MOE | {"num_dense_layers": 1, "layer_types": ["conv", "full_attention"] * 2},
-    ),
+    "lfm2-moe": ("lfm2_moe", _MOE | {"num_dense_layers": 1, "layer_types": ["conv", "full_attention"] * 2}),
     "llama4": ("llama4_text", _MOE | {"intermediate_size_mlp": 48, "interleave_moe_layer_step": 2}),
     "mellum": ("mellum", _MOE),
     "solar-open": ("solar_open", _ROUTED),
@@ -237,10 +227,25 @@ SENTENCES = [
 
 
 @cache
+def captured() -> "Activations":
+    """The last tokens of the six sentences, captured of the tiny model."""
+    import tnkit as tn
+
+    return tn.capture(tiny_model(), SENTENCES, progress=False)
+
+
+@cache
+def by_language() -> dict[str, "Activations"]:
+    """Three of the sentences as English and three as Japanese, captured of the tiny model."""
+    import tnkit as tn
+
+    halves = {"en": SENTENCES[:3], "ja": SENTENCES[3:]}
+    return {name: tn.capture(tiny_model(), texts, progress=False) for name, texts in halves.items()}
+
+
+@cache
 def tiny_corpus() -> "Corpus":
     """A corpus of 15 short training and 15 test sentences each in English, Italian and Japanese."""
-    import pandas as pd
-
     import tnkit as tn
 
     things = {"en": "cat dog tree house boat", "it": "gatto cane albero casa barca", "ja": "猫 犬 木 家 舟"}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import pandas as pd
+
 from tnkit.errors import TnkitError
 
 
@@ -46,7 +48,5 @@ def expert_column(layout: Sequence[Sequence[int]], index: Iterable[tuple[int, in
     >>> expert_column([[4], [10, 3, 2]], [(0, 3), (1, 1), (1, 5), (1, 9)]).tolist()
     [<NA>, 0, 2, 3]
     """
-    import pandas as pd
-
     experts = [None if len(layout[at]) < 2 else min(neuron // layout[at][2], layout[at][1]) for at, neuron in index]
     return pd.array(experts, dtype="Int64")

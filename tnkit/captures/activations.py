@@ -7,23 +7,20 @@ ja.mid.shape, ja.to_frame(), ja.plot(), ja.save("ja.safetensors")
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tnkit import storage
+from tnkit import plots, storage
 from tnkit.errors import TnkitError
 from tnkit.models.experts import chosen_neurons, spread
 from tnkit.models.tokens import ends_frame, ends_lines
 from tnkit.models.trace import SITES
 from tnkit.provenance import sentences_of, stated
 from tnkit.widths import widths_of
-
-if TYPE_CHECKING:
-    import matplotlib.axes
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,10 +120,8 @@ class Activations:
             )
         return self
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """By layer: the mean norm of each kept residual state and the mean absolute activation."""
-        import pandas as pd
-
         columns = {
             f"{name} norm": getattr(self, name).norm(dim=-1).mean(dim=-1)
             for name in ("pre", "mid", "post")
@@ -138,21 +133,18 @@ class Activations:
             widths = torch.tensor(widths_of(self.provenance, shape))[list(self.layers)]
             columns["mean |activation|"] = self.activations.abs().mean(dim=(1, 2)) * (columns_kept / widths)
         return pd.DataFrame(
-            {name: column.numpy() for name, column in columns.items()},
-            index=pd.Index(self.layers, name="layer"),
+            {name: column.numpy() for name, column in columns.items()}, index=pd.Index(self.layers, name="layer")
         )
 
-    def ends(self) -> "pd.DataFrame":
+    def ends(self) -> pd.DataFrame:
         """How the sentences end: the commonest last token, its share, the share in punctuation, sentences without word.
 
         What "last" reads is mostly a full stop, which differs between languages; position="last_word" reads a word.
         """
         return ends_frame(sentences_of(self.provenance))
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+    def plot(self, ax: "plots.Axes | None" = None) -> "plots.Axes":
         """Draw `to_frame` by layer."""
-        from tnkit import plots
-
         return plots.lines_by_layer(self.to_frame(), ylabel="mean over sentences", log=True, ax=ax)
 
     def save(self, path: str | Path) -> Path:

@@ -259,7 +259,6 @@ def _entry(path: Path, what: str, files: tuple[Path, ...]) -> Entry:
 
 def _what(path: Path) -> str | None:
     """The description of an entry; None if it is missing or was not written by tnkit."""
-
     try:
         return str(storage.load_json(path / "entry.json", "cache entry").get("what"))
     except TnkitError:

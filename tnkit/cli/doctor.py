@@ -224,10 +224,7 @@ def _missing(model: "Model") -> Iterator[tuple[str, str]]:
     if not model.tokenizer.chat_template:
         yield "chat=True", "the tokenizer has no chat template; give template='...{sentence}...'"
     if getattr(model.module, "_is_stateful", False):
-        yield (
-            "ablation from a cached prefix",
-            "whole sentences run instead, since its state is no cache",
-        )
+        yield ("ablation from a cached prefix", "whole sentences run instead, since its state is no cache")
 
 
 def _extras() -> Iterator[Finding]:

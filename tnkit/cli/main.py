@@ -18,21 +18,8 @@ from tnkit import __version__, parallel
 from tnkit.cli import ablate, cache, card, centroids, demo, detect, doctor, evaluate, lens, neurons, page, patch, steer
 from tnkit.errors import TnkitError, visible
 
-_COMMANDS = {
-    "demo": demo,
-    "centroids": centroids,
-    "detect": detect,
-    "ablate": ablate,
-    "evaluate": evaluate,
-    "neurons": neurons,
-    "patch": patch,
-    "lens": lens,
-    "steer": steer,
-    "card": card,
-    "page": page,
-    "cache": cache,
-    "doctor": doctor,
-}
+_MODULES = (demo, centroids, detect, ablate, evaluate, neurons, patch, lens, steer, card, page, cache, doctor)
+_COMMANDS = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 _DESCRIPTION = "Find transfer neurons of multilingual language models (Tezuka & Inoue, EMNLP\n2025)."
 _EPILOG = """\
 example: tnkit demo --language ko

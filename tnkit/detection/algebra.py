@@ -60,11 +60,8 @@ def own(sets: Mapping[str, NeuronSet], name: str) -> NeuronSet:
     if name not in sets:
         raise TnkitError(f"there is no set {name!r}; there are {', '.join(sets)}")
     theirs = {pair for other, neurons in sets.items() if other != name for pair in neurons}
-    kept = [place for place, pair in enumerate(sets[name]) if pair not in theirs]
-    pairs = tuple(sets[name].pairs[place] for place in kept)
-    scores = tuple(sets[name].scores[place] for place in kept) if sets[name].scores else ()
-    provenance = {**sets[name].provenance, **_provenance(sets, {"own": name})}
-    return replace(sets[name], pairs=pairs, scores=scores, provenance=provenance)
+    kept = sets[name].take([place for place, pair in enumerate(sets[name]) if pair not in theirs])
+    return replace(kept, provenance={**kept.provenance, **_provenance(sets, {"own": name})})
 
 
 def _alike(sets: Mapping[str, NeuronSet]) -> NeuronSet:

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, SupportsIndex
+from typing import Any, ClassVar, SupportsIndex
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from tnkit import storage
+from tnkit import plots, storage
 from tnkit.captures.activations import Activations
 from tnkit.detection.centroids import Centroids, estimate_centroids
 from tnkit.detection.ranking import chosen_layers, span
@@ -24,10 +25,6 @@ from tnkit.detection.scores import NeuronScores
 from tnkit.detection.scoring import check_apart
 from tnkit.errors import TnkitError
 from tnkit.provenance import check_alike, check_fits, stated
-
-if TYPE_CHECKING:
-    import matplotlib.axes
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,11 +45,10 @@ class Attraction:
         routed: as in `NeuronScores`.
 
     >>> import tnkit as tn
-    >>> from tnkit.testing import tiny_model, SENTENCES
-    >>> captured = tn.capture(tiny_model(), SENTENCES, progress=False)
-    >>> own = tn.estimate_centroids([captured])
-    >>> scores = tn.attraction(tiny_model(), captured).scores(own)
-    >>> bool((scores.values - tn.score_neurons(tiny_model(), captured, own).values).abs().max() < 1e-7)
+    >>> from tnkit.testing import captured, tiny_model
+    >>> own = tn.estimate_centroids([captured()])
+    >>> scores = tn.attraction(tiny_model(), captured()).scores(own)
+    >>> bool((scores.values - tn.score_neurons(tiny_model(), captured(), own).values).abs().max() < 1e-7)
     True
     """
 
@@ -185,8 +181,6 @@ class Attraction:
 
         It is the length of the mean turn.
         """
-        import pandas as pd
-
         frames = []
         for layer in self.layers:
             reach = self.turns(layer).norm(dim=1).cpu().numpy()
@@ -194,10 +188,8 @@ class Attraction:
             frames.append(pd.DataFrame({"reach": reach}, index=index))
         return pd.concat(frames)
 
-    def plot(self, ax: matplotlib.axes.Axes | None = None) -> matplotlib.axes.Axes:
+    def plot(self, ax: plots.Axes | None = None) -> plots.Axes:
         """Draw the mean and the largest reach in each layer."""
-        from tnkit import plots
-
         reach = self.to_frame()["reach"].groupby("layer")
         frame = reach.agg(["mean", "max"]).rename(columns={"max": "largest"})
         return plots.lines_by_layer(frame, ylabel="score towards the best target", log=True, ax=ax)

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tnkit import pickles, storage
+from tnkit import pickles, plots, storage
 from tnkit.captures.activations import Activations
 from tnkit.captures.passes import plan
 from tnkit.captures.token_ids import Texts
@@ -24,10 +25,6 @@ from tnkit.errors import TnkitError, check_model
 from tnkit.models.model import Model
 from tnkit.provenance import check_alike, check_made_with, sentences_of, stated
 from tnkit.text.rows import check_parallel
-
-if TYPE_CHECKING:
-    import matplotlib.axes
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +36,8 @@ class Centroids:
         layers: of the rows of `values`.
         provenance: the model, and the sentences of each language.
 
-    >>> from tnkit.testing import tiny_model, SENTENCES
-    >>> import tnkit as tn
-    >>> languages = [tn.capture(tiny_model(), text, progress=False) for text in (SENTENCES[:3], SENTENCES[3:])]
-    >>> estimate_centroids(languages).values.shape
+    >>> from tnkit.testing import by_language
+    >>> estimate_centroids([*by_language().values()]).values.shape
     torch.Size([4, 32])
     """
 
@@ -127,10 +122,8 @@ class Centroids:
         check_made_with(model, self.provenance, "these centroids")
         return self
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """By layer: the centroid's norm, its cosine with the layer before, and the share of its largest coordinate."""
-        import pandas as pd
-
         steps = torch.nn.functional.cosine_similarity(self.values[1:], self.values[:-1], dim=1)
         columns = {
             "norm": self.values.norm(dim=1).numpy(),
@@ -139,10 +132,8 @@ class Centroids:
         }
         return pd.DataFrame(columns, index=pd.Index(self.layers, name="layer"))
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+    def plot(self, ax: "plots.Axes | None" = None) -> "plots.Axes":
         """Draw the centroid's norm by layer."""
-        from tnkit import plots
-
         return plots.lines_by_layer(self.to_frame()[["norm"]], ylabel="norm of the centroid", log=True, ax=ax)
 
     def save(self, path: str | Path, *, format: str = "tnkit") -> Path:
@@ -189,13 +180,12 @@ class Centroids:
 class CentroidAccumulator(RunningSum):
     """The running sum of `post` in one language.
 
-    >>> from tnkit.testing import tiny_model, SENTENCES
     >>> import tnkit as tn
-    >>> whole = tn.capture(tiny_model(), SENTENCES, progress=False)
+    >>> from tnkit.testing import captured, tiny_model, SENTENCES
     >>> running = CentroidAccumulator()
     >>> for batch in tn.stream(tiny_model(), SENTENCES, batch_tokens=64, progress=False):
     ...     running.add(batch)
-    >>> stored = estimate_centroids([whole]).values
+    >>> stored = estimate_centroids([captured()]).values
     >>> bool((running.result().values - stored).norm() < 1e-5 * stored.norm())
     True
     """
@@ -245,9 +235,8 @@ def centroid(
         progress: show a bar.
         **options: position, suffix, layers, last_layer, batch_tokens, as in `tn.capture`.
 
-    >>> from tnkit.testing import tiny_model, SENTENCES
-    >>> import tnkit as tn
-    >>> stored = estimate_centroids([tn.capture(tiny_model(), SENTENCES, progress=False)])
+    >>> from tnkit.testing import captured, tiny_model, SENTENCES
+    >>> stored = estimate_centroids([captured()])
     >>> bool((centroid(tiny_model(), SENTENCES, progress=False).values - stored.values).abs().max() < 1e-5)
     True
     """

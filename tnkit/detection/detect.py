@@ -213,8 +213,8 @@ def detect_towards(
         TnkitError: for centroids of another model, and as `detect_steps` does.
 
     >>> import tnkit as tn
-    >>> from tnkit.testing import tiny_model, SENTENCES
-    >>> own = tn.estimate_centroids([tn.capture(tiny_model(), SENTENCES, progress=False)])
+    >>> from tnkit.testing import captured, tiny_model, SENTENCES
+    >>> own = tn.estimate_centroids([captured()])
     >>> detect_towards(tiny_model(), SENTENCES, own, language="it", kind="type2", top=10, progress=False).neurons
     NeuronSet(10 neurons, layers 2 to 3)
     """

@@ -4,9 +4,11 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import SupportsIndex
 
-from tnkit import storage
+import pandas as pd
+
+from tnkit import plots, storage
 from tnkit.detection.centroids import Centroids
 from tnkit.detection.neurons import NeuronSet
 from tnkit.detection.scores import NeuronScores
@@ -14,11 +16,6 @@ from tnkit.detection.stability import Stability, stability
 from tnkit.errors import TnkitError
 from tnkit.models.tokens import ends_frame, ends_lines
 from tnkit.provenance import Sentences, sentences_of
-
-if TYPE_CHECKING:
-    import matplotlib.axes
-    import matplotlib.figure
-    import pandas as pd
 
 _NEURONS, _SCORES, _CENTROIDS = "neurons.json", "scores.safetensors", "centroids.safetensors"
 
@@ -40,11 +37,11 @@ class Detection:
     scores: NeuronScores
     centroids: Centroids
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """The neurons with rank and score, indexed (layer, neuron)."""
         return self.neurons.to_frame()
 
-    def ends(self) -> "pd.DataFrame":
+    def ends(self) -> pd.DataFrame:
         """How the sentences of each language end, as `Activations.ends` says, indexed by language."""
         return ends_frame(self._sentences())
 
@@ -53,7 +50,7 @@ class Detection:
         own: list[Sentences] = [{"language": self.language, **one} for one in sentences_of(self.scores.provenance)]
         return [*sentences_of(self.centroids.provenance), *own]
 
-    def target(self) -> "pd.DataFrame":
+    def target(self) -> pd.DataFrame:
         """What the target of the scores is like in each layer, seen from their origin.
 
         Returns:
@@ -62,8 +59,6 @@ class Detection:
             hub's). NaN where a rival was not captured, or an older tnkit wrote the file. Where either is near 1, scores
             hardly tell the target from others.
         """
-        import pandas as pd
-
         known, layers = self.scores.provenance.get("target", {}), self.scores.layers
         columns = {"largest share": "largest_share", "cosine with the rival": "cosines"}
         values = {name: known.get(key, [float("nan")] * len(layers)) for name, key in columns.items()}
@@ -87,14 +82,13 @@ class Detection:
         """
         return stability(self.scores, len(self.neurons) if n is None else n)
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+    def plot(self, ax: "plots.Axes | None" = None) -> "plots.Axes":
         """Draw the score distribution with the chosen tail."""
         return self.scores.plot(ax, chosen=self.neurons)
 
     @staticmethod
-    def plot_all(detections: Iterable["Detection"], *, title: str = "") -> "matplotlib.figure.Figure":
+    def plot_all(detections: Iterable["Detection"], *, title: str = "") -> "plots.Figure":
         """Draw the score distributions of several detections side by side, in the colours of their kinds."""
-        from tnkit import plots
         from tnkit.plots.style import KIND_COLOURS, KIND_NAMES
 
         shown = list(detections)

@@ -12,21 +12,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, SupportsIndex, overload
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
+import pandas as pd
 from torch import Tensor
 
-from tnkit import pickles, storage
+from tnkit import pickles, plots, storage
 from tnkit.detection import neuron_files
 from tnkit.detection.sharing import Shareable
 from tnkit.errors import TnkitError, whole_number, whole_numbers
 from tnkit.provenance import stated
 from tnkit.widths import expert_column, widths_of
-
-if TYPE_CHECKING:
-    import matplotlib.axes
-    import pandas as pd
 
 Pair = tuple[int, int]
 
@@ -115,6 +112,15 @@ class NeuronSet(Shareable, Sequence[Pair]):
             return self.pairs[index]
         return replace(self, pairs=self.pairs[index], scores=self.scores[index])
 
+    def take(self, places: Sequence[int]) -> "NeuronSet":
+        """The neurons at these places of the set, with their scores.
+
+        >>> NeuronSet(((0, 5), (1, 2), (3, 0)), shape=(4, 48), scores=(3.0, 2.0, 1.0)).take([2, 0]).scores
+        (1.0, 3.0)
+        """
+        scores = tuple(self.scores[place] for place in places) if self.scores else ()
+        return replace(self, pairs=tuple(self.pairs[place] for place in places), scores=scores)
+
     def __repr__(self) -> str:
         by_layer = self.by_layer()
         where = f", layers {min(by_layer)} to {max(by_layer)}" if by_layer else ""
@@ -145,7 +151,7 @@ class NeuronSet(Shareable, Sequence[Pair]):
             neurons.setdefault(layer, []).append(neuron)
         return neurons
 
-    def overlap(self, other: "NeuronSet") -> "pd.DataFrame":
+    def overlap(self, other: "NeuronSet") -> pd.DataFrame:
         """The overlap of two sets, by layer and in total ("all").
 
         Returns:
@@ -158,8 +164,6 @@ class NeuronSet(Shareable, Sequence[Pair]):
         >>> a.overlap(NeuronSet(((1, 2), (3, 0)), shape=(4, 48))).loc["all"].tolist()
         [2.0, 2.0, 1.0, 0.3333333333333333]
         """
-        import pandas as pd
-
         left, right = Counter(layer for layer, _ in self), Counter(layer for layer, _ in self.comparable(other))
         both = Counter(layer for layer, _ in set(self) & set(other))
         layers = range(self.shape[0])
@@ -241,19 +245,15 @@ class NeuronSet(Shareable, Sequence[Pair]):
         provenance = {"control": {"how": how, "seed": seed}, "of": self.provenance}
         return replace(self, pairs=tuple(sorted(pairs)), scores=(), provenance=provenance)
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """The rank, score and, where the model has them, expert of each neuron, in order, indexed (layer, neuron)."""
-        import pandas as pd
-
         index = pd.MultiIndex.from_tuples(self.pairs, names=["layer", "neuron"])
         scores = {"score": self.scores} if self.scores else {}
         experts = {"expert": expert_column(self.layout, index)} if any(len(row) > 1 for row in self.layout) else {}
         return pd.DataFrame({"rank": range(1, len(self) + 1), **scores, **experts}, index=index)
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+    def plot(self, ax: "plots.Axes | None" = None) -> "plots.Axes":
         """Draw how many of the neurons sit in each layer."""
-        from tnkit import plots
-
         return plots.neurons_by_layer({"neurons": self}, n_layers=self.shape[0], ax=ax)
 
     def save(self, path: str | Path, *, format: str = "tnkit") -> Path:
@@ -301,9 +301,6 @@ class NeuronSet(Shareable, Sequence[Pair]):
 
     def _repr_html_(self) -> str:
         counts = [f"{layer}: {len(neurons)}" for layer, neurons in self.by_layer().items()]
-        origin = {
-            "model": self.provenance.get("model", {}).get("name"),
-            "selection": self.provenance.get("selection"),
-        }
+        origin = {"model": self.provenance.get("model", {}).get("name"), "selection": self.provenance.get("selection")}
         shown = {name: value for name, value in origin.items() if value}
         return storage.html_card("Neuron set", {"neurons": len(self), "by layer": counts, **shown})

@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import Any, SupportsIndex
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tnkit import storage
+from tnkit import plots, storage
 from tnkit.detection.neurons import NeuronSet
 from tnkit.detection.ranking import check_size, chosen_layers, ranked, span
 from tnkit.errors import TnkitError
 from tnkit.provenance import stated
 from tnkit.widths import expert_column, present
-
-if TYPE_CHECKING:
-    import matplotlib.axes
-    import pandas as pd
 
 DISTANCES = ("cosine", "euclidean")
 SCORES = ("raw", "centred")
@@ -97,14 +94,12 @@ class NeuronScores:
         provenance = self._provenance(chosen, threshold=threshold)
         return ranked(values, n, chosen, n_layers=len(self.values), provenance=provenance)
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """The score of every scored neuron, indexed (layer, neuron).
 
         Of a model with experts there are also the neuron's expert, the share of the sentences that this had ("routed"),
         and the mean score in those ("score where routed").
         """
-        import pandas as pd
-
         layers, width = self.layers, self.values.shape[1]
         index = pd.MultiIndex.from_product([layers, range(width)], names=["layer", "neuron"])
         frame = pd.DataFrame({"score": self.values[layers].reshape(-1).numpy()}, index=index).dropna()
@@ -129,11 +124,9 @@ class NeuronScores:
         return self.provenance["model"]["layout"]
 
     def plot(
-        self, ax: "matplotlib.axes.Axes | None" = None, *, chosen: NeuronSet | None = None, colour: str = "#0072B2"
-    ) -> "matplotlib.axes.Axes":
+        self, ax: "plots.Axes | None" = None, *, chosen: NeuronSet | None = None, colour: str = "#0072B2"
+    ) -> "plots.Axes":
         """Draw the distribution of scores, with the scores of a chosen set in colour."""
-        from tnkit import plots
-
         values, picked = self.values.numpy(), chosen.scores if chosen else ()
         return plots.score_distribution(values, distance=self.distance, chosen=picked, colour=colour, ax=ax)
 

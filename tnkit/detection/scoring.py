@@ -45,15 +45,13 @@ class ScoreAccumulator(RunningSum):
         TnkitError: for an unknown distance, layers without neurons, centroids of another model, an origin that the
             euclidean distance does not depend on, or one that is the centroid itself.
 
-    >>> from tnkit.testing import tiny_model, SENTENCES
     >>> import tnkit as tn
-    >>> model = tiny_model()
-    >>> whole = tn.capture(model, SENTENCES, progress=False)
-    >>> target = tn.estimate_centroids([whole])
+    >>> from tnkit.testing import captured, tiny_model, SENTENCES
+    >>> model, target = tiny_model(), tn.estimate_centroids([captured()])
     >>> running = ScoreAccumulator(model, target)
     >>> for batch in tn.stream(model, SENTENCES, batch_tokens=64, progress=False):
     ...     running.add(batch)
-    >>> stored = score_neurons(model, whole, target).values
+    >>> stored = score_neurons(model, captured(), target).values
     >>> bool((running.result().values - stored).norm() < 1e-5 * stored.norm())
     True
     """
@@ -69,7 +67,10 @@ class ScoreAccumulator(RunningSum):
     ) -> None:
         one_of("distance", distance, DISTANCES)
         self.model, self.centroids, self.distance = model, centroids.check(model), distance
-        self.origin = None if origin is None else _seen_from(origin.check(model), centroids, distance)
+        if origin is not None:
+            check_origin(distance)
+            check_alike([centroids.provenance, origin.check(model).provenance])
+        self.origin = origin
         wanted = check_layers(model, centroids.layers if layers is None else layers)
         if not model.with_neurons(wanted):
             raise TnkitError(f"layers {span(wanted)} of {model.name} have no neurons to score; name others")
@@ -217,13 +218,6 @@ def check_origin(distance: str) -> None:
         )
 
 
-def _seen_from(origin: Centroids, centroids: Centroids, distance: str) -> Centroids:
-    """The origin of centred scores, if it was captured as the centroids were."""
-    check_origin(distance)
-    check_alike([centroids.provenance, origin.provenance])
-    return origin
-
-
 def score_neurons(
     model: Model,
     activations: Activations,
@@ -261,10 +255,9 @@ def score_neurons(
             attention implementation than the centroids. Where both were made under one ablation, the scores' provenance
             says so.
 
-    >>> from tnkit.testing import tiny_model, SENTENCES
     >>> import tnkit as tn
-    >>> ja = tn.capture(tiny_model(), SENTENCES, progress=False)
-    >>> score_neurons(tiny_model(), ja, tn.estimate_centroids([ja])).values.shape
+    >>> from tnkit.testing import captured, tiny_model
+    >>> score_neurons(tiny_model(), captured(), tn.estimate_centroids([captured()])).values.shape
     torch.Size([4, 48])
     """
     shared = [layer for layer in centroids.layers if layer in activations.layers]
@@ -284,9 +277,8 @@ def routed_shares(model: Model, activations: Activations) -> Float[Tensor, "laye
     Returns:
         (layer, neuron), float32: 1 but in experts; NaN where a layer was not captured, or has no such neuron.
 
-    >>> from tnkit.testing import tiny_model, SENTENCES
-    >>> import tnkit as tn
-    >>> routed_shares(tiny_model(), tn.capture(tiny_model(), SENTENCES, progress=False)) is None
+    >>> from tnkit.testing import captured, tiny_model
+    >>> routed_shares(tiny_model(), captured()) is None
     True
     """
     if not model.slots:
@@ -312,9 +304,8 @@ def contribution_norms(model: Model, activations: Activations) -> Float[Tensor, 
     Raises:
         TnkitError: for a capture of another model.
 
-    >>> from tnkit.testing import tiny_model, SENTENCES
-    >>> import tnkit as tn
-    >>> contribution_norms(tiny_model(), tn.capture(tiny_model(), SENTENCES, progress=False)).shape
+    >>> from tnkit.testing import captured, tiny_model
+    >>> contribution_norms(tiny_model(), captured()).shape
     torch.Size([4, 48])
     """
     check_made_with(model, activations.provenance, "these captured states", states=True)

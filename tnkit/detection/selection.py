@@ -9,9 +9,10 @@ chosen.towards(chosen.random_direction(seed))                            # a tar
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float64
 from torch import Tensor
@@ -24,9 +25,6 @@ from tnkit.detection.scoring import score_neurons
 from tnkit.errors import TnkitError, whole_number
 from tnkit.models.model import Model, check_layers
 from tnkit.provenance import sentences_of
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,7 +244,7 @@ def _languages(neurons: NeuronSet, point: str) -> tuple[str, ...]:
     return named if len(named) == len(origins) else ()
 
 
-def target_frame(captured: Mapping[str, Activations], target: Sequence[str]) -> "pd.DataFrame":
+def target_frame(captured: Mapping[str, Activations], target: Sequence[str]) -> pd.DataFrame:
     """How much of a target is about languages, by layer.
 
     Args:
@@ -257,14 +255,10 @@ def target_frame(captured: Mapping[str, Activations], target: Sequence[str]) -> 
         A frame with the share of the largest coordinate in the target's squared length, and its cosine with the
         centroid of each language.
 
-    >>> import tnkit as tn
-    >>> from tnkit.testing import tiny_model, SENTENCES
-    >>> captured = {"en": tn.capture(tiny_model(), SENTENCES[:3], progress=False)}
-    >>> target_frame(captured, ["en"]).columns.tolist()
-    ['largest coordinate', 'en']
+    >>> from tnkit.testing import by_language
+    >>> target_frame(by_language(), ["en"]).columns.tolist()
+    ['largest coordinate', 'en', 'ja']
     """
-    import pandas as pd
-
     aim = estimate_centroids([captured[name] for name in target])
     columns = {"largest coordinate": aim.largest_share}
     columns |= {name: aim.cosines(estimate_centroids([capture])) for name, capture in captured.items()}

@@ -13,13 +13,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import pandas as pd
+
 from tnkit import storage
 from tnkit.errors import TnkitError, first_line, visible
 from tnkit.provenance import sentences_of
 from tnkit.text.languages import code_of, name_of
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 FILE = "neurons.json"
 _CARD = "README.md"
@@ -48,7 +47,7 @@ class Shareable:
         @classmethod
         def load(cls: type[_Set], path: str | Path) -> _Set: ...
 
-    def card(self, *, licence: str = "", evidence: "pd.DataFrame | None" = None, source: str = "") -> str:
+    def card(self, *, licence: str = "", evidence: pd.DataFrame | None = None, source: str = "") -> str:
         """A description of the set for readers of a repository, in Markdown with the Hub's metadata in front.
 
         Args:
@@ -87,7 +86,7 @@ class Shareable:
         subfolder: str = "",
         *,
         licence: str = "",
-        evidence: "pd.DataFrame | None" = None,
+        evidence: pd.DataFrame | None = None,
         private: bool | None = None,
         revision: str | None = None,
         token: str | None = None,
@@ -209,10 +208,7 @@ def _title(pairs: tuple[tuple[int, int], ...], provenance: Mapping[str, Any]) ->
 
 
 def _described(
-    pairs: tuple[tuple[int, int], ...],
-    shape: tuple[int, int],
-    scores: tuple[float, ...],
-    provenance: Mapping[str, Any],
+    pairs: tuple[tuple[int, int], ...], shape: tuple[int, int], scores: tuple[float, ...], provenance: Mapping[str, Any]
 ) -> dict[str, str]:
     """What a set is and where it comes from, a line for each fact that is known."""
     model, selection = _mapping(provenance.get("model")), _selection(provenance)
@@ -254,7 +250,7 @@ def _joined(*facts: Any) -> str:
     return ", ".join(str(fact) for fact in facts if fact)
 
 
-def _evidence_table(evidence: "pd.DataFrame | None") -> str:
+def _evidence_table(evidence: pd.DataFrame | None) -> str:
     if evidence is None:
         return (
             "No evidence was given with this set. A score does not show what neurons do: compare the set with its "

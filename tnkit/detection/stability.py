@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import SupportsIndex
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Int
 
@@ -18,9 +19,6 @@ from tnkit import statistics, storage
 from tnkit.detection.ranking import check_size
 from tnkit.detection.scores import NeuronScores
 from tnkit.errors import TnkitError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +62,6 @@ class Stability:
 
     def to_frame(self) -> pd.DataFrame:
         """One row: size, candidates, mean and interval of the shared neurons, and the same by chance."""
-        import pandas as pd
-
         names = ["n", "candidates", "shared", "low", "high", "chance", "chance low", "chance high"]
         return pd.DataFrame([[self.n, self.candidates, self.mean, *self.interval, *self.chance]], columns=names)
 

@@ -89,7 +89,7 @@ class Job:
                 raise TnkitError(
                     f"Type-1 neurons of {name} need another hub: with hub={name!r} the shared centroid is its own"
                 )
-            check_texts({language: self.texts[language] for language in dict.fromkeys([*hub, name])})
+            check_texts(self.texts, [*hub, name])
         if self.score == "centred":
             self._check_centred()
         for layers in self.layers.values():
@@ -103,7 +103,7 @@ class Job:
                 "a centred score needs the centroids of all languages first and runs its sentences again; leave "
                 "streaming out"
             )
-        check_texts(dict(self.texts))
+        check_texts(self.texts)
         for kind, name in product(self.layers, self.languages):
             if set(self._towards(kind, name)) == set(self.texts):
                 raise TnkitError(

@@ -44,8 +44,8 @@ def described(
         `largest_share`, and `cosines` with the rival, whose languages are `rival`; seen from the origin of the scores.
 
     >>> import tnkit as tn
-    >>> from tnkit.testing import tiny_model, SENTENCES
-    >>> own = tn.estimate_centroids([tn.capture(tiny_model(), SENTENCES, progress=False)])
+    >>> from tnkit.testing import captured
+    >>> own = tn.estimate_centroids([captured()])
     >>> described(own, range(4), rival=own)["cosines"]
     [1.0, 1.0, 1.0, 1.0]
     """

@@ -7,14 +7,15 @@ balanced.to_frame(), balanced.matched(), balanced.plot()
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import SupportsIndex
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from tnkit import storage
+from tnkit import plots, storage
 from tnkit.captures.activations import Activations
 from tnkit.detection.neurons import NeuronSet
 from tnkit.detection.scoring import contribution_norms
@@ -23,10 +24,6 @@ from tnkit.errors import TnkitError
 from tnkit.interventions.controls import Control, drawn
 from tnkit.interventions.displacement import displacement
 from tnkit.models.model import Model
-
-if TYPE_CHECKING:
-    import matplotlib.axes
-    import pandas as pd
 
 _WITHIN = 0.1  # what counts as matched, as a share of the set's
 
@@ -44,25 +41,23 @@ class Balance:
             target's cosine with each language's own centroid; None where the target is not known or not captured.
     """
 
-    table: "pd.DataFrame"
-    target: "pd.DataFrame | None" = None
+    table: pd.DataFrame
+    target: pd.DataFrame | None = None
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """The table."""
         return self.table.copy()
 
-    def at(self, layer: int | str = "all") -> "pd.DataFrame":
+    def at(self, layer: int | str = "all") -> pd.DataFrame:
         """The rows of one layer (default: of all layers together), indexed by condition."""
         return self.table[self.table.index.get_level_values("layer") == layer].droplevel("layer")
 
-    def matched(self) -> "pd.DataFrame":
+    def matched(self) -> pd.DataFrame:
         """What each condition is matched to the set in, indexed by condition.
 
         `size` and `layers`: as many neurons, and as many in each layer; `norm`: a mean length within 10 % of the set's;
         `displacement`: a joint one within 10 % in every layer of the set.
         """
-        import pandas as pd
-
         whole, sizes = self.at(), self.table["size"].drop("all", level="layer").unstack("layer")
         lengths = self.table["displacement"].drop("all", level="layer").unstack("layer")
         reference = whole.index[0]
@@ -75,10 +70,8 @@ class Balance:
         }
         return pd.DataFrame(columns).loc[whole.index]
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+    def plot(self, ax: "plots.Axes | None" = None) -> "plots.Axes":
         """Draw how far each condition moves the residual stream in the set's layers, as a share of the set."""
-        from tnkit import plots
-
         lengths = self.table["displacement"].unstack("layer").loc[self.at().index]
         shares = (lengths / lengths.iloc[0]).loc[:, lengths.iloc[0] > 0]
         value = "joint displacement, share of the set's"
@@ -121,11 +114,9 @@ def balance(
         TnkitError: where the first condition is no set, its language is not known or not captured, or the capture is of
             another model.
 
-    >>> import tnkit as tn
-    >>> from tnkit.testing import tiny_model, SENTENCES
-    >>> captured = {"it": tn.capture(tiny_model(), SENTENCES, progress=False)}
+    >>> from tnkit.testing import captured, tiny_model
     >>> some = NeuronSet(((0, 5), (1, 2)), (4, 48))
-    >>> found = balance(tiny_model(), captured, {"the set": some, "half": some[:1]}, language="it")
+    >>> found = balance(tiny_model(), {"it": captured()}, {"the set": some, "half": some[:1]}, language="it")
     >>> found.at()[["size", "shared"]].to_numpy().tolist(), found.table.loc[("half", 1), "displacement"].tolist()
     ([[2.0, 2.0], [1.0, 1.0]], 0.0)
     """
@@ -177,9 +168,7 @@ def _described(
     return np.array(rows)
 
 
-def _table(described: Mapping[str, np.ndarray], layers: Sequence[int]) -> "pd.DataFrame":
-    import pandas as pd
-
+def _table(described: Mapping[str, np.ndarray], layers: Sequence[int]) -> pd.DataFrame:
     index = pd.Index([*layers, "all"], name="layer", dtype=object)
     frames = {name: pd.DataFrame(rows, index=index, columns=list(_COLUMNS)) for name, rows in described.items()}
     return pd.concat(frames, names=["condition"])
@@ -187,7 +176,7 @@ def _table(described: Mapping[str, np.ndarray], layers: Sequence[int]) -> "pd.Da
 
 def _target(
     captured: Mapping[str, Activations], neurons: NeuronSet, target: Sequence[str] | None
-) -> "pd.DataFrame | None":
+) -> pd.DataFrame | None:
     """`target_frame` in the layers of the set."""
     target = target_of(neurons) if target is None else tuple(target)
     states = {name: part for name, part in captured.items() if part.post is not None}

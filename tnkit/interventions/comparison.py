@@ -16,22 +16,19 @@ compared.plot()
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
+from typing import Any, SupportsIndex, TypeVar
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float, Float64
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tnkit import storage
+from tnkit import plots, storage
 from tnkit.errors import TnkitError, whole_number, whole_numbers
 from tnkit.interventions.controls import Control, drawn
 from tnkit.interventions.together import Neurons, Several, as_one, nothing
 from tnkit.statistics import effect_interval, flips, holm, interval, rank_test, resamples, sign_flip_test
-
-if TYPE_CHECKING:
-    import matplotlib.axes
-    import pandas as pd
 
 T = TypeVar("T")
 NONE, SET = "none", "the set"  # conditions beside the controls: what is switched off
@@ -64,7 +61,7 @@ class Comparison:
         """The layer at which the untouched model's mean is highest on these sentences."""
         return best_layer(self.untouched, self.layers)
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """Means and statistics, indexed (layer, condition).
 
         Conditions are what is switched off: "none", "the set", and each control.
@@ -82,8 +79,6 @@ class Comparison:
         - `p adjusted`: `p sets`, or `p sentences` where there is only one set, corrected (Holm) over all layers and
           conditions; NaN for the set itself.
         """
-        import pandas as pd
-
         random = np.random.default_rng(0)
         sentences = self.untouched.shape[1]
         weights = resamples(sentences, random) / sentences
@@ -109,7 +104,7 @@ class Comparison:
         table = pd.concat(frames, names=["condition"]).swaplevel().sort_index(level=0, sort_remaining=False)
         return _corrected(table, "all layers and conditions")
 
-    def at(self, layer: int | None = None) -> "pd.DataFrame":
+    def at(self, layer: int | None = None) -> pd.DataFrame:
         """The rows of one layer: the one named, or the chosen one, or the untouched model's best on these sentences.
 
         A layer that is named here counts as chosen beforehand: `p adjusted` is corrected over its conditions alone. The
@@ -137,16 +132,12 @@ class Comparison:
             return self.chosen_layer, self.chosen_on
         return self.best_layer, THESE
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+    def plot(self, ax: "plots.Axes | None" = None) -> "plots.Axes":
         """Draw each condition's mean by layer, with its interval as a band."""
-        from tnkit import plots
-
         return plots.conditions_by_layer(self.to_frame(), ylabel=self.measure, ax=ax)
 
-    def plot_at(self, layer: int | None = None, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+    def plot_at(self, layer: int | None = None, ax: "plots.Axes | None" = None) -> "plots.Axes":
         """Draw the means of one layer with their intervals; the layer as in `at`."""
-        from tnkit import plots
-
         rows = self.at(layer)
         title = self.layer_name(layer) if len(self.layers) > 1 else ""
         return plots.conditions(rows, xlabel=self.measure, title=title, ax=ax)
@@ -183,7 +174,7 @@ def best_layer(values: Float[np.ndarray, "layer sentence"], layers: Sequence[int
     return layers[int(values.mean(axis=1).argmax())]
 
 
-def _corrected(table: "pd.DataFrame", family: str) -> "pd.DataFrame":
+def _corrected(table: pd.DataFrame, family: str) -> pd.DataFrame:
     """The table with `p adjusted`, corrected over all its rows but those of the set itself."""
     is_set = table.index.get_level_values("condition") == SET
     adjusted = holm(table["p sets"].fillna(table["p sentences"]).mask(is_set).to_numpy())
@@ -329,10 +320,8 @@ def compared(result: Any, measure: str, values: Callable[[Any], Any]) -> Compari
     return Comparison(measure, (0,), untouched, ablated, controls)
 
 
-def frame_of_conditions(result: Any) -> "pd.DataFrame":
+def frame_of_conditions(result: Any) -> pd.DataFrame:
     """The `to_frame` of a result and of each draw of its controls, indexed (off, seed, ...)."""
-    import pandas as pd
-
     drawn = {SET: (result,), **result.controls}
     frames = {(off, seed): draw.to_frame() for off, draws in drawn.items() for seed, draw in enumerate(draws)}
     return pd.concat(frames, names=["off", "seed"])

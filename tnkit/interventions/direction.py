@@ -86,9 +86,8 @@ class Direction:
         Raises:
             TnkitError: for captures of different models or positions, or ones that lack a layer.
 
-        >>> import tnkit as tn
-        >>> from tnkit.testing import tiny_model, SENTENCES
-        >>> of, minus = (tn.capture(tiny_model(), text, progress=False) for text in (SENTENCES[:3], SENTENCES[3:]))
+        >>> from tnkit.testing import by_language
+        >>> of, minus = by_language().values()
         >>> found = Direction.difference(of, minus, layers=[2]).vectors[2]
         >>> torch.allclose(found.float(), of.post[1].mean(dim=0) - minus.post[1].mean(dim=0), atol=1e-6)
         True

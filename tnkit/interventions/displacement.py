@@ -37,10 +37,8 @@ def displacement(model: Model, captured: Activations, neurons: NeuronSet) -> Flo
     Raises:
         TnkitError: for a capture of another model, or one that lacks a layer of the set.
 
-    >>> import tnkit as tn
-    >>> from tnkit.testing import tiny_model, SENTENCES
-    >>> captured = tn.capture(tiny_model(), SENTENCES, progress=False)
-    >>> displacement(tiny_model(), captured, NeuronSet(((0, 5), (1, 2)), (4, 48))).norm(dim=1).count_nonzero().item()
+    >>> from tnkit.testing import captured, tiny_model
+    >>> displacement(tiny_model(), captured(), NeuronSet(((0, 5), (1, 2)), (4, 48))).norm(dim=1).count_nonzero().item()
     2
     """
     given = {layer: (members, amounts[members]) for layer, members, amounts in _written(model, captured, neurons)}
@@ -73,10 +71,9 @@ def equal_displacement(
     Raises:
         TnkitError: as `displacement` does, and where a layer has too few other neurons.
 
-    >>> import tnkit as tn
-    >>> from tnkit.testing import tiny_model, SENTENCES
-    >>> captured, some = tn.capture(tiny_model(), SENTENCES, progress=False), NeuronSet(((0, 5), (1, 2)), (4, 48))
-    >>> {*equal_displacement(tiny_model(), captured, some, seed=0).by_layer()}
+    >>> from tnkit.testing import captured, tiny_model
+    >>> some = NeuronSet(((0, 5), (1, 2)), (4, 48))
+    >>> {*equal_displacement(tiny_model(), captured(), some, seed=0).by_layer()}
     {0, 1}
     """
     seed, given = whole_number("seed", seed), {}

@@ -15,24 +15,15 @@ from tqdm.auto import tqdm
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from tnkit.captures.activations import Activations, batch_of, gathered
-from tnkit.captures.batches import (
-    Tokens,
-    by_length,
-    check_position,
-    read_from,
-    read_places,
-    roomy,
-    sites_of,
-    tokenised,
-)
-from tnkit.captures.passes import KEEP, capture
+from tnkit.captures.batches import Tokens, by_length, check_position, roomy
+from tnkit.captures.passes import KEEP, capture, plan
 from tnkit.captures.rows import Rows
 from tnkit.captures.token_ids import Texts
-from tnkit.errors import TnkitError, one_of, whole_number
+from tnkit.errors import TnkitError, check_model, whole_number
 from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.scopes import decoder_of, parameters
 from tnkit.interventions.together import Given
-from tnkit.models.model import Model, check_layers, hashed_once
+from tnkit.models.model import Model, hashed_once
 from tnkit.models.sessions import TURN, Prompt, running
 from tnkit.models.trace import trace_blocks
 from tnkit.provenance import provenance_of
@@ -85,24 +76,20 @@ class LastToken:
         batch_tokens: SupportsIndex | None = None,
         progress: bool = True,
     ) -> None:
+        check_model(model)
         self.model, self.sentences = model, sentences
-        self.batch_tokens = None if batch_tokens is None else whole_number("batch_tokens", batch_tokens, at_least=1)
-        self.keep = sites_of(model, keep, position)
-        self.layers = check_layers(model, range(model.n_layers) if layers is None else layers)
-        check_position(model, position, PLACES)
         self.position, self.suffix, self.last_layer = position, suffix, last_layer
-        one_of("last_layer", last_layer, ("raw", "normed"))
-        if last_layer == "normed" and model.final_norm_path is None:
-            raise TnkitError(f"{model.name} has no final norm that tnkit knows; use last_layer='raw'")
-        tokens = tokenised(model, sentences, whole=position == "end", suffix=suffix)
+        self.batch_tokens = None if batch_tokens is None else whole_number("batch_tokens", batch_tokens, at_least=1)
+        asked: dict[str, Any] = {"keep": keep, "layers": layers, "last_layer": last_layer, "batch_tokens": batch_tokens}
+        check_position(model, position, PLACES)
         with TURN:
             self._settings = model.settings()
-            self.about = read_from(model, sentences, tokens, position=position, suffix=suffix)
-            self.about["last_layer"] = last_layer
+            planned = plan(model, sentences, position=position, suffix=suffix, **asked)
+            self.keep, self.layers, self.about = planned.keep, planned.layers, planned.provenance
+            tokens = planned.tokens
             if position == "last_word":  # nothing after the token that is read changes it
-                places = read_places(model, tokens, position)
-                cut = [ids[: place + 1] for ids, place in zip(tokens, places, strict=True)]
-                spans = [(tokens.span(number)[0], place + 1) for number, place in enumerate(places)]
+                cut = [ids[: place + 1] for ids, place in zip(tokens, planned.read, strict=True)]
+                spans = [(tokens.span(number)[0], place + 1) for number, place in enumerate(planned.read)]
                 tokens = Tokens(cut, spans if model.template else None)
             self.cached = self._is_proved(tokens)
         self._tokens = tokens

@@ -8,31 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tnkit.errors import TnkitError
 from tnkit.interventions.patch import Patch
+from tnkit.interventions.routed import Setter
 from tnkit.models.experts import called_with, chosen_neurons, shape_of, slot_activations
-from tnkit.models.model import Model
 from tnkit.models.reading import Sites
 from tnkit.models.sessions import state_of
 from tnkit.models.trace import first
-
-
-@runtime_checkable
-class Run(Protocol):
-    """What a layer needs to know of its ablation."""
-
-    model: Model
-    drawn: list[int] | None
-    sentences: Tensor | None
-
-    def tokens_in(self, layer: int, states: Tensor) -> Tensor: ...
-
-    def note(self, layer: int, tokens: int) -> None: ...
 
 
 class Patcher:
@@ -53,7 +40,7 @@ class Patcher:
     True
     """
 
-    def __init__(self, ablation: Run, patch: Patch, layer: int) -> None:
+    def __init__(self, ablation: Setter, patch: Patch, layer: int) -> None:
         self.ablation, self.patch, self.layer, self.model = ablation, patch, layer, ablation.model
         self.block: nn.Module = self.model.module.get_submodule(f"{self.model.blocks_path}.{layer}")
         self.sites: Sites | None = self.model.sites[layer]
@@ -68,11 +55,11 @@ class Patcher:
         """Register what patches it."""
         site, block = self.patch.site, self.block
         if site == "pre":
-            stack.callback(block.register_forward_pre_hook(self._set_pre, with_kwargs=True).remove)
+            stack.callback(block.register_forward_pre_hook(self._set_read, with_kwargs=True).remove)
             return
         if site == "mid" and self.sites and self.sites.mid:
             reader = block.get_submodule(self.sites.mid)
-            stack.callback(reader.register_forward_pre_hook(self._set_mid, with_kwargs=True).remove)
+            stack.callback(reader.register_forward_pre_hook(self._set_read, with_kwargs=True).remove)
         elif site == "contributions" and self.sites:
             self._hook_activations(stack, self.sites)
         entry, state = (self.layer, self._post), state_of(self.model.lm._module)
@@ -111,21 +98,18 @@ class Patcher:
             )
         return torch.cat(given).to(states.device)
 
-    def _set_pre(
+    def _set_read(
         self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What the block, or its MLP branch, reads first, patched."""
         states = args[0] if args else next(iter(kwargs.values()))
         new, chosen = self._source(states), self._chosen(states)
-        self.ablation.note(self.layer, int(chosen.sum()))
-        return _given(args, kwargs, states if new is None else _replaced(states, chosen, new))
-
-    def _set_mid(
-        self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        states = args[0] if args else next(iter(kwargs.values()))
-        new, chosen = self._source(states), self._chosen(states)
-        self.shift = None if new is None else new - states[chosen].float()
-        return _given(args, kwargs, states if new is None else _replaced(states, chosen, new))
+        if self.patch.site == "pre":
+            self.ablation.note(self.layer, int(chosen.sum()))
+        else:
+            self.shift = None if new is None else new - states[chosen].float()
+        states = states if new is None else _replaced(states, chosen, new)
+        return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, next(iter(kwargs)): states})
 
     def _noting(self, name: str) -> Callable[..., None]:
         def note(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -194,10 +178,3 @@ def _replaced(states: Tensor, chosen: Tensor, new: Tensor) -> Tensor:
     changed = states.clone()
     changed[chosen] = new.to(states.dtype)
     return changed
-
-
-def _given(args: tuple[Any, ...], kwargs: dict[str, Any], states: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments with other states, as the first of them."""
-    if args:
-        return (states, *args[1:]), kwargs
-    return args, {**kwargs, next(iter(kwargs)): states}

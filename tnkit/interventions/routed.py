@@ -29,13 +29,14 @@ class Setter(Protocol):
     model: Model
     values: dict[int, _Values]
     chosen: Tensor | None
+    drawn: list[int] | None
     sentences: Tensor | None
 
     def tokens_in(self, layer: int, states: Tensor) -> Tensor: ...
 
     def target(self, layer: int) -> Tensor | None: ...
 
-    def note(self, layer: int, chosen: int, count: int) -> None: ...
+    def note(self, layer: int, tokens: int, count: int | None = None) -> None: ...
 
 
 class Routed:

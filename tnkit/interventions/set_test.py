@@ -11,24 +11,21 @@ tested.plot(12)
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tnkit import storage
+from tnkit import plots, storage
 from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError, whole_number, whole_numbers
 from tnkit.interventions.comparison import values_of
 from tnkit.interventions.controls import Control
 from tnkit.interventions.together import as_one, nothing
 from tnkit.statistics import effect_interval, interval, largest_rank_test, rank_test, resamples
-
-if TYPE_CHECKING:
-    import matplotlib.axes
-    import pandas as pd
 
 _LOG = logging.getLogger("tnkit")
 
@@ -52,7 +49,7 @@ class SetTest:
     control: Float[np.ndarray, "layer sentence"]
     draws: Float[np.ndarray, "draw layer"]
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """By layer: the set, the random sets, and how unusual the set is among them.
 
         `untouched`, `set` and `control` are means, and 95 % of the random sets lie from `control low` to
@@ -62,7 +59,6 @@ class SetTest:
         Pearson 1934) of the p of infinitely many draws; `p adjusted` is corrected over the layers
         (`tnkit.statistics.largest_rank_test`). All p-values are about these sentences.
         """
-        import pandas as pd
         from scipy import stats
 
         random = np.random.default_rng(0)
@@ -93,7 +89,7 @@ class SetTest:
         table.attrs = {"draws": count, "p adjusted": f"largest distance over {len(self.layers)} layers"}
         return table
 
-    def plot(self, layer: int | None = None, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+    def plot(self, layer: int | None = None, ax: "plots.Axes | None" = None) -> "plots.Axes":
         """Draw a histogram of the random sets' means, with the set and the untouched model marked.
 
         Args:
@@ -103,8 +99,6 @@ class SetTest:
         Raises:
             TnkitError: for a layer that was not measured.
         """
-        from tnkit import plots
-
         if layer is None and len(self.layers) == 1:
             layer = self.layers[0]
         if layer not in self.layers:

@@ -7,8 +7,9 @@ tn.beside(exact, {"attribution": found}).correlation()                          
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import Any, SupportsIndex
 
+import pandas as pd
 import torch
 from jaxtyping import Float64
 from torch import Tensor
@@ -26,7 +27,7 @@ from tnkit.interventions.last_token import LastToken
 from tnkit.interventions.scopes import decoder_of
 from tnkit.measures.gates import Gates
 from tnkit.measures.geometry.vectors import centre, unit
-from tnkit.measures.measurement import MEASURE_NAMES, Texts
+from tnkit.measures.measurement import MEASURE_NAMES, Texts, layer_named
 from tnkit.measures.vocabulary import LOGITS, head_of, logits_of
 from tnkit.models.hooks import check_repeatable
 from tnkit.models.model import Model, check_layers
@@ -34,9 +35,6 @@ from tnkit.models.sessions import TURN, running
 from tnkit.models.trace import first
 from tnkit.provenance import provenance_of
 from tnkit.text.rows import check_texts
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 METHODS = ("gradient", "integrated")
 
@@ -95,7 +93,7 @@ class Attribution:
         """The n neurons of highest attribution, best first, as `NeuronScores.top`."""
         return self.scores.top(n, layers=layers)
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """The attribution of every neuron, indexed (layer, neuron)."""
         return self.scores.to_frame().rename(columns={"score": "attribution"})
 
@@ -163,25 +161,20 @@ def attribution(
     check_repeatable(model.module)
     steps = whole_number("steps", steps, at_least=1)
     of_states = measure in _OF_STATES
-    if of_states and layer is None:
-        raise TnkitError("name the layer to measure, chosen on other sentences, as in layer=15")
+    depth = layer_named(model, layer) if of_states else model.n_layers - 1
     if not of_states and model.slots:
         raise TnkitError(
             f"{model.name} has experts, whose neurons are attributed at one token; give a measure of states"
         )
-    depth = check_layers(model, [model.n_layers - 1 if layer is None or not of_states else layer])[0]
     chosen = check_layers(model, range(depth + 1) if layers is None else layers)
     if max(chosen) > depth:
         raise TnkitError(f"a neuron of layer {max(chosen)} cannot change layer {depth}; attribute earlier layers")
-    named = (language, hub) if of_states else (language,)
-    if missing := [name for name in named if name not in texts]:
-        raise TnkitError(f"there are no sentences in {missing[0]!r}; there are {', '.join(texts)}")
+    check_texts(texts, (language, hub) if of_states else (language,))
     chosen = tuple(model.with_neurons(chosen))
     if method == "integrated" and any((sites := model.sites[at]) and sites.experts and sites.norm for at in chosen):
         raise TnkitError(f"{model.name} norms what its experts add; give method='gradient'")
     reading = {"position": position, "suffix": suffix, "progress": progress}
     if of_states:
-        check_texts({name: texts[name] for name in named})
         run: _OfStates | _OfText = _OfStates(model, texts, (language, hub), measure, depth, reading)
     else:
         run = _OfText(model, texts[language])

@@ -7,18 +7,16 @@ tn.beside(exact, {"attribution": tn.attribution(model, test, language="ja", laye
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from tnkit import storage
 from tnkit.errors import TnkitError
 from tnkit.measures.attribution import Attribution
 from tnkit.measures.effects import ALL, Effects
 from tnkit.statistics import spearman
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,21 +27,19 @@ class Beside:
         frame: `stratum`, `score`, each attribution and `drop`, indexed (layer, neuron).
     """
 
-    frame: "pd.DataFrame"
+    frame: pd.DataFrame
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """A copy of the frame."""
         return self.frame.copy()
 
-    def correlation(self) -> "pd.DataFrame":
+    def correlation(self) -> pd.DataFrame:
         """Spearman's rank correlation of each pair of columns, in all strata together and in each.
 
         Returns:
             A frame indexed (stratum, pair): `spearman`, its 95 % percentile bootstrap interval over neurons, resampled
             within their strata, and the number of `neurons`.
         """
-        import pandas as pd
-
         columns, rows = [name for name in self.frame if name != "stratum"], {}
         for stratum in (ALL, *dict.fromkeys(self.frame["stratum"])):
             part = self.frame if stratum == ALL else self.frame[self.frame["stratum"] == stratum]
@@ -82,8 +78,6 @@ def beside(found: Effects, attributions: Mapping[str, Attribution]) -> Beside:
     >>> list(both.to_frame())
     ['stratum', 'score', 'gradient', 'drop']
     """
-    import pandas as pd
-
     frame = found.to_frame()
     columns: dict[str, Any] = {"stratum": frame["stratum"], "score": frame["score"]}
     for name, one in attributions.items():

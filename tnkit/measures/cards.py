@@ -8,21 +8,19 @@ card.to_frame(), card.tokens.to_frame()                  # its top sentences, th
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
+from tnkit import plots
 from tnkit.captures.activations import Activations
 from tnkit.measures.lens import PromotedTokens, promoted
 from tnkit.measures.specificity.sentences import top_sentences
 from tnkit.models.model import Model
 from tnkit.models.tokens import last_word
 from tnkit.provenance import check_made_with
-
-if TYPE_CHECKING:
-    import matplotlib.axes
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +37,7 @@ class NeuronCard:
 
     neuron: tuple[int, int]
     activations: dict[str, Float[np.ndarray, "sentence"]]
-    sentences: "pd.DataFrame"
+    sentences: pd.DataFrame
     tokens: PromotedTokens
     spans: tuple[tuple[int, int] | None, ...]
 
@@ -58,14 +56,12 @@ class NeuronCard:
         positive = self.sentences["activation"].iloc[0] >= 0
         return (self.tokens.suppressed if positive else self.tokens.promoted)[0]
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """Its top sentences, by rank."""
         return self.sentences.copy()
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+    def plot(self, ax: "plots.Axes | None" = None) -> "plots.Axes":
         """Draw its activation in every sentence, by language."""
-        from tnkit import plots
-
         layer, number = self.neuron
         return plots.activations_by_language(self.activations, title=f"layer {layer}, neuron {number}", ax=ax)
 
@@ -106,10 +102,8 @@ def neuron_card(
     Raises:
         TnkitError: for a capture of another model; as `tn.specificity.top_sentences` and `tn.lens.promoted` do.
 
-    >>> import tnkit as tn
-    >>> from tnkit.testing import tiny_model, SENTENCES
-    >>> captured = {"en": tn.capture(tiny_model(), SENTENCES, progress=False)}
-    >>> card = neuron_card(tiny_model(), captured, {"en": SENTENCES}, (3, 5), n=2)
+    >>> from tnkit.testing import captured, tiny_model, SENTENCES
+    >>> card = neuron_card(tiny_model(), {"en": captured()}, {"en": SENTENCES}, (3, 5), n=2)
     >>> len(card.to_frame()), len(card.raised)
     (2, 8)
     """
@@ -138,7 +132,6 @@ def _token_read(model: Model, text: str, provenance: Mapping[str, Any]) -> tuple
 
 def _marked(text: str, span: tuple[int, int] | None) -> str:
     """HTML of a sentence in which the token read is marked; a special token is shown as an empty mark."""
-
     start, end = span or (len(text), len(text))
     token = html.escape(text[start:end]) or ("&#9144;" if span else "")
     return html.escape(text[:start]) + (f"<mark>{token}</mark>" if token else "") + html.escape(text[end:])

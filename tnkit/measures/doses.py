@@ -10,11 +10,12 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex
+from typing import Any, SupportsFloat, SupportsIndex
 
+import pandas as pd
 from tqdm.auto import tqdm
 
-from tnkit import storage
+from tnkit import plots, storage
 from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError, one_of, whole_number
 from tnkit.interventions.comparison import SET, Comparison, compare
@@ -23,10 +24,6 @@ from tnkit.interventions.intervention import Captures, Intervention
 from tnkit.interventions.together import Neurons
 from tnkit.measures.measurement import Texts, measurement
 from tnkit.models.model import Model
-
-if TYPE_CHECKING:
-    import matplotlib.axes
-    import pandas as pd
 
 _LOG = logging.getLogger("tnkit")
 _SIZES = (10, 30, 100, 300, 1000, 3000, 10_000)
@@ -54,14 +51,14 @@ class Doses:
     def _first(self) -> Comparison:
         return next(iter(self.comparisons.values()))
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """The rows of each dose as `Comparison.to_frame`, indexed (neurons, scale or add, layer, condition).
 
         `p adjusted` is corrected within a dose, not over doses.
         """
         return self._joined(lambda compared: compared.to_frame())
 
-    def at(self, layer: int | None = None) -> "pd.DataFrame":
+    def at(self, layer: int | None = None) -> pd.DataFrame:
         """The rows of one layer, indexed (neurons, scale or add, condition); the layer as in `Comparison.at`.
 
         Raises:
@@ -72,8 +69,8 @@ class Doses:
         return frame
 
     def plot(
-        self, layer: int | None = None, *, over: str | None = None, ax: "matplotlib.axes.Axes | None" = None
-    ) -> "matplotlib.axes.Axes":
+        self, layer: int | None = None, *, over: str | None = None, ax: "plots.Axes | None" = None
+    ) -> "plots.Axes":
         """Draw each condition's mean at one layer by dose, with its interval as a band.
 
         Args:
@@ -84,8 +81,6 @@ class Doses:
         Raises:
             TnkitError: for another `over`.
         """
-        from tnkit import plots
-
         sizes, amounts = (dict.fromkeys(dose) for dose in zip(*self.comparisons, strict=True))
         over = ("neurons" if len(sizes) > 1 else self.amount) if over is None else over
         one_of("over", over, ("neurons", self.amount))
@@ -97,9 +92,7 @@ class Doses:
         how: dict[str, Any] = {"xlabel": labels[over], "ylabel": self.measure, "title": title}
         return plots.conditions_by_dose(frame, logarithmic=over == "neurons", **how, ax=ax)
 
-    def _joined(self, frame_of: Callable[[Comparison], "pd.DataFrame"]) -> "pd.DataFrame":
-        import pandas as pd
-
+    def _joined(self, frame_of: Callable[[Comparison], pd.DataFrame]) -> pd.DataFrame:
         frames = {dose: frame_of(compared) for dose, compared in self.comparisons.items()}
         return pd.concat(frames, names=["neurons", self.amount])
 

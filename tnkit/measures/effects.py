@@ -6,27 +6,24 @@ found.plot()
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, SupportsIndex
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float64
 from tqdm.auto import tqdm
 
-from tnkit import storage
+from tnkit import plots, storage
 from tnkit.detection.neurons import NeuronSet
 from tnkit.detection.ranking import chosen_layers
 from tnkit.detection.scores import NeuronScores
 from tnkit.errors import TnkitError, check_model, whole_number
 from tnkit.interventions.intervention import Intervention
-from tnkit.measures.measurement import Texts, measurement
+from tnkit.measures.measurement import Texts, layer_named, measurement
 from tnkit.models.model import Model
 from tnkit.statistics import mean_interval, spearman
-
-if TYPE_CHECKING:
-    import matplotlib.axes
-    import pandas as pd
 
 _LOG = logging.getLogger("tnkit")
 ALL = "all"  # strata together
@@ -49,10 +46,8 @@ class Effects:
     sample: dict[str, NeuronSet]
     drops: dict[str, Float64[np.ndarray, "neuron sentence"]]
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """Each neuron's stratum, score, and drop with its 95 % interval over sentences, indexed (layer, neuron)."""
-        import pandas as pd
-
         frames = []
         for stratum, neurons in self.sample.items():
             drops = self.drops[stratum]
@@ -62,7 +57,7 @@ class Effects:
             frames.append(pd.DataFrame({"stratum": stratum, **columns}, index=index))
         return pd.concat(frames)
 
-    def correlation(self) -> "pd.DataFrame":
+    def correlation(self) -> pd.DataFrame:
         """Spearman's rank correlation of score and drop, in all strata together and in each.
 
         Positive: the measure depends more on neurons of higher score. A sample with many extreme scores shows a
@@ -73,8 +68,6 @@ class Effects:
             over neurons, resampled within their strata (2,000 times), and the number of `neurons`. NaN where all
             scores or all drops are equal.
         """
-        import pandas as pd
-
         frame, rows = self.to_frame(), {}
         random = np.random.default_rng(0)
         for name in (ALL, *self.sample):
@@ -83,10 +76,8 @@ class Effects:
             rows[name] = {"spearman": value, "low": low, "high": high, "neurons": len(part)}
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("stratum")
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+    def plot(self, ax: "plots.Axes | None" = None) -> "plots.Axes":
         """Draw each neuron's drop against its score, a colour for each stratum, with the correlation in the title."""
-        from tnkit import plots
-
         frame, row = self.to_frame(), self.correlation().loc[ALL]
         points = {name: frame.loc[frame["stratum"] == name, ["score", "drop"]].to_numpy() for name in self.sample}
         title = f"Spearman {row['spearman']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
@@ -155,10 +146,14 @@ def effects(
     {'all': 12, 'top': 4, 'middle': 4, 'random': 4}
     """
     check_model(model)
-    last = model.n_layers - 1 if layer is None else whole_number("layer", layer)
+    by_layer = measure != "perplexity"
+    last = layer_named(model, layer) if by_layer or layer is not None else model.n_layers - 1
     reach = [scored for scored in scores.layers if scored <= last]
     strata = dict(sampled(scores, each, seed=seed, layers=reach) if sample is None else sample)
-    reading |= {"measure": measure, "layers": None if measure == "perplexity" else (_layer(layer, strata),)}
+    deepest = max((pair[0] for neurons in strata.values() for pair in neurons), default=0)
+    if by_layer and deepest > last:
+        raise TnkitError(f"a neuron of layer {deepest} cannot change layer {last}; measure at layer {deepest} or later")
+    reading |= {"measure": measure, "layers": (last,) if by_layer else None}
     if unscored := [name for name, neurons in strata.items() if not neurons.scores]:
         raise TnkitError(f"the neurons of {', '.join(unscored)} have no scores; take them from scores, as top() does")
     measured = measurement(model, texts, language=language, progress=progress, **reading)
@@ -217,27 +212,7 @@ def sampled(
     rest = [*range(each, middle), *range(middle + each, total)]
     drawn = sorted(np.random.default_rng(seed).choice(rest, each, replace=False).tolist())
     strata = {"top": range(each), "middle": range(middle, middle + each), "random": drawn}
-    return {name: _subset(ranked, places) for name, places in strata.items()}
-
-
-def _layer(layer: SupportsIndex | None, strata: Mapping[str, NeuronSet]) -> int:
-    """The layer to measure, once all neurons are known to reach it."""
-    if layer is None:
-        raise TnkitError("name the layer to measure, chosen on other sentences, as in layer=15")
-    layer = whole_number("layer", layer)
-    deepest = max((pair[0] for neurons in strata.values() for pair in neurons), default=0)
-    if deepest > layer:
-        raise TnkitError(
-            f"a neuron of layer {deepest} cannot change layer {layer}; measure at layer {deepest} or later"
-        )
-    return layer
-
-
-def _subset(neurons: NeuronSet, places: Sequence[int]) -> NeuronSet:
-    """The neurons at some places of a set."""
-    pairs = tuple(neurons.pairs[place] for place in places)
-    scores = tuple(neurons.scores[place] for place in places)
-    return replace(neurons, pairs=pairs, scores=scores)
+    return {name: ranked.take(places) for name, places in strata.items()}
 
 
 def _gathered(
@@ -246,7 +221,7 @@ def _gathered(
     """The neurons that were run, stratum by stratum."""
     run = {name: sorted(place for stratum, place in drops if stratum == name) for name in strata}
     run = {name: places for name, places in run.items() if places}
-    sample = {name: _subset(strata[name], places) for name, places in run.items()}
+    sample = {name: strata[name].take(places) for name, places in run.items()}
     return Effects(
         measure, layer, sample, {name: np.stack([drops[name, at] for at in places]) for name, places in run.items()}
     )

@@ -10,12 +10,13 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import Any, SupportsIndex
 
-import numpy as np
+import pandas as pd
 
-from tnkit import storage
+from tnkit import plots, storage
 from tnkit.captures.activations import Activations
+from tnkit.captures.batches import check_position
 from tnkit.captures.passes import capture
 from tnkit.detection.algebra import own, shared
 from tnkit.detection.centroids import estimate_centroids
@@ -28,16 +29,12 @@ from tnkit.interventions.balance import Balance, balance
 from tnkit.interventions.comparison import SET, Comparison, compare
 from tnkit.interventions.controls import Control, controls
 from tnkit.interventions.intervention import Intervention
-from tnkit.interventions.last_token import LastToken
-from tnkit.measures.behaviour.likelihood import perplexity
-from tnkit.measures.geometry.translation import hits, retrieval
+from tnkit.interventions.last_token import PLACES
+from tnkit.measures.geometry.translation import retrieval
+from tnkit.measures.measurement import MEASURE_NAMES, measurement
 from tnkit.measures.specificity.rivals import rivals_found
 from tnkit.models.model import Model
 from tnkit.text.corpus import Corpus, Split
-
-if TYPE_CHECKING:
-    import matplotlib.axes
-    import pandas as pd
 
 SITES = ("mid", "post", "activations", "scale")
 DOSES = (0.75, 0.5, 0.25)  # what the set alone is multiplied by, too
@@ -71,14 +68,12 @@ class Evidence:
         """What was measured."""
         return next(iter(self.comparisons.values())).measure
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """Means, effects, intervals and p-values at the layer, indexed (read, value, condition), as `Comparison.at`."""
-        import pandas as pd
-
         frames = {key: compared.at(self.layer) for key, compared in self.comparisons.items()}
         return pd.concat(frames, names=["read", "value"])
 
-    def at(self, value: str, read: str | None = None) -> "pd.DataFrame":
+    def at(self, value: str, read: str | None = None) -> pd.DataFrame:
         """The rows of one value, indexed by condition, as `Comparison.at`.
 
         Args:
@@ -93,7 +88,7 @@ class Evidence:
         one_of("value", value, tuple(value for name, value in self.comparisons if name == read))
         return self.comparisons[read, value].at(self.layer)
 
-    def table(self, read: str | None = None, column: str = "mean") -> "pd.DataFrame":
+    def table(self, read: str | None = None, column: str = "mean") -> pd.DataFrame:
         """One column of `to_frame` with selections as rows and values as columns.
 
         Args:
@@ -108,17 +103,13 @@ class Evidence:
         frame = self.to_frame()[column].loc[read].unstack("value", sort=False)
         return frame.reindex(columns=[value for name, value in self.comparisons if name == read])
 
-    def plot(
-        self, values: Sequence[str] | None = None, ax: "matplotlib.axes.Axes | None" = None
-    ) -> "matplotlib.axes.Axes":
+    def plot(self, values: Sequence[str] | None = None, ax: "plots.Axes | None" = None) -> "plots.Axes":
         """Draw each selection's mean with its interval, at some values.
 
         Args:
             values: which, each in a colour (default: zero, and the set's own mean where it was measured).
             ax: where to draw (default: a new figure).
         """
-        from tnkit import plots
-
         if values is None:
             values = [value for value in ("zero", "own mean") if (self.language, value) in self.comparisons]
         frames = {value: self.at(value) for value in values}
@@ -185,9 +176,12 @@ def evidence(
     """
     check_model(model)
     one_of("kind", kind, ("type1", "type2"))
+    if kind == "type1":
+        check_position(model, position, PLACES)
     train, test = corpus["train"], corpus["test"]
     if language == hub or not {language, hub} <= set(train):
         raise TnkitError(f"language={language!r} and hub={hub!r} must be two languages of {', '.join(train)}")
+    how: dict[str, Any]
     reading: dict[str, Any] = {"position": position, "suffix": suffix}
     captured = {name: capture(model, train[name], keep=SITES, **reading, progress=progress) for name in train}
     scores = _scores(model, captured, kind, hub)
@@ -200,26 +194,21 @@ def evidence(
     texts = {name: test[name][:read] for name in (language, hub)}
     if kind == "type1":
         layer, _ = retrieval(captured[language], captured[hub]).best()
-        measures, states = {language: _translations(model, texts, language, hub, layer, reading)}, captured
-        label, chosen_on = "mean-centred retrieval@1", "training sentences"
+        how = {"tokens": "last_word" if position == "last_word" else "last", "layers": [layer], **reading}
+        measures = {language: measurement(model, texts, language=language, hub=hub, progress=False, **how)}
+        states, chosen_on = captured, "training sentences"
     else:
-        layer, label, chosen_on = 0, "nats per token", ""
-        measures = {name: _nats(model, sentences[: 32 if read is None else read]) for name, sentences in texts.items()}
+        layer, chosen_on, how = 0, "", {"measure": "perplexity", "tokens": "all"}
+        texts = {name: sentences[: 32 if read is None else read] for name, sentences in texts.items()}
+        measures = {name: measurement(model, texts, language=name, **how) for name in texts}
         states = _of_all_tokens(model, train, progress)
     comparisons = {}
-    for name, measure in measures.items():
-        for value, (how, by_all) in _values(states, language, hub).items():
-            comparisons[name, value] = compare(
-                _measured(measure, how),
-                neurons,
-                controls=tried if by_all else {},
-                seeds=draws,
-                name=label,
-                layers=(layer,),
-                chosen_layer=layer,
-                chosen_on=chosen_on,
-                progress=progress,
-            )
+    at: dict[str, Any] = {"layers": (layer,), "chosen_layer": layer, "chosen_on": chosen_on}
+    at |= {"name": MEASURE_NAMES["retrieval" if kind == "type1" else "perplexity"], "seeds": draws}
+    for name, measured in measures.items():
+        for value, (done, by_all) in _values(states, language, hub).items():
+            run, rivals = _measured(measured.run, done), tried if by_all else {}
+            comparisons[name, value] = compare(run, neurons, controls=rivals, progress=progress, **at)
     balanced = balance(model, captured, {SET: neurons, **tried}, language=language, seeds=min(int(draws), 3))
     return Evidence(neurons, language, kind, tried, comparisons, layer, balanced)
 
@@ -311,25 +300,5 @@ def _values(captured: Mapping[str, Activations], language: str, hub: str) -> dic
     return values | doses
 
 
-def _measured(
-    measure: Callable[[Intervention], np.ndarray], how: Mapping[str, Any]
-) -> Callable[[NeuronSet], np.ndarray]:
-    return lambda neurons: measure(Intervention(neurons, **how))
-
-
-def _translations(
-    model: Model,
-    texts: Mapping[str, Sequence[str]],
-    language: str,
-    hub: str,
-    layer: int,
-    how: Mapping[str, Any],
-) -> Callable[[Intervention], np.ndarray]:
-    """A function that says of each sentence whether its translation is nearest, at one layer."""
-    reading: dict[str, Any] = {"keep": ["post"], "layers": (layer,), "progress": False, **how}
-    prefix, targets = LastToken(model, texts[language], **reading), capture(model, texts[hub], **reading)
-    return lambda off: hits(prefix.capture(off), targets)
-
-
-def _nats(model: Model, sentences: Sequence[str]) -> Callable[[Intervention], np.ndarray]:
-    return lambda off: perplexity(model, sentences, neurons=off, progress=False).by_sentence
+def _measured(run: Callable[[Any], Any], how: Mapping[str, Any]) -> Callable[[NeuronSet], Any]:
+    return lambda neurons: run(Intervention(neurons, **how))

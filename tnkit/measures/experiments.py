@@ -6,12 +6,13 @@ matrix = tn.retrieval_matrix(model, test, {"ja": ja_type1, "it": it_type1})     
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
-from tnkit import storage
+from tnkit import plots, storage
 from tnkit.captures.batches import check_position
 from tnkit.captures.passes import capture
 from tnkit.detection.neurons import NeuronSet
@@ -26,10 +27,6 @@ from tnkit.measures.measurement import Texts, measurement
 from tnkit.models.model import Model, check_layers
 from tnkit.statistics import mean_interval
 from tnkit.text.rows import check_texts
-
-if TYPE_CHECKING:
-    import matplotlib.axes
-    import pandas as pd
 
 
 def ablate(
@@ -135,16 +132,12 @@ class RetrievalMatrix:
     read: tuple[str, ...]
     layer: int
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """One row per ablated set, one column per language that is read."""
-        import pandas as pd
-
         return pd.DataFrame(self.values, index=pd.Index(self.off, name="off"), columns=pd.Index(self.read, name="read"))
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None, *, cluster: bool = False) -> "matplotlib.axes.Axes":
+    def plot(self, ax: "plots.Axes | None" = None, *, cluster: bool = False) -> "plots.Axes":
         """Draw the matrix as a heat map with numbers; with `cluster`, languages that are alike are side by side."""
-        from tnkit import plots
-
         return plots.matrix(
             self.to_frame(),
             xlabel="language that is read",
@@ -203,7 +196,7 @@ def retrieval_matrix(
         )
     check_position(model, position, PLACES)
     for name in sets:
-        check_texts({language: texts[language] for language in (hub, name)})
+        check_texts(texts, (hub, name))
     layers = check_layers(model, range(model.n_layers) if layer is None else (layer,))
     nothing = NeuronSet((), (model.n_layers, model.n_neurons))
     reading: dict[str, Any] = {"position": position, "suffix": suffix, "keep": ["post"], "layers": layers}

@@ -20,18 +20,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
+import pandas as pd
 
-from tnkit import storage
+from tnkit import plots, storage
 from tnkit.errors import TnkitError, first_line, whole_number
 from tnkit.interventions.ablation import Ablation
-from tnkit.interventions.comparison import (
-    NONE,
-    SET,
-    Comparison,
-    compared,
-    each_condition,
-    frame_of_conditions,
-)
+from tnkit.interventions.comparison import NONE, SET, Comparison, compared, each_condition, frame_of_conditions
 from tnkit.interventions.controls import Control
 from tnkit.interventions.together import Given, Neurons, neurons_of
 from tnkit.measures.harness_model import harness_of, model_class
@@ -40,8 +34,6 @@ from tnkit.models.model import Model
 from tnkit.statistics import interval, resamples
 
 if TYPE_CHECKING:
-    import matplotlib.axes
-    import pandas as pd
     from lm_eval.tasks import TaskManager
 
 UNPARSED = "unparsed"
@@ -63,7 +55,7 @@ class Evaluation:
         controls: for each control, the evaluation with each of its draws switched off.
     """
 
-    table: "pd.DataFrame"
+    table: pd.DataFrame
     before: dict[str, Any]
     after: dict[str, Any]
     count: int
@@ -96,18 +88,16 @@ class Evaluation:
 
         return compared(self, f"{task}, {metric}", values)
 
-    def by_condition(self) -> "pd.DataFrame":
+    def by_condition(self) -> pd.DataFrame:
         """`table` for the set and each draw of each control, indexed (off, seed, task, filter, metric)."""
         return frame_of_conditions(self)
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """The table."""
         return self.table.copy()
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+    def plot(self, ax: "plots.Axes | None" = None) -> "plots.Axes":
         """Draw every metric before and after."""
-        from tnkit import plots
-
         names = [f"{task}\n{metric}" for task, _, metric in self.table.index]
         if len(set(names)) < len(names):
             names = [f"{task}\n{metric}, {name}" for task, name, metric in self.table.index]
@@ -261,9 +251,7 @@ def _manager(tasks: list[str | dict[str, Any]], include_path: str | Path | None,
     return manager
 
 
-def _table(before: dict[str, Any], after: dict[str, Any]) -> "pd.DataFrame":
-    import pandas as pd
-
+def _table(before: dict[str, Any], after: dict[str, Any]) -> pd.DataFrame:
     rows = {}
     for task, results in before["results"].items():
         samples = [run["samples"].get(task, []) for run in (before, after)]
@@ -318,7 +306,6 @@ def _row(before: float, after: float, values: list[np.ndarray | None]) -> dict[s
 
 def _fallbacks(config: dict[str, Any]) -> dict[str, set[str]]:
     """For a generating task: filter that extracts answers → the placeholders for a missing answer."""
-
     if config.get("output_type") != "generate_until":
         return {}
     fallbacks = {}

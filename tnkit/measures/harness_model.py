@@ -71,7 +71,6 @@ def model_class() -> type:
 def harness_of() -> ModuleType:
     """The module lm_eval; a `TnkitError` if it is not installed.
 
-
     >>> harness_of().__name__
     'lm_eval'
     """

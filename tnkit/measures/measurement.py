@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tnkit.captures.activations import Activations
 from tnkit.captures.passes import capture
-from tnkit.errors import TnkitError, check_model, whole_number
+from tnkit.errors import TnkitError, check_model, one_of, whole_number
 from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.last_token import LastToken
 from tnkit.interventions.together import Neurons
@@ -74,11 +74,15 @@ def measurement(
     ('nats per token, it', (6,))
     """
     check_model(model)
-    _check_measure(measure, texts, (language,) if measure == "perplexity" else (language, hub))
+    one_of("measure", measure, MEASURES)
+    check_texts(texts, (language,) if measure == "perplexity" else (language, hub))
     name = MEASURE_NAMES[measure]
     if measure == "perplexity":
-        return Measurement(_nats(model, texts[language], tokens), f"{name}, {language}", (0,))
-    check_texts({name: texts[name] for name in (language, hub)})
+
+        def nats(off: Neurons) -> np.ndarray:
+            return perplexity(model, texts[language], neurons=off, tokens=tokens, progress=False).by_sentence
+
+        return Measurement(nats, f"{name}, {language}", (0,))
     layers = check_layers(model, range(model.n_layers) if layers is None else layers)
     reading: dict[str, Any] = {"position": position, "suffix": suffix, "keep": ["post"], "layers": layers}
     reading["last_layer"] = last_layer
@@ -89,16 +93,19 @@ def measurement(
         k = whole_number("k", k, at_least=1)
         measured, name = partial(shared_neighbours, k=k), f"mutual {k}-NN"
     targets = capture(model, texts[hub], **reading, progress=progress)
-    run = _by_states(lambda off: measured(off, targets), model, texts[language], tokens, reading, progress)
-    return Measurement(run, f"{name}, {language} and {hub}", layers)
+    captured = capturing(model, texts[language], tokens, reading, progress=progress)
+    return Measurement(lambda off: measured(captured(off), targets), f"{name}, {language} and {hub}", layers)
 
 
-def _check_measure(measure: str, texts: Texts, languages: Sequence[str]) -> None:
-    if measure not in MEASURES:
-        raise TnkitError(f"measure={measure!r} must be one of {', '.join(MEASURES)}")
-    for name in languages:
-        if name not in texts:
-            raise TnkitError(f"there are no sentences in {name!r}; there are {', '.join(texts)}")
+def layer_named(model: Model, layer: SupportsIndex | None) -> int:
+    """The layer at which states are measured.
+
+    Raises:
+        TnkitError: for none, or one that the model does not have.
+    """
+    if layer is None:
+        raise TnkitError("name the layer to measure, chosen on other sentences, as in layer=15")
+    return check_layers(model, [layer])[0]
 
 
 def _similarity(off: Activations, targets: Activations) -> Tensor:
@@ -125,19 +132,6 @@ MEASURE_NAMES = {
     "centred_similarity": "mean-centred cosine similarity",
     "perplexity": "nats per token",
 }
-
-
-def _by_states(
-    measured: "Callable[[Activations], np.ndarray | Tensor]",
-    model: Model,
-    sentences: Sequence[str],
-    tokens: str,
-    reading: dict[str, Any],
-    progress: bool,
-) -> "Callable[[Neurons], np.ndarray | Tensor]":
-    """A function that measures the sentences under an intervention."""
-    captured = capturing(model, sentences, tokens, reading, progress=progress)
-    return lambda neurons: measured(captured(neurons))
 
 
 def capturing(
@@ -173,7 +167,3 @@ def capturing(
             return capture(model, sentences, **reading, progress=False)
 
     return off
-
-
-def _nats(model: Model, sentences: Sequence[str], tokens: str) -> Callable[[Neurons], np.ndarray]:
-    return lambda neurons: perplexity(model, sentences, neurons=neurons, tokens=tokens, progress=False).by_sentence

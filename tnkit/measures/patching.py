@@ -7,14 +7,15 @@ tn.patching.given(model, test, type2_nl, language="ja", donor="nl", layer=15, co
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tnkit import storage
+from tnkit import plots, storage
 from tnkit.captures.passes import capture
 from tnkit.detection.neurons import NeuronSet, Pair
 from tnkit.errors import TnkitError, one_of, whole_number
@@ -22,15 +23,11 @@ from tnkit.interventions.comparison import NONE, SET, Comparison, compare
 from tnkit.interventions.controls import Control
 from tnkit.interventions.intervention import Intervention
 from tnkit.interventions.patch import Patch, patch
-from tnkit.interventions.together import Neurons, Together
-from tnkit.measures.measurement import MEASURES, Measurement, Texts, capturing, measurement
+from tnkit.interventions.together import Neurons, Together, set_of
+from tnkit.measures.measurement import MEASURES, Measurement, Texts, capturing, layer_named, measurement
 from tnkit.measures.vocabulary import Vocabulary
 from tnkit.models.model import Model, check_layers
 from tnkit.text.rows import check_texts
-
-if TYPE_CHECKING:
-    import matplotlib.axes
-    import pandas as pd
 
 OTHER = "another sentence"
 _NAMES = {NONE: "untouched", SET: "patched"}
@@ -49,7 +46,7 @@ class PatchedLayers:
     site: str
     compared: Comparison
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """As `Comparison.to_frame`, indexed (patched layer, condition): untouched, patched, another sentence.
 
         `effect` is the patched run - the condition, sentences paired, with its 95 % interval.
@@ -57,10 +54,8 @@ class PatchedLayers:
         frame = self.compared.to_frame().rename(index=_NAMES, level="condition")
         return frame.drop(columns=["p sets", "seeds"])
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+    def plot(self, ax: "plots.Axes | None" = None) -> "plots.Axes":
         """Draw each condition's mean by patched layer, with its interval as a band."""
-        from tnkit import plots
-
         how: dict[str, Any] = {"xlabel": f"layer whose {self.site} is patched", "legend": "run"}
         return plots.conditions_by_layer(self.to_frame(), ylabel=self.compared.measure, **how, ax=ax)
 
@@ -115,10 +110,7 @@ def by_layer(
     >>> bool(found.to_frame().loc[(3, "patched"), "mean"] > found.to_frame().loc[(3, "untouched"), "mean"])
     True
     """
-    for name in (source, into, *([hub] if hub else [])):
-        if name not in texts:
-            raise TnkitError(f"there are no sentences in {name!r}; there are {', '.join(texts)}")
-    check_texts({name: texts[name] for name in (source, into)})
+    check_texts(texts, (source, into))
     one_of("measure", measure, ("next_token", *(name for name in MEASURES if name != "perplexity")))
     reading: dict[str, Any] = {"suffix": suffix, "progress": progress}
     if measure == "next_token":
@@ -126,7 +118,7 @@ def by_layer(
             raise TnkitError("measure='next_token' has no layer; leave layer out, or choose a measure of states")
         measured, deepest = _next_token(model, texts, source, into, tokens, reading), model.n_layers - 1
     else:
-        deepest = _layer(model, layer)
+        deepest = layer_named(model, layer)
         reading |= {"measure": measure, "layers": [deepest], "position": _position(tokens)}
         measured = measurement(model, texts, language=into, hub=hub or source, tokens=tokens, **reading)
     given = None if neurons is None else list(neurons)
@@ -193,9 +185,8 @@ def restored(
     ((2,), ['none', 'the set'])
     """
     depths = range(min(neurons.by_layer()), max(neurons.by_layer()) + 1)
-    shape, layout = (model.n_layers, model.n_neurons), tuple(map(tuple, model.layout))
-    pairs = tuple((at, neuron) for at in depths for neuron in range(model.widths[at]))
-    everything = Intervention(NeuronSet(pairs, shape, layout=layout) if off is None else off)
+    pairs = [(at, neuron) for at in depths for neuron in range(model.widths[at])]
+    everything = Intervention(set_of(model, pairs) if off is None else off)
     make = _contributions(model, texts, language, language, mean=False, reading=reading, progress=progress)
     run = measurement(model, texts, language=language, measure=measure, layers=[layer], progress=progress, **reading)
     how: dict[str, Any] = {"controls": controls, "seeds": seeds, "progress": progress, "layers": run.layers}
@@ -260,8 +251,7 @@ def _contributions(
 ) -> Callable[[Any], Patch]:
     """What makes the patch of a set's contributions, from one capture of the source."""
     for name in (source, into):
-        if name not in texts:
-            raise TnkitError(f"there are no sentences in {name!r}; there are {', '.join(texts)}")
+        check_texts(texts, (name,))
     tokens, suffix = reading.get("position", "last"), reading.get("suffix")
     held = capture(model, texts[source], keep=["activations"], position=tokens, suffix=suffix, progress=progress)
 
@@ -304,12 +294,6 @@ def _at(several: Patch, layer: int) -> Patch:
         neurons = replace(neurons, pairs=tuple(pair for pair in neurons if pair[0] == layer), scores=())
     about = several.provenance | {"values": f"{several.provenance['values']}, layer {layer}"}
     return replace(several, values={layer: several.values[layer]}, neurons=neurons, provenance=about)
-
-
-def _layer(model: Model, layer: SupportsIndex | None) -> int:
-    if layer is None:
-        raise TnkitError("name the layer to measure, chosen on other sentences, as in layer=15")
-    return check_layers(model, [layer])[0]
 
 
 def _position(tokens: str) -> str:

@@ -220,15 +220,12 @@ random; save the checkpoint again with save_pretrained, from a model that is who
             f"expected {tuple(wanted)}); use the config.json that was saved with these weights"
         )
     if missing:
+        some = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         holds = f"; it holds {len(other)} key(s) that the model does not have, such as {other[0]}" if other else ""
         raise TnkitError(
-            f"{name} lacks {len(missing)} weight(s) of its model ({_some(missing)}), which transformers would draw at "
+            f"{name} lacks {len(missing)} weight(s) of its model ({some}), which transformers would draw at "
             f"random{holds}; save the checkpoint again with save_pretrained, from a model that is whole"
         )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _auto_class(source: str | Path, config: transformers.PreTrainedConfig) -> Any:

@@ -74,7 +74,8 @@ def packing(model: Model) -> str | None:
         return None
     ids = _probe_ids(model)
     texts = [ids, ids[:1] + ids[:0:-1][:4], ids[:3]]
-    lengths, most = [len(text) for text in texts], _ROUNDED if _is_exact(model) else _ROUNDED_HALF
+    lengths = [len(text) for text in texts]
+    most = _ROUNDED if torch.finfo(model.dtype).bits >= 32 else _ROUNDED_HALF
     orders = [[0, 1, 2]] if "flash" in str(model.attention) else [[0, 1, 2], [2, 0, 1]]
     places = torch.tensor([[place for number in order for place in range(lengths[number])] for order in orders])
     real = torch.arange(len(ids)) < torch.tensor(lengths)[:, None]
@@ -102,11 +103,6 @@ def packing(model: Model) -> str | None:
     _LOG.debug("packed, states of %s differ by %s of their size, and %.1e by other texts", model.name, near, apart)
     proved = all(error <= most for error in near) and apart <= (most if model.slots else 0)
     return str(model.attention) if proved else None
-
-
-def _is_exact(model: Model) -> bool:
-    """Whether a model computes in float32, or better."""
-    return torch.finfo(model.dtype).bits >= 32
 
 
 def _posts(

@@ -10,14 +10,12 @@ import weakref
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
+import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from tnkit.errors import TnkitError, first_line
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _LOG = logging.getLogger("tnkit")
 _LOGGED: "weakref.WeakKeyDictionary[PreTrainedTokenizerBase, set[str]]" = weakref.WeakKeyDictionary()
@@ -209,15 +207,13 @@ def _whole_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return str(tokenizer.convert_ids_to_tokens(ids[-1]))
 
 
-def ends_frame(sentences: Iterable[Mapping[str, Any]]) -> "pd.DataFrame":
+def ends_frame(sentences: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """How the sentences of each language end, from the `sentences` of a provenance; old captures have no row.
 
     >>> ends = {"token": "。", "share": 0.8, "punctuation": 1.0, "wordless": 0}
     >>> ends_frame([{"language": "ja", "ends": ends}]).loc["ja"].to_dict() == ends
     True
     """
-    import pandas as pd
-
     rows = {origin.get("language", "unnamed"): origin["ends"] for origin in sentences if "ends" in origin}
     frame = pd.DataFrame(rows.values(), index=pd.Index(rows, name="language"))
     return frame if len(frame) else frame.reindex(columns=list(Ends.__annotations__))
@@ -287,6 +283,5 @@ def without_final_punctuation(text: str) -> str:
 
 def _is_word(character: str) -> bool:
     """Whether a character is a letter, a number or a mark, except marks that only select the style of an emoji."""
-
     is_emoji_mark = "\ufe00" <= character <= "\ufe0f" or character == "\u20e3"
     return unicodedata.category(character)[0] in "LMN" and not is_emoji_mark

@@ -26,6 +26,8 @@ from .points import paired as paired
 from .points import space as space
 from .points import spaces as spaces
 from .points import strata as strata
+from .style import Axes as Axes
+from .style import Figure as Figure
 from .style import figure_saver as figure_saver
 from .style import language_colour as language_colour
 from .style import language_label as language_label

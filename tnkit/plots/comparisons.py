@@ -1,16 +1,14 @@
 """The untouched model beside the ablated one and its controls: means, intervals and shares."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from tnkit.plots.style import axes, language_colour, language_label, literal
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _COLOURS = {"none": "#555555", "untouched": "#555555", "the set": "#D55E00", "patched": "#D55E00"}
 _CONTROL_COLOURS = ("#0072B2", "#009E73", "#56B4E9", "#CC79A7", "#E69F00", "#8C6D31", "#332288", "#117733")
@@ -23,7 +21,7 @@ def _coloured(names: list[str]) -> dict[str, str]:
 
 
 def conditions_by_layer(
-    frame: "pd.DataFrame", *, ylabel: str, xlabel: str = "layer", legend: str = "neurons off", ax: Axes | None = None
+    frame: pd.DataFrame, *, ylabel: str, xlabel: str = "layer", legend: str = "neurons off", ax: Axes | None = None
 ) -> Axes:
     """Draw means with interval bands by layer, one line per condition; points with error bars for a single layer.
 
@@ -56,13 +54,7 @@ def conditions_by_layer(
 
 
 def conditions_by_dose(
-    frame: "pd.DataFrame",
-    *,
-    xlabel: str,
-    ylabel: str,
-    logarithmic: bool = False,
-    title: str = "",
-    ax: Axes | None = None,
+    frame: pd.DataFrame, *, xlabel: str, ylabel: str, logarithmic: bool = False, title: str = "", ax: Axes | None = None
 ) -> Axes:
     """Draw means with interval bands by dose, one line per condition, and the untouched model as a dashed line.
 
@@ -101,7 +93,7 @@ def conditions_by_dose(
     return ax
 
 
-def conditions(frame: "pd.DataFrame", *, xlabel: str, title: str = "", ax: Axes | None = None) -> Axes:
+def conditions(frame: pd.DataFrame, *, xlabel: str, title: str = "", ax: Axes | None = None) -> Axes:
     """Draw each condition's mean and interval in a row of its own, with the mean written beside it.
 
     Args:
@@ -131,7 +123,7 @@ def conditions(frame: "pd.DataFrame", *, xlabel: str, title: str = "", ax: Axes 
     return ax
 
 
-def language_shares(shares: "pd.DataFrame", *, ax: Axes | None = None) -> Axes:
+def language_shares(shares: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw the share of outputs in each language as bars: columns `before` (pale) and `after`, indexed by language."""
     with axes(ax, 1.8 + 0.9 * len(shares), 3.4) as ax:
         x = np.arange(len(shares))
@@ -161,7 +153,7 @@ def before_and_after(means: Mapping[str, tuple[float, float]], *, ylabel: str, a
     return ax
 
 
-def conditions_by_value(frames: Mapping[str, "pd.DataFrame"], *, xlabel: str, ax: Axes | None = None) -> Axes:
+def conditions_by_value(frames: Mapping[str, pd.DataFrame], *, xlabel: str, ax: Axes | None = None) -> Axes:
     """Draw each condition's mean and interval in a row of its own, in a colour for each value that neurons were set to.
 
     Args:

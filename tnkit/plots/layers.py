@@ -1,9 +1,9 @@
 """Measures and numbers of neurons, layer by layer."""
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Int
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
@@ -21,14 +21,11 @@ from tnkit.plots.style import (
     literal,
 )
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 Neurons = Iterable[tuple[int, int]]  # (layer, neuron) pairs, such as a `tn.NeuronSet`
 
 
 def lines_by_layer(
-    frame: "pd.DataFrame", *, ylabel: str, log: bool = False, chance: float | None = None, ax: Axes | None = None
+    frame: pd.DataFrame, *, ylabel: str, log: bool = False, chance: float | None = None, ax: Axes | None = None
 ) -> Axes:
     """Draw one line per column over layers, and chance as a dotted line.
 
@@ -53,9 +50,9 @@ def lines_by_layer(
 
 
 def languages_by_layer(
-    frame: "pd.DataFrame",
+    frame: pd.DataFrame,
     *,
-    beside: "pd.DataFrame | None" = None,
+    beside: pd.DataFrame | None = None,
     dashed: str = "",
     ylabel: str,
     title: str = "",

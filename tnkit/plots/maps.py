@@ -4,9 +4,10 @@ With many rows or columns, cells hold no numbers, names are small, and `cluster`
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,9 +15,6 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 from tnkit.plots.style import axes, language_label, literal, panels, style
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _MANY = 12  # rows or columns, beyond which numbers in cells would not be readable
 _ROUNDING = 1e-12  # distances that are all smaller than this are zeros with rounding errors
@@ -140,7 +138,7 @@ def overlap_matrix(
 
 
 def matrix(
-    frame: "pd.DataFrame", *, xlabel: str, ylabel: str, value: str, cluster: bool = False, ax: Axes | None = None
+    frame: pd.DataFrame, *, xlabel: str, ylabel: str, value: str, cluster: bool = False, ax: Axes | None = None
 ) -> Axes:
     """Draw a frame as an annotated heat map; language codes among the labels become names.
 
@@ -161,7 +159,7 @@ def matrix(
     return ax
 
 
-def signed_maps(frames: Mapping[str, "pd.DataFrame"], *, xlabel: str, ylabel: str, value: str) -> Figure:
+def signed_maps(frames: Mapping[str, pd.DataFrame], *, xlabel: str, ylabel: str, value: str) -> Figure:
     """Draw frames of positive and negative numbers side by side, as annotated heat maps on one scale around 0.
 
     Args:
@@ -195,7 +193,7 @@ def signed_maps(frames: Mapping[str, "pd.DataFrame"], *, xlabel: str, ylabel: st
     return figure
 
 
-def perplexities(frame: "pd.DataFrame", *, ax: Axes | None = None) -> Axes:
+def perplexities(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw perplexities as a heat map coloured by change; frames mark the cells of a language's own set.
 
     Args:
@@ -300,6 +298,5 @@ def _short(distance: float) -> str:
 
 def _largest(values: np.ndarray) -> float:
     """The largest finite value, or 1 if none is above 0."""
-
     finite = values[np.isfinite(values)]
     return float(finite.max()) if len(finite) and finite.max() > 0 else 1.0

@@ -9,16 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from tnkit.plots.style import (
-    MARKERS,
-    axes,
-    language_colour,
-    language_label,
-    language_marker,
-    literal,
-    panels,
-    style,
-)
+from tnkit.plots.style import MARKERS, axes, language_colour, language_label, language_marker, literal, panels, style
 
 _STRATA = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
 

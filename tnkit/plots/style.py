@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.axes import Axes as Axes
+from matplotlib.figure import Figure as Figure
+from matplotlib.figure import SubFigure
 from matplotlib.text import Text
 
 from tnkit import storage
@@ -232,7 +233,6 @@ def save_figure(figure: Figure | SubFigure, path: str | Path, *, close: bool = T
 def figure_saver(prefix: str | Path, **parameters: object) -> Callable[..., None]:
     """A function that saves figures with the parameters that they were made with, and leaves them open.
 
-
     Args:
         prefix: folder and beginning of the file names.
         parameters: written as JSON, with the versions of the packages, into each file's metadata.
@@ -275,8 +275,7 @@ def warn_of_boxes(figure: Figure) -> None:
 @cache
 def _warn_of_cjk() -> None:
     _log.warning(
-        "no font with Japanese, Chinese and Korean glyphs was found, so figures show boxes instead: %s",
-        GET_CJK_FONT,
+        "no font with Japanese, Chinese and Korean glyphs was found, so figures show boxes instead: %s", GET_CJK_FONT
     )
 
 

@@ -16,16 +16,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
+from typing import Any, Literal, SupportsIndex, overload
+
+import pandas as pd
 
 from tnkit import storage
 from tnkit.errors import TnkitError, one_of, whole_number
 from tnkit.text import rows as row_rules
 from tnkit.text import sources
 from tnkit.text.languages import code_of, foreign_script, matching, name_of
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _log = logging.getLogger("tnkit")
 _MANY = 20  # cells for each value of a tag
@@ -109,7 +108,7 @@ class Corpus:
     """
 
     name: str
-    frame: "pd.DataFrame" = field(repr=False)
+    frame: pd.DataFrame = field(repr=False)
     dropped: Mapping[str, int] = field(default_factory=dict)
     ids: tuple[int, ...] | None = field(default=None, repr=False)
     source: str = field(default="", repr=False)
@@ -137,7 +136,7 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.frame)
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """A copy of the frame."""
         return self.frame.copy()
 
@@ -214,8 +213,6 @@ def load_corpus(
     >>> dict(corpus.dropped), len(corpus)
     ({'duplicates': 1}, 2)
     """
-    import pandas as pd
-
     languages = _checked(languages, test, limit, leaks)
     name, frame = sources.read(source, languages, header=header, quoting=quoting)
     dropped, matched = dict(frame.attrs.get("dropped", {})), frame.attrs.get("matched", "")  # by the layout
@@ -267,7 +264,7 @@ def _checked(languages: Any, test: Any, limit: Any, leaks: str) -> list[str] | N
     return languages or None
 
 
-def _columns(name: str, frame: "pd.DataFrame", languages: list[str] | None) -> tuple["pd.DataFrame", list[str]]:
+def _columns(name: str, frame: pd.DataFrame, languages: list[str] | None) -> tuple[pd.DataFrame, list[str]]:
     """The columns of all languages and the split, and the wanted languages, whose columns get their requested names."""
     columns = [str(column) for column in frame.columns]
     frame = frame.set_axis(columns, axis=1)
@@ -303,7 +300,7 @@ def _is_tag(cells: Sequence[object]) -> bool:
     return len(filled) >= _MANY and len(set(filled)) <= len(filled) / _MANY
 
 
-def _column(name: str, language: str, frame: "pd.DataFrame", named: list[str]) -> str | None:
+def _column(name: str, language: str, frame: pd.DataFrame, named: list[str]) -> str | None:
     """The column of a requested language; id is Indonesian only if it holds words, not row numbers."""
     matches = matching(language, named)
     if language in frame.columns and not (language == "id" and matches):
@@ -316,7 +313,7 @@ def _column(name: str, language: str, frame: "pd.DataFrame", named: list[str]) -
 
 
 def _warn(
-    name: str, rows: "pd.DataFrame", languages: list[str], dropped: Mapping[str, int], test: float | None, matched: str
+    name: str, rows: pd.DataFrame, languages: list[str], dropped: Mapping[str, int], test: float | None, matched: str
 ) -> None:
     """Warn of dropped rows, a test split far from its share, rows matched in order, and text in an unusual script."""
     if dropped:

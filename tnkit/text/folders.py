@@ -8,15 +8,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from tnkit.errors import TnkitError
 from tnkit.text import files, layouts, readers, records
 from tnkit.text.files import Members
 from tnkit.text.languages import matching
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _CODE = r"(?P<language>[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{2,8})*)"
 _TAG = r"(?P<language>[a-z]{3}_[A-Z][a-z]{3})"  # jpn_Jpan
@@ -65,7 +64,7 @@ _LINKS = re.compile(r"(?:^|/)(?:[a-z]{3}-[a-z]{3}_)?links\.(?:csv|tsv)" + _PACKE
 
 def read(
     path: str, members: Members, languages: Sequence[str] | None, *, others: bool = True, **options: Any
-) -> "pd.DataFrame":
+) -> pd.DataFrame:
     """The table of a folder or archive, with a column for each language and, if there is one, split.
 
     Args:
@@ -158,7 +157,7 @@ def _by_language(
     files_by_language: Mapping[str, Mapping[str, str]],
     members: Members,
     wanted: Sequence[str],
-) -> "pd.DataFrame":
+) -> pd.DataFrame:
     of_wanted = [files_by_language[language] for language in wanted]
     common = [split for split in of_wanted[0] if all(split in names for names in of_wanted)]
     if not common:
@@ -182,9 +181,7 @@ def _by_language(
     return stacked
 
 
-def _sentences(layout: Folder, file: files.File, language: str) -> "pd.DataFrame":
-    import pandas as pd
-
+def _sentences(layout: Folder, file: files.File, language: str) -> pd.DataFrame:
     if not layout.text:
         return pd.DataFrame({"text": file.lines()}, dtype=object)
     frame = readers.read_table(file, [language], **layout.options)
@@ -195,19 +192,17 @@ def _sentences(layout: Folder, file: files.File, language: str) -> "pd.DataFrame
     return frame[["text", *layout.keys, *(["split"] if "split" in frame else [])]]
 
 
-def _table(file: files.File, languages: Sequence[str] | None, options: Mapping[str, Any]) -> "pd.DataFrame":
+def _table(file: files.File, languages: Sequence[str] | None, options: Mapping[str, Any]) -> pd.DataFrame:
     return layouts.wide(file.path, readers.read_table(file, languages, **options), languages)
 
 
-def _stacked(frames: Sequence["pd.DataFrame"]) -> "pd.DataFrame":
-    import pandas as pd
-
+def _stacked(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     stacked = pd.concat(frames, ignore_index=True)
     stacked.attrs = dict(frames[0].attrs)
     return stacked
 
 
-def _saved(path: str, members: Members) -> "pd.DataFrame":
+def _saved(path: str, members: Members) -> pd.DataFrame:
     """A data set written by `save_to_disk` of the library datasets."""
     frames = []
     for name in (name for name in members if Path(name).name == "state.json"):
@@ -226,10 +221,8 @@ def _saved(path: str, members: Members) -> "pd.DataFrame":
     return _stacked(frames)
 
 
-def _tatoeba(path: str, members: Members, languages: Sequence[str] | None) -> "pd.DataFrame":
+def _tatoeba(path: str, members: Members, languages: Sequence[str] | None) -> pd.DataFrame:
     """Tatoeba's exports of sentences and links: each sentence of the first language with its first translations."""
-    import pandas as pd
-
     if not languages:
         raise TnkitError(f"{path} holds Tatoeba's exports; name the languages to read")
     texts: dict[str, dict[str, str]] = {language: {} for language in languages}

@@ -8,14 +8,13 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from tnkit.errors import TnkitError
 from tnkit.text import records
 from tnkit.text.languages import code_of, matching
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _LANGUAGES = 500  # the most columns that a table spreads to
 _CELL = 1_000_000  # the most letters of a cell that is read as a dict
@@ -50,7 +49,7 @@ NESTED = ("translation", "translations", "queries")  # columns of dicts, by lang
 _SPLITS = ("split", "partition")  # the latter in MASSIVE
 
 
-def wide(name: str, source: Any, languages: Sequence[str] | None = None) -> "pd.DataFrame":
+def wide(name: str, source: Any, languages: Sequence[str] | None = None) -> pd.DataFrame:
     """A table with a column for each language of the source, requested or not.
 
     Args:
@@ -83,7 +82,7 @@ def wide(name: str, source: Any, languages: Sequence[str] | None = None) -> "pd.
     return frame
 
 
-def _from_long(name: str, frame: "pd.DataFrame", layout: Long, languages: Sequence[str] | None) -> "pd.DataFrame":
+def _from_long(name: str, frame: pd.DataFrame, layout: Long, languages: Sequence[str] | None) -> pd.DataFrame:
     language = frame[[*layout.language]].astype(str)
     tags = language.iloc[:, 0].str.cat(language.iloc[:, 1:], sep="_")
     columns = columns_of(name, list(dict.fromkeys(tags)), languages)
@@ -121,8 +120,8 @@ def tolerant(language: str, wanted: Collection[str]) -> suppress:
 
 
 def joined(
-    name: str, sentences: Mapping[str, "pd.DataFrame"], keys: Sequence[str], wanted: Collection[str]
-) -> "pd.DataFrame":
+    name: str, sentences: Mapping[str, pd.DataFrame], keys: Sequence[str], wanted: Collection[str]
+) -> pd.DataFrame:
     """One table from the sentences of each language, matched by keys, or row by row without keys.
 
     Args:
@@ -131,8 +130,6 @@ def joined(
         keys: the columns that match translations.
         wanted: the languages that must be parallel; others are left out if they are not.
     """
-    import pandas as pd
-
     splits = all("split" in sentences[language] for language in wanted)
     parallel = {language: rows for language, rows in sentences.items() if language in wanted}
     first = next(iter(parallel))
@@ -154,7 +151,7 @@ def joined(
     return frame
 
 
-def _by_key(name: str, language: str, rows: "pd.DataFrame", keys: list[str]) -> "pd.Series[Any]":
+def _by_key(name: str, language: str, rows: pd.DataFrame, keys: list[str]) -> "pd.Series[Any]":
     """The sentences of a language by key; a missing sentence is "", a missing key is NaN in the joined table."""
     rows = rows.drop_duplicates([*keys, "text"])
     if rows.duplicated(keys).any():
@@ -164,7 +161,7 @@ def _by_key(name: str, language: str, rows: "pd.DataFrame", keys: list[str]) -> 
     return texts.where(texts.notna(), "")
 
 
-def _check_order(name: str, sentences: Mapping[str, "pd.DataFrame"], splits: bool) -> None:
+def _check_order(name: str, sentences: Mapping[str, pd.DataFrame], splits: bool) -> None:
     sizes = {language: len(rows) for language, rows in sentences.items()}
     if len({*sizes.values()}) > 1:
         counts = ", ".join(f"{size:,} in {language}" for language, size in sizes.items())
@@ -185,10 +182,8 @@ def only(name: str, language: str, present: Sequence[str]) -> str:
     return names[0]
 
 
-def _nested(name: str, frame: "pd.DataFrame", languages: Sequence[str] | None) -> "pd.DataFrame":
+def _nested(name: str, frame: pd.DataFrame, languages: Sequence[str] | None) -> pd.DataFrame:
     """A column of dicts from language to text, also as JSON or as Python writes it."""
-    import pandas as pd
-
     column = next(column for column in NESTED if column in frame.columns)
     cells = [_dict(name, column, row, cell) for row, cell in enumerate(frame[column], 1)]
     present = list(dict.fromkeys(key for cell in cells for key in cell))
@@ -216,7 +211,7 @@ def _dict(name: str, column: str, row: int, cell: Any) -> Mapping[str, Any]:
     return {str(key): value for key, value in cell.items()}
 
 
-def _english(name: str, frame: "pd.DataFrame", languages: Sequence[str] | None) -> "pd.DataFrame":
+def _english(name: str, frame: pd.DataFrame, languages: Sequence[str] | None) -> pd.DataFrame:
     """Pairs of sentence-transformers, which do not name their other language."""
     english = [language for language in languages or () if matching("en", [language])]
     others = [language for language in languages or () if language not in english]
@@ -229,16 +224,14 @@ def _english(name: str, frame: "pd.DataFrame", languages: Sequence[str] | None) 
 
 
 _Fits = Callable[[Sequence[str]], bool]
-_Read = Callable[[str, "pd.DataFrame", Sequence[str] | None], "pd.DataFrame"]
+_Read = Callable[[str, pd.DataFrame, Sequence[str] | None], pd.DataFrame]
 LAYOUTS: tuple[tuple[_Fits, _Read], ...] = (
     (lambda columns: any(column in NESTED for column in columns), _nested),
     (lambda columns: {"english", "non_english"} <= {*columns}, _english),
 )
 
 
-def _frame(name: str, source: Any, languages: Sequence[str] | None) -> "pd.DataFrame":
-    import pandas as pd
-
+def _frame(name: str, source: Any, languages: Sequence[str] | None) -> pd.DataFrame:
     if isinstance(source, pd.DataFrame):
         return source
     if type(source).__module__.partition(".")[0] == "datasets":
@@ -251,9 +244,7 @@ def _frame(name: str, source: Any, languages: Sequence[str] | None) -> "pd.DataF
     )
 
 
-def _of_datasets(name: str, source: Any) -> "pd.DataFrame":
-    import pandas as pd
-
+def _of_datasets(name: str, source: Any) -> pd.DataFrame:
     splits = source if isinstance(source, Mapping) else {"": source}
     streams = any("Iterable" in type(split).__name__ or not hasattr(split, "to_pandas") for split in splits.values())
     if not splits or streams:
@@ -267,10 +258,8 @@ def _of_datasets(name: str, source: Any) -> "pd.DataFrame":
     return pd.concat([frame.assign(split=split) for split, frame in frames.items()], ignore_index=True)
 
 
-def _check_text(name: str, frame: "pd.DataFrame", languages: Sequence[str] | None) -> None:
+def _check_text(name: str, frame: pd.DataFrame, languages: Sequence[str] | None) -> None:
     """Refuse cells of a language that hold something other than text."""
-    import pandas as pd
-
     columns = list(frame.columns)
     if len({*columns}) != len(columns):
         return  # the caller refuses a column that is requested and there twice

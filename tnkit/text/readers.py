@@ -8,18 +8,17 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
+
+import pandas as pd
 
 from tnkit import pickles
 from tnkit.errors import TnkitError
 from tnkit.text import files, records, tables
 from tnkit.text.files import File, Quoting
 from tnkit.text.languages import code_of, matching
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _BATCH = 256  # rows of a Parquet file decoded at a time
 _SHARED = 100  # a pickle can repeat a string by reference: its text may be this many times longer than the file
@@ -32,7 +31,7 @@ def read_table(
     *,
     header: int | None = 0,
     quoting: Quoting | None = None,
-) -> "pd.DataFrame":
+) -> pd.DataFrame:
     """Read a file by its ending.
 
     Args:
@@ -61,13 +60,13 @@ def read_table(
     return reader(replace(file, languages=languages, header=header, quoting=quoting))
 
 
-def _csv(file: File) -> "pd.DataFrame":
+def _csv(file: File) -> pd.DataFrame:
     first = file.text().partition("\n")[0]
     separator = next((mark for mark in "\t,;" if mark in first), ",")  # Tatoeba's .csv files have tabs, Excel's ;
     return tables.frame(file, separator)
 
 
-def _jsonl(file: File) -> "pd.DataFrame":
+def _jsonl(file: File) -> pd.DataFrame:
     rows = []
     for number, line in enumerate(file.text().split("\n"), 1):
         if not line.strip():
@@ -79,7 +78,7 @@ def _jsonl(file: File) -> "pd.DataFrame":
     return records.of_rows(file.path, rows)
 
 
-def _json(file: File) -> "pd.DataFrame":
+def _json(file: File) -> pd.DataFrame:
     content = _loaded(file.path, file.text(), "if each line is an object, rename it to .jsonl")
     if isinstance(content, dict) and len(content) == 1:  # {"data": [...]}
         [inner] = content.values()
@@ -94,9 +93,7 @@ def _loaded(source: str, text: str, advice: str) -> Any:
         raise TnkitError(f"{source}: not JSON ({error}); {advice}") from error
 
 
-def _plain(file: File) -> "pd.DataFrame":
-    import pandas as pd
-
+def _plain(file: File) -> pd.DataFrame:
     lines, languages = file.lines(), file.languages
     widths = {line.count("\t") for line in lines if line}
     if len(widths) == 1 and widths != {0}:
@@ -114,7 +111,7 @@ def _plain(file: File) -> "pd.DataFrame":
     return pd.DataFrame({languages[0]: lines}, dtype=object)
 
 
-def _pickle(file: File) -> "pd.DataFrame":
+def _pickle(file: File) -> pd.DataFrame:
     """The published code's sentences.
 
     Its Tatoeba splits leak: 139 of 850 English test sentences are in Japanese's training split.
@@ -134,14 +131,14 @@ def _readable(file: File, kind: str) -> AbstractContextManager[None]:
     return files.readable(f"{file.path} is not a readable {kind} file", "is its ending right?", (Exception,))
 
 
-def _parquet(file: File) -> "pd.DataFrame":
+def _parquet(file: File) -> pd.DataFrame:
     from pyarrow.parquet import ParquetFile
 
     with _readable(file, "Parquet"), ParquetFile(io.BytesIO(file.data), page_checksum_verification=True) as source:
         return _of_arrow(file.path, source.schema_arrow, source.metadata.num_rows, source.iter_batches(_BATCH))
 
 
-def _arrow(file: File) -> "pd.DataFrame":
+def _arrow(file: File) -> pd.DataFrame:
     """An Arrow file or stream, as the library datasets writes them."""
     import pyarrow
 
@@ -152,7 +149,7 @@ def _arrow(file: File) -> "pd.DataFrame":
         return _of_arrow(file.path, table.schema, len(table), table.to_batches())
 
 
-def _of_arrow(path: str, schema: Any, rows: int, batches: Iterable[Any]) -> "pd.DataFrame":
+def _of_arrow(path: str, schema: Any, rows: int, batches: Iterable[Any]) -> pd.DataFrame:
     import pyarrow
 
     names = schema.names
@@ -172,10 +169,8 @@ def _of_arrow(path: str, schema: Any, rows: int, batches: Iterable[Any]) -> "pd.
     return frame
 
 
-def _spreadsheet(file: File) -> "pd.DataFrame":
+def _spreadsheet(file: File) -> pd.DataFrame:
     """The first sheet of an Excel file; its first row names the columns."""
-    import pandas as pd
-
     with _readable(file, "Excel"):
         rows = [row for row in _sheet(file) if any(cell is not None for cell in row)]
     names = ["" if name is None else str(name).strip() for name in (rows[0] if rows else ())]
@@ -208,7 +203,7 @@ def _sheet(file: File) -> list[tuple[Any, ...]]:
     return rows
 
 
-def _tmx(file: File) -> "pd.DataFrame":
+def _tmx(file: File) -> pd.DataFrame:
     """A translation memory: a row for each unit, a column for each language; external entities are never loaded.
 
     If a unit has a language twice, its first segment counts; EN and en are one language.
@@ -254,7 +249,7 @@ def _text_of(element: Element) -> str:
     return (element.text or "") + "".join(inner)
 
 
-READERS: dict[str, Callable[[File], "pd.DataFrame"]] = {
+READERS: dict[str, Callable[[File], pd.DataFrame]] = {
     ".tsv": partial(tables.frame, separator="\t"),
     ".csv": _csv,
     ".jsonl": _jsonl,

@@ -1,18 +1,17 @@
 """Lists and dicts of sentences, from memory, JSON or a pickle, as a table; every error names the item."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from tnkit.errors import TnkitError
 from tnkit.text import files
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 _SPARSE, _FREE = 20, 1_000_000  # a table may have this many cells for each value of its source, or this many in all
 
 
-def table(name: str, content: Any, languages: Sequence[str] | None = None) -> "pd.DataFrame":
+def table(name: str, content: Any, languages: Sequence[str] | None = None) -> pd.DataFrame:
     """A table from a dict of lists, or a list of dicts, of sentences, or of tuples of sentences.
 
     `languages` names the columns where the source does not: one for sentences, one for each position of tuples.
@@ -28,10 +27,8 @@ def table(name: str, content: Any, languages: Sequence[str] | None = None) -> "p
     raise TnkitError(f"{name} holds {held}, expected a list of sentences, or of tuples of sentences")
 
 
-def of_rows(name: str, rows: Sequence[Any]) -> "pd.DataFrame":
+def of_rows(name: str, rows: Sequence[Any]) -> pd.DataFrame:
     """A table of objects; a field that an object lacks is empty."""
-    import pandas as pd
-
     columns: dict[str, None] = {}
     values = 0
     for number, row in enumerate(rows):
@@ -49,9 +46,7 @@ def _check_size(name: str, rows: int, columns: int, values: int) -> None:
         raise TnkitError(f"{name} holds {rows:,} rows of {columns:,} columns; load a part of them")
 
 
-def _of_columns(name: str, content: Mapping[Any, Any]) -> "pd.DataFrame":
-    import pandas as pd
-
+def _of_columns(name: str, content: Mapping[Any, Any]) -> pd.DataFrame:
     columns = {str(key): value.tolist() if hasattr(value, "tolist") else value for key, value in content.items()}
     wrong = [key for key, cells in columns.items() if not isinstance(cells, Sequence) or isinstance(cells, str | bytes)]
     if wrong or not columns:
@@ -63,9 +58,7 @@ def _of_columns(name: str, content: Mapping[Any, Any]) -> "pd.DataFrame":
     return pd.DataFrame({key: [*cells] for key, cells in columns.items()}, dtype=object)
 
 
-def _of_tuples(name: str, content: Sequence[Any], languages: Sequence[str] | None) -> "pd.DataFrame":
-    import pandas as pd
-
+def _of_tuples(name: str, content: Sequence[Any], languages: Sequence[str] | None) -> pd.DataFrame:
     rows = [(row,) if isinstance(row, str) else row for row in content]
     width = len(rows[0]) if isinstance(rows[0], list | tuple) else 0
     _check_size(name, len(rows), width, len(rows))

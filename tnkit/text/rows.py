@@ -8,15 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import combinations
 from json.encoder import encode_basestring
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Int, UInt64
 
 from tnkit.errors import TnkitError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _log = logging.getLogger("tnkit")
 FIELD = "\0"  # between cells; no text may hold it
@@ -27,10 +25,8 @@ _ROLES |= dict.fromkeys(("dev", "val", "valid", "validation"), "dev")
 Origin = Mapping[str, Any]  # of one language's sentences, if known: corpus, split, language, source, rows, n
 
 
-def normalised(name: str, frame: "pd.DataFrame") -> "pd.DataFrame":
+def normalised(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     """Text in Unicode NFC, stripped, and "" for missing sentences; the rows numbered from 0."""
-    import pandas as pd
-
     frame = frame.reset_index(drop=True)
     for language in (column for column in frame.columns if column != "split"):
         cells = [cell if isinstance(cell, str) else "" for cell in frame[language].tolist()]
@@ -45,7 +41,7 @@ def normalised(name: str, frame: "pd.DataFrame") -> "pd.DataFrame":
     return frame
 
 
-def untranslated(name: str, texts: "pd.DataFrame", key: str) -> Int[np.ndarray, "row"]:
+def untranslated(name: str, texts: pd.DataFrame, key: str) -> Int[np.ndarray, "row"]:
     """For rows joined by a key: 1 if some wanted language lacks the row, 2 if all do, else 0."""
     if not key:
         return np.zeros(len(texts), int)
@@ -57,8 +53,8 @@ def untranslated(name: str, texts: "pd.DataFrame", key: str) -> Int[np.ndarray, 
 
 
 def without_leaks(
-    name: str, frame: "pd.DataFrame", wanted: list[str], leaks: str, dropped: dict[str, int]
-) -> "pd.DataFrame":
+    name: str, frame: pd.DataFrame, wanted: list[str], leaks: str, dropped: dict[str, int]
+) -> pd.DataFrame:
     """Rows of the source's own split, without training rows that hold a sentence of the test split, and without dev."""
     used = frame[frame["split"] != "dev"]
     is_test = (used["split"] == "test").to_numpy()
@@ -94,7 +90,7 @@ def roles(name: str, column: Iterable[object]) -> list[str]:
     return [dev if role == "dev" else role for role in assigned]
 
 
-def by_hash(frame: "pd.DataFrame", hashes: UInt64[np.ndarray, "row"], test: float) -> list[str]:
+def by_hash(frame: pd.DataFrame, hashes: UInt64[np.ndarray, "row"], test: float) -> list[str]:
     """Assign each row to "train" or "test"; rows that share a sentence stay together.
 
     Groups of such rows fill the test split in the order of their hashes, up to the share `test` of the distinct rows
@@ -118,7 +114,7 @@ def by_hash(frame: "pd.DataFrame", hashes: UInt64[np.ndarray, "row"], test: floa
     return np.where(is_test[group], "test", "train").tolist()
 
 
-def row_hashes(frame: "pd.DataFrame") -> UInt64[np.ndarray, "row"]:
+def row_hashes(frame: pd.DataFrame) -> UInt64[np.ndarray, "row"]:
     """The first 8 bytes of the SHA-256 of each row as JSON, the same on every machine.
 
     >>> import pandas as pd
@@ -142,9 +138,8 @@ def lowest(split: Sequence[str], hashes: UInt64[np.ndarray, "row"], limit: int) 
     return np.sort(np.concatenate([order[is_test[order]][:tests], order[~is_test[order]][: limit - tests]]))
 
 
-def _groups(frame: "pd.DataFrame") -> Int[np.ndarray, "row"]:
+def _groups(frame: pd.DataFrame) -> Int[np.ndarray, "row"]:
     """The group of each row; rows that share a sentence, directly or through other rows, are in one group."""
-    import pandas as pd
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
@@ -205,12 +200,22 @@ def check_parallel(origins: Mapping[str, Origin]) -> None:
                 raise TnkitError(f"{sides} are of {key} {left[key]!r} and {right[key]!r}, so they are not parallel")
 
 
-def check_texts(texts: Mapping[str, Any]) -> None:
-    """Run `check_parallel` on the sentences of each language; plain lists and captures state only their length."""
+def check_texts(texts: Mapping[str, Any], names: Iterable[str] | None = None) -> None:
+    """Refuse languages (default: all) without sentences, or that are not parallel.
+
+    Plain lists and captures state only their length.
+
+    >>> check_texts({"en": ["Hi!"]}, ["en", "ja"])
+    Traceback (most recent call last):
+    ...
+    tnkit.errors.TnkitError: there are no sentences in 'ja'; there are en
+    """
     origins = {}
-    for name, sentences in texts.items():
-        stated = {key: getattr(sentences, key, None) for key in ("corpus", "split", "source", "rows")}
-        origins[name] = {"n": len(sentences), **stated}
+    for name in texts if names is None else names:
+        if name not in texts:
+            raise TnkitError(f"there are no sentences in {name!r}; there are {', '.join(texts)}")
+        stated = {key: getattr(texts[name], key, None) for key in ("corpus", "split", "source", "rows")}
+        origins[name] = {"n": len(texts[name]), **stated}
     check_parallel(origins)
 
 

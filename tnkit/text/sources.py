@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from tnkit.errors import TnkitError, first_line
 from tnkit.text import files, folders, layouts, readers
 from tnkit.text.languages import code_of, matching
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _HUB = re.compile(r"hf://datasets/([^/]+/[^/@]+)(?:@(refs/[^/]+/[^/]+|[^/]+))?(?:/(.+))?")
 _OWNER_NAME = re.compile(r"[A-Za-z0-9][\w-]*/[\w.-]+")
@@ -22,12 +21,8 @@ _CONVERTED = "refs/convert/parquet"  # the Hub's own copies
 
 
 def read(
-    source: Any,
-    languages: Sequence[str] | None = None,
-    *,
-    header: int | None = 0,
-    quoting: files.Quoting | None = None,
-) -> tuple[str, "pd.DataFrame"]:
+    source: Any, languages: Sequence[str] | None = None, *, header: int | None = 0, quoting: files.Quoting | None = None
+) -> tuple[str, pd.DataFrame]:
     """The name of a source, and its table with a column for each language and, if there is one, split.
 
     Args:
@@ -53,7 +48,7 @@ def read(
     return name, layouts.wide(name, source, languages)
 
 
-def _of_path(source: str | Path, languages: Sequence[str] | None, options: dict[str, Any]) -> "pd.DataFrame":
+def _of_path(source: str | Path, languages: Sequence[str] | None, options: dict[str, Any]) -> pd.DataFrame:
     text, path = str(source), _expanded(source)
     if text in _PACKAGED:
         return readers.read_table(Path(__file__).parent / "data" / f"{text}.tsv", languages)
@@ -75,10 +70,8 @@ def _of_path(source: str | Path, languages: Sequence[str] | None, options: dict[
     return readers.read_table(path, languages, **options)
 
 
-def _of_files(paths: Sequence[str | Path], languages: Sequence[str] | None, options: dict[str, Any]) -> "pd.DataFrame":
+def _of_files(paths: Sequence[str | Path], languages: Sequence[str] | None, options: dict[str, Any]) -> pd.DataFrame:
     """A table of a file for each language, by the ends of their names, or of files with the same columns."""
-    import pandas as pd
-
     ends = {_language_of(path): path for path in paths}
     if len(ends) == len(paths) and "" not in ends:
         return _of_ends(ends, languages, options)
@@ -92,9 +85,7 @@ def _of_files(paths: Sequence[str | Path], languages: Sequence[str] | None, opti
     return pd.concat(frames, ignore_index=True)
 
 
-def _of_ends(
-    paths: Mapping[str, str | Path], languages: Sequence[str] | None, options: dict[str, Any]
-) -> "pd.DataFrame":
+def _of_ends(paths: Mapping[str, str | Path], languages: Sequence[str] | None, options: dict[str, Any]) -> pd.DataFrame:
     """A table of files by the language at the end of their names."""
     columns = layouts.columns_of("the list of files", [*paths], languages)
     return _parallel(paths, columns, languages or [*columns.values()], options)
@@ -102,10 +93,8 @@ def _of_ends(
 
 def _parallel(
     paths: Mapping[str, str | Path], columns: Mapping[str, str], wanted: Sequence[str], options: dict[str, Any]
-) -> "pd.DataFrame":
+) -> pd.DataFrame:
     """A table of one file for each language, whose lines or rows are translations of each other."""
-    import pandas as pd
-
     sentences = {}
     for tag, language in columns.items():
         with layouts.tolerant(language, wanted):
@@ -158,7 +147,7 @@ def _is_folder(path: Path) -> bool:
 # The Hugging Face Hub
 
 
-def _of_hub(source: str, languages: Sequence[str] | None, options: dict[str, Any]) -> "pd.DataFrame":
+def _of_hub(source: str, languages: Sequence[str] | None, options: dict[str, Any]) -> pd.DataFrame:
     match = _HUB.fullmatch(source)
     if not match or (match[3] is None and match[2] is None and source.count("/") < 4):
         raise TnkitError(f"{source} is not of the form hf://datasets/OWNER/NAME/FILE or …/NAME@REVISION/FILE")
@@ -198,7 +187,7 @@ def _listing(repository: str, revision: str | None) -> list[str]:
         return sorted(os.path.relpath(file, folder) for file in Path(folder).rglob("*") if file.is_file())
 
 
-def _dataset(repository: str, languages: Sequence[str] | None, revision: str | None = None) -> "pd.DataFrame":
+def _dataset(repository: str, languages: Sequence[str] | None, revision: str | None = None) -> pd.DataFrame:
     """The table of a data set on the Hub; only the files that it needs are downloaded."""
     names = _listing(repository, revision)
     if revision is None and not any(map(folders.is_table, names)):  # a data set of pictures, or made by a script
@@ -233,18 +222,18 @@ class Recipe:
     size: str
 
 
-def _in_files(repository: str, languages: Sequence[str] | None) -> "pd.DataFrame":
+def _in_files(repository: str, languages: Sequence[str] | None) -> pd.DataFrame:
     """A data set in a known layout, with a file for each language or pair."""
     if not languages:
         raise TnkitError(f'name the languages to read of {repository}, such as ["en", "ja"]')
     return _dataset(repository, languages)
 
 
-def _converted(file: str, repository: str, languages: Sequence[str] | None) -> "pd.DataFrame":
+def _converted(file: str, repository: str, languages: Sequence[str] | None) -> pd.DataFrame:
     return readers.read_table(_download(repository, file, _CONVERTED), languages)
 
 
-def _tatoeba(repository: str, languages: Sequence[str] | None) -> "pd.DataFrame":
+def _tatoeba(repository: str, languages: Sequence[str] | None) -> pd.DataFrame:
     """English sentences and their first translation into each language."""
     wanted = [language for language in languages or () if not matching("en", [language])]
     if not wanted:

@@ -5,15 +5,14 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+import pandas as pd
 
 from tnkit.errors import TnkitError
 from tnkit.text.files import File
 from tnkit.text.languages import code_of, foreign_script, matching, same
 from tnkit.text.records import listed
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Rows = list[list[str]]
 _PAIR = re.compile("(?=(?<![A-Za-z])([A-Za-z]+)-([A-Za-z]+))")  # Japanese-English
@@ -56,7 +55,7 @@ EXPORTS = (
 )
 
 
-def frame(file: File, separator: str) -> "pd.DataFrame":
+def frame(file: File, separator: str) -> pd.DataFrame:
     """The table of a file with tabs or commas between its cells.
 
     >>> frame(File("x.tsv", b'en\\tit\\n"Hi!\\tCiao!\\n'), "\\t").to_dict("records")
@@ -76,9 +75,7 @@ def export_of(rows: Rows) -> Export | None:
     return next((export for export in EXPORTS if all(map(export.fits, rows[:_SAMPLE]))), None)
 
 
-def _headed(file: File, rows: Rows) -> "pd.DataFrame":
-    import pandas as pd
-
+def _headed(file: File, rows: Rows) -> pd.DataFrame:
     export = export_of(rows)
     if export is not None:
         table = pd.DataFrame(rows, columns=_export_columns(file, export))
@@ -120,7 +117,7 @@ def _export_columns(file: File, export: Export) -> list[str]:
     return [languages[column] if isinstance(column, int) else column for column in export.columns]
 
 
-def _check_order(file: File, export: Export, table: "pd.DataFrame") -> None:
+def _check_order(file: File, export: Export, table: pd.DataFrame) -> None:
     """Refuse languages in another order than the file's name, its source or the scripts of its text show."""
     pair = [str(table.columns[index]) for index, column in enumerate(export.columns) if isinstance(column, int)]
     if len(pair) != 2:

@@ -4,7 +4,9 @@ tn.behaviour.abilities(model, test["en"][:64], type2_ja, controls=tn.controls(ty
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import Any, SupportsIndex
+
+import pandas as pd
 
 from tnkit.interventions.comparison import compare
 from tnkit.interventions.controls import Control
@@ -12,9 +14,6 @@ from tnkit.interventions.together import Neurons, Several
 from tnkit.measures.behaviour.likelihood import perplexity
 from tnkit.measures.behaviour.questions import answer_questions
 from tnkit.models.model import Model
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _EXAMPLES = (("What is the capital of Germany?", "Berlin"), ("What is the opposite of big?", "small"))
 _CAPITALS = "France: Paris, Italy: Rome, Spain: Madrid, Japan: Tokyo, England: London, Russia: Moscow, Egypt: Cairo"
@@ -45,7 +44,7 @@ def abilities(
     tokens: str = "all",
     max_new_tokens: SupportsIndex = 8,
     progress: bool = True,
-) -> "pd.DataFrame":
+) -> pd.DataFrame:
     """Perplexity and answers to questions in a language that neurons should leave alone, beside controls.
 
     Args:
@@ -74,8 +73,6 @@ def abilities(
     >>> table.index.tolist()[:3]
     [('nats per token', 'none'), ('nats per token', 'the set'), ('answers, F1', 'none')]
     """
-    import pandas as pd
-
     beside: dict[str, Any] = {"controls": controls, "seeds": seeds, "progress": progress}
 
     def nats(off: Neurons) -> Any:

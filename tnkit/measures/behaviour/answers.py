@@ -17,18 +17,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, Float
 
-from tnkit import storage
+from tnkit import plots, storage
 from tnkit.errors import TnkitError
 from tnkit.statistics import interval, resamples
-
-if TYPE_CHECKING:
-    import matplotlib.axes
-    import pandas as pd
 
 Answer = str | Mapping[str, Any] | None
 
@@ -93,26 +90,20 @@ class QuestionScores:
         """The share of questions whose prediction equals an accepted answer, between 0 and 1."""
         return float(self.exact.mean())
 
-    def means(self) -> "pd.DataFrame":
+    def means(self) -> pd.DataFrame:
         """`mean` over questions of F1 and exact match, with its 95 % bootstrap interval `low` to `high`."""
-        import pandas as pd
-
         scores = np.stack([self.f1, self.exact.astype(np.float64)], axis=1)
         low, high = interval(resamples(len(self)) @ scores / len(self))
         columns = {"mean": scores.mean(axis=0), "low": low, "high": high}
         return pd.DataFrame(columns, index=pd.Index(["F1", "exact match"], name="measure"))
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """One row a question: f1, exact, answerable."""
-        import pandas as pd
-
         columns = {"f1": self.f1, "exact": self.exact, "answerable": self.answerable}
         return pd.DataFrame(columns, index=pd.RangeIndex(len(self), name="question"))
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+    def plot(self, ax: "plots.Axes | None" = None) -> "plots.Axes":
         """Draw how many questions reach which F1, exact matches apart, and the mean."""
-        from tnkit import plots
-
         return plots.question_scores(self.f1, self.exact, language=self.language, ax=ax)
 
     def _repr_html_(self) -> str:

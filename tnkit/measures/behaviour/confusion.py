@@ -9,9 +9,9 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool
 
 from tnkit.interventions.comparison import NONE, SET
@@ -20,14 +20,11 @@ from tnkit.measures.behaviour.languages import languages_of
 from tnkit.statistics import interval, resamples
 from tnkit.text.languages import scripts_of
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 _WITHOUT_SCRIPT = {"Zyyy", "Zinh", "Zzzz"}  # common, inherited, unknown
 _LETTERS = 3  # words of so few letters are units, symbols and abbreviations, as in the paper's list of English words
 
 
-def pass_rates(result: Continuations, language: str, *, candidates: Iterable[str] | None = None) -> "pd.DataFrame":
+def pass_rates(result: Continuations, language: str, *, candidates: Iterable[str] | None = None) -> pd.DataFrame:
     """Line- and word-level pass rates of continuations (Marchisio et al., EMNLP 2024).
 
     The line pass rate is the share of responses all of whose lines are in the language; responses without a line of
@@ -53,8 +50,6 @@ def pass_rates(result: Continuations, language: str, *, candidates: Iterable[str
     >>> pass_rates(said, "ja", candidates=["en", "ja"]).loc["none", ["line", "word", "responses"]].round(2).tolist()
     [0.67, 0.5, 3.0]
     """
-    import pandas as pd
-
     rows = {}
     for condition, draws in _responses(result).items():
         others = [other_languages(texts, language, candidates) for texts in draws]
@@ -68,7 +63,7 @@ def pass_rates(result: Continuations, language: str, *, candidates: Iterable[str
     return pd.DataFrame.from_dict(rows, orient="index", columns=[*columns, "responses"]).rename_axis("off")
 
 
-def fallbacks(result: Continuations, language: str, *, candidates: Iterable[str] | None = None) -> "pd.DataFrame":
+def fallbacks(result: Continuations, language: str, *, candidates: Iterable[str] | None = None) -> pd.DataFrame:
     """The languages that continuations fall back to: of each, the share of responses with most wrong lines in it.
 
     Args:
@@ -82,8 +77,6 @@ def fallbacks(result: Continuations, language: str, *, candidates: Iterable[str]
     >>> fallbacks(said, "ja", candidates=["en", "ja"]).loc["en"].to_dict()
     {'none': 0.5, 'the set': 0.5}
     """
-    import pandas as pd
-
     columns = {}
     for condition, draws in _responses(result).items():
         others = [wrong for texts in draws for wrong in other_languages(texts, language, candidates)]

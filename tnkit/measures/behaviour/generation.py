@@ -9,15 +9,16 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import pandas as pd
 import torch
 import transformers
 from tqdm.auto import tqdm
 
-from tnkit import storage
+from tnkit import plots, storage
 from tnkit.captures.batches import by_length, tokenised
 from tnkit.errors import TnkitError, whole_number
 from tnkit.interventions.ablation import Ablation
@@ -29,10 +30,6 @@ from tnkit.models.hooks import without_ablations
 from tnkit.models.model import PROBE, Model
 from tnkit.models.sessions import TURN, running
 from tnkit.provenance import provenance_of
-
-if TYPE_CHECKING:
-    import matplotlib.axes
-    import pandas as pd
 
 _OVERLOOKS: "WeakKeyDictionary[torch.nn.Module, bool]" = WeakKeyDictionary()
 
@@ -65,10 +62,8 @@ class Continuations:
         """The share of prompts whose continuation differs from the untouched one."""
         return sum(a != b for a, b in zip(self.before, self.after, strict=True)) / len(self.prompts)
 
-    def shares(self) -> "pd.DataFrame":
+    def shares(self) -> pd.DataFrame:
         """The share of outputs in each language, `before`, `after` and with each control off; None is "unknown"."""
-        import pandas as pd
-
         named = {"before": [self.before_languages], "after": [self.after_languages]}
         named |= {name: [draw.after_languages for draw in draws] for name, draws in self.controls.items()}
         columns = {
@@ -98,14 +93,12 @@ class Continuations:
 
         return compared(self, f"outputs in {language}", spoken)
 
-    def by_condition(self) -> "pd.DataFrame":
+    def by_condition(self) -> pd.DataFrame:
         """`to_frame` for the set and each draw of each control, indexed (off, seed, number of the prompt)."""
         return frame_of_conditions(self)
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """One row a prompt: prompt, before, before language, after, after language."""
-        import pandas as pd
-
         columns = {
             "prompt": self.prompts,
             "before": self.before,
@@ -115,10 +108,8 @@ class Continuations:
         }
         return pd.DataFrame(columns, dtype=object)
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+    def plot(self, ax: "plots.Axes | None" = None) -> "plots.Axes":
         """Draw the share of outputs in each language, before and after."""
-        from tnkit import plots
-
         return plots.language_shares(self.shares(), ax=ax)
 
     def _repr_html_(self) -> str:

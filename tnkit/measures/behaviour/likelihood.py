@@ -4,16 +4,17 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, SupportsIndex, cast
+from typing import Any, SupportsIndex, cast
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from tnkit import storage
+from tnkit import plots, storage
 from tnkit.captures.batches import Tokens, tokenised
 from tnkit.captures.rows import Rows, batches_of
 from tnkit.errors import TnkitError, whole_number
@@ -25,10 +26,6 @@ from tnkit.measures.vocabulary import logits_of
 from tnkit.models.model import Model
 from tnkit.models.sessions import TURN, running
 from tnkit.provenance import provenance_of
-
-if TYPE_CHECKING:
-    import matplotlib.axes
-    import pandas as pd
 
 _OF_CAPTURES = ("position", "last_layer")
 
@@ -72,17 +69,13 @@ class Perplexity:
         """The perplexity of the whole text, exp(nats); inf beyond 709 nats a token."""
         return math.exp(self.nats) if self.nats < 709 else math.inf
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """Each sentence's nats per token, and its number of tokens, indexed by sentence."""
-        import pandas as pd
-
         index = pd.RangeIndex(len(self.nll), name="sentence")
         return pd.DataFrame({"nats per token": self.nll, "tokens": self.tokens}, index=index)
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+    def plot(self, ax: "plots.Axes | None" = None) -> "plots.Axes":
         """Draw the distribution over sentences, with the whole text's nats per token as a line."""
-        from tnkit import plots
-
         return plots.losses(self.nll, whole=self.nats, ax=ax)
 
     def _repr_html_(self) -> str:

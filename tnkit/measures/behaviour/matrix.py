@@ -3,21 +3,18 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import SupportsIndex
 
 import numpy as np
+import pandas as pd
 from tqdm.auto import tqdm
 
-from tnkit import storage
+from tnkit import plots, storage
 from tnkit.errors import TnkitError
 from tnkit.interventions.together import Given, Neurons, neurons_of
 from tnkit.measures.behaviour.likelihood import Perplexity, perplexity
 from tnkit.models.model import Model
 from tnkit.statistics import interval, resamples
-
-if TYPE_CHECKING:
-    import matplotlib.axes
-    import pandas as pd
 
 NONE = "none"
 
@@ -41,15 +38,13 @@ class PerplexityMatrix:
         """The columns."""
         return tuple(dict.fromkeys(language for _, language in self.values))
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """Indexed (off, read): perplexity, nats per token over all tokens, and their change.
 
         `change` = (nats per token with the set off) / (with none off) - 1, positive is worse; `low` and `high` are its
         95 % bootstrap interval over sentences, resampled together with and without (NaN for one sentence). All three
         are NaN where the untouched model is certain of every token. `own` marks a set of the language's name.
         """
-        import pandas as pd
-
         rows = []
         for (off, language), result in self.values.items():
             change, low, high = _change(self.values[NONE, language], result)
@@ -63,10 +58,8 @@ class PerplexityMatrix:
             rows.append(numbers | {"own": off == language, "tokens": int(result.tokens.sum())})
         return pd.DataFrame(rows, index=pd.MultiIndex.from_tuples(self.values, names=["off", "read"]))
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+    def plot(self, ax: "plots.Axes | None" = None) -> "plots.Axes":
         """Draw perplexities as a heat map, coloured by change, with cells of a language's own set framed."""
-        from tnkit import plots
-
         return plots.perplexities(self.to_frame(), ax=ax)
 
     def _repr_html_(self) -> str:

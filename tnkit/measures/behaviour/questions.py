@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
+import pandas as pd
 
-from tnkit import storage
+from tnkit import plots, storage
 from tnkit.errors import TnkitError, one_of, whole_number
 from tnkit.interventions.comparison import NONE, SET, Comparison, compared, frame_of_conditions
 from tnkit.interventions.controls import Control
@@ -15,10 +16,6 @@ from tnkit.interventions.together import Given
 from tnkit.measures.behaviour import generation
 from tnkit.measures.behaviour.answers import Answer, QuestionScores, score
 from tnkit.models.model import Model
-
-if TYPE_CHECKING:
-    import matplotlib.axes
-    import pandas as pd
 
 _MEASURES = {"F1": "f1", "exact match": "exact"}  # of `QuestionScores`
 
@@ -64,22 +61,18 @@ class Answered:
 
         return compared(self, measure, scores)
 
-    def by_condition(self) -> "pd.DataFrame":
+    def by_condition(self) -> pd.DataFrame:
         """`to_frame` for the set and each draw of each control, indexed (off, seed, question)."""
         return frame_of_conditions(self)
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """One row a question: question, answers and F1 before and after."""
-        import pandas as pd
-
         columns = {"question": self.questions, "before": self.before, "after": self.after}
         scores = {"before F1": self.before_scores.f1, "after F1": self.after_scores.f1}
         return pd.DataFrame(columns | scores, index=pd.RangeIndex(len(self.questions), name="question"))
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+    def plot(self, ax: "plots.Axes | None" = None) -> "plots.Axes":
         """Draw mean F1 and the share of exact matches, before and after."""
-        from tnkit import plots
-
         return plots.before_and_after(self._means(), ylabel="mean over questions", ax=ax)
 
     def _means(self) -> dict[str, tuple[float, float]]:

@@ -2,20 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float
 
-from tnkit import storage
+from tnkit import plots, storage
 from tnkit.captures.activations import Activations
 from tnkit.errors import TnkitError
 from tnkit.measures.geometry.vectors import check_together, common_width, states
-
-if TYPE_CHECKING:
-    import matplotlib.figure
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +28,8 @@ class PrincipalComponents:
     explained: Float[np.ndarray, "layer component"]
     layers: tuple[int, ...]
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """One row per sentence, indexed (layer, language, sentence)."""
-        import pandas as pd
-
         names = [f"PC{number}" for number in range(1, 1 + self.explained.shape[1])]
         frames = {
             (layer, language): pd.DataFrame(points[row], columns=names)
@@ -44,10 +38,8 @@ class PrincipalComponents:
         }
         return pd.concat(frames, names=["layer", "language", "sentence"])
 
-    def plot(self, layers: Sequence[int] | None = None, *, centroids: bool = False) -> "matplotlib.figure.Figure":
+    def plot(self, layers: Sequence[int] | None = None, *, centroids: bool = False) -> "plots.Figure":
         """Draw one panel per layer, one colour per language; `centroids` adds the languages' means and their mean."""
-        from tnkit import plots
-
         layers = self.layers if layers is None else layers
         rows = [self._row(layer) for layer in layers]
         points = {language: states[rows, :, :2] for language, states in self.coordinates.items()}
@@ -57,15 +49,13 @@ class PrincipalComponents:
     def plot_at(
         self,
         layer: int,
-        ax: "matplotlib.axes.Axes | None" = None,
+        ax: "plots.Axes | None" = None,
         *,
         pair: tuple[int, int] = (0, 1),
         centroids: bool = False,
         joined: bool = False,
-    ) -> "matplotlib.axes.Axes":
+    ) -> "plots.Axes":
         """Draw one layer in the plane of two components, numbered from 0; with `joined`, link translations by lines."""
-        from tnkit import plots
-
         row, columns = self._row(layer), list(pair)
         return plots.space(
             {language: states[row][:, columns] for language, states in self.coordinates.items()},
@@ -110,10 +100,8 @@ def pca(
     Raises:
         TnkitError: for no languages, a layer that was not captured, or too few sentences.
 
-    >>> from tnkit.testing import tiny_model, SENTENCES
-    >>> import tnkit as tn
-    >>> captured = {"en": tn.capture(tiny_model(), SENTENCES, progress=False)}
-    >>> pca(captured).coordinates["en"].shape
+    >>> from tnkit.testing import captured
+    >>> pca({"en": captured()}).coordinates["en"].shape
     (4, 6, 2)
     """
     from sklearn.decomposition import PCA

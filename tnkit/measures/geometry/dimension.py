@@ -32,10 +32,8 @@ def effective_dimension(
     Raises:
         TnkitError: for a share out of range, or a capture that lacks the site.
 
-    >>> from tnkit.testing import tiny_model, SENTENCES
-    >>> import tnkit as tn
-    >>> en = tn.capture(tiny_model(), SENTENCES, progress=False)
-    >>> int(effective_dimension(en, shares=[1.0]).columns["100%"][3])
+    >>> from tnkit.testing import captured
+    >>> int(effective_dimension(captured(), shares=[1.0]).columns["100%"][3])
     5
     """
     wrong = [share for share in shares if not 0 < share <= 1]

@@ -2,23 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tnkit import storage
+from tnkit import plots, storage
 from tnkit.captures.activations import Activations
 from tnkit.errors import TnkitError
 from tnkit.measures.geometry.vectors import check_together, common_width, states, unit
 from tnkit.provenance import joined
-
-if TYPE_CHECKING:
-    import matplotlib.axes
-    import matplotlib.figure
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,22 +48,18 @@ class CentroidDistances:
             raise TnkitError(f"layer {layer} was not captured; these distances have {', '.join(map(str, self.layers))}")
         return self.values[self.layers.index(layer)]
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """One row per ordered pair, indexed (layer, language, other)."""
-        import pandas as pd
-
         axes = [self.layers, self.languages, self.languages]
         index = pd.MultiIndex.from_product(axes, names=["layer", "language", "other"])
         return pd.DataFrame({f"{self.distance} distance": self.values.reshape(-1)}, index=index)
 
-    def by_layer(self, language: str) -> "pd.DataFrame":
+    def by_layer(self, language: str) -> pd.DataFrame:
         """The distances of the other languages from one, indexed by layer, with one column per language.
 
         Raises:
             TnkitError: for a language that was not captured.
         """
-        import pandas as pd
-
         if language not in self.languages:
             raise TnkitError(f"there is no language {language!r}; there are {', '.join(self.languages)}")
         row = self.languages.index(language)
@@ -75,22 +67,16 @@ class CentroidDistances:
         distances = np.delete(self.values[:, row], row, axis=1)
         return pd.DataFrame(distances, index=pd.Index(self.layers, name="layer"), columns=others)
 
-    def plot(
-        self, layer: int, ax: "matplotlib.axes.Axes | None" = None, *, cluster: bool = False
-    ) -> "matplotlib.axes.Axes":
+    def plot(self, layer: int, ax: "plots.Axes | None" = None, *, cluster: bool = False) -> "plots.Axes":
         """Draw the distances after a layer as a heat map; with `cluster`, near languages are side by side."""
-        from tnkit import plots
-
         look: dict[str, Any] = {"label": f"{self.distance} distance", "title": f"layer {layer}", "cluster": cluster}
         return plots.distance_map(self.at(layer), self.languages, **look, ax=ax)
 
-    def plot_all(self, layers: Sequence[int] | None = None) -> "matplotlib.figure.Figure":
+    def plot_all(self, layers: Sequence[int] | None = None) -> "plots.Figure":
         """Draw one heat map per layer (default: four, from the first to the last).
 
         Cosine distances share one scale; Euclidean distances, which grow with the residual stream, have one per panel.
         """
-        from tnkit import plots
-
         if layers is None:
             indices = np.linspace(0, len(self.layers) - 1, min(4, len(self.layers))).round().astype(int)
             layers = [self.layers[index] for index in indices]
@@ -120,10 +106,8 @@ def centroid_distances(languages: Mapping[str, Activations], *, distance: str = 
     Raises:
         TnkitError: for an unknown distance, fewer than two languages, or incompatible captures.
 
-    >>> from tnkit.testing import tiny_model, SENTENCES
-    >>> import tnkit as tn
-    >>> en, ja = (tn.capture(tiny_model(), part, progress=False) for part in (SENTENCES[:2], SENTENCES[2:3]))
-    >>> centroid_distances({"en": en, "ja": ja}).values.shape
+    >>> from tnkit.testing import by_language
+    >>> centroid_distances(by_language()).values.shape
     (4, 2, 2)
     """
     if distance not in ("cosine", "euclidean"):
@@ -150,5 +134,4 @@ def centroid_distances(languages: Mapping[str, Activations], *, distance: str = 
 
 def _distances(points: Float[Tensor, "layer row width"]) -> Float[Tensor, "layer row row"]:
     """Euclidean distances between the rows of each layer, computed from differences, so that equal rows give 0."""
-
     return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")

@@ -2,17 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Real
 
-from tnkit import storage
+from tnkit import plots, storage
 from tnkit.errors import TnkitError
-
-if TYPE_CHECKING:
-    import matplotlib.axes
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,16 +62,12 @@ class ByLayer:
         index = int(np.nanargmax(values))
         return self.layers[index], float(values[index])
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """The columns, indexed by layer."""
-        import pandas as pd
-
         return pd.DataFrame(self.columns, index=pd.Index(self.layers, name="layer"))
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+    def plot(self, ax: "plots.Axes | None" = None) -> "plots.Axes":
         """Draw one line per column, and chance as a dotted line."""
-        from tnkit import plots
-
         return plots.lines_by_layer(self.to_frame(), ylabel=self.measure, chance=self.chance, ax=ax)
 
     def _repr_html_(self) -> str:

@@ -16,12 +16,7 @@ from tnkit.provenance import joined
 
 
 def mutual_knn(
-    left: Activations,
-    right: Activations,
-    *,
-    k: SupportsIndex = 10,
-    site: str = "post",
-    clamp: float | None = None,
+    left: Activations, right: Activations, *, k: SupportsIndex = 10, site: str = "post", clamp: float | None = None
 ) -> ByLayer:
     """The mean share of each sentence's k nearest neighbours that two spaces have in common (Huh et al. 2024).
 
@@ -44,10 +39,8 @@ def mutual_knn(
     Raises:
         TnkitError: for fewer than k + 1 sentences, or incompatible captures.
 
-    >>> from tnkit.testing import tiny_model, SENTENCES
-    >>> import tnkit as tn
-    >>> en = tn.capture(tiny_model(), SENTENCES, progress=False)
-    >>> mutual_knn(en, en, k=2).columns["mutual 2-NN"].round(6)
+    >>> from tnkit.testing import captured
+    >>> mutual_knn(captured(), captured(), k=2).columns["mutual 2-NN"].round(6)
     array([1., 1., 1., 1.])
     """
     k = whole_number("k", k, at_least=1)
@@ -57,12 +50,7 @@ def mutual_knn(
 
 
 def shared_neighbours(
-    left: Activations,
-    right: Activations,
-    *,
-    k: SupportsIndex = 10,
-    site: str = "post",
-    clamp: float | None = None,
+    left: Activations, right: Activations, *, k: SupportsIndex = 10, site: str = "post", clamp: float | None = None
 ) -> Float64[np.ndarray, "layer sentence"]:
     """The share of each sentence's k nearest neighbours that two spaces have in common; `mutual_knn` is its mean.
 
@@ -75,10 +63,8 @@ def shared_neighbours(
     Raises:
         TnkitError: for fewer than k + 1 sentences, or incompatible captures.
 
-    >>> from tnkit.testing import tiny_model, SENTENCES
-    >>> import tnkit as tn
-    >>> en = tn.capture(tiny_model(), SENTENCES, progress=False)
-    >>> shared_neighbours(en, en, k=2).shape
+    >>> from tnkit.testing import captured
+    >>> shared_neighbours(captured(), captured(), k=2).shape
     (4, 6)
     """
     k = whole_number("k", k, at_least=1)

@@ -68,11 +68,9 @@ def aligned_planes(languages: Mapping[str, Activations]) -> Planes:
     Raises:
         TnkitError: for no languages, fewer than two sentences, or captures that differ in layers or token.
 
-    >>> from tnkit.testing import tiny_model, SENTENCES
-    >>> import tnkit as tn
-    >>> en = tn.capture(tiny_model(), SENTENCES, progress=False)
-    >>> planes = aligned_planes({"en": en})
-    >>> planes.project(en).shape, bool(np.allclose(planes.project(en).mean(axis=1), 0, atol=1e-6))
+    >>> from tnkit.testing import captured
+    >>> planes = aligned_planes({"en": captured()})
+    >>> planes.project(captured()).shape, bool(np.allclose(planes.project(captured()).mean(axis=1), 0, atol=1e-6))
     ((4, 6, 2), True)
     """
     from scipy.linalg import orthogonal_procrustes

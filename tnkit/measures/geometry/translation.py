@@ -47,10 +47,8 @@ def alignment(
         TnkitError: for captures with ablations, fewer than 2 sentences, a layer that was not captured, or captures
             that are known not to be parallel.
 
-    >>> from tnkit.testing import tiny_model, SENTENCES
-    >>> import tnkit as tn
-    >>> en = tn.capture(tiny_model(), SENTENCES, progress=False)
-    >>> alignment(en, en).to_frame()
+    >>> from tnkit.testing import captured
+    >>> alignment(captured(), captured()).to_frame()
            share  low  high
     layer
     2        1.0  1.0   1.0
@@ -105,10 +103,8 @@ def similarity(left: Activations, right: Activations, *, site: str = "post", see
     Raises:
         TnkitError: for fewer than 2 sentences, or incompatible captures.
 
-    >>> from tnkit.testing import tiny_model, SENTENCES
-    >>> import tnkit as tn
-    >>> en = tn.capture(tiny_model(), SENTENCES, progress=False)
-    >>> bool(np.allclose(similarity(en, en).columns["parallel"], 1))
+    >>> from tnkit.testing import captured
+    >>> bool(np.allclose(similarity(captured(), captured()).columns["parallel"], 1))
     True
     """
     pairs = directions(left, right, site, centred=False)
@@ -141,10 +137,8 @@ def hits(
     Raises:
         TnkitError: for fewer than 2 sentences, or incompatible captures.
 
-    >>> from tnkit.testing import tiny_model, SENTENCES
-    >>> import tnkit as tn
-    >>> en = tn.capture(tiny_model(), SENTENCES, progress=False)
-    >>> hits(en, en).shape, bool(hits(en, en).all())
+    >>> from tnkit.testing import captured
+    >>> hits(captured(), captured()).shape, bool(hits(captured(), captured()).all())
     ((4, 6), True)
     """
     nearest = []
@@ -170,10 +164,8 @@ def margins(
     Raises:
         TnkitError: for fewer than 2 sentences, or incompatible captures.
 
-    >>> from tnkit.testing import tiny_model, SENTENCES
-    >>> import tnkit as tn
-    >>> en = tn.capture(tiny_model(), SENTENCES, progress=False)
-    >>> bool((margins(en, en) > 0).all())
+    >>> from tnkit.testing import captured
+    >>> bool((margins(captured(), captured()) > 0).all())
     True
     """
     rows = []
@@ -199,10 +191,8 @@ def retrieval(queries: Activations, targets: Activations, *, site: str = "post",
     Raises:
         TnkitError: for fewer than 2 sentences, or incompatible captures.
 
-    >>> from tnkit.testing import tiny_model, SENTENCES
-    >>> import tnkit as tn
-    >>> en = tn.capture(tiny_model(), SENTENCES, progress=False)
-    >>> retrieval(en, en).best()
+    >>> from tnkit.testing import captured
+    >>> retrieval(captured(), captured()).best()
     (0, 1.0)
     """
     values = hits(queries, targets, site=site, centred=centred).mean(axis=1)
@@ -230,10 +220,8 @@ def mexa(left: Activations, right: Activations, *, site: str = "post") -> ByLaye
     Raises:
         TnkitError: for fewer than 2 sentences, or incompatible captures.
 
-    >>> from tnkit.testing import tiny_model, SENTENCES
-    >>> import tnkit as tn
-    >>> en = tn.capture(tiny_model(), SENTENCES, progress=False)
-    >>> mexa(en, en).columns["MEXA"]
+    >>> from tnkit.testing import captured
+    >>> mexa(captured(), captured()).columns["MEXA"]
     array([1., 1., 1., 1.])
     """
     shares = []
@@ -248,6 +236,5 @@ def _own_and_others(
     cosines: Float[Tensor, "sentence sentence"],
 ) -> tuple[Float[Tensor, "sentence"], Float[Tensor, "sentence sentence"]]:
     """The diagonal, and the matrix with -inf on its diagonal."""
-
     own = cosines.diagonal().clone()
     return own, cosines.fill_diagonal_(-torch.inf)

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import Any, SupportsIndex
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -28,9 +29,6 @@ from tnkit.models.model import Model
 from tnkit.models.sessions import TURN, running
 from tnkit.models.trace import first
 from tnkit.provenance import check_made_with, stated
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _ROWS = 128  # cotangents at a time
 _SHARD = 8  # sentences of a file in the cache
@@ -56,10 +54,8 @@ class Jacobians:
         """What additions to a layer's post become in the final state, to first order, on average: J v."""
         return vectors.float() @ self.matrices[layer].T.to(vectors.device)
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """By layer: the norm of J over that of the identity, and the cosine of the two as long vectors."""
-        import pandas as pd
-
         size = self.matrices.shape[-1]
         norms = self.matrices.flatten(1).norm(dim=1)
         traces = self.matrices.diagonal(dim1=1, dim2=2).sum(dim=1)

@@ -7,14 +7,15 @@ found.to_frame(), found.plot(), found.plot("nearest")
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tnkit import storage
+from tnkit import plots, storage
 from tnkit.captures.activations import Activations
 from tnkit.captures.passes import capture
 from tnkit.errors import TnkitError, check_model, one_of, whole_number
@@ -28,10 +29,6 @@ from tnkit.measures.vocabulary import Vocabulary
 from tnkit.models.model import Model, check_layers
 from tnkit.statistics import mean_interval
 from tnkit.text.concepts import Concepts, load_concepts
-
-if TYPE_CHECKING:
-    import matplotlib.axes
-    import pandas as pd
 
 PROBABILITY, NEAREST = "probability", "nearest"
 _PROMPTS = 16  # of each language, whose mean is the origin
@@ -65,14 +62,12 @@ class LatentLanguage:
     nearest: dict[str, Float[np.ndarray, "draw layer language concept"]]
     provenance: dict[str, Any] = field(default_factory=dict)
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """Means with 95 % bootstrap intervals over concepts, indexed (reading, condition, layer, language).
 
         A control's draws are averaged before concepts are resampled; `draws` says how many there are, `n` how many
         concepts.
         """
-        import pandas as pd
-
         frames = {}
         for reading, conditions in {PROBABILITY: self.probability, NEAREST: self.nearest}.items():
             for condition, values in conditions.items():
@@ -84,14 +79,12 @@ class LatentLanguage:
                 frames[reading, condition] = frame.assign(n=cells.shape[-1], draws=len(values))
         return pd.concat(frames, names=["reading", "condition"])
 
-    def difference(self, reading: str = PROBABILITY, *, condition: str = SET, beside: str = NONE) -> "pd.DataFrame":
+    def difference(self, reading: str = PROBABILITY, *, condition: str = SET, beside: str = NONE) -> pd.DataFrame:
         """One condition - another, concepts paired, with 95 % intervals, indexed (layer, language).
 
         Raises:
             TnkitError: for an unknown reading or condition.
         """
-        import pandas as pd
-
         values = self._values(reading)
         for name in (condition, beside):
             one_of("condition", name, tuple(values))
@@ -101,16 +94,12 @@ class LatentLanguage:
         columns = {"difference": cells.mean(axis=-1), "low": low, "high": high}
         return pd.DataFrame({name: column.reshape(-1) for name, column in columns.items()}, index=index)
 
-    def plot(
-        self, reading: str = PROBABILITY, *, condition: str = SET, ax: "matplotlib.axes.Axes | None" = None
-    ) -> "matplotlib.axes.Axes":
+    def plot(self, reading: str = PROBABILITY, *, condition: str = SET, ax: "plots.Axes | None" = None) -> "plots.Axes":
         """Draw each language by layer with its interval, untouched, and dashed in a condition beside it.
 
         Raises:
             TnkitError: for an unknown reading or condition.
         """
-        from tnkit import plots
-
         values = self._values(reading)
         one_of("condition", condition, tuple(values))
         frame: Any = self.to_frame().loc[reading]

@@ -7,8 +7,9 @@ promoted(model, type1[:20], lens="jacobian").to_frame()   # what they become on 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import Any, SupportsIndex
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -19,9 +20,6 @@ from tnkit.measures.lens.jacobian import Jacobians, jacobians
 from tnkit.measures.vocabulary import head_of
 from tnkit.models.model import Model, check_layers
 from tnkit.provenance import check_made_with
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 LENSES = ("logit", "jacobian")
 _NEURONS, _TOKENS = 32, 1 << 15  # at a time, so that logits and a float32 copy of the unembedding stay small
@@ -50,10 +48,8 @@ class PromotedTokens:
     suppressed_logits: Float[Tensor, "neuron token"]
     provenance: dict[str, Any] = field(default_factory=dict)
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """One row per rank, indexed (layer, neuron, rank)."""
-        import pandas as pd
-
         ranks = range(1, self.promoted_ids.shape[1] + 1)
         index = [(*neuron, rank) for neuron in self.neurons for rank in ranks]
         columns = {
@@ -195,7 +191,6 @@ def _pairs(model: Model, neuron: tuple[int, int] | Sequence[tuple[int, int]]) ->
 
 def _texts(model: Model, ids: Int[Tensor, "neuron token"]) -> tuple[tuple[str, ...], ...]:
     """Tokens as text; those that are incomplete characters as the tokenizer names them."""
-
     tokenizer = model.tokenizer
     texts = {}
     for token in ids.unique().tolist():

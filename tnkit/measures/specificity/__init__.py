@@ -13,7 +13,6 @@ tn.specificity.moves(sets, attractions, centroids).plot()               # whose 
 tn.specificity.routing(captured).concentration(type1, language="ja")    # of a model with experts
 
 Give activations as a mapping from language to capture, with any number of sentences, at the captured position.
-
 """
 
 from tnkit.measures.specificity.constancy import constant_share as constant_share

@@ -23,7 +23,6 @@ def constant_share(languages: Mapping[str, Activations]) -> Float64[np.ndarray, 
         (layer, neuron), float64, from 0 to 1; 0 for a neuron that is never active, NaN for one that the
         layer lacks.
 
-
     Raises:
         TnkitError: for incompatible captures.
 

@@ -2,22 +2,19 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float64
 
-from tnkit import storage
+from tnkit import plots, storage
 from tnkit.captures.activations import Activations
 from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError
 from tnkit.measures.specificity.neurons import absent, comparable, extreme, model_shape, neuron_frame
 from tnkit.provenance import joined
 from tnkit.statistics import welch
-
-if TYPE_CHECKING:
-    import matplotlib.axes
-    import pandas as pd
 
 _FAMILIES = {
     "Germanic": "da de en nl no sv", "Romance": "es fr it pt", "Slavic": "cs pl ru", "Hellenic": "el",
@@ -75,7 +72,7 @@ class Specificity:
 
     def shares(
         self, neurons: NeuronSet, thresholds: Sequence[float] = (0.1, 0.25), *, alpha: float = 0.05
-    ) -> "pd.DataFrame":
+    ) -> pd.DataFrame:
         """The share of a set's neurons that are significant with η² at or above a threshold, and of control neurons.
 
         The code of Tezuka & Inoue (EMNLP 2025) counts η² ≥ 0.1 and ≥ 0.25 with p < 0.05, uncorrected. With hundreds of
@@ -89,8 +86,6 @@ class Specificity:
         Raises:
             TnkitError: for an empty set, one of another model, or one with a neuron in a layer that was not captured.
         """
-        import pandas as pd
-
         layers, columns = self._indices(neurons)
         tests = {f"p < {alpha:g}": self.p, f"q < {alpha:g}": self.q, f"Welch q < {alpha:g}": self.q_welch}
         rows = {}
@@ -106,17 +101,13 @@ class Specificity:
         index = pd.MultiIndex.from_tuples(rows, names=["eta2 above", "test"])
         return pd.DataFrame(rows.values(), index=index, columns=["set", "same layers", "layer-matched"])
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """Every number of every neuron, indexed (layer, neuron)."""
         names = ("eta2", "epsilon2", "F", "p", "p_welch", "q", "q_welch")
         return neuron_frame(self.layers, {name: getattr(self, name) for name in names})
 
-    def plot(
-        self, ax: "matplotlib.axes.Axes | None" = None, neurons: NeuronSet | None = None
-    ) -> "matplotlib.axes.Axes":
+    def plot(self, ax: "plots.Axes | None" = None, neurons: NeuronSet | None = None) -> "plots.Axes":
         """Draw the share of neurons above each η²; with `neurons`, of that set and of all others in its layers."""
-        from tnkit import plots
-
         values = self.eta2
         if neurons is None:
             return plots.exceedance({"all neurons": values.ravel()}, xlabel=self._label(), ax=ax)
@@ -170,11 +161,8 @@ def correlation_ratio(
         TnkitError: for a language that is missing or has no group, fewer than two groups, a group of fewer than two
             sentences, incompatible captures, or activations that are not finite.
 
-    >>> import tnkit as tn
-    >>> from tnkit.testing import tiny_model, SENTENCES
-    >>> halves = {"en": SENTENCES[:3], "ja": SENTENCES[3:]}
-    >>> captured = {name: tn.capture(tiny_model(), texts, progress=False) for name, texts in halves.items()}
-    >>> of_ja = correlation_ratio(captured, language="ja")
+    >>> from tnkit.testing import by_language
+    >>> of_ja = correlation_ratio(by_language(), language="ja")
     >>> of_ja, of_ja.eta2.shape, bool((of_ja.eta2 >= 0).all() and (of_ja.eta2 <= 1).all())
     (Specificity(ja | rest, 192 neurons), (4, 48), True)
     """
@@ -259,5 +247,4 @@ def _members(
 
 def _over(numerator: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """The ratio, or 0 if the whole is 0."""
-
     return np.divide(numerator, whole, out=np.zeros_like(whole), where=whole > 0)

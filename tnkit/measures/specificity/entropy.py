@@ -3,12 +3,13 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float64
 
-from tnkit import storage
+from tnkit import plots, storage
 from tnkit.captures.activations import Activations
 from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError
@@ -16,10 +17,6 @@ from tnkit.measures.specificity.gates import positive_gates
 from tnkit.measures.specificity.neurons import absent, activations_of, comparable, model_shape, neuron_frame
 from tnkit.models.model import Model
 from tnkit.provenance import joined, provenance_of
-
-if TYPE_CHECKING:
-    import matplotlib.axes
-    import pandas as pd
 
 _LOG = logging.getLogger("tnkit")
 
@@ -45,15 +42,13 @@ class ActivationEntropy:
     languages: tuple[str, ...]
     provenance: dict[str, Any] = field(default_factory=dict)
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """The entropy and each language's activation probability, indexed (layer, neuron)."""
         shares = {f"P({name})": self.probabilities[..., column] for column, name in enumerate(self.languages)}
         return neuron_frame(self.layers, {"entropy": self.values, **shares})
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+    def plot(self, ax: "plots.Axes | None" = None) -> "plots.Axes":
         """Draw the number of neurons of each language in each layer."""
-        from tnkit import plots
-
         n_layers = max(neurons.shape[0] for neurons in self.neurons.values())
         return plots.language_neurons(self.neurons, n_layers=n_layers, ax=ax)
 
@@ -92,11 +87,8 @@ def lape(
     Raises:
         TnkitError: for one language, shares outside 0 to 1, or incompatible captures.
 
-    >>> import tnkit as tn
-    >>> from tnkit.testing import tiny_model, SENTENCES
-    >>> halves = {"en": SENTENCES[:3], "ja": SENTENCES[3:]}
-    >>> captured = {name: tn.capture(tiny_model(), texts, progress=False) for name, texts in halves.items()}
-    >>> entropy = lape(captured, top_share=0.1, filter_quantile=0.5, language_quantile=0.5)
+    >>> from tnkit.testing import by_language
+    >>> entropy = lape(by_language(), top_share=0.1, filter_quantile=0.5, language_quantile=0.5)
     >>> entropy.values.shape, sum(map(len, entropy.neurons.values()))
     ((4, 48), 19)
     """

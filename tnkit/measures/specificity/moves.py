@@ -8,22 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from tnkit import storage
+from tnkit import plots, storage
 from tnkit.detection.attraction import Attraction
 from tnkit.detection.centroids import Centroids
 from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError
 from tnkit.provenance import check_alike
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,14 +40,12 @@ class Moves:
         """The table."""
         return self.table.copy()
 
-    def plot(self) -> Figure:
+    def plot(self) -> plots.Figure:
         """Draw score - layers, in thousandths of a cosine, as a heat map for the sentences of each language.
 
         The largest numbers of a row say what its neurons move these sentences to. At 0 they do so no more than the
         other neurons of their layers.
         """
-        from tnkit import plots
-
         above = 1000 * (self.table["score"] - self.table["layers"])
         order = [self.table.index.unique(level) for level in ("neurons", "target")]
         maps = {
@@ -93,8 +87,6 @@ def moves(
     >>> bool(abs(frame.loc[("ja", "ja", "ja"), "score"] - sum(found.neurons.scores) / 10) < 1e-6)
     True
     """
-    import pandas as pd
-
     if not sets or not attractions or not targets:
         raise TnkitError("give at least one set of neurons, one attraction and one target")
     if empty := [name for name, neurons in sets.items() if not len(neurons)]:

@@ -1,9 +1,10 @@
 """Shared by measures of all neurons: the check of captures, the frame, the selection of extreme neurons."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 
@@ -13,9 +14,6 @@ from tnkit.detection.ranking import check_size, chosen_layers, ranked
 from tnkit.errors import TnkitError
 from tnkit.provenance import check_alike
 from tnkit.widths import present
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def comparable(languages: Mapping[str, Activations], least: int = 1) -> Activations:
@@ -54,14 +52,12 @@ def absent(captured: Activations) -> Bool[np.ndarray, "layer neuron"]:
     return ~there[list(captured.layers)].numpy()
 
 
-def neuron_frame(layers: Sequence[int], columns: Mapping[str, np.ndarray]) -> "pd.DataFrame":
+def neuron_frame(layers: Sequence[int], columns: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """Values (layer, neuron) as columns, indexed (layer, neuron).
 
     >>> neuron_frame([0, 2], {"score": np.array([[0.0, 1.0], [2.0, 3.0]])}).loc[(2, 1), "score"].item()
     3.0
     """
-    import pandas as pd
-
     width = next(iter(columns.values())).shape[1]
     index = pd.MultiIndex.from_product([layers, range(width)], names=["layer", "neuron"])
     return pd.DataFrame({name: values.ravel() for name, values in columns.items()}, index=index).dropna(how="all")
@@ -77,7 +73,6 @@ def extreme(
     lowest: bool = False,
 ) -> NeuronSet:
     """The n neurons with the highest (or lowest) value in some layers of a result, with its shape and provenance."""
-
     chosen = chosen_layers(layers, result.layers, verb="captured")
     values = values[[result.layers.index(layer) for layer in chosen]]
     n = check_size("bottom" if lowest else "top", n, chosen, (~np.isnan(values)).sum(axis=1).tolist())

@@ -3,17 +3,14 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import SupportsIndex
 
 import numpy as np
+import pandas as pd
 
-from tnkit import storage
+from tnkit import plots, storage
 from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError, whole_number, whole_numbers
-
-if TYPE_CHECKING:
-    import matplotlib.axes
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,23 +29,21 @@ class Overlaps:
 
     sets: dict[str, NeuronSet]
     layers: tuple[int, ...]
-    table: "pd.DataFrame"
+    table: pd.DataFrame
 
-    def by_layer(self, first: str, second: str) -> "pd.DataFrame":
+    def by_layer(self, first: str, second: str) -> pd.DataFrame:
         """`NeuronSet.overlap` of two of the sets, layer by layer."""
         return self.sets[first].overlap(self.sets[second])
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """The table."""
         return self.table.copy()
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None, *, cluster: bool = False) -> "matplotlib.axes.Axes":
+    def plot(self, ax: "plots.Axes | None" = None, *, cluster: bool = False) -> "plots.Axes":
         """Draw Jaccard indices as a heat map, annotated with the numbers of shared neurons.
 
         With `cluster`, sets with many neurons in common are side by side.
         """
-        from tnkit import plots
-
         names = list(self.sets)
         jaccard = np.full((len(names), len(names)), np.nan)
         shared = np.diag([len(neurons) for neurons in self.sets.values()])
@@ -99,7 +94,6 @@ def overlaps(
     >>> overlaps({"a": a, "b": b}).table.loc[("a", "b"), ["both", "expected", "expected in layers"]].round(4).tolist()
     [1.0, 0.0208, 0.0208]
     """
-    import pandas as pd
     from scipy import stats
 
     if len(sets) < 2:
@@ -151,7 +145,6 @@ def _of_nulls(
     sets: Mapping[str, NeuronSet], first: str, second: str, draws: Mapping[str, list[NeuronSet]]
 ) -> dict[str, float]:
     """How many neurons the draws for either set share with the other set."""
-
     shared = [len(draw & sets[second]) for draw in draws.get(first, [])]
     shared += [len(draw & sets[first]) for draw in draws.get(second, [])]
     if not shared:

@@ -2,28 +2,18 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, Float, Float64
 
-from tnkit import storage
+from tnkit import plots, storage
 from tnkit.captures.activations import Activations
 from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError
-from tnkit.measures.specificity.neurons import (
-    absent,
-    activations_of,
-    comparable,
-    extreme,
-    model_shape,
-    neuron_frame,
-)
+from tnkit.measures.specificity.neurons import absent, activations_of, comparable, extreme, model_shape, neuron_frame
 from tnkit.provenance import joined
-
-if TYPE_CHECKING:
-    import matplotlib.axes
-    import pandas as pd
 
 _NEURONS = 256  # at a time
 
@@ -56,14 +46,12 @@ class AveragePrecision:
         """The n neurons with the lowest average precision, lowest first."""
         return extreme(self, self.values, n, layers, {"average precision": self.language, "bottom": n}, lowest=True)
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """The average precision of every neuron, indexed (layer, neuron)."""
         return neuron_frame(self.layers, {"average precision": self.values})
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+    def plot(self, ax: "plots.Axes | None" = None) -> "plots.Axes":
         """Draw the share of neurons above each average precision."""
-        from tnkit import plots
-
         label = f"average precision for {plots.language_name(self.language)}"
         return plots.exceedance({"all neurons": self.values.ravel()}, xlabel=label, marks=(self.chance,), ax=ax)
 
@@ -90,11 +78,8 @@ def average_precision(languages: Mapping[str, Activations], language: str) -> Av
     Raises:
         TnkitError: for a missing language, a single language, or incompatible captures.
 
-    >>> import tnkit as tn
-    >>> from tnkit.testing import tiny_model, SENTENCES
-    >>> halves = {"en": SENTENCES[:3], "ja": SENTENCES[3:]}
-    >>> captured = {name: tn.capture(tiny_model(), texts, progress=False) for name, texts in halves.items()}
-    >>> of_ja = average_precision(captured, "ja")
+    >>> from tnkit.testing import by_language
+    >>> of_ja = average_precision(by_language(), "ja")
     >>> of_ja.values.shape, of_ja.chance, of_ja.top(10)
     ((4, 48), 0.5, NeuronSet(10 neurons, layers 0 to 3))
     """
@@ -123,7 +108,6 @@ def _precision(
 
 def _blocks(languages: Mapping[str, Activations]) -> Iterator[list[np.ndarray]]:
     """The activations of all sentences in each layer, (neuron, sentence), in blocks that fit into the CPU's cache."""
-
     for layers in zip(*map(activations_of, languages.values()), strict=True):
         whole = np.concatenate(layers)
         yield [

@@ -39,12 +39,9 @@ def rivals(
         TnkitError: where LAPE gives the language fewer neurons in these layers, and as `lape` and `average_precision`
             do.
 
-    >>> import tnkit as tn
-    >>> from tnkit.testing import tiny_model, SENTENCES
-    >>> halves = {"en": SENTENCES[:3], "ja": SENTENCES[3:]}
-    >>> captured = {name: tn.capture(tiny_model(), texts, progress=False) for name, texts in halves.items()}
+    >>> from tnkit.testing import by_language
     >>> some, lower = NeuronSet(((0, 5), (1, 2)), (4, 48)), {"filter_quantile": 0.5, "language_quantile": 0.5}
-    >>> found = rivals(captured, some, language="ja", **lower)
+    >>> found = rivals(by_language(), some, language="ja", **lower)
     >>> {name: len(rival) for name, rival in found.items()}
     {'LAPE': 2, 'average precision': 2}
     """
@@ -59,8 +56,7 @@ def rivals(
             f"LAPE gives {language} {len(places)} neurons in these layers, fewer than the {size} of the set; compare a "
             "smaller set, look in more layers, or lower language_quantile"
         )
-    pairs, scores = tuple(given.pairs[place] for place in places), tuple(given.scores[place] for place in places)
-    return {"LAPE": NeuronSet(pairs, given.shape, scores, given.provenance), "average precision": precise}
+    return {"LAPE": given.take(places), "average precision": precise}
 
 
 def rivals_found(

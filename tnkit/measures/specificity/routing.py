@@ -7,21 +7,18 @@ sent.concentration(type1_ja, language="ja")
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float64
 
-from tnkit import storage
+from tnkit import plots, storage
 from tnkit.captures.activations import Activations
 from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError, whole_number
 from tnkit.provenance import check_alike
-
-if TYPE_CHECKING:
-    import matplotlib.axes
-    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,22 +35,18 @@ class Routing:
     layers: tuple[int, ...]
     provenance: dict[str, Any] = field(default_factory=dict)
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """The shares, a column for each language, indexed (layer, expert)."""
-        import pandas as pd
-
         experts = next(iter(self.shares.values())).shape[1]
         index = pd.MultiIndex.from_product([self.layers, range(experts)], names=["layer", "expert"])
         return pd.DataFrame({name: shares.ravel() for name, shares in self.shares.items()}, index=index).dropna()
 
-    def apart(self) -> "pd.DataFrame":
+    def apart(self) -> pd.DataFrame:
         """By layer, how far a language's routing is from the mean of the others: total variation distance, 0 to 1.
 
         Half the sum of |p − q| over experts, where p and q are shares divided by their sum: 0 where both use every
         expert alike, 1 where no expert serves both.
         """
-        import pandas as pd
-
         parts = {name: shares / np.nansum(shares, axis=1, keepdims=True) for name, shares in self.shares.items()}
         if len(parts) < 2:
             raise TnkitError(f"the routing of {', '.join(parts)} alone is compared with nothing; give another language")
@@ -65,7 +58,7 @@ class Routing:
 
     def concentration(
         self, neurons: NeuronSet, *, language: str, seeds: SupportsIndex = 200, seed: SupportsIndex = 0
-    ) -> "pd.DataFrame":
+    ) -> pd.DataFrame:
         """In how many experts a set sits, beside random neurons of experts that are run as often.
 
         The effective number of experts is 1 / Σ p² over all experts of all layers, where p is the share of the set's
@@ -86,8 +79,6 @@ class Routing:
         Raises:
             TnkitError: for a language or layer that was not captured, or a set without neurons in experts.
         """
-        import pandas as pd
-
         if language not in self.shares:
             raise TnkitError(f"there is no capture of {language!r}; there are {', '.join(self.shares)}")
         layout, counts = neurons.layout, {layer: len(members) for layer, members in self._experts(neurons).items()}
@@ -113,10 +104,8 @@ class Routing:
         columns = ["neurons", "experts", "expected", "low", "high", "p"]
         return pd.DataFrame([row], columns=columns, index=pd.Index([language], name="language"))
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+    def plot(self, ax: "plots.Axes | None" = None) -> "plots.Axes":
         """Draw `apart` by layer."""
-        from tnkit import plots
-
         return plots.lines_by_layer(self.apart(), ylabel="routing, distance from other languages", ax=ax)
 
     def _experts(self, neurons: NeuronSet) -> dict[int, list[int]]:

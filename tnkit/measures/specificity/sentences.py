@@ -1,14 +1,13 @@
 """The sentences that activate a neuron most."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import SupportsIndex
+
+import pandas as pd
 
 from tnkit import storage
 from tnkit.captures.activations import Activations
 from tnkit.errors import TnkitError, whole_number
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def top_sentences(
@@ -18,7 +17,7 @@ def top_sentences(
     *,
     n: SupportsIndex = 10,
     lowest: bool = False,
-) -> "pd.DataFrame":
+) -> pd.DataFrame:
     """The sentences that activate a neuron most: those with the largest activation at the captured position.
 
     Args:
@@ -35,14 +34,10 @@ def top_sentences(
     Raises:
         TnkitError: for sentences other than those captured, or a neuron that was not captured.
 
-    >>> import tnkit as tn
-    >>> from tnkit.testing import tiny_model, SENTENCES
-    >>> captured = tn.capture(tiny_model(), SENTENCES, progress=False)
-    >>> top_sentences(captured, SENTENCES, (3, 5), n=2)[["sentence", "text"]].values.tolist()
+    >>> from tnkit.testing import captured, SENTENCES
+    >>> top_sentences(captured(), SENTENCES, (3, 5), n=2)[["sentence", "text"]].values.tolist()
     [[3, 'Non hai mai il tempo per le cose importanti!'], [4, "I can't speak Japanese."]]
     """
-    import pandas as pd
-
     if isinstance(captured, Activations):
         name = captured.provenance.get("sentences", {}).get("language", "")
         captured, sentences = {name: captured}, {name: list(sentences)}

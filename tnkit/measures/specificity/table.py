@@ -6,21 +6,17 @@ tn.specificity.table(type1, captured).plot()         # the set beside all other 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
-from tnkit import storage
+from tnkit import plots, storage
 from tnkit.captures.activations import Activations
 from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError
 from tnkit.measures.specificity.constancy import constant_share
 from tnkit.measures.specificity.correlation import correlation_ratio
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
 
 Measurement = Callable[[Mapping[str, Activations]], Float[np.ndarray, "layer neuron"]]
 
@@ -46,15 +42,13 @@ class NeuronTable:
     layers: tuple[int, ...]
     values: dict[str, Float[np.ndarray, "layer neuron"]]
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """Rank, score and measurements of each neuron of the set, in its order, indexed (layer, neuron)."""
         rows, columns = self._indices()
         return self.neurons.to_frame().assign(**{name: values[rows, columns] for name, values in self.values.items()})
 
-    def plot(self) -> "Figure":
+    def plot(self) -> "plots.Figure":
         """Draw the share of neurons above each value of each measurement: the set, and all others in its layers."""
-        from tnkit import plots
-
         rows, columns = self._indices()
         others = np.zeros((len(self.layers), self.neurons.shape[1]), dtype=bool)
         others[rows] = True
@@ -85,11 +79,8 @@ def table(neurons: NeuronSet, languages: Mapping[str, Activations]) -> NeuronTab
     Raises:
         TnkitError: for an empty set, one of another model, a layer that was not captured, or incompatible captures.
 
-    >>> import tnkit as tn
-    >>> from tnkit.testing import tiny_model, SENTENCES
-    >>> halves = {"en": SENTENCES[:3], "ja": SENTENCES[3:]}
-    >>> captured = {name: tn.capture(tiny_model(), texts, progress=False) for name, texts in halves.items()}
-    >>> frame = table(NeuronSet(((3, 17), (0, 5)), shape=(4, 48)), captured).to_frame()
+    >>> from tnkit.testing import by_language
+    >>> frame = table(NeuronSet(((3, 17), (0, 5)), shape=(4, 48)), by_language()).to_frame()
     >>> frame.index.tolist(), bool(frame["η²"].between(0, 1).all())
     ([(3, 17), (0, 5)], True)
     """

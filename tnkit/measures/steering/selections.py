@@ -18,14 +18,7 @@ from tnkit.measures.specificity.rivals import rivals_found
 from tnkit.models.model import Model
 
 DIRECTIONS = ("DiffMean", "random vector")
-SELECTIONS = (
-    "same layers and norms",
-    "random direction",
-    "lowest scores",
-    "LAPE",
-    "average precision",
-    *DIRECTIONS,
-)
+SELECTIONS = ("same layers and norms", "random direction", "lowest scores", "LAPE", "average precision", *DIRECTIONS)
 
 
 def selections(

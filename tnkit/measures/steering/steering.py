@@ -9,20 +9,17 @@ steered.outputs                          # every text
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, SupportsFloat
+from typing import Any, SupportsFloat
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
-from tnkit import storage
+from tnkit import plots, storage
 from tnkit.errors import TnkitError, one_of
 from tnkit.interventions.comparison import NONE, SET, Comparison
 from tnkit.provenance import stated
 from tnkit.statistics import interval, resamples
-
-if TYPE_CHECKING:
-    import matplotlib.axes
-    import pandas as pd
 
 INDEX = ("language", "selection", "strength", "draw", "prompt")
 # measure → its column of `outputs`, and that of the weights of its mean
@@ -61,7 +58,7 @@ class Steering:
     """
 
     prompts: tuple[str, ...]
-    outputs: "pd.DataFrame"
+    outputs: pd.DataFrame
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -69,7 +66,7 @@ class Steering:
         """The languages that the model was steered towards."""
         return tuple(dict.fromkeys(self.outputs.index.get_level_values("language")))
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """Means with 95 % bootstrap intervals over prompts and draws, indexed (language, selection, strength).
 
         - `share`: of all outputs, how many are in the language.
@@ -82,8 +79,6 @@ class Steering:
           chance is 0. CLaS-Bench (arXiv 2601.08331) takes the same mean, with a relevance that a language model judges.
         - `outputs` and `draws`: how many.
         """
-        import pandas as pd
-
         rows = {}
         for key, cell in self.outputs.groupby(level=list(INDEX[:3]), sort=False):
             columns: dict[str, Any] = {}
@@ -95,7 +90,7 @@ class Steering:
         index = pd.MultiIndex.from_tuples(rows, names=INDEX[:3])
         return pd.DataFrame([*rows.values()], index=index)
 
-    def at(self, language: str, strength: SupportsFloat | None = None) -> "pd.DataFrame":
+    def at(self, language: str, strength: SupportsFloat | None = None) -> pd.DataFrame:
         """The rows of a language, indexed (selection, strength), or of one strength and the untouched model.
 
         Raises:
@@ -111,7 +106,7 @@ class Steering:
         here = (level == strength) | (rows.index.get_level_values("selection") == NONE)
         return rows[here].droplevel("strength")
 
-    def best(self, measure: str = "score") -> "pd.DataFrame":
+    def best(self, measure: str = "score") -> pd.DataFrame:
         """The strength at which each selection does best, indexed (language, selection).
 
         The strength is chosen on the outputs that it is reported on, so these numbers flatter every selection alike;
@@ -142,8 +137,8 @@ class Steering:
         return Comparison(f"outputs in {language}, strength {float(strength):g}", (0,), untouched, own, controls)
 
     def plot(
-        self, language: str | None = None, measure: str = "share", *, ax: "matplotlib.axes.Axes | None" = None
-    ) -> "matplotlib.axes.Axes":
+        self, language: str | None = None, measure: str = "share", *, ax: "plots.Axes | None" = None
+    ) -> "plots.Axes":
         """Draw one measure of each selection by strength, with its interval as a band and the untouched model dashed.
 
         Args:
@@ -154,8 +149,6 @@ class Steering:
         Raises:
             TnkitError: for a language that was not tried, or another measure.
         """
-        from tnkit import plots
-
         language = self.languages[0] if language is None else language
         one_of("measure", measure, tuple(MEASURES))
         rows = self.at(language)
@@ -186,8 +179,6 @@ class Steering:
         Raises:
             TnkitError: for a missing or damaged file, or one of another kind.
         """
-        import pandas as pd
-
         content = storage.load_json(path, _KIND)
         try:
             table = pd.DataFrame(content["outputs"])
@@ -208,7 +199,7 @@ class Steering:
         return storage.html_card("Steering", rows)
 
 
-def _measured(cell: "pd.DataFrame") -> dict[str, tuple[float, Float[np.ndarray, "resample"]]]:
+def _measured(cell: pd.DataFrame) -> dict[str, tuple[float, Float[np.ndarray, "resample"]]]:
     """Each measure of one selection at one strength: its value, and resampled over prompts and draws."""
     random = np.random.default_rng(0)
     draws, prompts = (cell.index.get_level_values(level).nunique() for level in ("draw", "prompt"))
@@ -222,7 +213,7 @@ def _measured(cell: "pd.DataFrame") -> dict[str, tuple[float, Float[np.ndarray, 
 
 
 def _mean(
-    cell: "pd.DataFrame", column: str, by: str | None, weights: tuple[np.ndarray, np.ndarray]
+    cell: pd.DataFrame, column: str, by: str | None, weights: tuple[np.ndarray, np.ndarray]
 ) -> tuple[float, Float[np.ndarray, "resample"]]:
     """The weighted mean of what counts, NaN where nothing does; in resamples without any, the mean itself."""
     values = cell[column].unstack("prompt").to_numpy(float)

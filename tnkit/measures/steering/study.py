@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, SupportsFloat, SupportsIndex
+from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
 
 import numpy as np
+import pandas as pd
 from tqdm.auto import tqdm
 
 from tnkit.captures.activations import Activations
@@ -32,9 +33,6 @@ from tnkit.models.model import Model
 from tnkit.provenance import provenance_of, sentences_of
 from tnkit.text.languages import scripts_of
 from tnkit.text.rows import check_texts
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _LOG = logging.getLogger("tnkit")
 _SITES = ("mid", "post", "activations", "scale")
@@ -273,10 +271,8 @@ def _scored(
     candidates: tuple[str, ...] | None,
     encode: Encode | None,
     progress: bool,
-) -> "pd.DataFrame":
+) -> pd.DataFrame:
     """One row for each output, with what is measured of it."""
-    import pandas as pd
-
     distinct = list(dict.fromkeys(text for texts in said.values() for text in texts))
     spoken = dict(zip(distinct, languages_of(distinct, candidates=candidates), strict=True))
     predicted, encode = _predicted(model, distinct, progress), _remembering(encode or encoded)
