@@ -28,7 +28,19 @@ from tnkit.plots.style import KIND_NAMES, save_figure
 
 SEEDS = 3
 VIEWS = ("map", "neurons", "evidence", "detection")
-_FREE = ("shown", "morph", "colour", "hidden", "joined", "measure", "fixed", "ticked", "neuron", "count", "group")
+_FREE: tuple[str, ...] = (
+    "shown",
+    "morph",
+    "colour",
+    "hidden",
+    "joined",
+    "measure",
+    "fixed",
+    "ticked",
+    "neuron",
+    "count",
+    "group",
+)
 _FREE += ("own", "prompt", "steering", "away", "added", "strength")  # what the browser checks itself
 _KEPT = ("shown", "morph", "colour", "measure", "fixed", "own", "prompt", "steering", "strength")  # in any study
 _FOUND = "found|"  # begins the key of a detection, before its options

@@ -67,8 +67,8 @@ def explore(
     >>> explore(tiny_model(), tiny_corpus(), view="evidence", language="ja", kind="type2")
     Explorer(view='evidence', layer=2, language='ja', kind='type2')
     """
-    options = {"languages": languages, "hub": hub, "sentences": sentences, "position": position, "suffix": suffix}
-    options |= {"distance": distance, "score": score, "top": top, "layers": layers}
+    options: dict[str, Any] = {"languages": languages, "hub": hub, "sentences": sentences, "position": position}
+    options |= {"suffix": suffix} | {"distance": distance, "score": score, "top": top, "layers": layers}
     check_model(model)
     if not isinstance(corpus, Corpus):
         raise TnkitError('the explorer needs a corpus beside the model, such as tn.load_corpus("everyday")')
