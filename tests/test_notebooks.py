@@ -234,7 +234,7 @@ def test_a_cell_that_raises_stops_the_build(tmp_path):
 @pytest.mark.parametrize(
     "widget",
     [
-        "ipywidgets.HTML('<div class=\"tn-explorer tn-error\">ValueError: no such layer</div>')",
+        "ipywidgets.HTML('<div class=\"tn-error\">ValueError: no such layer</div>')",
         "out = ipywidgets.Output(); out.append_display_data; out.capture()(lambda: 1 / 0)()",
     ],
 )

@@ -21,11 +21,11 @@ from .detection.scoring import score_neurons as score_neurons
 from .detection.steps import Step as Step
 from .detection.turns import attraction as attraction
 from .errors import TnkitError as TnkitError
-from .explorers.ablation import explore_ablation as explore_ablation
-from .explorers.app import explore as explore
-from .explorers.detection import explore_detection as explore_detection
-from .explorers.neurons import explore_neurons as explore_neurons
-from .explorers.spaces import explore_spaces as explore_spaces
+from .explorers.views import explore as explore
+from .explorers.views import explore_ablation as explore_ablation
+from .explorers.views import explore_detection as explore_detection
+from .explorers.views import explore_neurons as explore_neurons
+from .explorers.views import explore_spaces as explore_spaces
 from .interventions.ablation import Ablation as Ablation
 from .interventions.balance import Balance as Balance
 from .interventions.balance import balance as balance

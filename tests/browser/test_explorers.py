@@ -1,17 +1,18 @@
-"""Every control of every explorer, used as a person would: the picture changes, the right thing is said, files come."""
+"""Every control of every view in JupyterLab, by mouse and keyboard, and every state that the explorer can be in."""
 
+import csv
+import io
 import json
 import re
-from contextlib import contextmanager
 
+import numpy as np
 import pytest
-from PIL import Image
 from playwright.sync_api import expect
 
 import tnkit as tn
 from tests.browser.lab import CHROMIUM, Seen
-from tnkit import plots
-from tnkit.testing import tiny_corpus
+from tnkit.explorers.chunks import unpacked_points
+from tnkit.testing import tiny_corpus, tiny_model
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
 
@@ -20,278 +21,356 @@ import tnkit as tn
 from tnkit.testing import tiny_corpus, tiny_model
 model, corpus = tiny_model(), tiny_corpus()
 """
-# What the kernel says of the first picture, for the test to compare with what the browser shows.
-POINTS = """
-import json, pathlib, numpy
-picture = explorer.picture
-told = {"points": numpy.frombuffer(picture.points, "<f4").reshape(-1, 2).tolist(), "labels": picture.labels,
-        "ids": numpy.frombuffer(picture.ids, "<i4").tolist()}
-_ = pathlib.Path("told.json").write_text(json.dumps(told))
+# Many sentences, so that a detection or a set takes seconds.
+LARGE = """
+import pandas
+rows = {"en": [f"I see {n} cats." for n in range(1500)], "it": [f"Vedo {n} gatti." for n in range(1500)]}
+corpus = tn.load_corpus(pandas.DataFrame({**rows, "split": ["train", "test"] * 750}))
+explorer = tn.explore_spaces(model, corpus, sentences=750)
+explorer
 """
 
 
-def opened(lab, page, name, *more):
-    """An explorer of the tiny model, just opened."""
-    call = f"explorer = tn.explore_{name}(model, corpus)\nexplorer"
-    seen = Seen(lab.open(page, name, [SETUP, call, *more]), page)
+def opened(lab, page, name, *more, **state):
+    """An explorer of the tiny model at a view, just opened."""
+    options = ", ".join(["model", "corpus", "seeds=2", *(f"{key}={value!r}" for key, value in state.items())])
+    call = f"explorer = tn.explore_{name}({options})\nexplorer"
+    seen = Seen(lab.open(page, f"{name}-{len(list(lab.root.glob('*.ipynb')))}", [SETUP, call, *more]), page)
     seen.check()
     return seen
 
 
-@contextmanager
-def saved(lab, seen):
-    """Pictures that "Save picture" writes, with what their metadata say."""
-    before = set((lab.root / "figures").glob("*"))
-    seen.button("Save picture").click()
-    expect(seen.status()).to_contain_text("saved figures/")
-    new = sorted(set((lab.root / "figures").glob("*")) - before)
-    assert [path.suffix for path in new] == [".png", ".svg"]
-    with Image.open(new[0]) as image:
-        about = json.loads(image.text["Description"])
-    assert json.dumps(about["controls"], ensure_ascii=False)[1:-1] in new[1].read_text().replace("&quot;", '"')
-    yield about["controls"]
-
-
-def drag(page, handle, by):
-    """Pull a slider's handle sideways with the mouse."""
-    box = handle.bounding_box()
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    page.mouse.move(x, y)
-    page.mouse.down()
-    page.mouse.move(x + by, y, steps=6)
+def drag(page, box, *shares):
+    """Pull the mouse through points of a box, given as shares of its width and height."""
+    for number, (x, y) in enumerate(shares):
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=6)
+        if not number:
+            page.mouse.down()
     page.mouse.up()
 
 
-def test_spaces(lab, page):
-    seen = opened(lab, page, "spaces", POINTS)
-    layer = seen.slider("Layer")
-    told = json.loads((lab.root / "told.json").read_text())
-    hovers_over_the_right_points(seen, page, told)
-    goes_from_point_to_point_by_keyboard(seen, page, told)
-
-    with seen.redrawn():
-        layer.press("ArrowRight")
-    with seen.redrawn():
-        layer.press("Home")
-    with seen.redrawn():
-        drag(page, layer, 80)
-    with seen.redrawn():
-        layer.press("Home")
-    with seen.redrawn():
-        seen.button("Play or pause").click()
-    expect(layer).to_have_attribute("aria-valuenow", "3.0")
-    for off in ("Type-1", "Type-2", "Type-1 control: uniform", "Type-2 control: same layers and norms"):
-        with seen.redrawn():
-            seen.box("Neurons off").select_option(off)
-    with seen.redrawn():
-        seen.box("Components").select_option("2 and 3")
-    with seen.redrawn():
-        seen.root.get_by_label("Lines between translations").check()
-    with seen.redrawn():
-        seen.root.get_by_label("Italian").uncheck()
-    seen.root.get_by_label("Japanese").press("Space")
-    expect(seen.root.get_by_role("alert")).to_contain_text("select at least two languages")
-    seen.root.get_by_label("Japanese").press("Space")
-    expect(seen.root.get_by_role("alert")).to_have_count(0)
-    seen.check()
-    with saved(lab, seen) as about:
-        assert about["languages"] == ["en", "ja"]
-        assert about["layer"] == 3
-        assert about["neurons off"] == "Type-2 control: same layers and norms"
-        assert about["lines between translations"]
+def places(layer, box):
+    """Where the points of a layer are drawn, (language, sentence) → pixel of the page; by another route."""
+    plane = tn.explore(tiny_model(), tiny_corpus()).chunks.now("plane")
+    points = {code: unpacked_points(xy)[layer] / plane["spread"][layer] for code, xy in plane["points"].items()}
+    sizes = np.sort(np.concatenate([np.abs(xy).max(axis=1) for xy in points.values()]))
+    radius = min(1.12 * sizes[int(0.993 * (len(sizes) - 1))], 6)
+    unit = (min(box["width"], box["height"] - 30) / 2 - 8) / radius
+    middle = np.array([box["x"] + box["width"] / 2, box["y"] + 24 + (box["height"] - 24) / 2])
+    return {(code, n): middle + unit * row * (1, -1) for code, xy in points.items() for n, row in enumerate(xy)}
 
 
-def hovers_over_the_right_points(seen, page, told):
-    """Ten points that stand alone: the tip says what the kernel says of that point, which is its own sentence."""
-    frame = seen.picture.bounding_box()
-    at = [(frame["x"] + x * frame["width"], frame["y"] + y * frame["height"]) for x, y in told["points"]]
-    alone = [n for n, (x, y) in enumerate(at) if sum(abs(x - u) + abs(y - v) < 24 for u, v in at) == 1][:10]
-    assert len(alone) == 10
-    tip = seen.root.get_by_role("tooltip")
-    for place in alone:
-        page.mouse.move(*at[place])
-        expect(tip).to_have_text(told["labels"][told["ids"][place]])
-    texts = tiny_corpus()["test"]
-    assert told["labels"] == [
-        f"{plots.language_name(language)}: {text}" for language in ("en", "it", "ja") for text in texts[language]
-    ]
+def test_the_map(lab, page, monkeypatch, tmp_path):
+    monkeypatch.setenv("TNKIT_CACHE", str(tmp_path))
+    seen = opened(lab, page, "spaces", layer=2)
+    card = seen.root.get_by_role("complementary", name="Sentence")
+    at, texts = places(2, seen.canvas.bounding_box()), tiny_corpus()["test"]
+    alone = [key for key, xy in at.items() if sum(np.hypot(*(xy - other)) < 6 for other in at.values()) == 1][:8]
+    assert len(alone) > 4
+    for language, number in alone:
+        page.mouse.move(*at[language, number])
+        expect(card.locator("p").first).to_have_text(texts[language][number])
     page.mouse.click(*at[alone[0]])
-    expect(seen.root.locator(".tn-picture line")).to_have_count(2)  # to its translations
-    expect(tip.locator("div")).to_have_count(3)
-    page.mouse.click(*at[alone[0]])
-    expect(seen.root.locator(".tn-picture line")).to_have_count(0)
-    page.mouse.move(frame["x"] + 2, frame["y"] + 2)
-    expect(tip).to_be_hidden()
-
-
-def goes_from_point_to_point_by_keyboard(seen, page, told):
-    """Tab to the picture, arrow keys, Enter, Escape."""
-    points, tip = seen.root.locator(".tn-picture"), seen.root.get_by_role("tooltip")
-    seen.root.get_by_label("Japanese").focus()
-    page.keyboard.press("Tab")
-    expect(points).to_be_focused()
-    page.keyboard.press("ArrowRight")
-    expect(tip).to_have_text(told["labels"][told["ids"][0]])
-    page.keyboard.press("ArrowDown")
-    expect(tip).to_have_text(told["labels"][told["ids"][1]])
-    page.keyboard.press("Enter")
-    expect(seen.root.locator(".tn-picture line")).to_have_count(2)
+    expect(card).to_contain_text("kept")
+    seen.canvas.focus()
     page.keyboard.press("Escape")
-    expect(tip).to_be_hidden()
+    page.keyboard.press("ArrowRight")
+    expect(card).to_contain_text(texts["en"][0])
+    page.keyboard.press("ArrowDown")
+    expect(card.locator("p").first).to_have_text(texts["it"][0])
+    for key in ("+", "-", "0", "Escape"):
+        page.keyboard.press(key)
+    expect(card).to_contain_text("One plane for each layer")
+    for label in ("Zoom in", "Zoom out", "Fit"):
+        seen.button(label).click()
+    for label, drawn in (("set off", "untouched set"), ("control off", "untouched set control")):
+        seen.button(label).click()
+        expect(seen.canvas).to_have_attribute("data-drawn", drawn)
+    seen.button("untouched").press("Enter")
+    expect(seen.canvas).to_have_attribute("data-drawn", "set control")
+    seen.button("morph").click()
+    seen.slider("From untouched to the set off").press("Home")
+    for colour in ("last token", "length", "language"):
+        seen.box("Colour").select_option(colour)
+    seen.root.get_by_role("button", name="Japanese", exact=True).click()
+    seen.check()
+    rows = list(csv.DictReader(io.StringIO(seen.saved("CSV").decode("utf-8-sig"))))
+    assert {row["language"] for row in rows} == {"en", "it"} and {row["condition"] for row in rows} == {"set off"}
+    assert seen.saved("Save picture").startswith(b"\x89PNG")
+
+
+def test_the_ribbon_and_the_header(lab, page):
+    seen = opened(lab, page, "spaces", layer=2)
+    ribbon = seen.slider("Layer")
+    for key, layer in (("Home", 0), ("ArrowRight", 1), ("End", 3), ("PageDown", 0)):
+        ribbon.press(key)
+        expect(seen.canvas).to_have_attribute("data-layer", str(layer))
+    drag(page, ribbon.bounding_box(), (0.1, 0.5), (0.6, 0.5))
+    expect(ribbon).to_have_attribute("aria-valuenow", "2")
+    seen.button("Undo").click()
+    expect(ribbon).to_have_attribute("aria-valuenow", "0")
+    seen.root.get_by_role("button", name="Play through the layers").click()
+    expect(ribbon).to_have_attribute("aria-valuenow", "3")
+    seen.view("Evidence")
+    for label, value in (("Language", "ja"), ("Type", "type2"), ("Neurons", "10"), ("Control", "uniform")):
+        seen.box(label).select_option(value)
+    seen.box("Set to").select_option("mean of Japanese")
+    seen.check()
+    seen.button("Copy as code").click()
+    expect(seen.root).to_have_attribute("data-code", re.compile("tn.explore"))
+    code = seen.root.get_attribute("data-code").splitlines()[-1]
+    assert 'view="evidence"' in code and 'value="mean of Japanese"' in code and "size=10" in code
+    explorer = eval(code.replace("model, corpus", "tiny_model(), tiny_corpus()"))
+    assert explorer.state["kind"] == "type2" and explorer.state["control"] == "uniform"
+    seen.button("Reset").click()
+    expect(seen.box("Type")).to_have_value("type1")
+    expect(ribbon).to_have_attribute("aria-valuenow", "2")
 
 
 def test_neurons(lab, page):
     seen = opened(lab, page, "neurons")
-    rows, card = seen.root.locator("tbody tr"), seen.root.locator(".tn-sentences")
+    rows, card = seen.root.locator("tbody tr"), seen.root.get_by_role("complementary", name="Neuron")
     table = seen.root.get_by_role("grid")
     expect(table).to_have_accessible_name("Type-1 neurons of Italian")
-    with seen.redrawn():
-        rows.nth(2).click()
-    layer, neuron = (rows.nth(2).locator("td").nth(n).inner_text() for n in (1, 2))
+    rows.nth(2).click()
+    layer, neuron = (rows.nth(2).locator("td").nth(at).inner_text() for at in (2, 3))
     expect(card).to_contain_text(f"Layer {layer}, neuron {neuron}")
-    expect(card.locator("mark").first).to_be_visible()
-    with seen.redrawn():
-        page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
     expect(rows.nth(3)).to_have_attribute("aria-selected", "true")
-    with seen.redrawn():
-        page.keyboard.press("End")
-    ranks = rows.locator("td:first-child")
+    page.keyboard.press("End")
+    expect(rows.last).to_have_attribute("aria-selected", "true")
+    page.keyboard.press("Space")
+    expect(rows.last.get_by_role("checkbox")).to_be_checked()
+    ranks = rows.locator("td:nth-child(2)")
     table.get_by_role("button", name="score").click()
-    expect(ranks.first).to_have_text("9")
-    table.get_by_role("button", name="score").press("Enter")
     expect(ranks.first).to_have_text("1")
-    with seen.redrawn():
-        seen.root.get_by_label("Neuron", exact=True).fill("17")
-        page.keyboard.press("Enter")
-    expect(card).to_contain_text("neuron 17")
-    with seen.redrawn():
-        seen.root.get_by_label("Layer", exact=True).fill("3")
-        page.keyboard.press("Enter")
-    with seen.redrawn():
-        seen.box("Language").select_option("Japanese")
+    table.get_by_role("button", name="score").press("Enter")
+    expect(ranks.first).to_have_text("9")
+    for label in ("not shared", "constant", "constant", "last character", "last character", "massive", "massive"):
+        seen.button(label).click()
+    seen.button("not shared").press("Enter")
+    seen.root.get_by_role("button", name=re.compile("layer . only")).click()
+    seen.root.get_by_role("button", name=re.compile("layer . only")).click()
+    seen.root.get_by_placeholder("Filter").fill(f"{layer}:{neuron}")
+    expect(rows).to_have_count(1)
+    seen.root.get_by_placeholder("Filter").fill("")
+    reads_its_own_text(seen, page, table, card)
+    seen.box("Language").select_option("ja")
     expect(table).to_have_accessible_name("Type-1 neurons of Japanese")
-    with seen.redrawn():
-        seen.box("Compare with").select_option("Italian")
-    with seen.redrawn():
-        seen.box("Type").select_option("Type-2")
-    with saved(lab, seen) as about:
-        assert (about["language"], about["beside"], about["type"]) == ("ja", "it", "Type-2")
-
-
-def test_ablation(lab, page):
-    seen = opened(lab, page, "ablation")
-    summary = seen.root.locator(".tn-numbers")
-    expect(summary).to_contain_text("retrieval@1")
-    with seen.redrawn():
-        seen.slider("Neurons off").press("End")
-    with seen.redrawn():
-        drag(page, seen.slider("Neurons off"), -60)
-    with seen.redrawn():
-        seen.box("Type").select_option("Type-2")
-    with seen.redrawn():
-        seen.box("Language").select_option("Japanese")
-    with seen.redrawn():
-        seen.box("Control").select_option("Italian Type-2")
-    expect(summary).to_contain_text("control off: Italian Type-2")
-    with seen.redrawn():
-        seen.box("Ablate at").select_option("all tokens")
-    seen.root.get_by_label("Prompt").fill("")
-    seen.button("Continue").press("Enter")
-    expect(seen.root.get_by_role("alert")).to_contain_text("the prompt is empty")
-    seen.root.get_by_label("Prompt").fill("猫が<b>")
-    seen.button("Continue").click()
-    expect(seen.root.locator(".tn-words p")).to_have_count(2)
-    for text in seen.root.locator(".tn-words p").all_inner_texts():
-        assert text.startswith("猫が<b>")
-    expect(seen.root.locator(".tn-words h4").first).to_contain_text("before")
+    seen.button("Clear").click()
+    for at in (1, 4):
+        rows.nth(at).get_by_role("checkbox").check()
+    named = [":".join(rows.nth(at).locator("td").nth(cell).inner_text() for cell in (2, 3)) for at in (1, 4)]
+    seen.button("Switch these 2 off").click()
+    expect(seen.root.locator(".tn-headline")).to_contain_text("2 Type-1 neurons of Japanese")
     seen.check()
-    with saved(lab, seen) as about:
-        assert about["control"] == "Italian Type-2"
-        assert about["off at"] == "all tokens"
+    expect(seen.box("Neurons")).to_have_value(",".join(named))
 
 
-LARGE = """
-import pandas
-rows = {"en": [f"I see {n} cats." for n in range(1500)], "it": [f"Vedo {n} gatti." for n in range(1500)]}
-corpus = tn.load_corpus(pandas.DataFrame({**rows, "split": ["train", "test"] + ["train"] * 1498}))
-some = tn.detect_all(model, {name: texts[:20] for name, texts in corpus["train"].items()}, top=9, progress=False)
-explorer = tn.explore_detection(model, corpus, found=some)
-explorer
-"""
+def reads_its_own_text(seen, page, table, card):
+    """The text is read by a button or by Control and Enter, sorts the table, and is cleared."""
+    area = seen.root.get_by_label("Your own text")
+    area.fill("Il gatto <b>dorme</b>")
+    seen.button("Read").click()
+    expect(card.locator(".tn-own-strip")).to_have_text(re.compile(r"Il gatto <b>dorme</b>$"))
+    table.get_by_role("button", name="your text").click()
+    values = [
+        abs(float(text.replace("−", "-"))) for text in seen.root.locator("tbody td:nth-child(6)").all_inner_texts()
+    ]
+    assert len(values) == 9 and values == sorted(values, reverse=True) and values[0] > 0
+    area.fill("猫")
+    page.keyboard.press("Control+Enter")
+    expect(card.locator(".tn-own-strip")).to_have_text(re.compile("猫$|\ufffd"))
+    seen.button("Clear text").click()
+    expect(card.locator(".tn-own-strip")).to_have_count(0)
+    table.get_by_role("button", name="#").click()
+    seen.check()
+
+
+def test_a_circle_on_the_map_is_scored_against(lab, page):
+    seen = opened(lab, page, "spaces", language="ja")
+    seen.button("Lasso").click()
+    drag(page, seen.canvas.bounding_box(), (0.1, 0.1), (0.9, 0.1), (0.9, 0.95), (0.1, 0.95))
+    seen.button("Which neurons move Japanese here?").click()
+    group = seen.root.locator(".tn-group")
+    expect(group).to_contain_text("Neurons that move Japanese most towards the mean of the circled test sentences")
+    expect(seen.root.locator("tbody tr")).to_have_count(9)
+    seen.check()
+    seen.button("Switch all of them off").click()
+    expect(seen.root.locator(".tn-headline")).to_contain_text("9 Type-1 neurons of Japanese")
+    seen.check()
+    seen.view("Map")
+    seen.button("set off").click()
+    expect(seen.canvas).to_have_attribute("data-drawn", "untouched set")
+    seen.view("Neurons")
+    seen.button("Back to the Type-1 set").press("Enter")
+    expect(group).to_be_hidden()
+    seen.check()
+
+
+def test_evidence_and_continuations(lab, page):
+    seen = opened(lab, page, "ablation", language="ja")
+    head, forest = seen.root.locator(".tn-headline"), seen.root.locator(".tn-forest")
+    expect(head).to_contain_text("9 Type-1 neurons of Japanese")
+    seen.root.get_by_role("button", name="mutual").click()
+    expect(forest.locator("h3")).to_contain_text("mutual")
+    seen.root.get_by_role("button", name="of the ribbon").press("Enter")
+    expect(seen.root.locator(".tn-note")).to_contain_text("chosen by looking")
+    seen.box("Changed at").select_option("every token")
+    expect(seen.root.locator(".tn-note")).to_contain_text("every token is changed")
+    prompt, said = seen.root.get_by_label("Prompt", exact=True), seen.root.locator(".tn-said")
+    expect(prompt).to_have_value(re.compile("."))
+    prompt.fill("")
+    seen.button("Continue").click()
+    expect(said.get_by_role("alert")).to_contain_text("The prompt is empty")
+    prompt.fill("猫が<b>")
+    page.keyboard.press("Control+Enter")
+    texts = said.locator(".tn-text")
+    expect(texts).to_have_count(3)
+    assert all(text.startswith("猫が<b>") for text in texts.all_inner_texts())
+    expect(said).to_contain_text("9 Type-1 neurons of Japanese off at every token; control: same layers and norms")
+    seen.box("Set to").select_option("mean of Japanese")
+    expect(said).to_contain_text("at mean of Japanese at every token")
+    seen.box("Control").select_option("uniform")
+    expect(said.locator("tr").last).to_contain_text("uniform")
+    seen.button("with a language added").click()
+    expect(texts).to_have_count(4)
+    seen.box("Take away").select_option("Japanese")
+    seen.box("Add").select_option("Japanese")
+    expect(seen.status().get_by_role("alert")).to_contain_text("Japanese is both taken away and added")
+    seen.box("Add").select_option("Italian")
+    expect(said).to_contain_text("those of Japanese × 0.00")
+    seen.slider("Strength").press("End")
+    expect(said).to_contain_text("+ 4.00 ×")
+    seen.slider("Strength").press("Home")
+    expect(said).to_contain_text("+ 0.00 ×")
+    drag(page, seen.slider("Strength").bounding_box(), (0.02, 0.5), (0.5, 0.5))
+    expect(said).to_contain_text(re.compile(r"\+ (1\.75|2\.00|2\.25) ×"))
+    seen.check()
+    seen.box("Type").select_option("Type-2")
+    expect(forest.locator("h3")).to_contain_text("nats per token, Japanese")
+    seen.check()
+    assert b"nats per token, English" in seen.saved("CSV")
 
 
 def test_detection(lab, page):
     seen = opened(lab, page, "detection")
-    run, stop = seen.button("Run"), seen.button("Stop")
-    with seen.redrawn():
-        seen.box("Show").select_option("Italian Type-2")
-    seen.root.get_by_label("Japanese").check()
-    seen.box("Distance").select_option("euclidean")
-    seen.root.get_by_label("Top").fill("12")
-    page.keyboard.press("Enter")
-    with seen.redrawn():
-        run.click()
-    listed = seen.root.locator(".tn-sentences")
-    expect(listed).to_contain_text("Japanese Type-2")
-    expect(listed).not_to_contain_text("cosine")
-    expect(seen.status()).to_contain_text("done")
-    expect(stop).to_be_disabled()
-    seen.box("Type").select_option("Type-1")
-    seen.root.get_by_label("Each type's default layers").uncheck()
-    readout = seen.root.locator(".widget-hslider .widget-readout")
-    expect(seen.root.locator(".widget-hslider .noUi-target[disabled]")).to_have_count(0)
-    seen.slider("Layers, to").press("ArrowLeft")
-    expect(readout).to_have_text(re.compile("^0.*2$"))
-    drag(page, seen.slider("Layers, from"), 70)
-    expect(readout).to_have_text(re.compile("^1.*2$"))
-    run.press("Enter")
-    expect(listed).to_contain_text(re.compile("Italian Type-1.*1 to 2"))
-    with seen.redrawn():
-        seen.box("Show").select_option("Japanese Type-1")
+    form, card = seen.root.get_by_label("Find neurons"), seen.root.get_by_role("complementary", name="Detection")
+    expect(card).to_contain_text("raw, cosine distance")
+    form.get_by_label("Score").select_option("centred")
+    form.get_by_label("Hub").select_option("Italian")
+    form.get_by_label("Top").fill("12")
+    form.get_by_label("Token").select_option("last word")
+    form.get_by_label("Layers").select_option("from … to …")
+    seen.box("from").select_option("1")
+    seen.box("to").select_option("2")
+    form.get_by_role("button", name="English").click()
+    seen.button("Run").press("Enter")
+    expect(card).to_contain_text("centred, cosine distance")
+    expect(card).to_contain_text("layers 1 to 2")
+    expect(seen.root.locator(".tn-tile")).to_have_count(2)
+    expect(seen.root.locator(".tn-brand")).to_contain_text("Italian as hub  ·  last word  ·  centred cosine scores")
+    seen.check()
     seen.button("Save results").click()
-    expect(seen.status()).to_contain_text("saved detections/it-type1")
+    expect(seen.status()).to_contain_text("saved detections/ja-type1")
     found = tn.Detection.load(lab.root / "detections" / "ja-type1")
-    assert (len(found.neurons), found.scores.distance, found.scores.layers) == (12, "euclidean", [1, 2])
-    with saved(lab, seen) as about:
-        assert about == {
-            "language": "ja",
-            "type": "Type-1",
-            "distance": "euclidean",
-            "score": "raw",
-            "position": "last",
-            "top": 12,
-        }
-    seen.box("Model").fill("nobody/nothing")
-    page.keyboard.press("Enter")
-    run.click()
-    expect(seen.root.get_by_role("alert")).to_contain_text("unknown model 'nobody/nothing'")
-    expect(run).to_be_enabled()
-
-
-def test_a_detection_is_stopped(lab, page):
-    seen = Seen(lab.open(page, "stopping", [SETUP, LARGE]), page)
+    assert (len(found.neurons), found.scores.score, found.scores.layers) == (12, "centred", [1, 2])
+    form.get_by_label("Distance").select_option("euclidean")
     seen.button("Run").click()
-    expect(seen.status()).to_contain_text("of 2998 sentences")
-    seen.button("Stop").click()
-    expect(seen.status()).to_contain_text("stopped; finished results are kept")
+    expect(seen.status().get_by_role("alert")).to_contain_text("euclidean")
+    form.get_by_label("Score").select_option("raw")
+    seen.button("Run").click()
+    expect(card).to_contain_text("raw, euclidean distance")
+    seen.root.locator(".tn-tile").last.press("Enter")
+    expect(card).to_contain_text("Type-2 neurons of Japanese")
+    form.get_by_label("Model").fill("nobody/nothing")
+    page.keyboard.press("Tab")
+    seen.button("Run").click()
+    expect(seen.status().get_by_role("alert")).to_contain_text("unknown model 'nobody/nothing'")
     expect(seen.button("Run")).to_be_enabled()
+
+
+def test_work_is_cancelled_and_begun_again(lab, page):
+    seen = Seen(lab.open(page, "cancelling", [SETUP, LARGE]), page)
+    seen.check()
+    seen.view("Detection")
+    seen.box("Distance").select_option("euclidean")
+    seen.button("Run").click()
+    expect(seen.root.get_by_role("progressbar")).to_be_visible()
+    expect(seen.status()).to_contain_text("of 2250 sentences")
+    seen.button("Cancel").click()
+    expect(seen.button("Run")).to_be_enabled()
+    expect(seen.root.locator(".tn-brand")).to_contain_text("raw cosine scores")
+    seen.check()
+    seen.view("Evidence")
+    expect(seen.root).to_have_attribute("data-state", "computing")
+    seen.button("Cancel").click()
+    expect(seen.status()).to_contain_text("Cancelled.")
+    seen.slider("Layer").press("Home")
+    expect(seen.root).to_have_attribute("data-state", "error")  # it is not begun again by itself
+    seen.button("Try again").click()
+    expect(seen.root).to_have_attribute("data-state", "computing")
+    seen.view("Map")
     seen.check()
 
 
-BROKEN = """
-explorer = tn.explore_spaces(model, corpus)
-explorer._frames.clear()
-explorer._draw = None
-explorer
-"""
+def test_a_restarted_kernel_is_told(lab, page):
+    seen = opened(lab, page, "spaces")
+    page.evaluate("window.jupyterapp.commands.execute('notebook:restart-kernel')")
+    page.get_by_role("button", name="Confirm Kernel Restart").click()
+    expect(seen.status()).to_contain_text("run this cell again")
+    seen.slider("Layer").press("Home")
+    expect(seen.canvas).to_have_attribute("data-layer", "0")  # what was computed can still be looked at
 
 
 def test_a_broken_explorer_is_caught(lab, page):
-    seen = Seen(lab.open(page, "broken", [SETUP, BROKEN]), page)
-    seen.slider("Layer").press("Home")
-    expect(seen.root.get_by_role("alert")).to_contain_text("unexpected TypeError")
+    broken = "explorer = tn.explore(model, corpus)\nexplorer.chunks._plane = None\nexplorer"
+    seen = Seen(lab.open(page, "broken", [SETUP, broken]), page)
+    expect(seen.status().get_by_role("alert")).to_contain_text("unexpected TypeError")
     with pytest.raises(AssertionError):
         seen.check(patience=2000)
+
+
+def test_two_displays_and_two_explorers(lab, page):
+    cells = [
+        SETUP,
+        "one = tn.explore(model, corpus, seeds=2)\none",
+        "one",
+        "tn.explore_ablation(model, corpus, seeds=2)",
+    ]
+    book = lab.open(page, "two", cells)
+    apps = book.locator(".tn-app")
+    expect(apps).to_have_count(3)
+    apps.nth(0).get_by_role("tab", name="Neurons").click()
+    expect(apps.nth(1).get_by_role("tab", name="Neurons")).to_have_attribute("aria-selected", "true")
+    expect(apps.nth(2).get_by_role("tab", name="Evidence")).to_have_attribute("aria-selected", "true")
+    for at in range(3):
+        apps.nth(at).scroll_into_view_if_needed()
+        expect(apps.nth(at)).to_have_attribute("data-state", "idle")
+    expect(apps.nth(1).locator("tbody tr")).to_have_count(9)
+    expect(apps.nth(2).locator(".tn-forest tbody tr")).to_have_count(9)
+
+
+def test_a_saved_notebook_shows_the_last_picture(lab, page):
+    seen = opened(lab, page, "spaces", layer=1)
+    expect(seen.book.locator(".jp-OutputArea-child img:visible")).to_have_count(0)  # it is for a saved notebook
+    seen.slider("Layer").press("End")
+    page.wait_for_timeout(2500)
+    page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
+    page.wait_for_timeout(1500)
+    (path,) = [path for path in lab.root.glob("spaces-*.ipynb") if path.stem in page.url]
+    outputs = json.loads(path.read_text())["cells"][1]["outputs"]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    page.goto(f"{lab.url}/lab/workspaces/again/tree/{path.name}?token={lab.token}&reset")
+    expect(page.locator(".jp-OutputArea-child img:visible")).to_have_count(1)
+    expect(page.get_by_text("Error displaying widget")).to_be_hidden()
+
+
+def test_it_follows_the_theme(lab, page):
+    seen = opened(lab, page, "spaces")
+    for theme in ("Dark", "Light"):
+        page.evaluate(f"window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})")
+        expect(seen.root).to_have_attribute("data-theme", theme.lower())
 
 
 def test_a_request_to_another_host_is_caught(lab, browser):

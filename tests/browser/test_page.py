@@ -1,6 +1,4 @@
-"""The exported page by file:// with the network off, and the same explorer in JupyterLab."""
-
-import json
+"""The exported page by file:// with the network off."""
 
 import pytest
 from playwright.sync_api import expect
@@ -10,12 +8,6 @@ from tests.browser.lab import CHROMIUM
 from tnkit.testing import tiny_corpus, tiny_model
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
-SETUP = """
-import tnkit as tn
-from tnkit.testing import tiny_corpus, tiny_model
-model, corpus = tiny_model(), tiny_corpus()
-"""
-OPEN = 'explorer = tn.explore(model, corpus, view="map", layer=1)\nexplorer'
 
 
 @pytest.fixture(scope="module")
@@ -132,29 +124,15 @@ def test_no_view_is_cut_in_any_width(offline, width, scheme):
         assert offline.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_in_jupyterlab(lab, page):
-    book = lab.open(page, "explore", [SETUP, OPEN])
-    app, canvas = book.locator(".tn-app"), book.locator(".tn-app canvas")
-    expect(canvas).to_have_attribute("data-layer", "1")
-    expect(book.locator(".jp-OutputArea-child img:visible")).to_have_count(0)  # the picture is for a saved notebook
-    book.get_by_role("slider", name="Layer").press("ArrowRight")
-    expect(canvas).to_have_attribute("data-layer", "2")
-    app.get_by_role("button", name="set off", exact=True).click()
-    expect(canvas).to_have_attribute("data-drawn", "untouched set")
-    tab(book, "Neurons")
-    book.locator(".tn-app tbody input").nth(1).check()
-    book.get_by_role("button", name="Switch these 1 off").click()
-    expect(book.locator(".tn-headline")).to_contain_text("1 Type-1 neurons of Italian")
-    expect(app).to_have_attribute("data-state", "idle")
-    book.get_by_role("button", name="Undo").click()
-    expect(book.get_by_role("tab", name="Neurons")).to_have_attribute("aria-selected", "true")
-    page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
-    expect(app).to_have_attribute("data-theme", "dark")
-    page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})")
-    page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
-    page.wait_for_timeout(1500)
-    outputs = json.loads((lab.root / "explore.ipynb").read_text())["cells"][1]["outputs"]
-    assert any("image/png" in output.get("data", {}) for output in outputs)
-    page.goto(f"{lab.url}/lab/workspaces/again/tree/explore.ipynb?token={lab.token}&reset")
-    expect(page.locator(".jp-OutputArea-child img:visible")).to_have_count(1)
-    expect(page.get_by_text("Error displaying widget")).to_be_hidden()
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_view_has_a_violation_of_accessibility(offline, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    offline.emulate_media(color_scheme=scheme)
+    for name in ("Map", "Neurons", "Evidence", "Detection"):
+        tab(offline, name)
+        offline.wait_for_timeout(300)
+        found = axe.run(offline).response["violations"]
+        said = [
+            f"{name}, {one['id']}: {node['target']} {node['failureSummary']}" for one in found for node in one["nodes"]
+        ]
+        assert said == []

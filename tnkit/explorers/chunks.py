@@ -1,8 +1,10 @@
-"""What the one explorer shows, as small JSON-able chunks that are computed when a view asks for them: `Chunks`.
+"""What the explorer shows, as small JSON-able chunks that are computed when a view asks for them: `Chunks`.
 
 A chunk has a key of words: "plane", "sets", "off|ja|type1|300|zero|same layers" (states with neurons off),
-"neurons|ja|type1|300" and "evidence|ja|type1|300|zero". Where a size is asked for, neurons may be listed: "3:17,4:20".
-The widget and the page that needs no kernel are drawn from the same chunks.
+"neurons|ja|type1|300", "evidence|ja|type1|300|zero|last", "own|ja|type1|300|" and a text (activations at its tokens),
+"said|ja|type1|300|zero|last|same layers|" and a prompt, and "steered|en|ja|1.5|" and a prompt. In place of a size,
+neurons may be listed, "3:17,4:20", or be those towards test sentences, "300@ja.1.7;it.2". The widget and the page that
+needs no kernel are drawn from the same chunks.
 """
 
 import base64
@@ -14,21 +16,28 @@ import torch
 
 from tnkit import storage
 from tnkit.captures.batches import read_places, tokenised
+from tnkit.detection.attraction import Attraction
 from tnkit.detection.detect import KINDS
 from tnkit.detection.neurons import NeuronSet
+from tnkit.detection.scores import DISTANCES, SCORES
+from tnkit.detection.turns import attraction
 from tnkit.errors import TnkitError
 from tnkit.explorers.evidence_rows import evidence_rows, rounded
-from tnkit.explorers.neuron_rows import neuron_rows
+from tnkit.explorers.neuron_rows import neuron_rows, own_rows
+from tnkit.explorers.prompt_rows import MOST, continued_rows, steered_rows
 from tnkit.explorers.study import CONTROLS, Study
 from tnkit.interventions.controls import drawn
 from tnkit.interventions.last_token import PLACES
+from tnkit.interventions.together import set_of
 from tnkit.measures.geometry.planes import Planes, aligned_planes
 from tnkit.measures.geometry.translation import hits
+from tnkit.models.packaged import MODELS
 from tnkit.plots.style import KIND_NAMES, language_looks, language_name
 
+POSITIONS = {"last": "last token", "last_word": "last word", "mean": "mean over tokens"}
 ROLES = {"untouched": "untouched", "set": "set off", "control": "control off"}
 _Chunk = Generator[str, None, dict[str, Any]]  # yields a description before each step, and returns the chunk
-VERSION = 1  # of the payload
+VERSION = 2  # of the payload
 _BINS = 48  # of the distribution of scores
 _COUNTS = (10, 20, 50, 100, 200, 300, 500, 1000, 2000, 3000, 5000, 10_000)
 
@@ -51,6 +60,7 @@ class Chunks:
         self.study, self.seeds = study, seeds
         self._kept: dict[str, dict[str, Any]] = {}
         self._fitted: Planes | None = None
+        self._attraction: tuple[tuple[str, str], Attraction] | None = None  # the last, as large as its layers
         self._weights = study.weights(now=True)
 
     def now(self, key: str) -> dict[str, Any]:
@@ -62,7 +72,7 @@ class Chunks:
     def kept(self, key: str) -> dict[str, Any] | None:
         """A chunk, where it is computed already."""
         if self._weights != self.study.weights():
-            self._weights, self._fitted = self.study.weights(), None
+            self._weights, self._fitted, self._attraction = self.study.weights(), None, None
             self._kept.clear()
         return self._kept.get(key)
 
@@ -74,12 +84,24 @@ class Chunks:
         """
         if self.kept(key) is not None:
             return
-        name, *words = key.split("|")
-        steps: dict[str, Callable[..., _Chunk]] = {"plane": self._plane, "sets": self._sets, "off": self._off}
-        steps |= {"neurons": self._neurons, "evidence": self._evidence}
-        if name not in steps or (len(words) > 1 and (words[0] not in self.study.others or words[1] not in KINDS)):
-            raise TnkitError(f"there is nothing called {key!r} in this study; its languages are {self.study.languages}")
-        self._kept[key] = yield from steps[name](*words)
+        steps: dict[str, tuple[Callable[..., _Chunk], int]] = {
+            "plane": (self._plane, 0),
+            "sets": (self._sets, 0),
+            "off": (self._off, 5),
+            "neurons": (self._neurons, 3),
+            "evidence": (self._evidence, 5),
+            "own": (self._own, 4),
+            "said": (self._said, 7),
+            "steered": (self._steered, 4),
+        }
+        name, *_ = key.split("|", 1)
+        compute, count = steps.get(name, (None, 0))
+        words = key.split("|", count)[1:]  # a text comes last, and may hold the sign that parts words
+        study = self.study
+        known = {"steered": ((0, study.languages), (1, study.others))}.get(name, ((0, study.others), (1, KINDS)))
+        if compute is None or len(words) != count or any(words[at] not in of for at, of in known if words):
+            raise TnkitError(f"there is nothing called {key!r:.80} in this study; its languages are {study.languages}")
+        self._kept[key] = yield from compute(*words)
 
     @property
     def planes(self) -> Planes:
@@ -92,7 +114,7 @@ class Chunks:
         """The coordinates of a role of the map, (layer, sentence, 2), where they are computed."""
         if role == "untouched" or language == self.study.hub:
             return self.planes.project(self.study.captured("test", language))
-        size = state["size"] if language == state["language"] or ":" not in str(state["size"]) else self.study.top
+        size = state["size"] if language == state["language"] or str(state["size"]).isdigit() else self.study.top
         chunk = self.kept("|".join(["off", language, state["kind"], str(size), state["value"], state["control"]]))
         return None if chunk is None else unpacked_points(chunk[role]["points"])
 
@@ -111,7 +133,7 @@ class Chunks:
             "version": VERSION,
             "tnkit": storage.versions().get("tnkit", ""),
             "model": model.name,
-            "corpus": study.corpus,
+            "corpus": study.corpus.name,
             "hub": study.hub,
             "languages": languages,
             "layers": model.n_layers,
@@ -125,11 +147,29 @@ class Chunks:
             "controls": list(CONTROLS),
             "seeds": self.seeds,
             "position": study.reading["position"],
+            "strength": MOST,
+            "form": self._form(),
             "ids": list(getattr(test, "ids", None) or range(len(test))),
             "test": {code: list(texts) for code, texts in study.texts["test"].items()},
             "train": {code: list(texts) for code, texts in study.texts["train"].items()},
             "ends": {code: last for code, (last, _) in read.items()},
             "lengths": {code: lengths for code, (_, lengths) in read.items()},
+        }
+
+    def _form(self) -> dict[str, Any]:
+        """What the form of a detection offers, and what it was last run with."""
+        study = self.study
+        corpus, layers = study.corpus.languages, study.finding["layers"]
+        return {
+            "languages": {code: language_name(code) for code in corpus},
+            "models": sorted({study.model.name, *MODELS}),
+            "distances": list(DISTANCES),
+            "scores": list(SCORES),
+            "positions": {**POSITIONS, **({"end": "end of the template"} if study.model.template else {})},
+            "sentences": study.sentences,
+            "distance": study.finding["distance"],
+            "score": study.finding["score"],
+            "layers": None if layers is None else [min(layers), max(layers)],
         }
 
     def _tokens(self, language: str) -> tuple[list[str], list[int]]:
@@ -196,13 +236,34 @@ class Chunks:
         return found
 
     def chosen(self, language: str, kind: str, size: str) -> NeuronSet:
-        """The neurons that a key names, by their number or one by one."""
-        if ":" not in size:
-            return self.study.neurons(language, kind, int(size))
-        pairs = tuple(
-            (int(layer), int(neuron)) for layer, _, neuron in (pair.partition(":") for pair in size.split(","))
-        )
-        return NeuronSet(pairs, (self.study.model.n_layers, self.study.model.n_neurons))
+        """The neurons that a key names: by their number, one by one, or by the sentences that they move towards.
+
+        Raises:
+            TnkitError: for a name of no neurons or sentences of this study.
+        """
+        study = self.study
+        try:
+            if "@" in size:
+                count, _, group = size.partition("@")
+                return self._towards(language, kind, int(count), sentences_of(group))
+            if ":" not in size:
+                return study.neurons(language, kind, int(size))
+            pairs = [(int(layer), int(neuron)) for layer, neuron in (pair.split(":") for pair in size.split(","))]
+        except (ValueError, KeyError, IndexError) as error:
+            if isinstance(error, TnkitError):
+                raise
+            raise TnkitError(f"{size!r:.80} names no neurons; give a number, or layer:neuron pairs") from error
+        return set_of(study.model, pairs)
+
+    def _towards(self, language: str, kind: str, count: int, group: Mapping[str, list[int]]) -> NeuronSet:
+        """The neurons that move the training sentences of a language most towards the mean of some test sentences."""
+        study, layers = self.study, self.study.found[language, kind].scores.layers
+        if self._attraction is None or self._attraction[0] != (language, kind):
+            captured = study.captured("train", language)
+            self._attraction = (language, kind), attraction(study.model, captured, layers=layers, progress=False)
+        states = [study.captured("test", code).tensors()["post"][:, numbers] for code, numbers in group.items()]
+        scores = self._attraction[1].scores(torch.cat(states, dim=1).float().mean(dim=1))
+        return scores.top(count)
 
     def _off(self, language: str, kind: str, size: str, value: str, control: str) -> _Chunk:
         study = self.study
@@ -226,11 +287,33 @@ class Chunks:
         yield from self.study.detecting(self.study.others)
         return (yield from neuron_rows(self.study, self.chosen(language, kind, size), language=language, kind=kind))
 
-    def _evidence(self, language: str, kind: str, size: str, value: str) -> _Chunk:
+    def _evidence(self, language: str, kind: str, size: str, value: str, scope: str) -> _Chunk:
         yield from self.study.detecting(self.study.others)
-        neurons, about = self.chosen(language, kind, size), {"language": language, "kind": kind, "value": value}
-        known = ":" not in size
-        return (yield from evidence_rows(self.study, neurons, **about, seeds=self.seeds, known=known))
+        neurons = self.chosen(language, kind, size)
+        about = {"language": language, "kind": kind, "value": value, "scope": scope}
+        return (yield from evidence_rows(self.study, neurons, **about, seeds=self.seeds, known=size.isdigit()))
+
+    def _own(self, language: str, kind: str, size: str, text: str) -> _Chunk:
+        yield from self.study.detecting(self.study.others)
+        return (yield from own_rows(self.study, self.chosen(language, kind, size), text))
+
+    def _said(self, language: str, kind: str, size: str, value: str, scope: str, control: str, prompt: str) -> _Chunk:
+        yield from self.study.detecting(self.study.others)
+        about = {"language": language, "kind": kind, "value": value, "scope": scope, "control": control}
+        return (yield from continued_rows(self.study, self.chosen(language, kind, size), **about, prompt=prompt))
+
+    def _steered(self, away: str, added: str, strength: str, prompt: str) -> _Chunk:
+        return (yield from steered_rows(self.study, away=away, added=added, strength=float(strength), prompt=prompt))
+
+
+def sentences_of(group: str) -> dict[str, list[int]]:
+    """The numbers of sentences by language that a key names.
+
+    >>> sentences_of("ja.1.7;it.2")
+    {'ja': [1, 7], 'it': [2]}
+    """
+    rows = [row.split(".") for row in group.split(";")]
+    return {language: [int(number) for number in numbers] for language, *numbers in rows}
 
 
 def packed_points(points: np.ndarray) -> dict[str, Any]:

@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from tnkit.captures.activations import Activations
-from tnkit.captures.passes import capture
 from tnkit.detection.neurons import NeuronSet
+from tnkit.errors import one_of
 from tnkit.explorers.study import ZERO, Study
 from tnkit.interventions.comparison import SET, Comparison
 from tnkit.interventions.controls import controls, drawn
@@ -25,7 +24,7 @@ _Draws = Mapping[str, list[dict[str, np.ndarray]]]  # condition → what was mea
 
 
 def evidence_rows(
-    study: Study, neurons: NeuronSet, *, language: str, kind: str, value: str, seeds: int, known: bool
+    study: Study, neurons: NeuronSet, *, language: str, kind: str, value: str, scope: str, seeds: int, known: bool
 ) -> Generator[str, None, dict[str, Any]]:
     """The rows of a set, for `tnkit.explorers.chunks`; yields a description before each step.
 
@@ -36,17 +35,19 @@ def evidence_rows(
         neurons: the set.
         language, kind: whose neurons they are.
         value: what they are set to.
+        scope: where states are changed: "last", at the last token, or "all".
         seeds: the number of draws of each random control.
         known: whether the set is one that the study detected, whose selection a control can repeat.
 
     >>> from tnkit.testing import tiny_corpus, tiny_model
     >>> study = Study(tiny_model(), tiny_corpus(), languages=["en", "it"])
     >>> study.detect(["it"])
-    >>> how = {"language": "it", "kind": "type1", "value": "zero", "seeds": 1, "known": False}
+    >>> how = {"language": "it", "kind": "type1", "value": "zero", "scope": "last", "seeds": 1, "known": False}
     >>> steps = evidence_rows(study, NeuronSet(((2, 5),), shape=(4, 48)), **how)
     >>> next(steps)
     'choosing a layer on training sentences of Italian'
     """
+    one_of("scope", scope, ("last", "all"))
     first = min(layer for layer, _ in neurons)
     yield f"choosing a layer on training sentences of {language_name(language)}"
     layer = study.chosen_layer(language, first)
@@ -55,7 +56,8 @@ def evidence_rows(
     for name, sets in conditions.items():
         for number, off in enumerate(sets, 1):
             yield f"reading {language_name(language)}: {name}, {number} of {len(sets)}"
-            values[name].append(study.measured(language, off, "last"))
+            off = _at_every_token(study, name, off, language) if scope == "all" else off
+            values[name].append(study.measured(language, off, scope))
     layers, count = range(first, study.model.n_layers), len(study.texts["test"][language])
     measured = {
         measure: _rows(_comparison(values, measure, layers), layer, "training sentences", sentences=count)
@@ -66,7 +68,7 @@ def evidence_rows(
         predicted = yield from _nats(study, read, language, conditions)
         compared = _comparison(predicted, "nats", [0], name=f"nats per token, {language_name(read)}")
         nats[f"nats|{read}"] = _rows(compared, None, "", sentences=min(READ, len(study.texts["test"][read])))
-    return {"first": first, "size": len(neurons), "measures": {**nats, **measured}}
+    return {"first": first, "size": len(neurons), "scope": scope, "measures": {**nats, **measured}}
 
 
 def _conditions(
@@ -97,21 +99,17 @@ def _nats(
         values[name] = []
         for number, off in enumerate(sets, 1):
             yield f"predicting {language_name(read)}: {name}, {number} of {len(sets)}"
-            if name == _AT_MEAN and isinstance(off, Intervention):  # of all tokens, as all are set
-                off = Intervention(off.neurons, value="mean", of=_averaged(study, language))
+            off = _at_every_token(study, name, off, language)
             nats = perplexity(study.model, texts, neurons=off, tokens="all", progress=False).by_sentence
             values[name].append({"nats": nats[None]})
     return values
 
 
-def _averaged(study: Study, language: str) -> Any:
-    """The training sentences of a language, averaged over their tokens."""
-    texts = study.texts["train"][language]
-
-    def read() -> Activations:
-        return capture(study.model, texts, keep=["activations"], position="mean", cache=True, progress=False)
-
-    return study.once(("averaged", language), read)
+def _at_every_token(study: Study, name: str, off: Neurons, language: str) -> Neurons:
+    """The set at its mean over all tokens, where all are set; any other condition as it is."""
+    if name == _AT_MEAN and isinstance(off, Intervention):
+        return Intervention(off.neurons, value="mean", of=study.means(language))
+    return off
 
 
 def _comparison(values: _Draws, measure: str, layers: Sequence[int], *, name: str = "") -> Comparison:

@@ -24,10 +24,12 @@ from tnkit.plots.style import language_name
 
 _SENTENCES = 4  # for each neuron
 _WORDS = 7  # at each end of what a neuron writes
+_SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the sentences, below each of a box's lines
 _CONSTANT = 0.9  # share of the squared activation that its mean explains, from which on a neuron is called constant
 _END = 0.5  # share of the variance that the last character explains, from which on it is said to follow it
 _MASSIVE = 10.0  # times the median size of its layer, from which on a neuron is called massive
 _BATCH = 2048  # tokens
+_OWN = 200  # tokens of a text of one's own
 
 
 def neuron_rows(study: Study, neurons: NeuronSet, *, language: str, kind: str) -> Generator[str, None, dict[str, Any]]:
@@ -68,6 +70,7 @@ def neuron_rows(study: Study, neurons: NeuronSet, *, language: str, kind: str) -
                 "score": round(float(neurons.scores[number]), 6) if len(neurons.scores) else None,
                 "values": [round(float(column[number]), 4) for column in values.values()],
                 "means": [round(float(own[name][number].mean()), 4) for name in study.languages],
+                "spread": [np.quantile(own[name][number], _SHARES).round(3).tolist() for name in study.languages],
                 "shared": [name for name, of in holding if of == kind and name != language],
                 "other": [name for name, of in holding if of != kind],
                 "flags": [name for name, holds in held.items() if holds],
@@ -161,6 +164,38 @@ def _strips(study: Study, neurons: NeuronSet, top: list[list[list[Any]]]) -> Gen
         for place, (language, number) in enumerate(keys)
     }
     return decoded, strips
+
+
+def own_rows(study: Study, neurons: NeuronSet, text: str) -> Generator[str, None, dict[str, Any]]:
+    """The tokens of any text, and the activations of a set's neurons at each of them; yields a description first.
+
+    Raises:
+        TnkitError: for a text without tokens or with too many, and for a model with experts.
+
+    >>> from tnkit.testing import tiny_corpus, tiny_model
+    >>> steps = own_rows(Study(tiny_model(), tiny_corpus()), NeuronSet(((0, 7),), shape=(4, 48)), " ")
+    >>> next(steps)
+    Traceback (most recent call last):
+    ...
+    tnkit.errors.TnkitError: the text is empty; write a sentence
+    """
+    model = study.model
+    if not text.strip():
+        raise TnkitError("the text is empty; write a sentence")
+    if any(map(model.experts_of, range(model.n_layers))):
+        raise TnkitError(f"{model.name} has experts, whose neurons run at some tokens only; capture the text instead")
+    (ids,) = tokenised(model, [text], whole=True)
+    if len(ids) > _OWN:
+        raise TnkitError(f"the text has {len(ids)} tokens; write one of at most {_OWN}")
+    yield "reading your text"
+    values = token_activations(model, [ids], list(neurons))
+    return {
+        "tokens": [str(model.tokenizer.decode([int(token)])) for token in ids],
+        "values": {
+            f"{layer}:{neuron}": [round(float(value), 2) for value in row[0]]
+            for (layer, neuron), row in zip(neurons, values, strict=True)
+        },
+    }
 
 
 def token_activations(

@@ -14,7 +14,17 @@ from tnkit.explorers.study import CONTROLS, ZERO
 from tnkit.plots.style import language_name
 
 _FRONT = Path(__file__).parent / "front"
-_MODULES = ("core", "ribbon", "map", "neurons", "evidence", "detection", "app")  # joined in this order
+_MODULES = (
+    "core",
+    "ribbon",
+    "map",
+    "prompt",
+    "neurons",
+    "evidence",
+    "form",
+    "detection",
+    "app",
+)  # in this order
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 
@@ -46,7 +56,7 @@ def keys_of(chunks: Chunks, kinds: tuple[str, ...] = KINDS) -> list[str]:
         "sets",
         *off,
         *(f"neurons|{pair}" for pair in pairs),
-        *(f"evidence|{pair}|{ZERO}" for pair in pairs),
+        *(f"evidence|{pair}|{ZERO}|last" for pair in pairs),
     ]
 
 

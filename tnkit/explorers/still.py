@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 # Where the widget is alive, its picture is hidden; where it is not, the text that says so is.
 _STYLE = """<style>
-.jp-OutputArea-child:has(.tn-app, .tn-explorer) ~ .jp-OutputArea-child:has(.tn-still-mark) + .jp-OutputArea-child,
+.jp-OutputArea-child:has(.tn-app) ~ .jp-OutputArea-child:has(.tn-still-mark) + .jp-OutputArea-child,
 .jp-OutputArea-child:has(+ .jp-OutputArea-child .tn-still-mark):has(.jupyter-widgets):not(:has(.jupyter-widgets *))
 { display: none; }
 .jp-OutputArea-child:has(.tn-still-mark) { height: 0; min-height: 0; overflow: hidden; padding: 0; }

@@ -1,5 +1,6 @@
 """A model, a corpus, and the results that explorers share, each computed once: `Study`."""
 
+import inspect
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
@@ -17,7 +18,7 @@ from tnkit.detection.neurons import NeuronSet
 from tnkit.detection.scoring import contribution_norms
 from tnkit.errors import TnkitError, check_model
 from tnkit.interventions.ablation import Ablation
-from tnkit.interventions.controls import Control, controls, drawn
+from tnkit.interventions.controls import Control, controls
 from tnkit.interventions.intervention import Intervention
 from tnkit.interventions.last_token import PLACES, LastToken
 from tnkit.interventions.together import Neurons
@@ -27,17 +28,11 @@ from tnkit.models.model import Model
 from tnkit.plots.style import KIND_NAMES, language_name
 from tnkit.text.corpus import Corpus
 
-NOTHING = "nothing"
 CONTROLS = ("same layers and norms", "same layers", "uniform", "lowest scores")
-OFFS = [
-    NOTHING,
-    *KIND_NAMES.values(),
-    *(f"{name} control: {control}" for name in KIND_NAMES.values() for control in CONTROLS),
-]
 ZERO, RESAMPLED = "zero", "another sentence's value"
 _SCALES = {f"{scale} × itself": scale for scale in (0.75, 0.5, 0.25)}
-_KINDS = {name: kind for kind, name in KIND_NAMES.items()}
 _STUDIES: "WeakValueDictionary[Hashable, Study]" = WeakValueDictionary()  # kept while an explorer uses them
+_ALIKE = ("captured", "means", "prefix", "norms")  # what no option of detection changes
 _LOOK = 1.0  # seconds between two checks of the model's weights, which are read in full
 _T = TypeVar("_T")
 
@@ -54,6 +49,7 @@ class Study:
         hub: the language whose space counts as the shared one.
         sentences: the maximum number of sentences per split.
         position, suffix: which token is read and ablated, as in `capture`.
+        distance, score, top, layers: how neurons are found, as in `detect_steps` (default of top: `usual_top`).
 
     Raises:
         TnkitError: for unknown languages, or if there is only the hub.
@@ -69,9 +65,15 @@ class Study:
         sentences: int = 256,
         position: str = "last",
         suffix: str | None = None,
+        distance: str = "cosine",
+        score: str = "raw",
+        top: int | None = None,
+        layers: Sequence[int] | None = None,
     ) -> None:
-        self.model, self.hub, self.corpus = model, hub, corpus.name
+        self.model, self.hub, self.corpus = model, hub, corpus
         self.reading: dict[str, Any] = {"position": position, "suffix": suffix}
+        self.finding: dict[str, Any] = {"distance": distance, "score": score, "top": top, "layers": layers}
+        self.sentences = sentences
         named = tuple(corpus.languages if languages is None else languages)
         self.languages = (hub, *(name for name in named if name != hub))
         self.texts = {
@@ -81,7 +83,7 @@ class Study:
             raise TnkitError(f"{hub} is the only language and the hub; add another language")
         self.found: dict[tuple[str, str], Detection] = {}
         self._kept: dict[Hashable, Any] = {}
-        self._weights, self._looked = model.weights_hash, time.monotonic()
+        self._weights, self._looked = self._digest(), time.monotonic()
 
     @classmethod
     def of(
@@ -95,7 +97,7 @@ class Study:
     ) -> "Study":
         """The study that all explorers of a model and a corpus share."""
         check_model(model)
-        key = (model, corpus.hash, None if languages is None else tuple(languages), *sorted(options.items()))
+        key = (model, corpus.hash, repr(languages), repr(sorted(options.items())))
         study = _STUDIES.get(key)
         if study is None:
             study = _STUDIES[key] = cls(model, corpus, languages=languages, **options)
@@ -103,16 +105,48 @@ class Study:
         study.found |= found or {}
         return study
 
+    def options(self) -> dict[str, Any]:
+        """What the study was made with, besides the model and the corpus."""
+        given = {"languages": list(self.languages), "hub": self.hub, "sentences": self.sentences}
+        return given | self.reading | self.finding
+
+    @classmethod
+    def usual(cls, corpus: Corpus) -> dict[str, Any]:
+        """What `options` gives for a study of a corpus that is made with no option."""
+        given = {name: option.default for name, option in inspect.signature(cls).parameters.items()}
+        hub = given["hub"]
+        languages = [hub, *(name for name in corpus.languages if name != hub)]
+        return {name: value for name, value in given.items() if name not in ("model", "corpus")} | {
+            "languages": languages
+        }
+
+    def again(self, *, model: Model | None = None, **changes: Any) -> "Study":
+        """The same study with other options; captures that are made alike are shared.
+
+        >>> from tnkit.testing import tiny_corpus, tiny_model
+        >>> study = Study(tiny_model(), tiny_corpus())
+        >>> study.again(distance="euclidean", languages=["en", "ja"]).options()["languages"]
+        ['en', 'ja']
+        """
+        study = Study(model or self.model, self.corpus, **(self.options() | changes))
+        if (study.model, study.reading, study.sentences) == (self.model, self.reading, self.sentences):
+            shared = {key: value for key, value in self._kept.items() if isinstance(key, tuple) and key[0] in _ALIKE}
+            study._kept.update(shared)
+        return study
+
     def weights(self, *, now: bool = False) -> str:
         """A digest of the model now, checked at most once a second unless `now`; a change drops all results."""
         if now or time.monotonic() - self._looked > _LOOK:
-            weights = f"{self.model.weights_hash} {self.model.settings()}"
+            weights = self._digest()
             if weights != self._weights:
                 self._weights = weights
                 self._kept.clear()
                 self.found.clear()
             self._looked = time.monotonic()
         return self._weights
+
+    def _digest(self) -> str:
+        return f"{self.model.weights_hash} {self.model.settings()}"
 
     @property
     def others(self) -> tuple[str, ...]:
@@ -122,7 +156,7 @@ class Study:
     @property
     def top(self) -> int:
         """The default size of a neuron set."""
-        return usual_top(self.model)
+        return self.finding["top"] or usual_top(self.model)
 
     def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
         """The result of a key, computed when it is first asked for."""
@@ -157,7 +191,7 @@ class Study:
         missing = [name for name in languages if any((name, kind) not in self.found for kind in kinds)]
         if not missing:
             return
-        options: dict[str, Any] = {"hub": self.hub, "top": self.top, "cache": True, **self.reading}
+        options = self.finding | {"hub": self.hub, "top": self.top, "cache": True} | self.reading
         for step in detect_steps(self.model, self.texts["train"], missing, KINDS, **options):
             for detection in step.found:
                 self.found.setdefault((detection.language, detection.kind), detection)
@@ -218,28 +252,6 @@ class Study:
             return np.asarray(found, float).mean(axis=1)
 
         return first + int(self.once(("found", language), shares)[first:].argmax())
-
-    def switching_off(self, off: str, languages: Sequence[str]) -> Iterator[str]:
-        """Capture the test sentences with one of `OFFS` switched off, for `switched_off`."""
-        name, _, control = off.partition(" control: ")
-        kind = _KINDS[name]
-        languages = [language for language in languages if language != self.hub]
-        yield from self.detecting(languages, [kind])
-        for language in languages:
-            key = ("off", off, language)
-            if key in self._kept:
-                continue
-            yield f"capturing {language_name(language)} with neurons off"
-            tried = self.controls(language, kind)[control] if control else self.neurons(language, kind)
-            self._kept[key] = self.off(language, drawn(tried, 1)[0], "last")
-
-    def switched_off(self, off: str, languages: Sequence[str]) -> dict[str, Activations]:
-        """The captures of `switching_off`, without the hub."""
-        return {language: self._kept["off", off, language] for language in languages if language != self.hub}
-
-    def has_measured(self, language: str, neurons: Neurons, tokens: str) -> bool:
-        """Whether `measured` has this result already."""
-        return self._measured_key(language, neurons, tokens) in self._kept
 
     def measured(self, language: str, neurons: Neurons, tokens: str) -> dict[str, np.ndarray]:
         """Every measure of `BY_STATES` on a language's test sentences with neurons off, each (layer, sentence)."""

@@ -1,5 +1,6 @@
 // The application: header, ribbon and one of four views, for a notebook's widget and for a page without a kernel.
 
+const CANCELLED = "Cancelled.";
 const VIEWS = { map: ["Map", makeMap], neurons: ["Neurons", makeNeurons], evidence: ["Evidence", makeEvidence], detection: ["Detection", makeDetection] };
 
 const mount = (root, about, source, given) => {
@@ -17,7 +18,7 @@ const mount = (root, about, source, given) => {
   const count = about.test[about.hub].length;
   const app = h("div", { class: "tn-app", lang: "en" },
     h("header", { class: "tn-head" },
-      h("div", { class: "tn-brand" }, h("h2", {}, "Transfer neurons"), h("p", {}, [about.model, about.corpus, `${count} test sentences`, `${store.name(about.hub)} as hub`].join("  ·  "))),
+      h("div", { class: "tn-brand" }, h("h2", {}, "Transfer neurons"), h("p", {}, [about.model, about.corpus, `${count} test sentences`, `${store.name(about.hub)} as hub`, about.form.positions[about.position] ?? about.position, `${about.form.score} ${about.form.distance} scores`].join("  ·  "))),
       h("div", { class: "tn-icons" }, undo, reset, copy, table, picture)),
     h("div", { class: "tn-bar" }, tabs, controls), ribbon.el, status, body);
   fill(root, app);
@@ -52,8 +53,8 @@ const mount = (root, about, source, given) => {
 
   const drawControls = () => {
     const { state } = store, focused = controls.contains(document.activeElement) ? document.activeElement.dataset.name : null;
-    const listed = String(state.size).includes(":");
-    const sizes = [...(listed ? [[state.size, `${state.size.split(",").length} ticked`]] : []), ...about.sizes.map((size) => [size, String(size)])];
+    const named = String(state.size).includes("@") ? `${state.count} towards your circle` : `${String(state.size).split(",").length} ticked`;
+    const sizes = [...(isCount(state.size) ? [] : [[state.size, named]]), ...(about.sizes.includes(Number(state.size)) || !isCount(state.size) ? [] : [[state.size, String(state.size)]]), ...about.sizes.map((size) => [size, String(size)])];
     const pick = (name, convert = (value) => value) => (value) => store.set({ [name]: convert(value) });
     const field = (name, label, options, current, act) => source.offline && options.length < 2
       ? h("span", { class: "tn-field" }, h("span", {}, label), h("b", {}, options[0]?.[1]))
@@ -61,18 +62,23 @@ const mount = (root, about, source, given) => {
     fill(controls, 
       field("language", "Language", about.languages.filter((one) => one.code !== about.hub).map((one) => [one.code, `${one.name} – ${store.name(about.hub)}`]), state.language, pick("language")),
       field("kind", "Type", Object.entries(about.kinds), state.kind, pick("kind")),
-      field("size", "Neurons", sizes, state.size, (value) => store.set(value.includes(":") ? { size: value } : { size: Number(value), count: Number(value) })),
+      field("size", "Neurons", sizes, state.size, (value) => store.set(isCount(value) ? { size: Number(value), count: Number(value) } : { size: value })),
       field("value", "Set to", about.values.map((value) => [value, value]), state.value, pick("value")),
       field("control", "Control", about.controls.map((value) => [value, value]), state.control, pick("control")));
     if (focused) controls.querySelector(`[data-name="${focused}"]`)?.focus();
   };
   const drawStatus = () => {
-    const { text, failed, gone } = store.status, pending = !source.offline && store.asked !== "";
+    const { text, said, gone, job } = store.status, pending = !source.offline && (store.asked !== "" || job);
+    const failed = store.status.failed || (pending ? "" : store.failing);
+    const [, done, total] = text.match(/(\d+) of (\d+)/) ?? [];
+    const bar = total && h("progress", { max: total, value: Math.min(done, total), "aria-label": "Progress" });
     const stale = pending && body.querySelector(".tn-stale") ? " What is shown is of the choice before." : "";
-    app.dataset.state = gone ? "gone" : failed ? "error" : pending ? "computing" : "idle";
+    app.dataset.state = gone ? "gone" : failed ? "error" : pending ? "computing" : store.waiting ? "waiting" : "idle";
     fill(status, ...(gone ? [h("span", { class: "tn-error" }, "The kernel that computed this is gone: run this cell again. What has been computed can still be looked at.")]
-      : failed ? [h("span", { class: "tn-error", role: "alert" }, failed)]
-        : pending ? [h("i", { class: "tn-spinner", "aria-hidden": "true" }), h("span", {}, `${text || "computing"} …${stale}`), h("button", { type: "button", onclick: () => source.cancel() }, "Cancel")] : []));
+      : failed ? [h("span", { class: failed === CANCELLED ? "" : "tn-error", role: "alert" }, `${failed}${body.querySelector(".tn-stale") ? " What is shown is of the choice before." : ""}`),
+        h("button", { type: "button", onclick: () => store.retry() }, "Try again")]
+        : pending ? [h("i", { class: "tn-spinner", "aria-hidden": "true" }), bar, h("span", {}, `${text || "computing"} …${stale}`), h("button", { type: "button", onclick: () => source.cancel() }, "Cancel")]
+          : said ? [h("span", {}, said)] : []));
   };
   const update = () => {
     const { state } = store;
@@ -88,6 +94,7 @@ const mount = (root, about, source, given) => {
       body.setAttribute("aria-label", VIEWS[shown][0]);
     }
     undo.disabled = !store.past.length;
+    store.failing = "";
     drawControls();
     views[shown].update();
     ribbon.update();
@@ -104,7 +111,7 @@ const mount = (root, about, source, given) => {
   query.addEventListener("change", update);
   watch.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light"] });
   app.addEventListener("keydown", (event) => {
-    if ((event.ctrlKey || event.metaKey) && event.key === "z" && event.target.tagName !== "INPUT") { event.preventDefault(); event.stopPropagation(); store.undo(); }
+    if ((event.ctrlKey || event.metaKey) && event.key === "z" && !["INPUT", "TEXTAREA"].includes(event.target.tagName)) { event.preventDefault(); event.stopPropagation(); store.undo(); }
   });
   store.listeners.add(update);
   update();
@@ -134,9 +141,11 @@ const standalone = (chart, store) => {
 const render = ({ model, el }) => {
   let timer = null, mounted = null;
   const source = {
-    offline: false,
+    offline: false, visible: false,
     request(keys) { model.send({ ask: "chunks", keys }); },
     cancel() { model.send({ ask: "cancel" }); },
+    find(options) { model.send({ ask: "found", options }); },
+    save() { model.send({ ask: "save" }); },
     show(state) {
       clearTimeout(timer);
       timer = setTimeout(() => {
@@ -146,28 +155,50 @@ const render = ({ model, el }) => {
       }, 300);
     },
   };
-  mounted = mount(el, model.get("about"), source, model.get("state"));
-  const { store } = mounted;
+  const start = () => { // also when a detection has made another study
+    const focused = el.contains(document.activeElement) ? document.activeElement.dataset.name : null;
+    const gone = mounted?.store.status.gone ?? false;
+    mounted?.close();
+    mounted = mount(el, model.get("about"), source, model.get("state"));
+    mounted.store.status.gone = gone;
+    if (focused) el.querySelector(`[data-name="${CSS.escape(focused)}"]`)?.focus();
+  };
+  start();
   const hear = (message) => {
+    const { store } = mounted, { status } = store;
+    if (message.forget) return store.forget();
     if (message.key && message.chunk) return store.receive(message.key, message.chunk);
-    if ("failed" in message) store.status.failed = message.failed;
-    if ("status" in message) store.status.text = message.status;
-    if (message.done) { store.asked = ""; store.status.text = ""; }
+    if (message.key && "failed" in message && store.asking.includes(message.key)) store.refused.set(message.key, message.failed);
+    else if ("failed" in message) status.failed = message.failed;
+    for (const key of message.cancelled ?? []) { store.refused.set(key, CANCELLED); status.said = CANCELLED; }
+    if ("said" in message) status.said = message.said;
+    if ("status" in message) status.text = message.status;
+    if (message.done) {
+      store.asked = status.text = "";
+      status.job = false;
+      mounted.update(); // and ask again for what another display of this explorer pushed aside
+    }
     mounted.drawStatus();
   };
   const follow = () => {
-    const state = model.get("state");
+    const state = model.get("state"), { store } = mounted;
     if (JSON.stringify(state) !== JSON.stringify(store.state)) store.set({ ...store.first, ...state });
   };
   const gone = new MutationObserver(() => {
     const disconnected = Boolean(el.closest(".jupyter-widgets-disconnected"));
-    if (disconnected !== store.status.gone) { store.status.gone = disconnected; mounted.drawStatus(); }
+    if (disconnected !== mounted.store.status.gone) { mounted.store.status.gone = disconnected; mounted.drawStatus(); }
   });
+  const seen = new IntersectionObserver((entries) => { // what nobody looks at is not computed
+    source.visible = entries.at(-1).isIntersecting;
+    if (source.visible) mounted.update();
+  });
+  seen.observe(el);
   gone.observe(el, { attributes: true, attributeFilter: ["class"] });
   if (el.parentElement) gone.observe(el.parentElement, { attributes: true, attributeFilter: ["class"] });
   model.on("msg:custom", hear);
   model.on("change:state", follow);
-  return () => { model.off("msg:custom", hear); model.off("change:state", follow); gone.disconnect(); clearTimeout(timer); mounted.close(); };
+  model.on("change:about", start);
+  return () => { model.off("msg:custom", hear); model.off("change:state", follow); model.off("change:about", start); gone.disconnect(); seen.disconnect(); clearTimeout(timer); mounted.close(); };
 };
 
 // On a page of its own: all chunks are there.

@@ -78,13 +78,17 @@ const swatch = (look, dark) =>
   s("svg", { class: "tn-swatch", viewBox: "-7 -7 14 14", "aria-hidden": "true" },
     s("path", { d: markerPath(look.marker, 4.6), fill: readable(look.colour, dark) }));
 
+const isCount = (size) => /^\d+$/.test(String(size)); // rather than neurons by name, or towards sentences
 const keyOf = {
-  size: (state) => state.size,
   off: (state, language) =>
     `off|${language}|${state.kind}|${language === state.language ? state.size : keyOf.count(state)}|${state.value}|${state.control}`,
-  count: (state) => (String(state.size).includes(":") ? state.count : state.size),
-  neurons: (state) => `neurons|${state.language}|${state.kind}|${keyOf.count(state)}`,
-  evidence: (state) => `evidence|${state.language}|${state.kind}|${state.size}|${state.value}`,
+  count: (state) => (isCount(state.size) ? state.size : state.count),
+  listed: (state) => (state.group ? `${keyOf.count(state)}@${state.group}` : keyOf.count(state)), // what the table lists
+  neurons: (state) => `neurons|${state.language}|${state.kind}|${keyOf.listed(state)}`,
+  evidence: (state) => `evidence|${state.language}|${state.kind}|${state.size}|${state.value}|${state.scope === "last" ? "last" : "all"}`,
+  own: (state) => `own|${state.language}|${state.kind}|${keyOf.listed(state)}|${state.own}`,
+  said: (state) => state.steering ? `steered|${state.away}|${state.added}|${state.strength}|${state.prompt}`
+    : `said|${state.language}|${state.kind}|${state.size}|${state.value}|${state.scope}|${state.control}|${state.prompt}`,
 };
 
 // One state for all views, what undoes it, and the chunks that have come so far.
@@ -92,19 +96,26 @@ class Store {
   constructor(about, source, given) {
     this.about = about;
     this.source = source;
+    const [other] = about.languages.map((one) => one.code).filter((code) => code !== about.hub);
     this.first = {
-      view: "map", layer: Math.floor(about.layers / 2), language: about.languages.find((one) => one.code !== about.hub).code,
+      view: "map", layer: Math.floor(about.layers / 2), language: other,
       kind: "type1", size: about.size, count: about.size, value: "zero", control: about.controls[0],
       shown: source.offline ? ["untouched", "set"] : ["untouched"], morph: false, colour: "language", hidden: [],
-      joined: false, measure: "", fixed: true, neuron: "", ticked: [],
+      joined: false, measure: "", fixed: true, neuron: "", ticked: [], group: "", own: "",
+      scope: "last", prompt: "", steering: false, away: about.hub, added: other, strength: 1,
     };
     this.state = { ...this.first, ...given };
+    if (isCount(this.state.size)) this.state.count = Number(this.state.size);
     this.past = [];
     this.data = new Map();
     this.listeners = new Set();
     this.wanted = [];
     this.asked = "";
-    this.status = { text: "", failed: "", gone: false };
+    this.refused = new Map(); // what failed or was cancelled, which is not asked for again by itself
+    this.failing = "";
+    this.asking = [];
+    this.waiting = false;
+    this.status = { text: "", said: "", failed: "", gone: false, job: false };
   }
   get language() { return this.look(this.state.language); }
   look(code) { return this.about.languages.find((one) => one.code === code); }
@@ -121,7 +132,17 @@ class Store {
       if (this.past.length > 200) this.past.shift();
     }
     this.state = { ...this.state, ...patch };
-    this.status.failed = "";
+    this.status.failed = this.status.said = "";
+    this.tell();
+  }
+  retry() {
+    this.refused.clear();
+    this.status.failed = this.asked = "";
+    this.tell();
+  }
+  forget() {
+    this.data.clear();
+    this.asked = "";
     this.tell();
   }
   step() { if (this.past.length) this.past.at(-1).at = 0; } // what comes next is undone by itself
@@ -136,14 +157,18 @@ class Store {
   // A chunk, or undefined while it is on its way.
   chunk(key) {
     if (this.data.has(key)) return this.data.get(key);
+    if (this.refused.has(key)) { this.failing ||= this.refused.get(key); return undefined; }
     if (!this.wanted.includes(key)) this.wanted.push(key);
     return undefined;
   }
   // Ask for what the last drawing missed; what is looked at comes first, and what is no longer wanted is dropped.
   ask() {
+    this.waiting = !this.source.offline && !this.source.visible && this.wanted.length > 0;
+    if (this.waiting) { this.wanted = []; return; } // until somebody looks
     const keys = this.wanted.join("\n");
     if (keys !== this.asked) {
       this.asked = keys;
+      this.asking = this.wanted; // a text in a key may have lines
       this.source.request(this.wanted);
     }
     this.wanted = [];

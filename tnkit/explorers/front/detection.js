@@ -3,8 +3,9 @@
 const makeDetection = (store) => {
   const { about } = store;
   const grid = h("div", { class: "tn-grid" });
+  const form = makeForm(store);
   const card = h("aside", { class: "tn-card", "aria-label": "Detection" });
-  const el = h("div", { class: "tn-view tn-detection" }, h("div", { class: "tn-main" }, grid), h("div", { class: "tn-side" }, card));
+  const el = h("div", { class: "tn-view tn-detection" }, h("div", { class: "tn-main" }, !store.source.offline && form.el, grid), h("div", { class: "tn-side" }, card));
   const others = about.languages.filter((one) => one.code !== about.hub);
   const dark = () => el.closest(".tn-app")?.dataset.theme === "dark";
 
@@ -29,6 +30,7 @@ const makeDetection = (store) => {
   };
   const update = () => {
     const { state } = store, sets = store.chunk("sets");
+    form.update();
     if (!sets) return fill(grid, h("p", { class: "tn-wait" }, "Finding neurons …"));
     const most = Math.max(...Object.values(sets).flatMap((set) => set.layers));
     const focused = grid.contains(document.activeElement) ? document.activeElement.dataset.key : null;

@@ -11,7 +11,9 @@ const makeEvidence = (store) => {
   const note = h("p", { class: "tn-soft tn-note" });
   const chart = h("div", { class: "tn-panel tn-chart-panel" }, h("h3", {}, "By layer"), lines);
   const table = h("div", { class: "tn-panel" }, forest, note);
-  const el = h("div", { class: "tn-view tn-evidence" }, bar, head, h("div", { class: "tn-split" }, table, chart));
+  const prompt = makePrompt(store);
+  const measures = h("div", { class: "tn-measures" }, bar, head, h("div", { class: "tn-split" }, table, chart));
+  const el = h("div", { class: "tn-view tn-evidence" }, measures, !store.source.offline && prompt.el);
   let last = null, width = 0;
 
   const label = (name) => name === "the set" ? `${about.kinds[store.state.kind]} set ${verb()}` : name === "none" ? "nothing off" : name;
@@ -62,7 +64,7 @@ const makeEvidence = (store) => {
     let [low, high] = [Math.min(...values), Math.max(...values)];
     if (isShare(key)) [low, high] = [0, 1];
     const pad = (high - low || 1) * 0.06, x = (value) => (100 * (value - low + pad)) / (high - low + 2 * pad);
-    const digits = key.startsWith("nats") ? 3 : 3;
+    const digits = 3;
     const head_ = ["condition", "draws", "", "mean", "95 % interval", "set − this", "95 % interval", "p, sentences", "p, sets"];
     const body = rows.map((row) => {
       const name = role(row.name), own = row.name === "the set";
@@ -76,8 +78,8 @@ const makeEvidence = (store) => {
     });
     const where = measure.layers.length === 1 ? "" : ` at layer ${layer}`;
     fill(forest, h("h3", {}, `${measure.name}${where}`), h("div", { class: "tn-scroll", tabindex: 0, role: "region", "aria-label": "Conditions" },
-      h("table", {}, h("thead", {}, h("tr", {}, head_.map((name, at_) => h("th", { scope: "col", class: at_ === 0 || at_ === 2 ? "" : "tn-number" }, name)))), h("tbody", {}, body))));
-    note.textContent = `n = ${measure.sentences} ${measure.layers.length === 1 ? "test sentences; every token is changed" : "test sentences that found no neuron; the last token is changed"}. Intervals: bootstrap over sentences and draws. p, sentences: these very sets, sign flips of each sentence's difference. p, sets: the set among the draws of a random control, at least 1 / (1 + draws).`
+      h("table", {}, h("thead", {}, h("tr", {}, head_.map((name, at_) => h("th", { scope: "col", class: at_ === 0 || at_ === 2 ? "" : "tn-number" }, name || h("span", { class: "tn-spoken" }, "drawn"))))), h("tbody", {}, body))));
+    note.textContent = `n = ${measure.sentences} ${measure.layers.length === 1 ? "test sentences; every token is changed" : `test sentences that found no neuron; ${last.scope === "all" ? "every token is" : "the last token is"} changed`}. Intervals: bootstrap over sentences and draws. p, sentences: these very sets, sign flips of each sentence's difference. p, sets: the set among the draws of a random control, at least 1 / (1 + draws).`
       + (measure.layers.length > 1 ? (store.state.fixed ? ` Layer ${layer} was chosen on ${measure.chosen_on}.` : " This layer was chosen by looking: the p-values are not corrected for that.") : "");
     const by = Object.fromEntries(rows.map((row) => [row.name, row]));
     const rivals = rows.filter((row) => role(row.name) === "control" && row.seeds > 1).map((row) => row.mean[n]);
@@ -97,24 +99,25 @@ const makeEvidence = (store) => {
   };
 
   const update = () => {
-    const { state } = store, chunk = store.chunk(keyOf.evidence(state));
+    const { state } = store;
+    if (!store.source.offline) prompt.update(); // first, for it takes seconds
+    const chunk = store.chunk(keyOf.evidence(state));
     last = chunk ?? last;
-    el.classList.toggle("tn-stale", !chunk && Boolean(last));
+    measures.classList.toggle("tn-stale", !chunk && Boolean(last));
     if (!last) {
       fill(bar);
       fill(head, h("p", { class: "tn-wait" }, store.source.offline ? "This page holds no evidence for this set; open the explorer in a notebook." : "Measuring the set and its controls …"));
       chart.hidden = table.hidden = true;
       return;
     }
-    if (!chunk) { el.dataset.stale = "computing: what is shown is of the set before"; return; }
-    delete el.dataset.stale;
+    if (!chunk) return;
     chart.hidden = table.hidden = false;
     const key = chosenMeasure(chunk), measure = chunk.measures[key];
-    const focused = bar.contains(document.activeElement) ? [...bar.querySelectorAll("button")].indexOf(document.activeElement) : -1;
-    fill(bar, segments("Measure", Object.entries(chunk.measures).map(([name, one]) => [name, one.name]), key, (name) => store.set({ measure: name })),
+    const focused = bar.contains(document.activeElement) ? [...bar.querySelectorAll("button, select")].indexOf(document.activeElement) : -1;
+    fill(bar, !store.source.offline && chooser("Changed at", SCOPES, state.scope, (scope) => store.set({ scope }), { "data-name": "scope" }), segments("Measure", Object.entries(chunk.measures).map(([name, one]) => [name, one.name]), key, (name) => store.set({ measure: name })),
       h("div", { class: "tn-grow" }),
       measure.layers.length > 1 && segments("Layer of the table", [[true, `layer ${measure.chosen}, chosen on ${measure.chosen_on}`], [false, `layer ${clamp(state.layer, measure.layers[0], measure.layers.at(-1))}, of the ribbon`]], state.fixed, (fixed) => store.set({ fixed })));
-    if (focused >= 0) bar.querySelectorAll("button")[focused]?.focus();
+    if (focused >= 0) bar.querySelectorAll("button, select")[focused]?.focus();
     chart.hidden = measure.layers.length === 1;
     el.querySelector(".tn-split").classList.toggle("tn-one", chart.hidden);
     drawForest(key, measure);

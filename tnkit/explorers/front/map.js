@@ -368,7 +368,10 @@ const makeMap = (store) => {
     const dark = el.closest(".tn-app")?.dataset.theme === "dark";
     const one = hovered ?? pinned;
     if (one) return fill(card, ...sentenceCard(one, dark));
-    if (picked) return fill(card, ...listCard("In the lasso", [...picked].map((key) => { const [code, n] = key.split("|"); return { code, sentence: Number(n) }; }), dark));
+    if (picked) {
+      const listed = [...picked].map((key) => { const [code, n] = key.split("|"); return { code, sentence: Number(n) }; });
+      return fill(card, ...listCard("In the lasso", listed, dark));
+    }
     if (found?.size) return fill(card, ...listCard("Found", [...found].map((n) => ({ code: codes.find((code) => about.test[code][n].toLowerCase().includes(search.value.trim().toLowerCase())), sentence: n })), dark));
     const plane = store.data.get("plane");
     fill(card, 
@@ -387,7 +390,7 @@ const makeMap = (store) => {
     const language = code === about.hub ? store.state.language : code;
     const rows = [["untouched", plane?.hits[language]], ["set off", off(language)?.set.hits], ["control off", off(language)?.control.hits]].filter(([, hit]) => hit);
     return [
-      h("h3", {}, `Sentence ${about.ids[sentence]}`, pinned && !hovered && h("span", { class: "tn-pin" }, "kept")),
+      h("h3", {}, `Sentence ${about.ids[sentence]}`, pinned?.sentence === sentence && pinned.code === code && h("span", { class: "tn-pin" }, "kept")),
       text(code, sentence, dark), h("hr", {}), ...others.map((one) => text(one, sentence, dark)),
       rows.length > 0 && h("div", { class: "tn-found" },
         h("h4", {}, `Is its ${store.name(about.hub)} translation the nearest? ${store.name(language)}, by layer`),
@@ -397,11 +400,20 @@ const makeMap = (store) => {
             h("i", { class: `${hit(layer, sentence) ? "on" : ""} ${layer === store.state.layer ? "here" : ""}`, title: `layer ${layer}: ${hit(layer, sentence) ? "yes" : "no"}` })))))),
     ];
   };
+  // The neurons that move the language most towards the mean of what is circled.
+  const score = (listed) => {
+    const rows = codes.map((code) => [code, ...listed.filter((one) => one.code === code).map((one) => one.sentence)]).filter((row) => row.length > 1);
+    const kind = about.kinds[store.state.kind], language = store.language.name;
+    return store.source.offline ? [] : [h("p", { class: "tn-act" }, h("button", { type: "button", "data-name": "towards",
+      title: `the neurons of ${kind === "Type-1" ? "early" : "late"} layers that move sentences in ${language} most towards the mean of these, untouched`,
+      onclick: () => store.set({ group: rows.map((row) => row.join(".")).join(";"), view: "neurons" }) }, `Which neurons move ${language} here?`))];
+  };
   const listCard = (title, listed, dark) => {
     const counts = codes.map((code) => [code, listed.filter((one) => one.code === code).length]).filter(([, n]) => n);
     return [
       h("h3", {}, `${title}: ${listed.length}`),
       h("p", { class: "tn-soft" }, counts.map(([code, n]) => `${store.name(code)} ${n}`).join(" · ")),
+      ...score(listed),
       h("ul", { class: "tn-list" }, listed.slice(0, 120).map((one) => h("li", {}, h("button", { type: "button", onclick: () => { pinned = one; picked = null; tell(); request(); } },
         swatch(store.look(one.code), dark), h("span", { lang: one.code, dir: "auto" }, about.test[one.code][one.sentence]))))),
     ];

@@ -14,20 +14,36 @@ const makeNeurons = (store) => {
   const scroll = h("div", { class: "tn-table", tabindex: -1 });
   const foot = h("div", { class: "tn-legend" });
   const card = h("aside", { class: "tn-card", "aria-label": "Neuron" });
+  const about_group = h("div", { class: "tn-tools-row tn-group" });
+  const area = h("textarea", { rows: 2, placeholder: "Your own text: what does each neuron do at its tokens?", "aria-label": "Your own text", "data-name": "own" });
+  const read = () => { store.refused.delete(keyOf.own({ ...store.state, own: area.value })); store.set({ own: area.value.trim() }); };
+  const form = h("div", { class: "tn-own" }, area, h("div", { class: "tn-icons" },
+    h("button", { type: "button", "data-name": "read", onclick: read }, "Read"),
+    h("button", { type: "button", "data-name": "unread", onclick: () => { area.value = ""; store.set({ own: "" }); } }, "Clear text")));
+  area.value = store.state.own;
+  keepKeys(area, read);
   const el = h("div", { class: "tn-view tn-neurons" },
-    h("div", { class: "tn-main" }, bar, scroll, foot), h("div", { class: "tn-side" }, card));
+    h("div", { class: "tn-main" }, about_group, bar, scroll, foot), h("div", { class: "tn-side" }, !store.source.offline && form, card));
   let by = "rank", down = false, wanted = { flags: [], only: false, here: false }, drawnFor = "";
 
   const nameOf = (row) => `${row.layer}:${row.neuron}`;
+  const own = () => (store.state.own ? store.chunk(keyOf.own(store.state)) : undefined);
+  const special = (token) => /^<.*>$/.test(token.trim());
+  // The value at the token of one's own text where it is largest.
+  const peak = (row) => {
+    const said = own();
+    const values = said?.values[nameOf(row)]?.filter((_, at) => !special(said.tokens[at]));
+    return values?.length ? values.reduce((most, value) => (Math.abs(value) > Math.abs(most) ? value : most)) : null;
+  };
   const rowsOf = (chunk) => {
     const text = filter.value.trim().toLowerCase();
-    const listed = chunk.rows.map((row, at) => ({ ...row, rank: at + 1 })).filter((row) =>
+    const listed = chunk.rows.map((row, at) => ({ ...row, rank: at + 1, own: peak(row) })).filter((row) =>
       (!wanted.here || row.layer === store.state.layer)
       && (!wanted.only || row.shared.length === 0)
       && wanted.flags.every((flag) => row.flags.includes(flag))
       && (!text || [`${row.layer}`, `${row.neuron}`, `${row.layer}:${row.neuron}`].includes(text)
         || [...row.raises, ...row.lowers].some((word) => word.toLowerCase().includes(text)) || row.flags.some((flag) => flag.includes(text))));
-    const value = (row) => by in row ? (Array.isArray(row[by]) ? row[by].length : row[by]) : row.values[chunk.columns.indexOf(by)];
+    const value = (row) => by === "own" ? Math.abs(row.own ?? 0) : by in row ? (Array.isArray(row[by]) ? row[by].length : row[by]) : row.values[chunk.columns.indexOf(by)];
     return listed.sort((a, b) => (down ? value(b) - value(a) : value(a) - value(b)) || a.rank - b.rank);
   };
   // Mean activation in each language, around zero.
@@ -47,7 +63,7 @@ const makeNeurons = (store) => {
   const tick = (name, on) => store.set({ ticked: on ? [...store.state.ticked, name] : store.state.ticked.filter((one) => one !== name) });
   const drawTable = (chunk, dark) => {
     const { state } = store, rows = rowsOf(chunk);
-    const columns = [["rank", "#"], ["layer", "layer"], ["neuron", "neuron"], ["score", "score"], ...chunk.columns.map((name) => [name, name]), ["means", "mean by language"], ["shared", "also of"], ["flags", "flags"]];
+    const columns = [["rank", "#"], ["layer", "layer"], ["neuron", "neuron"], ["score", "score"], ...(own() ? [["own", "your text"]] : []), ...chunk.columns.map((name) => [name, name]), ["means", "mean by language"], ["shared", "also of"], ["flags", "flags"]];
     const focus = scroll.contains(document.activeElement) ? document.activeElement.closest("[data-focus]")?.dataset.focus : null;
     const head = h("tr", {}, h("th", { scope: "col" }, h("span", { class: "tn-spoken" }, "tick")), columns.map(([key, name]) => {
       const sorted = by === key;
@@ -61,7 +77,7 @@ const makeNeurons = (store) => {
       return h("tr", { "aria-selected": String(chosen), tabindex: chosen ? 0 : -1, "data-name": name, "data-focus": name, onclick: (event) => { if (event.target.type !== "checkbox") choose(name); } },
         h("td", {}, h("input", { type: "checkbox", "aria-label": `tick layer ${row.layer}, neuron ${row.neuron}`, checked: state.ticked.includes(name), "data-focus": `tick ${name}`, onchange: (event) => tick(name, event.target.checked) })),
         h("td", { class: "tn-number tn-soft" }, row.rank), h("td", { class: "tn-number" }, row.layer), h("td", { class: "tn-number" }, row.neuron),
-        h("td", { class: "tn-number" }, number(row.score, 4)), row.values.map((value) => h("td", { class: "tn-number" }, number(value, 2))),
+        h("td", { class: "tn-number" }, number(row.score, 4)), own() && h("td", { class: "tn-number" }, number(row.own, 2)), row.values.map((value) => h("td", { class: "tn-number" }, number(value, 2))),
         h("td", {}, spark(row, dark)),
         h("td", { class: "tn-dots" }, codes.filter((code) => row.shared.includes(code)).map((code) => swatch(store.look(code), dark)),
           h("span", { class: "tn-spoken" }, row.shared.map((code) => store.name(code)).join(", "))),
@@ -100,16 +116,23 @@ const makeNeurons = (store) => {
   filter.addEventListener("keydown", (event) => event.stopPropagation());
 
   // Each token on a ground as strong as the neuron's activation there.
+  const strength = (row, values) => Math.max(...row.top.map((one) => Math.abs(one[2])), ...(values ?? []).slice(1).map(Math.abs), 1e-9);
+  const spans = (tokens, values, most) => tokens.map((token, place) => {
+    const outside = special(token);
+    const share = clamp(Math.abs(values[place]) / most, 0, 1);
+    return h("span", { class: outside ? "tn-token tn-special" : "tn-token", title: `${token.trim() || "␣"}: ${number(values[place], 2)}`,
+      style: outside ? null : `--share:${(100 * share).toFixed(0)}%;--tone:var(${values[place] >= 0 ? "--tn-plus" : "--tn-minus"})` }, outside ? token.replace(/[<>]/g, "") : token);
+  });
+  const ownStrip = (row) => {
+    const said = own(), values = said?.values[nameOf(row)];
+    if (!values) return [];
+    return [h("h4", {}, "Your text, token by token"), h("div", { class: "tn-strip-head" }, h("span", { class: "tn-of" }, "largest"), h("b", {}, number(peak(row), 2))),
+      h("p", { dir: "auto", class: "tn-strip tn-own-strip" }, spans(said.tokens, values, strength(row, values)))];
+  };
   const strip = (chunk, row, [language, sentence, value], at) => {
     const values = row.strips[at];
-    const most = Math.max(...row.top.map((one) => Math.abs(one[2])), ...(values ?? []).slice(1).map(Math.abs), 1e-9);
     const tokens = chunk.tokens[`${language}|${sentence}`];
-    const shown = tokens && values ? tokens.map((token, place) => {
-      const special = /^<.*>$/.test(token.trim());
-      const share = clamp(Math.abs(values[place]) / most, 0, 1);
-      return h("span", { class: special ? "tn-token tn-special" : "tn-token", title: `${token.trim() || "␣"}: ${number(values[place], 2)}`,
-        style: special ? null : `--share:${(100 * share).toFixed(0)}%;--tone:var(${values[place] >= 0 ? "--tn-plus" : "--tn-minus"})` }, special ? token.replace(/[<>]/g, "") : token);
-    }) : about.train[language][sentence];
+    const shown = tokens && values ? spans(tokens, values, strength(row, values)) : about.train[language][sentence];
     const translation = codes.includes(about.hub) && language !== about.hub ? about.train[about.hub][sentence] : null;
     return h("li", {}, h("div", { class: "tn-strip-head" }, swatch(store.look(language), dark_()), h("span", { class: "tn-of" }, store.name(language)), h("b", {}, number(value, 2))),
       h("p", { lang: language, dir: "auto", class: "tn-strip" }, shown), translation && h("p", { class: "tn-soft tn-translation", lang: about.hub }, translation));
@@ -118,19 +141,40 @@ const makeNeurons = (store) => {
   const drawCard = (chunk) => {
     const row = chunk.rows.find((one) => nameOf(one) === store.state.neuron) ?? chunk.rows[0];
     if (!row) return fill(card, h("p", {}, "There are no neurons."));
-    const most = Math.max(...row.means.map(Math.abs), 1e-9);
+    const ends = row.spread.flat(), low = Math.min(0, ...ends), reach = Math.max(0, ...ends) - low || 1;
+    const x = (value) => `${(2 + (96 * (value - low)) / reach).toFixed(2)}%`, wide = (from, to) => `${((96 * (to - from)) / reach).toFixed(2)}%`;
+    const box = (code, at) => {
+      const [least, lower, middle, upper, largest] = row.spread[at], colour = readable(store.look(code).colour, dark_());
+      return s("svg", { class: "tn-box", height: 15, width: "100%", role: "img", "aria-label": `${store.name(code)}: median ${number(middle, 2)}, half of the sentences from ${number(lower, 2)} to ${number(upper, 2)}` },
+        s("line", { class: "tn-axis", x1: x(0), x2: x(0), y1: 0, y2: 15 }), s("line", { x1: x(least), x2: x(largest), y1: 7.5, y2: 7.5, stroke: colour, "stroke-width": 1.5 }),
+        s("rect", { x: x(lower), width: wide(lower, upper), y: 2.5, height: 10, rx: 1.5, fill: colour, "fill-opacity": 0.45 }), s("line", { x1: x(middle), x2: x(middle), y1: 1, y2: 14, stroke: colour, "stroke-width": 2.5 }));
+    };
     const words = (title, list) => list.length > 0 && h("div", { class: "tn-words" }, h("h4", {}, title), h("p", {}, list.map((word) => h("code", {}, word.replace("\n", "⏎")))));
     fill(card, 
       h("h3", {}, `Layer ${row.layer}, neuron ${row.neuron}`),
       h("p", { class: "tn-soft" }, `${about.kinds[store.state.kind]} of ${store.language.name}`, row.score !== null && `, score ${number(row.score, 4)}`, chunk.columns.map((name, at) => `, ${name} ${number(row.values[at], 2)}`).join("")),
-      h("h4", {}, "Mean activation at the token that is read"),
+      ...ownStrip(row),
+      h("h4", {}, "Activation at the token that is read: median, half and 90 % of the sentences; mean"),
       h("div", { class: "tn-means" }, codes.map((code, at) => h("div", {}, h("span", {}, swatch(store.look(code), dark_()), store.name(code)),
-        h("i", { class: row.means[at] < 0 ? "tn-negative" : "", style: `--size:${(100 * Math.abs(row.means[at])) / most}%;--tone:${readable(store.look(code).colour, dark_())}` }), h("b", {}, number(row.means[at], 2))))),
+        box(code, at), h("b", {}, number(row.means[at], 2))))),
       h("h4", {}, "Strongest sentences, token by token"), h("ul", { class: "tn-strips" }, row.top.map((one, at) => strip(chunk, row, one, at))),
       words("When positive, it raises", row.raises), words("and lowers", row.lowers));
   };
+  const drawGroup = () => {
+    const { state } = store, kept = about_group.contains(document.activeElement) ? document.activeElement.dataset.name : null;
+    about_group.hidden = !state.group;
+    if (!state.group) return fill(about_group);
+    const circled = state.group.split(";").map((row) => row.split("."));
+    const named = circled.map(([code, ...numbers]) => `${store.name(code)} ${numbers.length}`).join(", ");
+    fill(about_group, h("p", {}, `Neurons that move ${store.language.name} most towards the mean of the circled test sentences (${named}), untouched.`), h("div", { class: "tn-grow" }), h("div", { class: "tn-icons" },
+      h("button", { type: "button", "data-name": "all", title: "measured on test sentences, of which the circled ones set the target", onclick: () => store.set({ size: keyOf.listed(state), view: "evidence", fixed: true }) }, "Switch all of them off"),
+      h("button", { type: "button", "data-name": "set", onclick: () => store.set({ group: "" }) }, `Back to the ${about.kinds[state.kind]} set`)));
+    if (kept) about_group.querySelector(`[data-name="${kept}"]`)?.focus();
+  };
   const update = (table = false) => {
     const { state } = store, chunk = store.chunk(keyOf.neurons(state));
+    drawGroup();
+    own();
     const flag = (name) => h("button", { type: "button", "aria-pressed": String(wanted.flags.includes(name)), title: FLAGS[name], "data-name": name,
       onclick: () => { wanted.flags = wanted.flags.includes(name) ? wanted.flags.filter((one) => one !== name) : [...wanted.flags, name]; update(true); } }, name);
     const focused = bar.contains(document.activeElement) && document.activeElement !== filter ? document.activeElement.dataset.name : null;
@@ -152,6 +196,7 @@ const makeNeurons = (store) => {
     }
     el.classList.remove("tn-stale");
     const rows = drawTable(chunk, dark_());
+    if (document.activeElement !== area && area.value.trim() !== state.own && state.own) area.value = state.own;
     fill(foot, h("span", { class: "tn-soft" }, `${rows.length} of ${chunk.rows.length} neurons, on training sentences. `, "Space ticks a row."),
       ...about.languages.map((one) => h("span", { class: "tn-chip tn-plain" }, swatch(one, dark_()), one.name)));
     drawCard(chunk);

@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from scipy.linalg import orthogonal_procrustes
 from sklearn.decomposition import PCA
 
@@ -37,6 +38,11 @@ def explorer(tmp_path, monkeypatch, request):
     opened.sent = sent
     request.addfinalizer(opened.close)
     return opened
+
+
+def states_of(language):
+    """The untouched states of the test sentences, (layer, sentence, hidden)."""
+    return states(language).post
 
 
 def states(language, neurons=()):
@@ -100,7 +106,7 @@ def test_retrieval_of_the_ribbon_and_the_sentences_is_that_of_geometry(chunks):
 
 @pytest.mark.parametrize("value", ["zero", "mean of English"])
 def test_evidence_is_what_ablate_measures(chunks, value):
-    measures = chunks.now(f"evidence|ja|type1|9|{value}")["measures"]
+    measures = chunks.now(f"evidence|ja|type1|9|{value}|last")["measures"]
     neurons = chunks.study.neurons("ja", "type1")
     rivals = {"same layers": tn.controls(neurons)["same layers"]}
     english = tn.capture(tiny_model(), tiny_corpus()["train"]["en"], progress=False)
@@ -117,14 +123,14 @@ def test_evidence_is_what_ablate_measures(chunks, value):
 
 
 def test_layers_before_the_first_ablated_one_are_left_out(chunks):
-    chunk = chunks.now("evidence|ja|type1|2:5,3:17|zero")
+    chunk = chunks.now("evidence|ja|type1|2:5,3:17|zero|last")
     assert chunk["first"] == 2 and chunk["size"] == 2
     assert all(measure["layers"] == [2, 3] for measure in chunk["measures"].values())
     assert all(measure["chosen"] in (2, 3) for measure in chunk["measures"].values())
 
 
 def test_type2_has_nats_of_the_language_and_of_the_hub(chunks):
-    measures = chunks.now("evidence|ja|type2|9|zero")["measures"]
+    measures = chunks.now("evidence|ja|type2|9|zero|last")["measures"]
     neurons = chunks.study.neurons("ja", "type2")
     assert list(measures)[:2] == ["nats|ja", "nats|en"]
     for language in ("ja", "en"):
@@ -146,6 +152,8 @@ def test_neurons_have_their_values_at_every_token(chunks):
         assert row["values"][0] == pytest.approx(eta2[pair], abs=1e-4)
         values = {name: one.of_neurons(pair[0], [pair[1]])[:, 0] for name, one in captured.items()}
         assert row["means"] == pytest.approx([float(values[name].mean()) for name in LANGUAGES], abs=1e-3)
+        middle = [float(np.median(values[name])) for name in LANGUAGES]
+        assert [spread[2] for spread in row["spread"]] == pytest.approx(middle, abs=1e-3)
         language, sentence, value = row["top"][0]
         assert value == pytest.approx(max(float(one.abs().max()) for one in values.values()) * np.sign(value), abs=1e-3)
         assert value == pytest.approx(float(values[language][sentence]), abs=1e-3)
@@ -154,36 +162,215 @@ def test_neurons_have_their_values_at_every_token(chunks):
         assert language not in row["shared"] or language != "ja"
 
 
+@pytest.mark.parametrize(("value", "scope"), [("zero", "all"), ("mean of English", "all"), ("0.5 × itself", "last")])
+def test_evidence_at_every_token_is_what_ablate_measures(chunks, value, scope):
+    neurons = chunks.study.neurons("ja", "type1")
+    english = tn.capture(tiny_model(), tiny_corpus()["train"]["en"], progress=False)
+    how = {"zero": {}, "mean of English": {"value": "mean", "of": {"en": english}}}.get(value, {"scale": 0.5})
+    options = {"language": "ja", "tokens": scope, "measure": "similarity", "seeds": 1, "progress": False}
+    expected = tn.ablate(tiny_model(), tiny_corpus()["test"], neurons, controls={}, **options, **how).to_frame()
+    measure = chunks.now(f"evidence|ja|type1|9|{value}|{scope}")["measures"]["similarity"]
+    rows = {row["name"]: row for row in measure["conditions"]}
+    for place, layer in enumerate(measure["layers"]):
+        for name in ("none", "the set"):
+            assert rows[name]["mean"][place] == pytest.approx(expected.loc[(layer, name), "mean"], abs=2e-3)
+
+
+@pytest.mark.parametrize("scope", ["last", "prompt", "all"])
+def test_a_prompt_is_continued_as_behaviour_continues_it(chunks, scope):
+    prompt = "Il | gatto"  # with the sign that parts the words of a key
+    chunk = chunks.now(f"said|it|type1|9|zero|{scope}|lowest scores|{prompt}")
+    neurons, model = chunks.study.neurons("it", "type1"), tiny_model()
+    rival = tn.detect(model, tiny_corpus(), language="it", top=9, progress=False).scores.bottom(9)
+    how = {"tokens": scope, "max_new_tokens": 25, "languages": LANGUAGES, "progress": False}
+    said = tn.behaviour.continuations(model, [prompt], neurons=neurons, controls={"it": rival}, seeds=1, **how)
+    expected = [(said.before, said.before_languages), (said.after, said.after_languages)]
+    expected.append((said.controls["it"][0].after, said.controls["it"][0].after_languages))
+    assert [((row["text"],), (row["language"],)) for row in chunk["rows"]] == expected
+    assert [row["role"] for row in chunk["rows"]] == ["untouched", "set", "control"]
+    assert chunk["rows"][1]["count"] == said.count > 0 and chunk["prompt"] == prompt
+    assert chunk["settings"]["scope"] == scope and chunk["settings"]["control"] == "lowest scores"
+
+
+def test_one_language_is_taken_away_and_another_added(chunks):
+    model, texts = tiny_model(), tiny_corpus()["train"]
+    means = {name: tn.capture(model, texts[name], position="mean", progress=False) for name in ("it", "ja")}
+    italian, japanese = (chunks.study.neurons(name, "type2") for name in ("it", "ja"))
+    put = tn.Intervention(italian, add=2.0, of=means["it"], minus=means["ja"])
+    how = {"tokens": "all", "max_new_tokens": 25, "languages": LANGUAGES, "progress": False}
+    said = tn.behaviour.continuations(model, ["Hello"], neurons=[tn.Intervention(japanese - italian), put], **how)
+    rows = chunks.now("steered|ja|it|2|Hello")["rows"]
+    assert [row["role"] for row in rows] == ["untouched", "set", "control", "control"]
+    assert (rows[0]["text"], rows[1]["text"]) == (said.before[0], said.after[0])
+    assert rows[0]["text"] != rows[1]["text"]
+    assert len({row["text"] for row in chunks.now("steered|ja|it|0|Hello")["rows"]}) == 1  # of strength 0 nothing comes
+
+
+@pytest.mark.parametrize("key", ["steered|ja|ja|1|Hi", "steered|en|it|9|Hi", "said|it|type1|9|zero|last|uniform| "])
+def test_a_prompt_or_steering_that_cannot_be_is_refused(chunks, key):
+    with pytest.raises(tn.TnkitError, match=r"both taken away|from 0 to 4|prompt is empty"):
+        chunks.now(key)
+
+
+def test_the_tokens_of_ones_own_text_have_the_activations_of_a_forward_pass(chunks, monkeypatch):
+    text, model = "Ciao | mondo", tiny_model()
+    chunk = chunks.now(f"own|it|type1|9|{text}")
+    ids = model.tokenizer(text, return_tensors="pt")["input_ids"]
+    assert len(chunk["tokens"]) == ids.shape[1]
+    held = {}
+    layers = model.module.model.layers
+    hooks = [
+        layer.mlp.down_proj.register_forward_pre_hook(lambda _, args, at=at: held.__setitem__(at, args[0][0]))
+        for at, layer in enumerate(layers)
+    ]
+    with torch.inference_mode():
+        model.module(ids)
+    for hook in hooks:
+        hook.remove()
+    for layer, neuron in chunks.study.neurons("it", "type1"):
+        expected = held[layer][:, neuron].numpy()
+        assert np.allclose(chunk["values"][f"{layer}:{neuron}"], expected, atol=6e-3)
+    monkeypatch.setattr("tnkit.explorers.neuron_rows._OWN", 9)
+    with pytest.raises(tn.TnkitError, match="the text has 12 tokens; write one of at most 9"):
+        chunks.now("own|it|type1|9|Ciao, mondo")
+
+
+def test_neurons_towards_circled_sentences_are_those_of_the_highest_scores(chunks):
+    """By another route: scores from the captured states, towards the mean of these sentences as a centroid."""
+    chosen = chunks.chosen("ja", "type1", "7@en.0.3;it.2")
+    states = [states_of(language)[:, numbers] for language, numbers in (("en", [0, 3]), ("it", [2]))]
+    target = tn.Centroids(torch.cat(states, dim=1).mean(dim=1), (0, 1, 2, 3))
+    captured = tn.capture(tiny_model(), tiny_corpus()["train"]["ja"], progress=False)
+    scores = tn.score_neurons(tiny_model(), captured, target, layers=chunks.study.found["ja", "type1"].scores.layers)
+    assert chosen.pairs == scores.top(7).pairs
+    assert chosen.scores == pytest.approx(scores.top(7).scores, abs=1e-6)
+    assert chosen.pairs != chunks.study.neurons("ja", "type1", 7).pairs
+    rows = chunks.now("neurons|ja|type1|7@en.0.3;it.2")["rows"]
+    assert [(row["layer"], row["neuron"]) for row in rows] == list(chosen.pairs)
+
+
+@pytest.mark.parametrize("size", ["x", "3:17:2", "9:9999", "3@zz.1", "3@ja.999", "9999", ""])
+def test_a_size_that_names_no_neurons_is_refused(chunks, size):
+    chunks.now("sets")
+    with pytest.raises(tn.TnkitError):
+        chunks.chosen("ja", "type1", size)
+
+
+def test_a_detection_makes_a_study_that_all_views_show(explorer):
+    explorer.state = {**explorer.state, "view": "detection", "language": "ja", "layer": 3, "prompt": "Hi"}
+    before = explorer.about
+    options = {"score": "centred", "top": 7, "hub": "it", "languages": ["ja", "en"], "distance": "cosine"}
+    explorer._hear(None, {"ask": "found", "options": {**options, "model": before["model"], "layers": [1, 3]}}, [])
+    assert explorer.errors == [] and explorer.sent[-1] == {"done": True}
+    texts = tiny_corpus()["train"]
+    how = {"hub": "it", "top": 7, "score": "centred", "layers": [1, 2, 3], "progress": False}
+    expected = tn.detect_all(tiny_model(), {name: texts[name] for name in ("it", "ja", "en")}, **how)
+    assert {key: one.neurons.pairs for key, one in explorer.result.items()} == {
+        key: one.neurons.pairs for key, one in expected.items()
+    }
+    state, about = explorer.state, explorer.about
+    assert (state["language"], state["layer"], state["size"], state["prompt"]) == ("ja", 3, 7, "Hi")
+    assert about["hub"] == "it" and about["form"]["score"] == "centred" and about["form"]["layers"] == [1, 3]
+    written = f"tn.explore(tiny_model(), tiny_corpus(), {', '.join(about['options'])})"  # by "Copy as code"
+    again = eval(written)
+    assert again.study.options() == explorer.study.options()
+    assert explorer.chunks.now("sets")["en|type1"]["searched"] == [1, 3]
+
+
+def test_a_detection_that_fails_or_is_cancelled_keeps_the_old_one(explorer):
+    explorer._hear(None, {"ask": "found", "options": {"top": 10**6}}, [])
+    assert "top" in explorer.errors[0] or "neurons" in explorer.errors[0]
+    study = explorer.study
+
+    async def use():
+        explorer._hear(None, {"ask": "found", "options": {"distance": "euclidean"}}, [])
+        while not any("sentences" in message.get("status", "") for message in explorer.sent):
+            await asyncio.sleep(0.001)
+        explorer._hear(None, {"ask": "cancel"}, [])
+        await asyncio.wait_for(explorer._task, 60)
+
+    asyncio.run(use())
+    assert explorer.study is study and explorer.about["form"]["distance"] == "cosine"
+
+
+def test_views_are_looked_at_while_a_detection_runs(explorer):
+    async def use():
+        explorer._hear(None, {"ask": "found", "options": {"distance": "euclidean"}}, [])
+        while not any("status" in message for message in explorer.sent):
+            await asyncio.sleep(0.001)
+        explorer._hear(None, {"ask": "chunks", "keys": ["plane"]}, [])
+        await asyncio.wait_for(explorer._task, 60)
+
+    asyncio.run(use())
+    assert [message["key"] for message in explorer.sent if "chunk" in message] == ["plane"]
+    assert explorer.study.finding["distance"] == "euclidean" and len(explorer.result) == 4
+
+
 def test_what_is_asked_for_last_is_computed_and_the_rest_is_dropped(explorer):
     async def use():
-        explorer._hear(None, {"ask": "chunks", "keys": ["plane", "evidence|ja|type1|9|zero"]}, [])
+        explorer._hear(None, {"ask": "chunks", "keys": ["plane", "evidence|ja|type1|9|zero|last"]}, [])
         await asyncio.sleep(0.01)
         explorer._hear(None, {"ask": "chunks", "keys": ["plane", "sets"]}, [])
         await asyncio.wait_for(explorer._task, 60)
 
     asyncio.run(use())
-    assert [message["key"] for message in explorer.sent if "key" in message] == ["plane", "sets"]
+    assert [message["key"] for message in explorer.sent if "chunk" in message] == ["plane", "sets"]
     assert explorer.sent[-1] == {"done": True}
     json.dumps(explorer.sent)
 
 
+def test_what_is_looked_at_goes_before_what_was_begun_and_this_goes_on(explorer):
+    """A begun chunk waits while another is computed, and is not begun again."""
+    begun = []
+    computing = explorer._computing
+    explorer._computing = lambda key: begun.append(key) or computing(key)
+
+    async def use():
+        explorer._hear(None, {"ask": "chunks", "keys": ["neurons|ja|type1|9"]}, [])
+        while not any("status" in message for message in explorer.sent):
+            await asyncio.sleep(0.001)
+        explorer._hear(None, {"ask": "chunks", "keys": ["plane", "neurons|ja|type1|9"]}, [])
+        await asyncio.wait_for(explorer._task, 60)
+
+    asyncio.run(use())
+    assert [message["key"] for message in explorer.sent if "chunk" in message] == ["plane", "neurons|ja|type1|9"]
+    assert begun == ["neurons|ja|type1|9", "plane"]
+
+
+def test_the_explorer_that_was_used_last_goes_first(explorer, monkeypatch):
+    other = tn.explore(tiny_model(), tiny_corpus(), seeds=2)
+    sent = []
+    monkeypatch.setattr(other, "send", sent.append)
+    monkeypatch.setattr(explorer, "send", sent.append)
+
+    async def use():
+        explorer._hear(None, {"ask": "chunks", "keys": ["evidence|ja|type1|9|zero|last"]}, [])
+        await asyncio.sleep(0.005)
+        other._hear(None, {"ask": "chunks", "keys": ["evidence|it|type1|9|zero|last"]}, [])
+        await asyncio.wait_for(asyncio.gather(explorer._task, other._task), 60)
+
+    asyncio.run(use())
+    other.close()
+    assert [message["key"][9:11] for message in sent if "chunk" in message] == ["it", "ja"]
+
+
 def test_cancelling_keeps_what_is_done(explorer):
     async def use():
-        explorer._hear(None, {"ask": "chunks", "keys": ["plane", "evidence|ja|type1|9|zero"]}, [])
+        explorer._hear(None, {"ask": "chunks", "keys": ["plane", "evidence|ja|type1|9|zero|last"]}, [])
         while not explorer.chunks.kept("plane"):
             await asyncio.sleep(0.001)
         explorer._hear(None, {"ask": "cancel"}, [])
         await asyncio.wait_for(explorer._task, 60)
 
     asyncio.run(use())
-    assert explorer.chunks.kept("evidence|ja|type1|9|zero") is None
-    assert any("cancelled" in message.get("failed", "") for message in explorer.sent)
+    assert explorer.chunks.kept("evidence|ja|type1|9|zero|last") is None
+    assert any("evidence|ja|type1|9|zero|last" in message.get("cancelled", ()) for message in explorer.sent)
 
 
 def test_an_error_is_a_sentence_and_the_next_chunk_comes(explorer):
     explorer._hear(None, {"ask": "chunks", "keys": ["neurons|zz|type1|9", "plane"]}, [])
     assert "there is nothing called 'neurons|zz|type1|9'" in explorer.errors[0]
-    assert [message["key"] for message in explorer.sent if "key" in message] == ["plane"]
+    assert [message["key"] for message in explorer.sent if "chunk" in message] == ["plane"]
 
 
 @pytest.mark.parametrize(
