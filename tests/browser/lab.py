@@ -22,7 +22,7 @@ _FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 ).split()
-_PATIENCE = 40_000  # milliseconds; machines of continuous integration are slow
+_PATIENCE = 90_000  # milliseconds; machines of continuous integration are slow
 _ERRORS = (
     "[data-mime-type='application/vnd.jupyter.error'], [data-mime-type='application/vnd.jupyter.stderr'], .tn-error"
 )

@@ -248,6 +248,7 @@ def test_evidence_and_continuations(lab, page):
     expect(said).to_contain_text(re.compile(r"\+ (1\.75|2\.00|2\.25) ×"))
     seen.check()
     seen.box("Type").select_option("Type-2")
+    seen.root.get_by_role("button", name="nats per token, Japanese").click()
     expect(forest.locator("h3")).to_contain_text("nats per token, Japanese")
     seen.check()
     assert b"nats per token, English" in seen.saved("CSV")
