@@ -15,7 +15,22 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, TextIO
 
 from tnkit import __version__, parallel
-from tnkit.cli import ablate, cache, card, centroids, demo, detect, doctor, evaluate, lens, neurons, page, patch, steer
+from tnkit.cli import (
+    ablate,
+    cache,
+    card,
+    centroids,
+    demo,
+    detect,
+    doctor,
+    evaluate,
+    lens,
+    neurons,
+    page,
+    paper,
+    patch,
+    steer,
+)
 from tnkit.errors import TnkitError, visible
 
 _COMMANDS = {
@@ -30,6 +45,7 @@ _COMMANDS = {
     "steer": steer,
     "card": card,
     "page": page,
+    "paper": paper,
     "cache": cache,
     "doctor": doctor,
 }
