@@ -1,6 +1,6 @@
 """What a section of the study is, and what it finds: `Section`, `Findings`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -33,8 +33,8 @@ class Findings:
 
     measured: str
     said: tuple[str, ...]
-    tables: dict[str, pd.DataFrame]
-    figures: dict[str, Figure | SubFigure]
+    tables: Mapping[str, pd.DataFrame]
+    figures: Mapping[str, Figure | SubFigure]
     shown: tuple[str, ...] = ()
     published: str = UNPUBLISHED
 

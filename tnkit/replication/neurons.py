@@ -30,7 +30,9 @@ def detection(study: Study) -> Findings:
     found = {(kind, language): study.found[language, kind] for kind, language in keys}
     table = pd.DataFrame({key: _described(each) for key, each in found.items()}).T.rename_axis(["type", "language"])
     first = study.languages[0]
-    figures = {"scores": tn.Detection.plot_all([found[kind, first] for kind in KINDS], title=name(first))}
+    figures: dict[str, Any] = {
+        "scores": tn.Detection.plot_all([found[kind, first] for kind in KINDS], title=name(first))
+    }
     for language in study.languages:
         sets = {kind: found[kind, language].neurons for kind in KINDS}
         axes = tn.plots.neurons_by_layer(sets, n_layers=study.model.n_layers, title=name(language))
@@ -80,7 +82,8 @@ def specificity(study: Study) -> Findings:
         for kind, axes in zip(KINDS, grid, strict=True):
             neurons = study.found[language, kind].neurons
             ratio.plot(axes, neurons).set_title(name(kind))
-            at, shares = tuple(np.array(neurons.pairs).T), ratio.shares(neurons, _ABOVE, alpha=_P)
+            at = tuple(np.array(neurons.pairs).T)
+            shares: Any = ratio.shares(neurons, _ABOVE, alpha=_P)
             for above in _ABOVE:
                 passed = (ratio.eta2[at] >= above) & (ratio.p[at] < _P)
                 low, high = mean_interval(passed.astype(np.float64))
@@ -103,7 +106,7 @@ def specificity(study: Study) -> Findings:
     )
 
 
-def _told_of_shares(table: pd.DataFrame) -> list[str]:
+def _told_of_shares(table: Any) -> list[str]:
     lines = []
     for kind in KINDS:
         rows = table.loc[(kind, _ABOVE[0])]
@@ -115,7 +118,7 @@ def _told_of_shares(table: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _told_of_types(table: pd.DataFrame) -> str:
+def _told_of_types(table: Any) -> str:
     type1, type2 = (table.loc[(kind, _ABOVE[0])]["set"] for kind in KINDS)
     more = [name(str(language)) for language in type1.index if type2[language] > type1[language]]
     return (
@@ -145,7 +148,7 @@ def overlap(study: Study) -> Findings:
         said += _told_of_pairs(
             kind, tables[kind].loc[[pair for pair in pairs if pair in tables[kind].index]], study.top
         )
-    table = pd.concat(tables, names=["type"])
+    table: Any = pd.concat(tables, names=["type"])
     shown = [(kind, *pair) for kind in KINDS for pair in pairs if (kind, *pair) in table.index]
     columns = ["first size", "second size", "both", "expected in layers", "expected of nulls", "p of nulls"]
     return Findings(

@@ -144,7 +144,7 @@ def paper(
         return Paper(path, guess)
     if progress:
         tqdm.write(
-            f"about {guess.loc['all', SECONDS] / 60:.0f} minutes for {len(run)} sections, without those that are kept"
+            f"about {guess[SECONDS]['all'] / 60:.0f} minutes for {len(run)} sections, without those that are kept"
         )
     done = Paper(path, guess)
     _run(study, run, done)

@@ -6,6 +6,8 @@ corrections in the file analysis/corr_analysis/htest/README.md of their publishe
 printed there as 0.69, where the paper's other models have .07 and .06, so it may stand for .069.
 """
 
+from typing import Any
+
 import pandas as pd
 
 MODELS = ("LLaMA-3-8B", "Mistral-7B-v0.3", "Aya-expanse-8B")
@@ -45,7 +47,7 @@ def beside(frame: pd.DataFrame) -> pd.DataFrame:
     >>> beside(pd.DataFrame({"set": [0.5, 0.4]}, index=index))["Mistral-7B-v0.3"].tolist()
     [0.381, nan]
     """
-    missing = (float("nan"), {})
+    missing: Any = (float("nan"), {})
     rows = [PUBLISHED.get((kind, above), missing) for kind, above, _ in frame.index]
     shares = [
         values.get(language, (float("nan"),) * 3)

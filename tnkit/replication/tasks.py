@@ -1,6 +1,7 @@
 """Questions of MKQA's file, and the section on MMLU-ProX, where its data can be had: `mkqa`, `MMLU_PROX`."""
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,11 @@ from tnkit.replication.words import name, number
 from tnkit.text import files
 
 _LETTERS, _CONTROL = "ABCDEFGHIJ", "same layers"
+_READERS: dict[str, Callable[..., Any]] = {
+    ".jsonl": partial(pd.read_json, lines=True),
+    ".csv": pd.read_csv,
+    ".parquet": pd.read_parquet,
+}
 
 
 def mkqa(path: str | Path, language: str, count: int) -> tuple[list[str], list[list[Any]]]:
@@ -72,7 +78,7 @@ def mmlu_prox(study: Study) -> Findings:
             done = tn.harness.evaluate(study.model, tasks, neurons=neurons, controls=controls, **how)
             control = done.controls[_CONTROL][0].to_frame()["after"]
             frames[language, kind] = done.to_frame().assign(**{_CONTROL: control})
-    table = pd.concat(frames, names=["language", "type"])
+    table: Any = pd.concat(frames, names=["language", "type"])
     said = [
         f"{name(language)}, {name(kind)} off: {metric} goes from {number(row['before'])} to {number(row['after'])} "
         f"(change {number(row['low'])} to {number(row['high'])}); with random neurons of the same layers off it is "
@@ -98,11 +104,10 @@ def _tasks(study: Study, language: str) -> list[Any]:
     from datasets import Dataset
 
     path = Path(str(study.mmlu_prox).replace("{language}", language))
-    reading = {".jsonl": partial(pd.read_json, lines=True), ".csv": pd.read_csv, ".parquet": pd.read_parquet}
-    if path.suffix not in reading:
-        raise TnkitError(f"{path} ends in {path.suffix or 'nothing'}; give a file that ends in {', '.join(reading)}")
+    if path.suffix not in _READERS:
+        raise TnkitError(f"{path} ends in {path.suffix or 'nothing'}; give a file that ends in {', '.join(_READERS)}")
     try:
-        frame = reading[path.suffix](storage.existing_file(path))
+        frame = _READERS[path.suffix](storage.existing_file(path))
     except (ValueError, OSError) as error:
         raise error if isinstance(error, TnkitError) else TnkitError(f"{path} is not a readable table") from error
     options = [column for column in frame if str(column).startswith("option_")]

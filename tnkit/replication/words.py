@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -10,7 +11,7 @@ from tnkit.plots import language_name
 _NAMES = {"type1": "Type-1", "type2": "Type-2"}
 
 
-def percent(value: float) -> str:
+def percent(value: Any) -> str:
     """A share as a whole percentage.
 
     >>> percent(0.334), percent(float("nan"))
@@ -19,7 +20,7 @@ def percent(value: float) -> str:
     return "—" if math.isnan(value) else f"{100 * value:z.0f} %"
 
 
-def number(value: float) -> str:
+def number(value: Any) -> str:
     """A number with two digits after the point.
 
     >>> number(4.499), number(float("nan"))
@@ -28,7 +29,7 @@ def number(value: float) -> str:
     return "—" if math.isnan(value) else f"{value:z.2f}"
 
 
-def within(row: "pd.Series", shown: Callable[[float], str] = percent) -> str:
+def within(row: Any, shown: Callable[[float], str] = percent) -> str:
     """A mean with its 95 % interval.
 
     >>> within(pd.Series({"mean": 0.33, "low": 0.27, "high": 0.39}))
