@@ -13,7 +13,19 @@ from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parents[1]
-STATIONS = ("text", "models", "captures", "detection", "interventions", "measures", "plots", "explorers", "cli")
+STATIONS = ("text", "models", "captures", "detection", "interventions", "measures", "plots", "explorers", "replication")
+STATIONS += ("cli",)
+    "text",
+    "models",
+    "captures",
+    "detection",
+    "interventions",
+    "measures",
+    "plots",
+    "explorers",
+    "replication",
+    "cli",
+)
 _PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 project = "tnkit"

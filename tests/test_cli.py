@@ -46,6 +46,10 @@ FLAGS = {
         *"draws max_new_tokens candidates out outputs figure quiet".split(),
     ],
     "card": ["neurons", "licence", "evidence", "out"],
+    "paper": [
+        *"model_id languages hub sentence_path sentences top_n draws sections mkqa mmlu_prox".split(),
+        *("quick", "estimate", "out", "quiet"),
+    ],
     "page": "model_id sentence_path languages sentences position suffix seeds out quiet".split(),
     "cache": ["clear", "models", "yes"],
     "doctor": ["model"],

@@ -19,6 +19,7 @@ STEER = "steer --model_id model --neurons set.json --lang_for_TN ja --sentence_p
 UNPRIVILEGED = "setpriv --inh-caps=-all --bounding-set=-all " if os.geteuid() == 0 else ""
 PATCH = "patch --model_id model --lang_for_TN ja --source_language en --sentence_path pairs.tsv"
 LENS = "lens --model_id model --neurons set.json"
+PAPER = "paper --model_id model --languages ja --sentence_path pairs.tsv --quick"
 CONTROLS = "a\x1b[31m\n\u202e"
 HOSTILE = {
     "centroids_folder": (f"{DETECT} --centroids_path folder", "folder is a folder, expected a file"),
@@ -75,6 +76,14 @@ HOSTILE = {
     "page_ending": ("page --model_id model --sentence_path pairs.tsv --out page.txt", "ends in .txt; name a file"),
     "page_below_file": ("page --model_id model --sentence_path pairs.tsv --out mono.txt/x.html", "is not a folder"),
     "page_languages": ("page --model_id model --sentence_path pairs.tsv --languages en,zz", "no column for zz"),
+    "paper_language": (f"{PAPER} --languages ja zz", "no column for zz"),
+    "paper_hub": (f"{PAPER} --hub ja", "--hub ja is also among --languages"),
+    "paper_section": (f"{PAPER} --sections spaces,nothing", "section='nothing' must be one of spaces"),
+    "paper_out": (f"{PAPER} --out mono.txt", "cannot write mono.txt"),
+    "paper_below_file": (f"{PAPER} --out mono.txt/deep", "cannot write mono.txt"),
+    "paper_sentences": (f"{PAPER} --sentence_path folder", "folder is a folder in no layout"),
+    "paper_without_test": (f"{PAPER} --sentence_path marked.tsv", "in its split 'test'"),
+    "paper_one_sentence": (f"{PAPER} --sentences 1", "sentences=1 must be at least 2"),
     "long_out": (f"{DETECT} --out {'a' * 300}.json", "File name too long"),
     "long_input": (f"{DETECT} --sentence_path {'a' * 300}.txt", "File name too long"),
     "huge_top": (f"{DETECT} --top_n 999999999999999999", "2 layers of 48 neurons hold 96"),
@@ -115,6 +124,7 @@ def more(folder):  # noqa: F811, ARG001 - the fixture, which comes first
     Path("folder").mkdir()
     Path("folder.json").mkdir()
     Path("twice.tsv").write_text("en\tja\tja\na\tb\tc\n")
+    Path("marked.tsv").write_text("en\tja\tsplit\na\tb\ttrain\nc\td\ttrain\n")
     shutil.copy("pairs.tsv", "pairs.csv")
     tn.NeuronSet(((0, 1), (1, 2)), (4, 48)).save("set.json")
     shutil.copy("set.json", "other.csv")

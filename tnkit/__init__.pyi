@@ -64,6 +64,8 @@ from .measures.steering.steering import Steering as Steering
 from .measures.steering.study import steer as steer
 from .models.load import load_model as load_model
 from .models.model import Model as Model
+from .replication.paper import Paper as Paper
+from .replication.paper import paper as paper
 from .text import variants as variants
 from .text.concepts import Concepts as Concepts
 from .text.concepts import load_concepts as load_concepts

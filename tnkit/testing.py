@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tnkit.captures.activations import Activations
     from tnkit.measures.steering.steering import Steering
     from tnkit.models.model import Model
+    from tnkit.replication.findings import Findings
+    from tnkit.replication.study import Study
     from tnkit.text.corpus import Corpus
 
 _LLAMA = {
@@ -264,6 +266,25 @@ def steered() -> "Steering":
     how: dict[str, Any] = {"candidates": ["en", "it"], "encode": letters, "max_new_tokens": 4, "progress": False}
     names = ["uniform", "DiffMean"]
     return tn.steer(tiny_model(), prompts, {"it": italian}, train, strengths=[1, 2], selections=names, **how)
+
+
+@cache
+def tiny_study(name: str = "llama") -> "Study":
+    """The study of a tiny model in Italian and Japanese, at the smallest sizes."""
+    from tnkit.replication.study import QUICK, Study, cut
+
+    corpus = cut(tiny_corpus(), ["en", "it", "ja"], QUICK.sentences)
+    return Study(tiny_model(name), corpus, ("it", "ja"), "en", QUICK, cache=False, progress=False)
+
+
+def studied(run: Any, name: str = "llama") -> "Findings":
+    """What a section of the study finds on that tiny model; its figures are closed."""
+    import matplotlib.pyplot as plt
+
+    found = run(tiny_study(name))
+    for figure in found.figures.values():
+        plt.close(figure)
+    return found
 
 
 def letters(texts: Any) -> "np.ndarray":

@@ -15,10 +15,25 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, TextIO
 
 from tnkit import __version__, parallel
-from tnkit.cli import ablate, cache, card, centroids, demo, detect, doctor, evaluate, lens, neurons, page, patch, steer
+from tnkit.cli import (
+    ablate,
+    cache,
+    card,
+    centroids,
+    demo,
+    detect,
+    doctor,
+    evaluate,
+    lens,
+    neurons,
+    page,
+    paper,
+    patch,
+    steer,
+)
 from tnkit.errors import TnkitError, visible
 
-_MODULES = (demo, centroids, detect, ablate, evaluate, neurons, patch, lens, steer, card, page, cache, doctor)
+_MODULES = (demo, centroids, detect, ablate, evaluate, neurons, patch, lens, steer, card, page, paper, cache, doctor)
 _COMMANDS = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 _DESCRIPTION = "Find transfer neurons of multilingual language models (Tezuka & Inoue, EMNLP\n2025)."
 _EPILOG = """\
