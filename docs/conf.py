@@ -15,17 +15,6 @@ from sphinx.application import Sphinx
 ROOT = Path(__file__).resolve().parents[1]
 STATIONS = ("text", "models", "captures", "detection", "interventions", "measures", "plots", "explorers", "replication")
 STATIONS += ("cli",)
-    "text",
-    "models",
-    "captures",
-    "detection",
-    "interventions",
-    "measures",
-    "plots",
-    "explorers",
-    "replication",
-    "cli",
-)
 _PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 project = "tnkit"
