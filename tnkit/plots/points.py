@@ -74,7 +74,9 @@ def spaces(
         space(panel, explained=explained[number].tolist(), title=title, centroids=centroids, ax=ax)
     handles, labels = row[0].get_legend_handles_labels()
     with style():
-        legend = figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), markerscale=2.5)
+        legend = figure.legend(
+            handles, labels, loc="outside lower center", ncols=min(len(labels), 3 * len(row)), markerscale=2.5
+        )
     for handle in filter(None, legend.legend_handles):
         handle.set_alpha(1)
     return figure
