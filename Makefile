@@ -27,7 +27,7 @@ page: install
 evidence: install
 	$(BIN)/python -m docs.evidence $(ARGS)
 
-# Steering with every selection, for docs/steering.md; an hour and a half. ARGS="it-all-1" is one piece.
+# Steering with every selection, for docs/steering.md; an hour. ARGS="best-it" is one piece.
 steering: install
 	$(BIN)/python -m docs.steering $(ARGS)
 

@@ -27,6 +27,8 @@ PAGE, TABLES, FIGURE = HERE / "steering.md", HERE / "evidence" / "steering", HER
 MARK, KEY = "<!-- tables -->", ["language", "selection", "strength"]
 LANGUAGES = ("ja", "ko", "nl", "it")
 SET = "the set"
+ORDER = ("none", SET, "DiffMean", "LAPE", "average precision", "lowest scores", "same layers and norms")
+ORDER += ("random direction", "random vector")
 CANDIDATES = ("en", "ja", "ko", "nl", "it", "de", "fr", "es", "pt", "zh")  # languages that an output may be in
 TOP, NEW, LAYER, DRAWS = 300, 16, 9, 1
 DOSES = (0.5, 1.0, 2.0, 4.0)
@@ -149,7 +151,7 @@ def read(name: str) -> pd.DataFrame:
         return pd.DataFrame()
     frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
     frame = frame[~((frame["selection"] == "none") & frame.duplicated(["selection"]))]
-    frame["place"] = frame["selection"].map([*dict.fromkeys(frame["selection"])].index)
+    frame["place"] = frame["selection"].map(ORDER.index)
     return frame.sort_values(["place", "tokens", "strength"], kind="stable")
 
 
