@@ -217,6 +217,7 @@ def draw() -> None:
             title=title,
             ax=ax,
         )
+        ax.set_xlim(-0.03, 1.03)
     tn.plots.save_figure(figure, FIGURE)
 
 
