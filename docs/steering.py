@@ -56,7 +56,8 @@ def piece(model: tn.Model, name: str) -> pd.DataFrame:
         how: dict[str, Any] = {"strengths": DOSES}
         return pd.concat(rows(steered(neurons, openings["train"]["en"], tokens=tokens, **how)) for tokens in SCOPES)
     if kind == "off":
-        sets, rivals = [tn.Intervention(found("ja")), neurons], ["same layers and norms", "DiffMean", "random vector"]
+        theirs = tn.own({"ja": found("ja"), language: neurons}, "ja")  # a neuron cannot be both off and on
+        sets, rivals = [tn.Intervention(theirs), neurons], ["same layers and norms", "DiffMean", "random vector"]
         return rows(steered(sets, openings["test"]["ja"], away="ja", strengths=[1.0, 2.0], selections=rivals))
     if kind == "mean":
         return rows(steered(neurons, openings["test"]["en"], how="mean"))
