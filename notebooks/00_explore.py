@@ -22,8 +22,8 @@
 # a small number of neurons in the model's MLPs: **Type-1** transfer neurons, in the early layers, move the hidden
 # states of a language towards the shared space; **Type-2** neurons, in the late layers, move them back.
 #
-# Four explorers let you see it: move a control, and the picture answers. Run the notebook from top to bottom; each cell
-# works without the others once the model is loaded. Captures are kept on disk, so that a second run opens at once.
+# One explorer lets you see it: choose a layer, a language or a set of neurons, and every view answers. Run the notebook
+# from top to bottom. Captures are kept on disk, so that a second run opens at once.
 #
 # Where you see pictures without controls, as on GitHub, run the notebook: `make lab` opens it.
 
@@ -39,7 +39,7 @@ model_id = "gemma-3-270m"  # packaged with the kit; or a Hub id, or a folder
 corpus_id = "everyday"  # packaged with the kit; or a file with one column a language
 languages = ["en", "ja", "ko", "nl", "it"]  # the first is the hub, which stands for the shared space
 sentences = 256  # how many of each split, at most
-figures = "../figures"  # where "Save picture" writes to
+figures = "../figures"  # where the figures of this notebook are written
 results = "../detections"  # where "Save results" writes to
 
 # %%
@@ -47,7 +47,7 @@ import tnkit as tn
 
 model = tn.load_model(model_id)
 corpus = tn.load_corpus(corpus_id, languages)
-options = {"languages": languages, "hub": languages[0], "sentences": sentences, "folder": figures}
+options = {"languages": languages, "hub": languages[0], "sentences": sentences, "results": results}
 save = tn.plots.figure_saver(
     f"{figures}/00", model=model_id, corpus=corpus_id, languages=languages, sentences=sentences
 )
@@ -56,61 +56,56 @@ model
 # %% [markdown]
 # ## 1. Where do the languages lie?
 #
-# Each point is a test sentence: its hidden state at the last token, in the plane of the two directions in which the
-# sentences of all languages differ most at that layer. Let the **layer** play from first to last and watch the
-# languages' clouds come together and part again. Hover a point to read it; click it to see where its translations are.
-# Then switch the **Type-1** neurons off and play it again, and compare with a **control**: as many random neurons of
-# the same layers and sizes.
-#
-# Below: how alike the languages' centroids are at this layer (colours run from the layer's lowest cosine to 1), and the
-# mean of that over all pairs of languages, by layer.
+# In the **map**, each point is a test sentence: its hidden state at the last token. The plane of a layer is fitted to
+# the untouched states and kept. Press **play**, or drag along the ribbon of layers, and watch the languages' clouds
+# come together and part again. Hover a point to read the sentence beside its translations. Then show the states with
+# the set **off**, and with a **control** off: as many random neurons of the same layers and sizes. The ribbon says for
+# how many sentences the nearest one is the translation, mean-centred and raw.
 
 # %%
-spaces = tn.explore_spaces(model, corpus, **options)
-save("spaces", spaces.figure())
-spaces
+explorer = tn.explore(model, corpus, **options)
+save("map", explorer.figure())
+explorer
 
 # %% [markdown]
 # ## 2. Which neurons are they?
 #
-# The table holds the neurons of highest score: those whose contribution brings the hidden states of a language's
-# training sentences nearest to the target. Sort it by a column's head. η² is the share of a neuron's variance that lies
-# between languages: near 1, the neuron tells languages apart; near 0, it answers to something else. Below the picture
-# stand the sentences in which the chosen neuron is strongest, and the vocabulary that its value vector raises and
-# lowers.
+# The **neurons** view lists the neurons of highest score: those whose contribution brings the hidden states of a
+# language's training sentences nearest to the target. Sort it by a column's head. η² is the share of a neuron's
+# variance that lies between languages: near 1, the neuron tells languages apart; near 0, it answers to something else.
+# Choose a row to see the neuron at every token of its strongest sentences, and what its value vector raises and lowers;
+# or write a text of your own. Ticked neurons can be switched off by themselves.
+#
+# As a figure, which each view has:
 
 # %%
-neurons = tn.explore_neurons(model, corpus, **options)
-save("neurons", neurons.figure())
-neurons
+figure = tn.explore_neurons(model, corpus, **options).figure()
+save("neurons", figure)
+figure
 
 # %% [markdown]
 # ## 3. What happens when they are switched off?
 #
-# A set of neurons is set to zero while the test sentences of one language are read. Three measures say how near each
-# sentence is to its translation then: the cosine of both; whether the translation is the nearest of all sentences
-# (retrieval); and how many of their ten nearest neighbours they share. Grey is the untouched model, orange the set,
-# blue the **control**. A claim about transfer neurons stands where orange falls and blue does not. Write the beginning
-# of a sentence into the prompt to see how the model goes on, before and after.
+# The **evidence** view sets a set of neurons to zero, or to another value, while the test sentences of one language are
+# read. It says how near each sentence is to its translation then, and for Type-2 how well the model predicts the
+# language: untouched, with the set off, and with each **control** off. A claim about transfer neurons holds where the
+# set falls and the controls do not. Below, write the beginning of a sentence to see how the model continues it; or take
+# one language away and add another.
 
 # %%
-ablation = tn.explore_ablation(model, corpus, **options)
-save("ablation", ablation.figure())
-ablation
+figure = tn.explore_ablation(model, corpus, **options).figure()
+save("evidence", figure)
+figure
 
 # %% [markdown]
 # ## 4. Find your own
 #
-# The same detection as a form: another model, other languages, the Euclidean distance, other layers, a larger set.
-# Results appear as each language is finished. `detection.result` hands them on, as in the last cell.
+# The **detection** view is a form: other languages, another hub, centred scores, the Euclidean distance, other layers,
+# a larger set, another model. Every view then shows what was found. `explorer.result` hands it on, and "Save results"
+# writes it.
 
 # %%
-detection = tn.explore_detection(model, corpus, hub=languages[0], results=results, folder=figures)
-save("detection", detection.figure())
-detection
-
-# %%
-found = detection.result
+found = explorer.result
 {key: one.neurons for key, one in found.items()}
 
 # %% [markdown]
@@ -118,10 +113,10 @@ found = detection.result
 #
 # Look for what the paper claims, on a model small enough for a laptop: languages that are apart in early layers,
 # together in middle ones and apart at the end; and Type-1 neurons whose absence keeps a language out of the shared
-# space where as many other neurons change little. The numbers stand below the pictures. They do **not** show that it is
-# so in larger models, in other languages or for longer texts; two components are a small part of the variance; and
-# looking at many settings finds some that please. For a number that you would publish, choose the setting first, then
-# measure it with all controls and more seeds, as in `03_ablation`.
+# space where as many other neurons change little. The pictures do **not** show that it is so in larger models, in other
+# languages or for longer texts; two components are a small part of the variance; and looking at many settings finds
+# some that please. For a number that you would publish, choose the setting first, then measure it with all controls and
+# more seeds, as in `03_ablation`.
 #
 # Next: `01_detection` takes detection apart, `02_latent_spaces` measures the spaces, `03_ablation` the ablations,
 # `04_specificity` asks what the neurons answer to, `05_your_model` brings your own model and sentences, and

@@ -108,7 +108,7 @@ def capture(
         batch_tokens=batch_tokens,
     )
     key = model.fingerprint(planned.provenance["model"]["weights"]) if cache else None
-    return gathered(_shown(planned.kept(key), len(sentences), progress), len(sentences))
+    return gathered(shown(planned.kept(key), len(sentences), progress), len(sentences))
 
 
 def stream(model: Model, sentences: Texts, *, progress: bool = True, **options: Any) -> Iterator[Activations]:
@@ -118,10 +118,11 @@ def stream(model: Model, sentences: Texts, *, progress: bool = True, **options: 
     >>> [part.index.tolist() for part in stream(tiny_model(), ["Hello", "Hi", "Hey"], batch_tokens=8, progress=False)]
     [[0], [1, 2]]
     """
-    return _shown(plan(model, sentences, **options).run(), len(sentences), progress)
+    return shown(plan(model, sentences, **options).run(), len(sentences), progress)
 
 
-def _shown(batches: Iterable[Activations], count: int, progress: bool) -> Iterator[Activations]:
+def shown(batches: Iterable[Activations], count: int, progress: bool) -> Iterator[Activations]:
+    """Batches of a capture of so many sentences, under a progress bar."""
     with tqdm(total=count, unit=" sentences", desc="capture", disable=not progress, leave=False) as bar:
         for batch in batches:
             yield batch
@@ -130,7 +131,7 @@ def _shown(batches: Iterable[Activations], count: int, progress: bool) -> Iterat
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """A pass of sentences through a model, planned: which of them run in one batch, and what is kept of them.
+    """A pass of sentences through a model, planned: which of them run in one batch, and what is kept.
 
     Attributes:
         model, position, keep, layers, last_layer: as in `capture`, checked.
@@ -138,6 +139,7 @@ class Pass:
         read: the place in them of the token that is read.
         batches: places of the sentences in each batch.
         provenance: of the batches that come of it.
+        narrow: whether the last block's MLP may run at the tokens read alone, which changes rounding.
     """
 
     model: Model
@@ -149,6 +151,7 @@ class Pass:
     layers: tuple[int, ...]
     last_layer: str
     provenance: dict[str, Any]
+    narrow: bool = True
 
     def __len__(self) -> int:
         return sum(map(len, self.batches))
@@ -246,7 +249,7 @@ class Pass:
                 keep=self.keep,
                 weights=rows.weights(self.model, self.tokens, index) if mean else None,
                 normed_last=self.last_layer == "normed",
-                narrow=rows.packed and not mean,
+                narrow=self.narrow and rows.packed and not mean,
                 reduce=reduce,
             )
         if rows.packed and not all(bool(part.sum().isfinite()) for parts in traced.values() for part in parts):
@@ -291,14 +294,12 @@ class Pass:
             ids.update(b"%d:" % len(tokens) + tokens.tobytes())
         options = {name: getattr(self, name) for name in ("position", "keep", "layers", "last_layer")}
         options["batches"] = [index.tolist() for index in self.batches]
-        if self.model.packs:
-            options["packed"] = True
+        options |= {"packed": True} if self.model.packs else {}
         if self.position == "mean":
             options["special"] = sorted(special_ids(self.model.tokenizer))
         if self.position == "mean" or self.model.template is not None:
             options["own"] = [self.tokens.span(place)[0] for place in range(len(self.tokens))]
-        if self.position == "last_word":
-            options["read"] = self.read.tolist()
+        options |= {"read": self.read.tolist()} if self.position == "last_word" else {}
         about = self.provenance["sentences"]
         named = " ".join(str(about[name]) for name in ("corpus", "split", "language") if name in about)
         return Shards(

@@ -10,7 +10,7 @@ tn.ablate(model, test, [off, own], language="ja", controls={})
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, SupportsIndex
 
 import torch
@@ -18,9 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tnkit import storage
-from tnkit.captures.activations import Activations
+from tnkit.captures.activations import Activations, gathered
 from tnkit.captures.batches import Tokens, by_length, read_places, roomy, tokenised
-from tnkit.captures.passes import capture
+from tnkit.captures.passes import plan, shown
 from tnkit.captures.rows import Rows
 from tnkit.captures.token_ids import Texts
 from tnkit.detection.neurons import NeuronSet, Pair
@@ -184,7 +184,9 @@ def patch(
     elif isinstance(source, Activations):
         values = _one_token(_captured(model, source, tokens, layers), site, chosen, mean=mean)
     else:
-        captured = capture(model, source, position=tokens, suffix=suffix, keep=keep, layers=layers, progress=progress)
+        planned = plan(model, source, position=tokens, suffix=suffix, keep=keep, layers=layers)
+        whole = replace(planned, narrow=False)  # as inside an Ablation, so that no bit differs there
+        captured = gathered(shown(whole.run(), len(source), progress), len(source))
         values = _one_token(captured, site, chosen, mean=mean)
     rows = _rows(targets, read_places(model, targets, tokens if tokens == "last_word" else "last"), mean=mean)
     provenance = dict(source.provenance) if isinstance(source, Activations) else provenance_of(model, source)

@@ -125,6 +125,7 @@ CALLS = {
     "patch": lambda x: tn.patch(x, SENTENCES, SENTENCES),
     "steer": lambda x: tn.steer(x, SENTENCES, {"ja": neurons}, texts),
     "explore": lambda x: tn.explore(x, corpus),
+    "paper": lambda x: tn.paper(x, ["ja"], corpus=corpus),
     "lens.jacobians": lambda x: tn.lens.jacobians(x, SENTENCES),
     "lens.latent_language": lambda x: tn.lens.latent_language(x, "ja", source="nl"),
     "lens.promoted": lambda x: tn.lens.promoted(x, (0, 1)),

@@ -13,7 +13,7 @@ const makeNeurons = (store) => {
   const bar = h("div", { class: "tn-tools-row" });
   const scroll = h("div", { class: "tn-table", tabindex: -1 });
   const foot = h("div", { class: "tn-legend" });
-  const card = h("aside", { class: "tn-card", "aria-label": "Neuron" });
+  const card = h("aside", { class: "tn-card", tabindex: 0, "aria-label": "Neuron" });
   const about_group = h("div", { class: "tn-tools-row tn-group" });
   const area = h("textarea", { rows: 2, placeholder: "Your own text: what does each neuron do at its tokens?", "aria-label": "Your own text", "data-name": "own" });
   const read = () => { store.refused.delete(keyOf.own({ ...store.state, own: area.value })); store.set({ own: area.value.trim() }); };

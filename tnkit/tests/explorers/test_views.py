@@ -86,9 +86,9 @@ def test_results_are_saved_below_their_folder_whatever_a_language_is_called(tmp_
     explorer = tn.explore_detection(
         tiny_model(), tiny_corpus(), found={("../../x", "type1"): found}, results="deep/below/results"
     )
-    (saved,) = explorer.save_results()
-    assert tn.Detection.load(saved).neurons == found.neurons
-    assert [path.parts[-5:-2] for path in tmp_path.rglob("neurons.json")] == [("deep", "below", "results")], saved
+    saved = {tn.Detection.load(path).language: path for path in explorer.save_results()}
+    assert tn.Detection.load(saved["../../x"]).neurons == found.neurons
+    assert {path.parts[-5:-2] for path in tmp_path.rglob("neurons.json")} == {("deep", "below", "results")}, saved
 
 
 def test_a_button_saves_and_what_goes_wrong_is_said(monkeypatch):

@@ -358,7 +358,8 @@ def test_a_hook_that_changes_what_is_read_is_refused_and_one_that_watches_is_not
     expected = tn.capture(model, SENTENCES[:2], layers=layers, progress=False)
     watching = child.register_forward_hook(lambda *_: seen.append(1))
     found = tn.capture(model, SENTENCES[:2], layers=layers, progress=False)
-    assert seen and torch.equal(found.post, expected.post) and torch.equal(found.mid, expected.mid)
+    assert seen and torch.equal(found.mid, expected.mid)
+    assert torch.allclose(found.post, expected.post, rtol=1e-5, atol=1e-6)  # the last MLP then runs every token
     watching.remove()
     for change in (lambda _, __, output: output * 2, lambda _, __, output: output.mul_(2)):
         handle = child.register_forward_hook(change)
