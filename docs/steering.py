@@ -77,7 +77,7 @@ def piece(model: tn.Model, name: str) -> pd.DataFrame:
 
 def chosen(language: str) -> pd.DataFrame:
     """The tokens and the strength that gave each selection its best score with the training prompts."""
-    frame = pd.read_csv(TABLES / f"choice-{language}.csv", keep_default_na=False, na_values=[""])
+    frame = read(f"choice-{language}")
     frame = frame[frame["selection"] != "none"].sort_values("score", ascending=False, kind="stable")
     return frame.drop_duplicates("selection").set_index("selection")[["tokens", "strength"]]
 

@@ -126,6 +126,16 @@ def last_line(error: Exception) -> str:
     return lines[-1].strip() if lines and "Traceback" in lines[0] else first_line(error)
 
 
+def listed(names: Iterable[str]) -> str:
+    """Names, separated by commas and an "and".
+
+    >>> listed(["a", "b", "c"]), listed([])
+    ('a, b and c', 'none')
+    """
+    *first, last = [*names] or ["none"]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 def visible(text: object) -> str:
     """Text made safe for a terminal: control characters (but line breaks and tabs) and unpaired surrogates are escaped.
 

@@ -75,10 +75,10 @@ def capture(
         layers: the layers to keep (default all); nothing after the last of them runs.
         last_layer: "raw" keeps the last layer's post as the block leaves it; "normed" passes it through the final norm,
             as `output_hidden_states` of transformers does, to reproduce the published centroids.
-        batch_tokens: the most tokens in a batch, padding included; None takes 768 on a CPU, twice
-            that where the model packs, and on a GPU as many as
-            half of its free memory holds, up to 16,384. A batch that a GPU has no memory for is halved. Where the model
-            packs (`load_model`), sentences are behind each other in rows, and only the rows' ends are padded.
+        batch_tokens: the most tokens in a batch, padding included; None takes 768 on a CPU, twice that where
+            the model packs, and on a GPU as many as half of its free memory holds, up to 16,384. A batch that a GPU has
+            no memory for is halved. Where the model packs (`load_model`), sentences are behind each other in rows, and
+            only the rows' ends are padded.
         cache: keep what is captured in the user's cache folder while it runs, and read from there what was captured
             before from the same model, tokens and options, under the same ablations; what of the model counts, and
             where it cannot be told, `Model.fingerprint` says. What is read equals a fresh capture to

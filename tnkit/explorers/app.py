@@ -105,7 +105,7 @@ class Explorer(Still, anywidget.AnyWidget):  # type: ignore[misc]
         return dict(self.study.found)
 
     def _about(self) -> dict[str, Any]:
-        """What the browser is told of the study, with the options of `explore` that it was made with."""
+        """What the browser needs to know about the study, including options of `explore` other than the usual ones."""
         given, usual = self.study.options(), Study.usual(self.study.corpus)
         given, usual = given | {"seeds": self.chunks.seeds}, usual | {"seeds": SEEDS}
         options = [f"{name}={value!r}" for name, value in given.items() if value != usual[name]]

@@ -9,6 +9,7 @@ from typing import Any
 
 from tnkit import storage
 from tnkit.detection.detect import KINDS
+from tnkit.errors import listed
 from tnkit.explorers.chunks import Chunks
 from tnkit.explorers.study import CONTROLS, ZERO
 from tnkit.plots.style import language_name
@@ -82,8 +83,7 @@ def page_of(about: Mapping[str, Any], held: Mapping[str, Any], *, state: Mapping
         {"about": about, "chunks": held, "state": state or {}}, ensure_ascii=False, separators=(",", ":")
     )
     content = content.replace("<", "\\u003c")  # nothing in it ends the element or begins a comment
-    names = [language["name"] for language in about["languages"] if language["code"] != about["hub"]]
-    listed = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+    names = listed(language["name"] for language in about["languages"] if language["code"] != about["hub"])
     hub, model = html.escape(language_name(about["hub"])), html.escape(about["model"])
     return f"""<!doctype html>
 <html lang="en">
@@ -102,7 +102,7 @@ def page_of(about: Mapping[str, Any], held: Mapping[str, Any], *, state: Mapping
 <div class="tn-about">
 <h1>Where do the languages of {model} meet?</h1>
 <p>Transfer neurons carry a sentence from the space of its language into a space that languages share (Type-1, early
-layers), and back again (Type-2, late layers). Here are {html.escape(listed)} beside {hub}: move through the layers,
+layers), and back again (Type-2, late layers). Here are {html.escape(names)} beside {hub}: move through the layers,
 switch the neurons off, and compare with controls. All of it was computed once; this page needs no network.</p>
 </div>
 <div id="tn-root"></div>

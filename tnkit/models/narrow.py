@@ -29,11 +29,11 @@ def mlp_of(block: nn.Module, sites: Sites) -> nn.Module | None:
 
 @contextmanager
 @INTERRUPTS.unbroken
-def narrowed(mlp: nn.Module | None, read: Int[Tensor, "sentence"], shape: torch.Size) -> Iterator[None]:
+def narrowed(mlp: nn.Module, read: Int[Tensor, "sentence"], shape: torch.Size) -> Iterator[None]:
     """A context in which a module is given some tokens only, as one row; what it returns is 0 at the others.
 
     Args:
-        mlp: None changes nothing.
+        mlp: from `mlp_of`.
         read: places of those tokens, counted through the rows.
         shape: rows and tokens that the model is given.
 
@@ -59,9 +59,6 @@ def narrowed(mlp: nn.Module | None, read: Int[Tensor, "sentence"], shape: torch.
         whole = whole.unflatten(0, shape)
         return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
-    if mlp is None:
-        yield
-        return
     handles = mlp.register_forward_pre_hook(before, with_kwargs=True), mlp.register_forward_hook(after)
     try:
         yield

@@ -6,10 +6,11 @@ from typing import Any
 import pandas as pd
 
 import tnkit as tn
+from tnkit.errors import listed
 from tnkit.replication.findings import Findings, Section
 from tnkit.replication.study import MATCHED, Study, Work
 from tnkit.replication.tasks import mkqa
-from tnkit.replication.words import listed, name, number, overall, percent, verdict, within
+from tnkit.replication.words import name, number, overall, percent, verdict, within
 
 _SHOWN = ["mean", "low", "high", "effect", "effect low", "effect high", "p sentences", "p sets", "seeds"]
 _FEW, _DRAWS = ("same layers and norms", "random direction"), 2  # controls of what takes long, and their draws at most

@@ -5,9 +5,10 @@ from typing import Any
 import pandas as pd
 
 import tnkit as tn
+from tnkit.errors import listed
 from tnkit.replication.findings import Findings, Section
 from tnkit.replication.study import KINDS, Study, Work
-from tnkit.replication.words import listed, name, number, overall, percent, verdict, within
+from tnkit.replication.words import name, number, overall, percent, verdict, within
 
 _OWN = "This section is an addition to the paper, which has no values for it."
 _ALWAYS = ("same layers and norms", "random direction", "towards the difference", "largest norm")

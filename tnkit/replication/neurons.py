@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 
 import tnkit as tn
-from tnkit.errors import TnkitError
+from tnkit.errors import TnkitError, listed
 from tnkit.replication import published
 from tnkit.replication.findings import Findings, Section
 from tnkit.replication.study import KINDS, Study, Work
-from tnkit.replication.words import listed, name, percent
+from tnkit.replication.words import name, percent
 from tnkit.statistics import mean_interval
 
 _ABOVE, _P = (0.1, 0.25), 0.05  # correlation ratios and level, as in the paper

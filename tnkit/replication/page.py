@@ -11,12 +11,12 @@ from typing import Any
 
 import pandas as pd
 
+from tnkit.errors import listed
 from tnkit.plots import language_name
 from tnkit.replication.estimate import LARGE, NOTE
 from tnkit.replication.findings import Section
 from tnkit.replication.folder import Folder, Kept
 from tnkit.replication.study import Study
-from tnkit.replication.words import listed
 from tnkit.replication.words import name as name_of
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"

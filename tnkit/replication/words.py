@@ -1,11 +1,12 @@
 """Numbers as words, and what a comparison with controls comes to: `within`, `verdict`, `overall`."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
 
+from tnkit.errors import listed
 from tnkit.plots import language_name
 
 _NAMES = {"type1": "Type-1", "type2": "Type-2"}
@@ -36,16 +37,6 @@ def within(row: Any, shown: Callable[[float], str] = percent) -> str:
     '33 % (27 to 39 %)'
     """
     return f"{shown(row['mean'])} ({shown(row['low']).removesuffix(' %')} to {shown(row['high'])})"
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names, separated by commas and an "and".
-
-    >>> listed(["a", "b", "c"]), listed([])
-    ('a, b and c', 'none')
-    """
-    *first, last = [*names] or ["none"]
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 def name(code: str) -> str:
