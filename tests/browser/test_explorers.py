@@ -362,7 +362,7 @@ def test_a_saved_notebook_shows_the_last_picture(lab, page):
     page.wait_for_timeout(2500)
     page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
     page.wait_for_timeout(1500)
-    (path,) = [path for path in lab.root.glob("spaces-*.ipynb") if path.stem in page.url]
+    (path,) = [path for path in lab.root.glob("spaces-*.ipynb") if path.name in page.url]
     outputs = json.loads(path.read_text())["cells"][1]["outputs"]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     page.goto(f"{lab.url}/lab/workspaces/again/tree/{path.name}?token={lab.token}&reset")
@@ -382,4 +382,4 @@ def test_a_request_to_another_host_is_caught(lab, browser):
         browser.page, "foreign", ["from IPython.display import HTML\nHTML('<img src=\"https://example.com/x.png\">')"]
     )
     expect(browser.page.locator("img[src='https://example.com/x.png']")).to_have_count(1)
-    assert browser.foreign == ["https://example.com/x.png"]
+    assert set(browser.foreign) == {"https://example.com/x.png"}  # JupyterLab may draw an output twice
