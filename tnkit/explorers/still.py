@@ -2,10 +2,13 @@
 
 import base64
 import io
+import logging
 from collections.abc import Callable
 from typing import Any
 
 from matplotlib.figure import Figure
+
+_log = logging.getLogger("tnkit")
 
 # Where the widget is alive, its picture is hidden; where it is not, the text that says so is.
 _STYLE = """<style>
@@ -44,7 +47,9 @@ class Still:
         """The widget, and its picture for pages that cannot run widgets, such as GitHub."""
         bundle: Any = super()._repr_mimebundle_(**how)  # type: ignore[misc]
         data, *metadata = bundle if isinstance(bundle, tuple) else (bundle,)
-        data = {**data, "image/png": base64.b64encode(self._picture()).decode(), "text/plain": repr(self)}
+        data = {**data, "text/plain": repr(self)}
+        if picture := self._drawn():
+            data["image/png"] = base64.b64encode(picture).decode()
         return (data, *metadata) if isinstance(bundle, tuple) else data
 
     def _ipython_display_(self) -> None:
@@ -52,13 +57,22 @@ class Still:
 
         bundle = self._repr_mimebundle_()
         data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
-        widget = {name: value for name, value in data.items() if name != "image/png"}
-        display(widget, metadata=metadata, raw=True)
+        picture = data.pop("image/png", None)
+        display(data, metadata=metadata, raw=True)
         display(HTML(_STYLE))
-        handle = display(Image(self._picture()), display_id=True)
-        self._replace = lambda png: None if handle is None else handle.update(Image(png))
+        if picture is not None:
+            handle = display(Image(base64.b64decode(picture)), display_id=True)
+            self._replace = lambda png: None if handle is None else handle.update(Image(png))
 
     def _leave(self) -> None:
         """Replace the picture by that of what is shown now."""
-        if self._replace is not None:
-            self._replace(self._picture())
+        if self._replace is not None and (picture := self._drawn()):
+            self._replace(picture)
+
+    def _drawn(self) -> bytes | None:
+        """The picture, or none where it cannot be drawn: the widget asks for the same and says what is wrong."""
+        try:
+            return self._picture()
+        except Exception:
+            _log.debug("the picture of %r could not be drawn", self, exc_info=True)
+            return None

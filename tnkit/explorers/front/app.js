@@ -1,6 +1,7 @@
 // The application: header, ribbon and one of four views, for a notebook's widget and for a page without a kernel.
 
 const CANCELLED = "Cancelled.";
+const SILENT = "waiting for the kernel, which is busy; if it has died or was restarted, run this cell again";
 const VIEWS = { map: ["Map", makeMap], neurons: ["Neurons", makeNeurons], evidence: ["Evidence", makeEvidence], detection: ["Detection", makeDetection] };
 
 const mount = (root, about, source, given) => {
@@ -139,13 +140,18 @@ const standalone = (chart, store) => {
 
 // In a notebook: chunks come from the kernel, the one that is looked at first.
 const render = ({ model, el }) => {
-  let timer = null, mounted = null;
+  let timer = null, patience = null, mounted = null;
+  const send = (message) => {
+    model.send(message);
+    clearTimeout(patience);
+    patience = setTimeout(() => { mounted.store.status.text = SILENT; mounted.drawStatus(); }, 10000);
+  };
   const source = {
     offline: false, visible: false,
-    request(keys) { model.send({ ask: "chunks", keys }); },
-    cancel() { model.send({ ask: "cancel" }); },
-    find(options) { model.send({ ask: "found", options }); },
-    save() { model.send({ ask: "save" }); },
+    request(keys) { send({ ask: "chunks", keys }); },
+    cancel() { send({ ask: "cancel" }); },
+    find(options) { send({ ask: "found", options }); },
+    save() { send({ ask: "save" }); },
     show(state) {
       clearTimeout(timer);
       timer = setTimeout(() => {
@@ -165,6 +171,7 @@ const render = ({ model, el }) => {
   };
   start();
   const hear = (message) => {
+    clearTimeout(patience);
     const { store } = mounted, { status } = store;
     if (message.forget) return store.forget();
     if (message.key && message.chunk) return store.receive(message.key, message.chunk);
@@ -184,21 +191,17 @@ const render = ({ model, el }) => {
     const state = model.get("state"), { store } = mounted;
     if (JSON.stringify(state) !== JSON.stringify(store.state)) store.set({ ...store.first, ...state });
   };
-  const gone = new MutationObserver(() => {
-    const disconnected = Boolean(el.closest(".jupyter-widgets-disconnected"));
-    if (disconnected !== mounted.store.status.gone) { mounted.store.status.gone = disconnected; mounted.drawStatus(); }
-  });
+  const lost = () => { mounted.store.status.gone = true; mounted.drawStatus(); };
   const seen = new IntersectionObserver((entries) => { // what nobody looks at is not computed
     source.visible = entries.at(-1).isIntersecting;
     if (source.visible) mounted.update();
   });
   seen.observe(el);
-  gone.observe(el, { attributes: true, attributeFilter: ["class"] });
-  if (el.parentElement) gone.observe(el.parentElement, { attributes: true, attributeFilter: ["class"] });
   model.on("msg:custom", hear);
   model.on("change:state", follow);
   model.on("change:about", start);
-  return () => { model.off("msg:custom", hear); model.off("change:state", follow); model.off("change:about", start); gone.disconnect(); seen.disconnect(); clearTimeout(timer); mounted.close(); };
+  model.on("comm_live_update", lost); // the kernel was restarted
+  return () => { model.off("msg:custom", hear); model.off("change:state", follow); model.off("change:about", start); model.off("comm_live_update", lost); seen.disconnect(); clearTimeout(timer); clearTimeout(patience); mounted.close(); };
 };
 
 // On a page of its own: all chunks are there.

@@ -174,20 +174,20 @@ class Store {
     this.wanted = [];
   }
   receive(key, chunk) {
-    if (key === "plane") {
-      for (const code of Object.keys(chunk.points)) chunk.points[code] = decodePoints(chunk.points[code], chunk.spread);
-      for (const code of Object.keys(chunk.hits)) chunk.hits[code] = decodeHits(chunk.hits[code], this.about.layers);
-    } else if (key.startsWith("off|")) {
-      const spread = this.data.get("plane")?.spread;
-      if (!spread) return void this.later(key, chunk);
-      for (const role of ["set", "control"]) {
-        chunk[role].points = decodePoints(chunk[role].points, spread);
-        chunk[role].hits = decodeHits(chunk[role].hits, this.about.layers);
-      }
-    }
-    this.data.set(key, chunk);
+    const spread = key === "plane" ? chunk.spread : this.data.get("plane")?.spread;
+    if (key.startsWith("off|") && !spread) return void this.later(key, chunk);
+    this.data.set(key, this.decoded(key, chunk, spread));
     if (key === "plane") for (const [held, one] of this.held ?? []) this.receive(held, one);
     this.tell();
+  }
+  // A copy with its points and hits unpacked: other displays of a widget are handed the same chunk.
+  decoded(key, chunk, spread) {
+    const each = (packed, unpack) => Object.fromEntries(Object.entries(packed).map(([name, value]) => [name, unpack(value)]));
+    const points = (packed) => decodePoints(packed, spread), bits = (packed) => decodeHits(packed, this.about.layers);
+    if (key === "plane") return { ...chunk, points: each(chunk.points, points), hits: each(chunk.hits, bits) };
+    if (!key.startsWith("off|")) return chunk;
+    const role = (own) => ({ ...own, points: points(own.points), hits: bits(own.hits) });
+    return { ...chunk, set: role(chunk.set), control: role(chunk.control) };
   }
   later(key, chunk) { (this.held ??= []).push([key, chunk]); }
 
