@@ -83,6 +83,10 @@ def test_the_map(lab, page, monkeypatch, tmp_path):
     expect(card).to_contain_text("One plane for each layer")
     for label in ("Zoom in", "Zoom out", "Fit"):
         seen.button(label).click()
+    seen.button("Fit").focus()
+    for key in ("b", "x", "d", "d"):  # which add, cut and delete a cell where the notebook hears them
+        page.keyboard.press(key)
+    expect(page.locator(".jp-Notebook .jp-Cell")).to_have_count(2)
     for label, drawn in (("set off", "untouched set"), ("control off", "untouched set control")):
         seen.button(label).click()
         expect(seen.canvas).to_have_attribute("data-drawn", drawn)
@@ -267,6 +271,7 @@ def test_detection(lab, page):
     seen.box("to").select_option("2")
     form.get_by_role("button", name="English").click()
     seen.button("Run").press("Enter")
+    seen.check()
     expect(card).to_contain_text("centred, cosine distance")
     expect(card).to_contain_text("layers 1 to 2")
     expect(seen.root.locator(".tn-tile")).to_have_count(2)
