@@ -13,12 +13,12 @@ _NAMES = {"type1": "Type-1", "type2": "Type-2"}
 
 
 def percent(value: Any) -> str:
-    """A share as a whole percentage.
+    """A share as a percentage, whole from 1 % on.
 
-    >>> percent(0.334), percent(float("nan"))
-    ('33 %', '—')
+    >>> percent(0.334), percent(1 / 256), percent(float("nan"))
+    ('33 %', '0.4 %', '—')
     """
-    return "—" if math.isnan(value) else f"{100 * value:z.0f} %"
+    return "—" if math.isnan(value) else f"{100 * value:z.{int(0.0005 < value < 0.01)}f} %"
 
 
 def number(value: Any) -> str:
@@ -49,7 +49,7 @@ def name(code: str) -> str:
 
 
 def verdict(rows: pd.DataFrame, *, worse: int) -> str:
-    """Whether a set moves a measure, and which controls move it as much.
+    """Whether a set moves a measure, which controls move it as much, and which too few draws tell apart from it.
 
     A set moves it farther than a condition where the 95 % interval of their difference leaves out 0 on the side that
     was expected.
@@ -58,43 +58,56 @@ def verdict(rows: pd.DataFrame, *, worse: int) -> str:
         rows: from `Comparison.at`.
         worse: -1 where the set is expected to lower the measure, 1 where to raise it.
 
-    >>> columns = ["effect low", "effect high"]
-    >>> rows = pd.DataFrame([[-0.6, -0.4], [0, 0], [-0.2, 0.1]], ["none", "the set", "random direction"], columns)
+    >>> columns = ["effect", "effect low", "effect high", "seeds"]
+    >>> values = [[-0.5, -0.6, -0.4, 1], [0, 0, 0, 1], [-0.05, -0.2, 0.1, 3]]
+    >>> rows = pd.DataFrame(values, ["none", "the set", "random direction"], columns)
     >>> verdict(rows, worse=-1)
-    'A control moves it as much: random direction (the interval of the difference holds 0, or is beyond it).'
+    'Not told apart from it: random direction at 3 draws (the interval of the difference holds 0).'
     """
-    moved, level = _moved(rows, worse)
+    moved, level, unclear = _moved(rows, worse)
     if not moved:
         return "The set is not told apart from the untouched model."
-    if not level:
+    if not level and not unclear:
         return "No control moves it as much."
     many = "Controls move" if len(level) > 1 else "A control moves"
-    return f"{many} it as much: {listed(level)} (the interval of the difference holds 0, or is beyond it)."
+    draws = [
+        f"{control} at {seeds} draws" if (seeds := int(rows["seeds"][control])) > 1 else control for control in unclear
+    ]
+    said = [f"{many} it as much: {listed(level)}."] if level else []
+    said += [f"Not told apart from it: {listed(draws)} (the interval of the difference holds 0)."] if unclear else []
+    return " ".join(said)
 
 
 def overall(what: str, tables: Mapping[str, pd.DataFrame], *, worse: int) -> str:
-    """In how many languages a set moves a measure, and in which a control moves it as much.
+    """In how many languages a set moves a measure, and in which a control may move it as much.
 
     Args:
         what: the measure.
         tables: language → rows as in `verdict`.
         worse: as in `verdict`.
 
-    >>> rows = pd.DataFrame({"effect low": [-0.6, 0.0], "effect high": [-0.4, 0.0]}, ["none", "the set"])
+    >>> ends = {"effect": [-0.5, 0.0], "effect low": [-0.6, 0.0], "effect high": [-0.4, 0.0]}
+    >>> rows = pd.DataFrame(ends, ["none", "the set"])
     >>> overall("retrieval", {"ja": rows, "it": rows * 0}, worse=-1)
     'The set lowers retrieval in 1 of 2 languages (Japanese), and no control does as much.'
     """
-    moved = {language: level for language, rows in tables.items() for set_moves, level in [_moved(rows, worse)]
-             if set_moves}  # fmt: skip
-    start = f"The set {'lowers' if worse < 0 else 'raises'} {what} in {len(moved)} of {len(tables)} languages"
+    all_moved = {language: _moved(rows, worse) for language, rows in tables.items()}
+    moved = {language: controls for language, (set_moves, *controls) in all_moved.items() if set_moves}
+    start = f"The set {'lowers' if worse < 0 else 'raises'} {what}"
     if not moved:
-        return f"{start}, beyond its interval."
-    level = [name(language) for language, controls in moved.items() if controls]
-    told = f"a control does as much in {listed(level)}" if level else "no control does as much"
-    return f"{start} ({listed(map(name, moved))}), and {told}."
+        return f"{start} beyond its interval in none of {len(tables)} languages."
+    level = [name(language) for language, (controls, _) in moved.items() if controls]
+    unclear = [name(language) for language, (controls, others) in moved.items() if others and not controls]
+    told = [f"a control does as much in {listed(level)}"] if level else []
+    told += [f"a control is not told apart from it in {listed(unclear)}"] if unclear else []
+    start += f" in {len(moved)} of {len(tables)} languages ({listed(map(name, moved))})"
+    return f"{start}, and {' and '.join(told or ['no control does as much'])}."
 
 
-def _moved(rows: pd.DataFrame, worse: int) -> tuple[bool, list[str]]:
-    """Whether the set moves a measure, and the controls that move it as much."""
+def _moved(rows: pd.DataFrame, worse: int) -> tuple[bool, list[str], list[str]]:
+    """Whether the set moves a measure, the controls that move it as much, and those that may move it less."""
     beyond = rows["effect high"] < 0 if worse < 0 else rows["effect low"] > 0
-    return bool(beyond["none"]), [str(key) for key in rows.index if key != "the set" and not beyond[key]]
+    held = [key for key in rows.index if key not in ("the set", "none") and not beyond[key]]
+    less = {key: bool(rows["effect"][key] * worse > 0) for key in held}
+    level, unclear = ([str(key) for key in held if less[key] is wanted] for wanted in (False, True))
+    return bool(beyond["none"]), level, unclear
