@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: install demo page evidence steering zoo notebooks screenshots test test-kernels test-ndif test-wheel test-pythons
+.PHONY: install demo page evidence steering paper zoo notebooks screenshots test test-kernels test-ndif test-wheel test-pythons
 .PHONY: dist lint docs lab bench reliability clean
 
 install: $(READY)
@@ -30,6 +30,10 @@ evidence: install
 # Steering with every selection, for docs/steering.md; an hour. ARGS="best-it" is one piece.
 steering: install
 	$(BIN)/python -m docs.steering $(ARGS)
+
+# The paper's study of the packaged model, for docs/paper.md; a quarter of an hour. build/paper keeps what is done.
+paper: install
+	$(BIN)/python -m docs.paper $(ARGS)
 
 # Every model type of transformers against an oracle, for docs/models.md; a quarter of an hour. NAMES="llama" is one.
 zoo: install
