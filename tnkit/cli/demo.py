@@ -7,7 +7,6 @@ example:
 import argparse
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,10 +139,9 @@ def _type2(model: Any, corpus: Any, detections: Any, *, options: Any) -> Iterato
     show(_table(matrix.to_frame()["perplexity"].unstack(sort=False).round(0).astype(int)))
     averaged = tn.capture(model, corpus["train"][language], keep=["activations"], position="mean", **bar)
     at_mean = tn.Intervention(sets[language], value="mean", of=averaged)  # of all tokens, as all are set
-    read = partial(tn.behaviour.perplexity, model, **bar)
-    before = {language: matrix.values["none", language], _HUB: read(texts[_HUB])}
-    ratios = {code: read(texts[code], neurons=at_mean).nats / untouched.nats for code, untouched in before.items()}
-    changes = " and ".join(f"{ratio - 1:+.0%} on {_name(code)}" for code, ratio in ratios.items())
+    before = {language: matrix.values["none", language], _HUB: tn.behaviour.perplexity(model, texts[_HUB], **bar)}
+    after = {code: tn.behaviour.perplexity(model, texts[code], neurons=at_mean, **bar) for code in before}
+    changes = " and ".join(f"{after[code].nats / before[code].nats - 1:+.0%} on {_name(code)}" for code in before)
     show(f"  {_name(language)} Type-2 neurons at their mean over all tokens of {_name(language)} training "
          f"sentences, not at zero, change nats per token by {changes}")  # fmt: skip
     title = f"Type-2 neurons set to zero at every token ({model.name})"

@@ -214,11 +214,11 @@ class LastToken:
         whole = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         if (own := tokens.own_places(index, whole.shape[1])) is not None:
             own = torch.cat([own[:, :-1], own[rows.cpu(), last.cpu()][:, None]], dim=1)
-        prompt = Prompt(whole.shape[1], whole.bool(), torch.cat([ids, final], dim=1), own)
-        caches = []
+        run, caches = torch.cat([ids, final], dim=1), []
+        prompt = Prompt(whole.shape[1], whole.bool(), run, own)
         for some in by_length((last + 1).tolist(), size):
             at, width = slice(some[0], some[-1] + 1), max(1, int(last[some[-1]]))
-            part = Prompt(prompt.width, whole[at].bool(), prompt.ids[at], None if own is None else own[at])
+            part = Prompt(prompt.width, whole[at].bool(), run[at], None if own is None else own[at])
             with torch.no_grad(), running(self.model.module, prompt=part):
                 caches.append(self._cache(ids[at, :width], mask[at, :width]))
         return {

@@ -56,8 +56,7 @@ class Head:
     def losses(self, states: Float[Tensor, "token hidden"], ids: Int[Tensor, "token"]) -> Float64[Tensor, "token"]:
         """-log p of tokens, from the final states that predict them, on the CPU."""
         if not self.plain:
-            logits = map(self._logits, states.split(self.rows))
-            return losses_of(logits, ids.split(self.rows))
+            return losses_of(map(self._logits, states.split(self.rows)), ids.split(self.rows))
         own, sums = states.new_zeros(len(states), dtype=torch.float32), []
         for start, head in self._slices(len(states)):
             logits = logits_of(self.model, head, states).float()

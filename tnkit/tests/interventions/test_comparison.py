@@ -263,8 +263,9 @@ def test_experiments_read_the_weights_a_few_times_whatever_they_compare(monkeypa
     texts, how = {"en": SENTENCES[:3], "it": SENTENCES[3:]}, {"language": "it", "progress": False}
     some = tn.NeuronSet(((0, 5), (1, 2)), (4, 48))
     for seeds in (1, 6):
-        for measure in ("retrieval", "perplexity"):
-            tn.ablate(model, texts, some, controls=tn.controls(some), seeds=seeds, measure=measure, **how)
+        for measure, tokens in (("retrieval", "last"), ("retrieval", "all"), ("perplexity", "all")):
+            more = {"controls": tn.controls(some), "seeds": seeds, "measure": measure, "tokens": tokens}
+            tn.ablate(model, texts, some, **more, **how)
         sets = dict.fromkeys("abcdef"[:seeds], some)
         tn.behaviour.perplexity_matrix(model, texts, sets, progress=False)
         counts.append(len(read))

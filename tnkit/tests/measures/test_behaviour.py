@@ -23,7 +23,7 @@ from tnkit.measures.behaviour import (
     perplexity,
     perplexity_matrix,
 )
-from tnkit.testing import ARCHITECTURES, IMAGE_TEXT, SENTENCES, byte_tokenizer, tiny_model, tiny_module
+from tnkit.testing import ARCHITECTURES, IMAGE_TEXT, SENTENCES, byte_tokenizer, redrawn, tiny_model, tiny_module
 from tnkit.tests import oracle
 
 NEURONS = [(0, 3), (1, 7), (1, 8), (3, 40)]
@@ -116,6 +116,18 @@ def test_losses_of_a_sliced_vocabulary_are_those_of_all_logits(monkeypatch, name
     found = head.losses(states, ids)
     assert found.dtype == torch.float64
     assert torch.allclose(found, expected, rtol=1e-6 if dtype == "float32" else 1e-2)
+
+
+def test_losses_over_a_large_vocabulary_are_those_of_float64():
+    """A sum of 200,000 exponentials in float32 loses 1e-6 to 1e-5 of it; sums of slices do not."""
+    module = copy.deepcopy(tiny_module("llama"))
+    module.resize_token_embeddings(200_000)
+    model = tn.load_model(redrawn(module), tokenizer=byte_tokenizer())
+    head, states = losses.Head(model), torch.randn(20, 32, generator=torch.Generator().manual_seed(0))
+    ids = torch.arange(0, 200_000, 10_000)
+    logits = torch.nn.functional.linear(states.double(), model.module.lm_head.weight.detach().double())
+    expected = logits.logsumexp(1) - logits[torch.arange(20), ids]
+    assert head.plain and (head.losses(states, ids) - expected).abs().max() < 2e-6
 
 
 @pytest.mark.parametrize(
