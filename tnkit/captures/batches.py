@@ -281,11 +281,15 @@ def by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
     yield batch
 
 
-def roomy(model: Model) -> int:
-    """How many tokens a batch should have: on a CPU 768, or 1,536 where the model packs; on a GPU what fits.
+def roomy(model: Model, *, packed: bool = True) -> int:
+    """How many tokens a batch should have: on a CPU 768, or 1,536 where it is packed; on a GPU what fits.
 
     That is a power of two of tokens that take half of its free memory. Of several GPUs, or processes, the fullest
     decides. Beyond 16,384 tokens nothing is gained.
+
+    Args:
+        model: from `load_model`.
+        packed: whether rows are packed where the model packs.
 
     >>> from tnkit.testing import tiny_model
     >>> roomy(tiny_model("bloom")), roomy(tiny_model("llama"))
@@ -293,7 +297,7 @@ def roomy(model: Model) -> int:
     """
     gpus = [device for device in model.devices if device.type == "cuda"]
     if not gpus:
-        return _PACKED_TOKENS if model.packs else _CPU_TOKENS
+        return _PACKED_TOKENS if packed and model.packs else _CPU_TOKENS
     token = (_NEURON_STATES * model.places + _HIDDEN_STATES * model.hidden_size) * model.dtype.itemsize
     token += 4 * model.n_layers * (model.places + 2 * model.hidden_size) // _SHORT  # what is kept of a sentence
     fits = parallel.least(min(free_memory(device) for device in gpus) // 2 // token)

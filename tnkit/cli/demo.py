@@ -87,8 +87,15 @@ def _type1(model: Any, corpus: Any, detections: Any, captured: Any, *, options: 
     )
     first = {name: rivals[name] for name in (*_MATCHED, f"{_name(other)} Type-1", "random direction")}
     first[_AT_MEAN] = tn.Intervention(neurons, value="mean", of=captured[language])
-    how: dict[str, Any] = {"language": language, "hub": _HUB, **bar}
-    effect = tn.ablate(model, test, neurons, controls=first, seeds=options.seeds, **how)
+    # what `tn.ablate` does; both comparisons share the prefixes and the translations
+    off = tn.LastToken(model, test[language], keep=["post"], **bar)
+    hub = tn.capture(model, test[_HUB], keep=["post"], **bar)
+
+    def found(changed: Any) -> Any:
+        return tn.geometry.hits(off.capture(changed), hub)
+
+    how: dict[str, Any] = {"name": "mean-centred retrieval@1", "model": model, **bar}
+    effect = tn.compare(found, neurons, controls=first, seeds=options.seeds, **how)
     show(_compared(effect, _name(language), layer))
     show("  random direction: as many chosen in the same way, towards a target that knows nothing of languages\n"
          f"  {_AT_MEAN}: each neuron at its mean over {_name(language)} training sentences; where this is near\n"
@@ -103,7 +110,7 @@ def _type1(model: Any, corpus: Any, detections: Any, captured: Any, *, options: 
     )
     at_layer: dict[str, Any] = {"layers": [layer], "chosen_layer": layer, "chosen_on": "training sentences"}
     seeds = min(options.seeds, _FEW)
-    effect = tn.ablate(model, test, neurons, controls=others, seeds=seeds, **at_layer, **how)
+    effect = tn.compare(lambda changed: found(changed)[layer], neurons, controls=others, seeds=seeds, **at_layer, **how)
     show(_rivals(effect, _name(language), layer))
     axes = effect.plot_at()
     axes.set_xlabel("translations found (mean-centred retrieval@1)")
@@ -130,12 +137,11 @@ def _type2(model: Any, corpus: Any, detections: Any, *, options: Any) -> Iterato
     head = f"Perplexity of {_READ} test sentences, Type-2 neurons of one language at zero (rows)"
     show(f"\n{head}, another read (columns):")
     show(_table(matrix.to_frame()["perplexity"].unstack(sort=False).round(0).astype(int)))
-    both = (language, _HUB)
-    before = {code: tn.behaviour.perplexity(model, texts[code], **bar).nats for code in both}
     averaged = tn.capture(model, corpus["train"][language], keep=["activations"], position="mean", **bar)
-    with tn.Ablation(model, sets[language], value="mean", of=averaged):  # of all tokens, as all are set
-        after = {code: tn.behaviour.perplexity(model, texts[code], **bar).nats for code in both}
-    changes = " and ".join(f"{after[code] / before[code] - 1:+.0%} on {_name(code)}" for code in both)
+    at_mean = tn.Intervention(sets[language], value="mean", of=averaged)  # of all tokens, as all are set
+    before = {language: matrix.values["none", language], _HUB: tn.behaviour.perplexity(model, texts[_HUB], **bar)}
+    after = {code: tn.behaviour.perplexity(model, texts[code], neurons=at_mean, **bar) for code in before}
+    changes = " and ".join(f"{after[code].nats / before[code].nats - 1:+.0%} on {_name(code)}" for code in before)
     show(f"  {_name(language)} Type-2 neurons at their mean over all tokens of {_name(language)} training "
          f"sentences, not at zero, change nats per token by {changes}")  # fmt: skip
     title = f"Type-2 neurons set to zero at every token ({model.name})"

@@ -86,7 +86,7 @@ class Ablation:
         asked = intervention_of(neurons, how)
         several = asked.parts if isinstance(asked, Together) else (asked,)
         first, *others = [part for part in several if len(part)] or several[:1]
-        self._others = tuple(Ablation(model, other, tokens=tokens) for other in others)
+        self.others = tuple(Ablation(model, other, tokens=tokens) for other in others)
         self.model, self.tokens, self._count = model, tokens, 0
         self.intervention, self.neurons = first, set_of(model, ())
         self._captures: tuple[Activations, ...] = ()
@@ -145,12 +145,12 @@ class Ablation:
     @property
     def count(self) -> int:
         """How many (token, neuron) values have been set so far."""
-        return self._count + sum(other.count for other in self._others)
+        return self._count + sum(other.count for other in self.others)
 
     @property
     def abouts(self) -> list[dict[str, Any]]:
         """What each intervention does, for provenance."""
-        return [self.about, *(about for other in self._others for about in other.abouts)]
+        return [self.about, *(about for other in self.others for about in other.abouts)]
 
     @INTERRUPTS.unbroken
     def __enter__(self) -> "Ablation":
@@ -168,7 +168,7 @@ class Ablation:
             state.entered.append(entry)
             stack.callback(state.entered.remove, entry)
             stack.enter_context(self.model.edited(self._hook, self._edit))
-            for other in self._others:
+            for other in self.others:
                 stack.enter_context(other)
             self._ran, self._before = False, (self._reached, state.generated)
             INTERRUPTS.let_through()

@@ -14,8 +14,9 @@ compared.plot()
 `docs/statistics.md` says what each p-value tests. `tnkit.interventions.set_test` draws a control a thousand times.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, SupportsIndex, TypeVar
 
 import numpy as np
@@ -28,6 +29,7 @@ from tnkit import plots, storage
 from tnkit.errors import TnkitError, whole_number, whole_numbers
 from tnkit.interventions.controls import Control, drawn
 from tnkit.interventions.together import Neurons, Several, as_one, nothing
+from tnkit.models.model import Model, hashed_at_ends
 from tnkit.statistics import effect_interval, flips, holm, interval, rank_test, resamples, sign_flip_test
 
 T = TypeVar("T")
@@ -199,6 +201,7 @@ def compare(
     layers: Iterable[SupportsIndex] | None = None,
     chosen_layer: SupportsIndex | None = None,
     chosen_on: str = "other sentences",
+    model: Model | None = None,
     progress: bool = True,
 ) -> Comparison:
     """Run a measurement with a neuron set off, with each of its controls off, and with nothing off.
@@ -213,10 +216,12 @@ def compare(
         layers: what the layer axis stands for (default: from 0).
         chosen_layer: the layer to report, chosen on other sentences than those measured here.
         chosen_on: which sentences those are, such as "training sentences".
+        model: what the measurement runs: its weights are then read before the first and after the last, not each time.
         progress: show a bar.
 
     Raises:
-        TnkitError: where a measurement is not finite or changes its shape, or does not reach the chosen layer.
+        TnkitError: where a measurement is not finite or changes its shape, or does not reach the chosen layer; where
+            the model's weights were changed meanwhile.
 
     >>> from tnkit.detection.neurons import NeuronSet
     >>> from tnkit.interventions.controls import controls
@@ -236,14 +241,15 @@ def compare(
             raise TnkitError(f"chosen_layer={chosen} is not measured; measured are {measured[0]} to {measured[-1]}")
         return values
 
-    results = each_condition(run, neurons, controls=controls, seeds=seeds, name=name, progress=progress)
+    how: dict[str, Any] = {"controls": controls, "seeds": seeds, "name": name, "model": model, "progress": progress}
+    results = each_condition(run, neurons, **how)
     shape = results[NONE][0].shape
     if any(values.shape != shape for draws in results.values() for values in draws):
         raise TnkitError(f"{name} returned different numbers of layers or sentences for different neurons")
     (untouched,), (ablated,) = results.pop(NONE), results.pop(SET)
     stacked = {control: np.stack(draws) for control, draws in results.items()}
-    how = (chosen, "" if chosen is None else chosen_on)
-    return Comparison(name, given or tuple(range(len(untouched))), untouched, ablated, stacked, *how)
+    reported = (chosen, "" if chosen is None else chosen_on)
+    return Comparison(name, given or tuple(range(len(untouched))), untouched, ablated, stacked, *reported)
 
 
 def values_of(
@@ -268,12 +274,13 @@ def each_condition(
     seeds: SupportsIndex,
     name: str,
     progress: bool,
+    model: Model | None = None,
 ) -> dict[str, list[T]]:
     """Run something with a neuron set off, with nothing off, and with every draw of each control off.
 
     Args:
         run: takes the neurons to switch off; the set comes first, and an empty one runs only once.
-        neurons, controls, seeds, name, progress: as in `compare`.
+        neurons, controls, seeds, name, progress, model: as in `compare`.
 
     Returns:
         condition ("the set", "none", and each control) → what `run` returned for each draw.
@@ -295,13 +302,10 @@ def each_condition(
         NONE: [nothing(asked)] if len(asked) else [],
         **{name: drawn(control, seeds) for name, control in controls.items()},
     }
-    results: dict[str, list[T]] = {}
-    with tqdm(total=sum(map(len, conditions.values())), desc=name, disable=not progress, leave=False) as bar:
-        for condition, sets in conditions.items():
-            results[condition] = []
-            for off in sets:
-                results[condition].append(run(off))
-                bar.update()
+    work: Iterator[T] = (run(off) for sets in conditions.values() for off in sets)
+    work, total = hashed_at_ends(model, work) if model else work, sum(map(len, conditions.values()))
+    done = iter([*tqdm(work, total=total, desc=name, disable=not progress, leave=False)])
+    results = {condition: [*islice(done, len(sets))] for condition, sets in conditions.items()}
     results[NONE] = results[NONE] or results[SET]
     return results
 

@@ -7,6 +7,7 @@ off.capture(type1), off.capture(control)                 # a fraction of a full 
 import copy
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, SupportsIndex
 
 import torch
@@ -23,12 +24,14 @@ from tnkit.errors import TnkitError, check_model, whole_number
 from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.scopes import decoder_of, parameters
 from tnkit.interventions.together import Given
-from tnkit.models.model import Model, hashed_once
+from tnkit.models.blocks import recorded, skipped
+from tnkit.models.model import Model, hashed_at_ends, hashed_once
 from tnkit.models.sessions import TURN, Prompt, running
 from tnkit.models.trace import trace_blocks
 from tnkit.provenance import provenance_of
 
 PLACES = ("last", "last_word", "end")  # positions that are one token
+_TOGETHER = 16  # times as many tokens' last ones run together: a product with few rows costs up to three times as much
 _TOLERANCE = 1e-3  # of the largest value of a state in float32: rounding is a hundredth of it, a lost token far more
 _HALF_TOLERANCE = 0.1  # in formats of 16 bits
 _LOG = logging.getLogger("tnkit")
@@ -97,11 +100,9 @@ class LastToken:
         if not self.cached:
             return
         with tqdm(total=len(tokens), unit=" sentences", desc="prefix", disable=not progress, leave=False) as bar:
-            for index in by_length(tokens.lengths(), self.batch_tokens or roomy(model)):
-                with TURN:
-                    self._check_state()
-                    self._batches.append((index, *self._prefix(tokens, index)))
-                bar.update(len(index))
+            for batch in hashed_at_ends(model, self._prefixes(tokens)):
+                self._batches.append(batch)
+                bar.update(len(batch[0]))
 
     def capture(self, neurons: Given, **how: Any) -> Activations:
         """`capture` of the sentences with neurons ablated at the token that is read.
@@ -126,7 +127,7 @@ class LastToken:
                 return capture(self.model, self.sentences, **options, progress=False)
 
     def passes(self) -> Iterator[tuple[list[int], dict[str, Any], Prompt | None, Tensor]]:
-        """What to run the decoder with to get the token that is read under autograd, batch by batch.
+        """What to run the decoder with to get the token that is read under autograd, up to the last of `layers`.
 
         Yields:
             The sentences, arguments of the decoder, their prompts, and the place of the token in what runs; without
@@ -146,7 +147,8 @@ class LastToken:
     @staticmethod
     def repeated(cache: Any, count: int) -> Any:
         """A copy of a cache of which each row is there so many times, and which autograd may keep."""
-        copied = _copied(cache)
+        copied = copy.copy(cache)
+        copied.layers = [layer.whole() if isinstance(layer, _Joined) else copy.copy(layer) for layer in cache.layers]
         for layer in copied.layers:
             layer.keys, layer.values = (
                 state.clone().repeat_interleave(count, 0) for state in (layer.keys, layer.values)
@@ -179,18 +181,30 @@ class LastToken:
     def _last_states(
         self, inputs: Mapping[str, Any], prompt: Prompt, *, keep: Iterable[str]
     ) -> dict[str, list[Tensor]]:
-        """Run last tokens on a copy of the cache of their prefix, which no run changes."""
-        cache = _copied(inputs["past_key_values"])
         last = torch.arange(len(inputs["input_ids"]), device=self.model.device)
         with running(self.model.module, prompt=prompt):
-            return self._traced({**inputs, "past_key_values": cache}, last, keep)
+            return self._traced(inputs, last, keep)
 
     def _traced(self, inputs: Mapping[str, Any], read: Tensor, keep: Iterable[str]) -> dict[str, list[Tensor]]:
         normed = self.last_layer == "normed"
         return trace_blocks(self.model, inputs, read, layers=self.layers, keep=keep, normed_last=normed)
 
-    def _prefix(self, tokens: Tokens, index: Sequence[int]) -> tuple[dict[str, Any], Prompt]:
-        """Run all but the last token of each sentence, and return what its last token is to be run with."""
+    def _prefixes(self, tokens: Tokens) -> Iterator[tuple[list[int], dict[str, Any], Prompt]]:
+        """Batches of sentences whose last tokens run together, and what these are to be run with."""
+        size = self.batch_tokens or roomy(self.model, packed=False)
+        on_gpu = any(device.type == "cuda" for device in self.model.devices)
+        for index in by_length(tokens.lengths(), size if self.batch_tokens or on_gpu else _TOGETHER * size):
+            self._check_state()
+            yield index, *self._prefix(tokens, index, size)
+
+    def _prefix(self, tokens: Tokens, index: Sequence[int], size: int) -> tuple[dict[str, Any], Prompt]:
+        """Run all but the last token of each sentence, and return what its last token is to be run with.
+
+        Args:
+            tokens: of all sentences.
+            index: which of them, the shortest first.
+            size: how many tokens run at a time; padding to the longest of all would cost more.
+        """
         inputs = Rows.of(self.model, [tokens[place] for place in index], packed=False).inputs
         last = inputs["attention_mask"].sum(dim=1) - 1
         rows = torch.arange(len(index), device=self.model.device)
@@ -200,18 +214,36 @@ class LastToken:
         whole = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         if (own := tokens.own_places(index, whole.shape[1])) is not None:
             own = torch.cat([own[:, :-1], own[rows.cpu(), last.cpu()][:, None]], dim=1)
-        prompt = Prompt(whole.shape[1], whole.bool(), torch.cat([ids, final], dim=1), own)
-        with torch.no_grad(), running(self.model.module, prompt=prompt):
-            cache = decoder_of(self.model)(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values
-        if not isinstance(cache, Cache) or not {*map(type, cache.layers)} <= {DynamicLayer, DynamicSlidingWindowLayer}:
-            raise TnkitError(f"the cache of {self.model.name} is more than keys and values")
+        run, caches = torch.cat([ids, final], dim=1), []
+        prompt = Prompt(whole.shape[1], whole.bool(), run, own)
+        for some in by_length((last + 1).tolist(), size):
+            at, width = slice(some[0], some[-1] + 1), max(1, int(last[some[-1]]))
+            part = Prompt(prompt.width, whole[at].bool(), run[at], None if own is None else own[at])
+            with torch.no_grad(), running(self.model.module, prompt=part):
+                caches.append(self._cache(ids[at, :width], mask[at, :width]))
         return {
             "input_ids": final,
             "attention_mask": whole,
             "position_ids": last[:, None],
-            "past_key_values": cache,
+            "past_key_values": _joined(caches),
             "use_cache": True,
         }, prompt
+
+    def _cache(self, ids: Tensor, mask: Tensor) -> Cache:
+        """The keys and values of prefixes, as far as the last layer that is captured.
+
+        Raises:
+            TnkitError: where the model keeps more than these.
+        """
+        states, above = list[Any](), range(self.layers[-1] + 1, self.model.n_layers)
+        with ExitStack() as stack:
+            if above and not self.model.ablations:  # which want to have set every layer of theirs
+                stack.enter_context(recorded(self.model, self.layers[-1], states))
+                stack.enter_context(skipped(self.model, above, states))
+            cache = decoder_of(self.model)(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values
+        if not isinstance(cache, Cache) or not {*map(type, cache.layers)} <= {DynamicLayer, DynamicSlidingWindowLayer}:
+            raise TnkitError(f"the cache of {self.model.name} is more than keys and values")
+        return cache
 
     def _is_proved(self, tokens: Tokens) -> bool:
         """Whether the last tokens of the shortest and the longest sentence are the same from a prefix as in full."""
@@ -221,7 +253,7 @@ class LastToken:
         try:
             if not _has_positions(self.model, max(lengths)):
                 return False
-            kept = self._last_states(*self._prefix(tokens, both), keep=["post"])
+            kept = self._last_states(*self._prefix(tokens, both, max(lengths)), keep=["post"])
         except Exception as error:  # a model that runs elsewhere, and whatever a cache of an unknown kind does
             _LOG.debug("%s has no prefix that can be kept: %s", self.model.name, error)
             return False
@@ -232,11 +264,55 @@ class LastToken:
         return all(bool((cached - run).abs().max() <= most * run.abs().max()) for cached, run in pairs)
 
 
-def _copied(cache: Any) -> Any:
-    """A cache of its own, which makes new tensors when it grows."""
-    copied = copy.copy(cache)
-    copied.layers = [copy.copy(layer) for layer in cache.layers]
-    return copied
+class _Joined(DynamicLayer):
+    """One layer of a cache whose rows ran in several batches: they are put together only while the layer runs.
+
+    Args:
+        parts: the layer of each batch, the widest last; what is shorter is padded, and whoever uses it masks that.
+        sliding: whether its attention has a window, which is wider than any row.
+    """
+
+    def __init__(self, parts: Sequence[Any], *, sliding: bool) -> None:
+        super().__init__()
+        self.parts, self.is_sliding, self.is_initialized = parts, sliding, True
+
+    def get_seq_length(self) -> int:
+        return int(self.parts[-1].keys.shape[2])
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        return self._rows("keys", key_states), self._rows("values", value_states)
+
+    def whole(self) -> Any:
+        """A layer of the usual kind."""
+        layer = copy.copy(self.parts[-1])
+        for name in ("keys", "values"):
+            setattr(layer, name, self._rows(name, getattr(layer, name)[:, :, :0]))
+        return layer
+
+    def _rows(self, name: str, added: Tensor) -> Tensor:
+        """All rows, with what is added at their ends."""
+        several, (_, heads, width, size) = [getattr(part, name) for part in self.parts], added.shape
+        before = several[-1].shape[2]
+        rows = added.new_zeros(sum(map(len, several)), heads, before + width, size)
+        for place, states in zip(rows.split([*map(len, several)]), several, strict=True):
+            place[:, :, : states.shape[2]] = states
+        if width:
+            rows[:, :, before:] = added
+        return rows
+
+
+def _joined(caches: Sequence[Cache]) -> Cache:
+    """One cache of the rows of several, the widest last, which no run changes.
+
+    Layers above the last that ran are only asked how much they hold, for the masks of their kind.
+    """
+    layers = [*zip(*(cache.layers for cache in caches), strict=True)]
+    last = sum(parts[-1].is_initialized for parts in layers) - 1
+    joined: Cache = copy.copy(caches[-1])
+    joined.layers = [
+        _Joined(layers[min(place, last)], sliding=parts[-1].is_sliding) for place, parts in enumerate(layers)
+    ]
+    return joined
 
 
 def _has_positions(model: Model, longest: int) -> bool:

@@ -180,6 +180,7 @@ def doses(
                 controls=rivals[size],
                 seeds=seeds,
                 chosen_on=chosen_on,
+                model=model,
                 progress=False,
                 **options,
             )

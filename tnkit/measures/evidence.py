@@ -208,7 +208,7 @@ def evidence(
     for name, measured in measures.items():
         for value, (done, by_all) in _values(states, language, hub).items():
             run, rivals = _measured(measured.run, done), tried if by_all else {}
-            comparisons[name, value] = compare(run, neurons, controls=rivals, progress=progress, **at)
+            comparisons[name, value] = compare(run, neurons, controls=rivals, model=model, progress=progress, **at)
     balanced = balance(model, captured, {SET: neurons, **tried}, language=language, seeds=min(int(draws), 3))
     return Evidence(neurons, language, kind, tried, comparisons, layer, balanced)
 

@@ -24,7 +24,7 @@ from tnkit.interventions.last_token import PLACES, LastToken
 from tnkit.interventions.together import Neurons, Several, as_one
 from tnkit.measures.geometry.translation import hits
 from tnkit.measures.measurement import Texts, measurement
-from tnkit.models.model import Model, check_layers
+from tnkit.models.model import Model, check_layers, hashed_at_ends
 from tnkit.statistics import mean_interval
 from tnkit.text.rows import check_texts
 
@@ -110,6 +110,7 @@ def ablate(
         layers=measured.layers,
         chosen_layer=chosen_layer,
         chosen_on=chosen_on,
+        model=model,
         progress=progress,
     )
 
@@ -201,10 +202,12 @@ def retrieval_matrix(
     nothing = NeuronSet((), (model.n_layers, model.n_neurons))
     reading: dict[str, Any] = {"position": position, "suffix": suffix, "keep": ["post"], "layers": layers}
     targets = capture(model, texts[hub], **reading, progress=progress)
-    columns = []
-    for name in sets:
+
+    def column(name: str) -> np.ndarray:
         prefix = LastToken(model, texts[name], **reading, progress=progress)
-        columns.append(np.stack([hits(prefix.capture(off), targets) for off in (nothing, *sets.values())]))
+        return np.stack([hits(prefix.capture(off), targets) for off in (nothing, *sets.values())])
+
+    columns = [*hashed_at_ends(model, map(column, sets))]
     values = np.stack([column.mean(axis=2) for column in columns], axis=2)  # (off, layer, read)
     best = int(values[0].mean(axis=1).argmax())
     intervals = np.stack([mean_interval(column[:, best].astype(np.float64)) for column in columns], axis=2)

@@ -5,11 +5,11 @@ Vocabulary(model).log_probabilities(states, ids)                # (state, token)
 
 from collections.abc import Callable
 from operator import attrgetter
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from tnkit.captures.batches import tokenised
 from tnkit.captures.passes import capture
@@ -22,7 +22,9 @@ from tnkit.models.sessions import TURN
 LOGITS = 1 << 24  # held at once: 64 MiB in float32
 
 
-def logits_of(model: Model, head: nn.Module, states: Float[Tensor, "*state hidden"]) -> Float[Tensor, "*state token"]:
+def logits_of(
+    model: Model, head: Callable[[Tensor], Tensor], states: Float[Tensor, "*state hidden"]
+) -> Float[Tensor, "*state token"]:
     """The logits of final states, with the scale and the cap that configurations name.
 
     >>> from tnkit.testing import tiny_model
@@ -31,8 +33,10 @@ def logits_of(model: Model, head: nn.Module, states: Float[Tensor, "*state hidde
     torch.Size([2, 260])
     """
     config = model.module.config.get_text_config(decoder=True)
-    logits = cast(Tensor, head(states))
-    logits = logits * getattr(config, "logit_scale", 1) / getattr(config, "logits_scaling", 1)
+    logits = head(states)
+    times, over = (getattr(config, name, 1) for name in ("logit_scale", "logits_scaling"))
+    if times != 1 or over != 1:  # else two copies of the logits would be made for nothing
+        logits = logits * times / over
     cap = getattr(config, "final_logit_softcapping", None)
     return logits if cap is None else (logits / cap).tanh() * cap
 

@@ -247,13 +247,15 @@ def hashed_once(model: Model) -> Iterator[None]:
         raise model.edited_meanwhile()
 
 
-def hashed_at_ends(model: Model, work: Iterator[_Result], *, due: Callable[[_Result], bool]) -> Iterator[_Result]:
+def hashed_at_ends(
+    model: Model, work: Iterator[_Result], *, due: Callable[[_Result], bool] | None = None
+) -> Iterator[_Result]:
     """The results of work that asks for the weights' hash often: they are read before it, and before results of note.
 
     Args:
         model: that the work runs.
-        work: done while nobody else runs the model.
-        due: whether the weights are to be read before a result is handed out.
+        work: each result is made while nobody else runs the model.
+        due: whether the weights are to be read before a result is handed out; None reads them once all are.
 
     Raises:
         TnkitError: where they were changed, by whatever means.
@@ -264,8 +266,10 @@ def hashed_at_ends(model: Model, work: Iterator[_Result], *, due: Callable[[_Res
             with TURN, _taken_as(model, weights):
                 result = next(work)
         except StopIteration:
+            if due is None and model.weights_hash != weights:
+                raise model.edited_meanwhile() from None
             return
-        if due(result) and model.weights_hash != weights:
+        if due is not None and due(result) and model.weights_hash != weights:
             raise model.edited_meanwhile()
         yield result
 

@@ -199,8 +199,8 @@ def texts_of(
 ) -> dict[str, list["Texts"]]:
     """The continuations of prompts, greedy or sampled as the options say, in each condition (`each_condition`)."""
     run = partial(texts_with, model, prompts, tokens=tokens, progress=progress, **options)
-    neurons = neurons_of(model, neurons)
-    return each_condition(run, neurons, controls=controls, seeds=seeds, name="conditions", progress=progress)
+    how: dict[str, Any] = {"controls": controls, "seeds": seeds, "name": "conditions", "model": model}
+    return each_condition(run, neurons_of(model, neurons), **how, progress=progress)
 
 
 def texts_with(

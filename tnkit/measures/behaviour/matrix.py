@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from typing import SupportsIndex
 
 import numpy as np
@@ -12,8 +13,9 @@ from tqdm.auto import tqdm
 from tnkit import plots, storage
 from tnkit.errors import TnkitError
 from tnkit.interventions.together import Given, Neurons, neurons_of
-from tnkit.measures.behaviour.likelihood import Perplexity, perplexity
-from tnkit.models.model import Model
+from tnkit.measures.behaviour.likelihood import Perplexity, perplexity_of
+from tnkit.measures.behaviour.losses import Head, Losses
+from tnkit.models.model import Model, hashed_at_ends
 from tnkit.statistics import interval, resamples
 
 NONE = "none"
@@ -101,17 +103,15 @@ def perplexity_matrix(
         raise TnkitError(f'expected languages ({list(sentences)}) and sets ({list(sets)}), none of them named "{NONE}"')
     named = {name: neurons_of(model, off) for name, off in sets.items()}
     cells = [(off, language) for off in (NONE, *named) for language in sentences]
-    values = {}
-    for off, language in tqdm(cells, unit=" cells", desc="perplexity", disable=not progress, leave=False):
-        values[off, language] = perplexity(
-            model,
-            sentences[language],
-            neurons=named.get(off, ()),
-            tokens=tokens,
-            batch_tokens=batch_tokens,
-            progress=False,
-        )
-    return PerplexityMatrix(values, named)
+    head = Head(model)
+    losses = {name: Losses(model, texts, batch_tokens=batch_tokens, head=head) for name, texts in sentences.items()}
+
+    def cell(off: str, language: str) -> Perplexity:
+        return perplexity_of(losses[language], neurons=named.get(off, ()), tokens=tokens, progress=False)
+
+    work = hashed_at_ends(model, starmap(cell, cells))
+    bar = tqdm(work, total=len(cells), unit=" cells", desc="perplexity", disable=not progress, leave=False)
+    return PerplexityMatrix(dict(zip(cells, [*bar], strict=True)), named)
 
 
 def _change(before: Perplexity, after: Perplexity) -> tuple[float, float, float]:

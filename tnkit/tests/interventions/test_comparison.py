@@ -1,5 +1,7 @@
 """Controls match what they say; effects, intervals and p-values against scipy and planted effects."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,8 @@ from scipy import stats
 
 import tnkit as tn
 from tnkit.detection.scoring import contribution_norms
+from tnkit.models import model as models
+from tnkit.models import weights
 from tnkit.testing import SENTENCES, tiny_model, tiny_module
 from tnkit.tests import oracle
 
@@ -227,3 +231,43 @@ def test_the_plot_names_every_condition():
     assert found.plot_at().get_title(loc="left") == f"layer {found.best_layer}, chosen on these sentences"
     one = tn.compare(lambda n: planted(n)[1], MEMBERS, controls={}, progress=False)
     assert [text.get_text() for text in one.plot().get_xticklabels()] == ["none", "the set"]
+
+
+def test_a_comparison_that_is_given_its_model_reads_the_weights_before_and_after_it(monkeypatch):
+    model, read = copy.deepcopy(tiny_model("llama")), []
+    monkeypatch.setattr(models, "hash_now", lambda module: read.append(1) or weights.hash_of(module))
+    some = tn.NeuronSet(((0, 5), (1, 2)), (4, 48))
+    prefix, how = tn.LastToken(model, SENTENCES, keep=["post"], progress=False), {"seeds": 2, "progress": False}
+
+    def measure(off):
+        return prefix.capture(off).post.mean(dim=2)
+
+    read.clear()
+    apart, often = tn.compare(measure, some, controls=tn.controls(some), **how), len(read)
+    read.clear()
+    once = tn.compare(measure, some, controls=tn.controls(some), model=model, **how)
+    assert len(read) == 2 < often
+    assert once.to_frame().equals(apart.to_frame())
+
+    def edits(off):
+        model.module.model.layers[0].mlp.up_proj.weight.data.add_(1)
+        return np.arange(3.0) + len(off)
+
+    with pytest.raises(tn.TnkitError, match=r"weights .* changed"):
+        tn.compare(edits, some, controls={}, model=model, **how)
+
+
+def test_experiments_read_the_weights_a_few_times_whatever_they_compare(monkeypatch):
+    model, read, counts = tiny_model("llama"), [], []
+    monkeypatch.setattr(models, "hash_now", lambda module: read.append(1) or weights.hash_of(module))
+    texts, how = {"en": SENTENCES[:3], "it": SENTENCES[3:]}, {"language": "it", "progress": False}
+    some = tn.NeuronSet(((0, 5), (1, 2)), (4, 48))
+    for seeds in (1, 6):
+        for measure, tokens in (("retrieval", "last"), ("retrieval", "all"), ("perplexity", "all")):
+            more = {"controls": tn.controls(some), "seeds": seeds, "measure": measure, "tokens": tokens}
+            tn.ablate(model, texts, some, **more, **how)
+        sets = dict.fromkeys("abcdef"[:seeds], some)
+        tn.behaviour.perplexity_matrix(model, texts, sets, progress=False)
+        counts.append(len(read))
+        read.clear()
+    assert counts[0] == counts[1]

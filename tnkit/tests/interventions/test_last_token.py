@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import tnkit as tn
+from tnkit.interventions import last_token
 from tnkit.interventions.last_token import LastToken
 from tnkit.testing import (
     ARCHITECTURES,
@@ -34,6 +35,57 @@ def test_the_cached_prefix_equals_full_passes(name):
         found = prefix.capture(neurons, **how)
         for site in ("mid", "post", "activations", "scale"):
             assert torch.allclose(getattr(found, site), getattr(expected, site), atol=2e-5, rtol=1e-4), site
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *WRAPPERS])
+def test_prefixes_that_run_a_few_at_a_time_are_as_if_they_ran_together(name, monkeypatch):
+    """What runs in batches of 60 tokens, is padded and put together, against full passes and one batch of all."""
+    model = tiny_model(name)
+    together = LastToken(model, SENTENCES, progress=False)
+    if not together.cached:
+        return
+    monkeypatch.setattr(last_token, "roomy", lambda *_, **__: 60)
+    runs, cache = [], LastToken._cache
+    monkeypatch.setattr(LastToken, "_cache", lambda self, *given: runs.append(len(given[0])) or cache(self, *given))
+    prefix = LastToken(model, SENTENCES, progress=False)
+    assert len(prefix._batches) == len(together._batches) == 1 and len(runs) > 3
+    with tn.Ablation(model, NEURONS, tokens="last"):
+        expected = tn.capture(model, SENTENCES, progress=False)
+    found, at_once = prefix.capture(NEURONS), together.capture(NEURONS)
+    for site in ("mid", "post", "activations", "scale"):
+        assert torch.allclose(getattr(found, site), getattr(expected, site), atol=2e-5, rtol=1e-4), site
+        assert torch.allclose(getattr(found, site), getattr(at_once, site), atol=1e-6, rtol=1e-5), site
+
+
+@pytest.mark.parametrize("outer", ["last", "last_word", "prompt", "all"])
+def test_prefixes_that_run_a_few_at_a_time_are_ablated_too(outer, monkeypatch):
+    monkeypatch.setattr(last_token, "roomy", lambda *_, **__: 60)
+    model = tiny_model("gemma3")
+    captured = tn.capture(model, SENTENCES, keep=["activations"], position="mean", progress=False)
+    for how in ({"scale": 3.0}, {"value": "resampled", "of": captured}):
+        with tn.Ablation(model, [(0, 9), (2, 2)], tokens=outer, **how):
+            prefix = LastToken(model, SENTENCES, keep=["post"], progress=False)
+            assert prefix.cached
+            with tn.Ablation(model, NEURONS, tokens="last"):
+                expected = tn.capture(model, SENTENCES, keep=["post"], progress=False).post
+            assert torch.allclose(prefix.capture(NEURONS).post, expected, atol=5e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in ("bloom", "falcon-rw")])
+def test_prefixes_run_no_further_than_the_last_layer_that_is_captured(name):
+    model, above = copy.deepcopy(tiny_model(name)), []
+    layers = {"keep": ["post"], "layers": [0, 1], "progress": False}
+    with tn.Ablation(model, NEURONS, tokens="last"):
+        expected = tn.capture(model, SENTENCES, **layers).post
+    for block in model._blocks[2:]:
+        for child in block.children():
+            child.register_forward_hook(lambda *_: above.append(1))
+    prefix = LastToken(model, SENTENCES, **layers)
+    assert prefix.cached
+    assert torch.allclose(prefix.capture(NEURONS).post, expected, atol=2e-5, rtol=1e-4)
+    assert not above
+    with tn.Ablation(model, [(3, 5)]), tn.Ablation(model, NEURONS, tokens="last"):
+        assert LastToken(model, SENTENCES, **layers).cached
 
 
 def test_the_cached_prefix_survives_captures_that_stop_early():

@@ -18,11 +18,12 @@ from tnkit.measures.behaviour import (
     languages,
     languages_of,
     likelihood,
+    losses,
     matrix,
     perplexity,
     perplexity_matrix,
 )
-from tnkit.testing import ARCHITECTURES, IMAGE_TEXT, SENTENCES, byte_tokenizer, tiny_model, tiny_module
+from tnkit.testing import ARCHITECTURES, IMAGE_TEXT, SENTENCES, byte_tokenizer, redrawn, tiny_model, tiny_module
 from tnkit.tests import oracle
 
 NEURONS = [(0, 3), (1, 7), (1, 8), (3, 40)]
@@ -73,16 +74,123 @@ def test_perplexity_with_neurons_off_equals_plain_hooks(name):
         assert np.allclose(perplexity(model, SENTENCES, progress=False).nll, found.nll, rtol=1e-6)
 
 
-def test_logits_are_made_a_slice_at_a_time(monkeypatch):
+def logits_made(monkeypatch, logits, size):
+    """The shapes of the logits made at a time for a perplexity that is as without that limit."""
     whole, seen = perplexity(tiny_model("cohere"), SENTENCES, progress=False).nll, []
-    cross_entropy = likelihood.cross_entropy
-    spy = lambda logits, *args, **how: seen.append(tuple(logits.shape)) or cross_entropy(logits, *args, **how)  # noqa: E731
-    monkeypatch.setattr(likelihood, "cross_entropy", spy)
-    monkeypatch.setattr(likelihood, "_LOGITS", 7 * 260)
+    logits_of = losses.logits_of
+    spy = lambda model, head, states: seen.append(logits_of(model, head, states)) or seen[-1]  # noqa: E731
+    monkeypatch.setattr(losses, "logits_of", spy)
+    monkeypatch.setattr(losses, "_LOGITS", logits)
+    monkeypatch.setattr(losses, "_SLICE", size)
     assert np.allclose(perplexity(tiny_model("cohere"), SENTENCES, progress=False).nll, whole, rtol=1e-6)
-    assert max(rows for rows, _ in seen) == 7
-    predicted = sum(len(byte_tokenizer()(sentence)["input_ids"]) - 1 for sentence in SENTENCES)
-    assert sum(rows for rows, _ in seen) == predicted  # the head saw no padding
+    return [tuple(made.shape) for made in seen]
+
+
+PREDICTED = sum(len(byte_tokenizer()(sentence)["input_ids"]) - 1 for sentence in SENTENCES)
+
+
+def test_logits_of_a_plain_head_are_made_a_slice_of_the_vocabulary_at_a_time(monkeypatch):
+    shapes = logits_made(monkeypatch, 1 << 24, 7 * PREDICTED)
+    last = [shape for shape in shapes if shape[0] == PREDICTED]  # the head saw no padding
+    assert [items for _, items in last] == [7] * 37 + [1]
+
+
+def test_logits_of_another_head_are_made_for_some_tokens_at_a_time(monkeypatch):
+    monkeypatch.setattr(losses, "_is_plain", lambda *_: False)
+    shapes = logits_made(monkeypatch, 7 * 260, 1)
+    assert max(rows for rows, _ in shapes[1:]) == 7 and {items for _, items in shapes} == {260}
+    assert sum(rows for rows, _ in shapes[1:]) == PREDICTED
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "opt", "bloom"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_losses_of_a_sliced_vocabulary_are_those_of_all_logits(monkeypatch, name, dtype):
+    """With a scale, a cap and a bias, where the architecture has them; float64 logits are the other route."""
+    monkeypatch.setattr(losses, "_SLICE", 64)
+    model = tn.load_model(copy.deepcopy(tiny_module(name)).to(getattr(torch, dtype)), tokenizer=byte_tokenizer())
+    head = losses.Head(model)
+    assert head.plain and head.serves
+    states, ids = torch.randn(9, model.hidden_size, dtype=model.dtype), torch.arange(250, 259)
+    logits = losses.logits_of(model, head.head, states).double()
+    expected = logits.logsumexp(1) - logits[torch.arange(9), ids]
+    found = head.losses(states, ids)
+    assert found.dtype == torch.float64
+    assert torch.allclose(found, expected, rtol=1e-6 if dtype == "float32" else 1e-2)
+
+
+def test_losses_over_a_large_vocabulary_are_those_of_float64():
+    """A sum of 200,000 exponentials in float32 loses 1e-6 to 1e-5 of it; sums of slices do not."""
+    module = copy.deepcopy(tiny_module("llama"))
+    module.resize_token_embeddings(200_000)
+    model = tn.load_model(redrawn(module), tokenizer=byte_tokenizer())
+    head, states = losses.Head(model), torch.randn(20, 32, generator=torch.Generator().manual_seed(0))
+    ids = torch.arange(0, 200_000, 10_000)
+    logits = torch.nn.functional.linear(states.double(), model.module.lm_head.weight.detach().double())
+    expected = logits.logsumexp(1) - logits[torch.arange(20), ids]
+    assert head.plain and (head.losses(states, ids) - expected).abs().max() < 2e-6
+
+
+@pytest.mark.parametrize(
+    ("changed", "plain", "serves"), [("nothing", True, True), ("head", False, True), ("module", False, False)]
+)
+def test_a_head_that_does_more_than_its_matrix_and_a_module_that_does_more_than_its_head(changed, plain, serves):
+    model = copy.deepcopy(tiny_model("llama"))
+    if changed != "nothing":
+        part = model.module.lm_head if changed == "head" else model.module
+        part.register_forward_hook(lambda _, __, output: output * 2 if changed == "head" else doubled(output))
+    head = losses.Head(model)
+    assert (head.plain, head.serves) == (plain, serves)
+    found = perplexity(model, SENTENCES, progress=False)
+    expected = []
+    for sentence in SENTENCES:
+        ids = torch.tensor([model.tokenizer(sentence)["input_ids"]])
+        with torch.inference_mode():
+            logits = model.module(input_ids=ids).logits[0, :-1].double()
+        expected.append(float(torch.nn.functional.cross_entropy(logits, ids[0, 1:])))
+    assert found.nll == pytest.approx(expected, rel=1e-5)
+
+
+def doubled(output):
+    output.logits = output.logits * 2
+    return output
+
+
+@every_architecture
+def test_interventions_that_share_blocks_are_as_if_each_ran_alone(name):
+    model, kinds = tiny_model(name), [[], [(3, 40)], [(1, 7), (3, 2)], [(2, 5)], [(0, 3)], [(2, 5), (3, 1)], []]
+    shared = losses.Losses(model, SENTENCES, batch_tokens=60)
+    for neurons in kinds:
+        alone = perplexity(model, SENTENCES, neurons=neurons, batch_tokens=60, progress=False)
+        found = likelihood.perplexity_of(shared, neurons=neurons, progress=False)
+        assert found.nll.tolist() == alone.nll.tolist() and found.count == alone.count
+        assert found.provenance == alone.provenance
+
+
+def test_blocks_below_the_first_that_changes_run_once():
+    model, runs = copy.deepcopy(tiny_model("llama")), []
+    shared = losses.Losses(model, SENTENCES)
+    for number, layer in enumerate(model.module.model.layers):
+        layer.self_attn.register_forward_hook(lambda *_, number=number: runs.append(number))
+    for neurons, layers in (([(2, 5)], [0, 1, 2, 3]), ([(3, 1)], [2, 3]), ([], [2, 3]), ([(0, 1)], [0, 1, 2, 3])):
+        likelihood.perplexity_of(shared, neurons=neurons, progress=False)
+        assert runs[-len(layers) :] == layers
+        runs.clear()
+
+
+def test_nothing_is_shared_under_another_ablation_or_after_an_edit():
+    model = copy.deepcopy(tiny_model("llama"))
+    shared = losses.Losses(model, SENTENCES)
+    likelihood.perplexity_of(shared, neurons=[(2, 5)], progress=False)
+    with tn.Ablation(model, [(0, 9), (1, 4)]) as outer:
+        found = likelihood.perplexity_of(shared, neurons=[(2, 5)], progress=False)
+        count = outer.count
+        alone = perplexity(model, SENTENCES, neurons=[(2, 5)], progress=False)
+        assert outer.count == 2 * count
+    assert found.nll.tolist() == alone.nll.tolist()
+    with torch.no_grad():
+        model.module.model.layers[0].mlp.up_proj.weight[5] += 1
+    found = likelihood.perplexity_of(shared, neurons=[(2, 5)], progress=False)
+    assert found.nll.tolist() == perplexity(model, SENTENCES, neurons=[(2, 5)], progress=False).nll.tolist()
 
 
 def test_the_model_is_as_before_also_after_an_error(monkeypatch):
