@@ -18,8 +18,8 @@ def chunks(tmp_path_factory, request):
     patch = pytest.MonkeyPatch()
     request.addfinalizer(patch.undo)
     patch.setenv("TNKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-    rows = {code: [f"{WORDS.get(code, code)} {number}." for number in range(8)] for code in CODES}
-    corpus = tn.load_corpus(pd.DataFrame(rows | {"split": ["train", "test"] * 4}))
+    rows = {code: [f"{WORDS.get(code, code)} {number}." for number in range(24)] for code in CODES}
+    corpus = tn.load_corpus(pd.DataFrame(rows | {"split": ["train", "test"] * 12}))
     return Chunks(Study(tiny_model(), corpus), seeds=1)
 
 
