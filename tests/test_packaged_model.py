@@ -1,5 +1,7 @@
 """The packaged model in real sentences: converted right, held to the oracle, detected twice the same."""
 
+import argparse
+import re
 import shutil
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 from filelock import FileLock
 
 import tnkit as tn
+from tnkit.cli import demo
 from tnkit.cli import main as cli
 from tnkit.models import packaged
 from tnkit.tests import oracle
@@ -117,6 +120,8 @@ def test_the_demo_writes_its_figures_and_neurons(tmp_path, capsys):
     assert "mean-centred retrieval@1" in printed and "the best for training sentences" in printed
     assert "\n  towards the difference " in printed and "\n  hub placebo " in printed and "\n  largest norm " in printed
     assert "\n  the set at its mean " in printed and "\n  random direction (2 seeds)" in printed
+    assert "of 256 Dutch test sentences of everyday, at layer" in printed
+    assert "On a second corpus: the packaged tatoeba has no sentences in nl; it has en, ja, it" in printed
     assert "Dutch Type-2 neurons at their mean over all tokens of Dutch training sentences" in printed
     figures = "neurons_by_layer score_distribution spaces ablation selections specificity perplexity".split()
     for name in (f"{figure}.png" for figure in figures):
@@ -127,6 +132,22 @@ def test_the_demo_writes_its_figures_and_neurons(tmp_path, capsys):
         assert len(found) == 50
         assert set(found.by_layer()) <= set(layers)
         assert found.provenance["model"]["name"] == "gemma-3-270m"
+
+
+def test_the_demo_repeats_its_first_result_on_sentences_that_people_wrote(model, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "_ELSEWHERE", 16)
+    demo._on_tatoeba(model, argparse.Namespace(language="it", top_n=50, seeds=2, quiet=True))
+    printed = capsys.readouterr().out
+    assert "same layers and norms (2 seeds)" in printed and "the set at its mean" in printed
+    layer, found = re.search(
+        r"of 16 Italian test sentences of tatoeba, at layer (\d+),.*\n.*\n +none +(\S+)", printed
+    ).groups()
+    test = tn.load_corpus("tatoeba", ["en", "it"])["test"]
+    en, it = (tn.capture(model, test[code][:16], progress=False).post[int(layer)].double() for code in ("en", "it"))
+    cosines = (
+        torch.nn.functional.normalize(it - it.mean(0), dim=1) @ torch.nn.functional.normalize(en - en.mean(0), dim=1).T
+    )
+    assert float(found) == pytest.approx((cosines.argmax(dim=1) == torch.arange(16)).double().mean().item(), abs=5e-4)
 
 
 def test_the_demo_refuses_its_hub_and_unknown_languages(capsys):

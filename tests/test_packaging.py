@@ -74,7 +74,8 @@ def test_the_wheel_holds_the_package_its_data_and_its_tests(tmp_path):
     subprocess.run([sys.executable, "-m", *words], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("tnkit-*.whl")
     held = set(zipfile.ZipFile(wheel).namelist())
-    wanted = "text/data/concepts.tsv text/data/everyday.tsv text/data/openings.tsv text/data/LICENSE "
+    wanted = "text/data/concepts.tsv text/data/everyday.tsv text/data/openings.tsv text/data/tatoeba.tsv "
+    wanted += "text/data/LICENSE "
     wanted += "detection/data/neurons.schema.json explorers/front/app.js explorers/front/app.css testing.py py.typed"
     assert {f"tnkit/{name}" for name in [*wanted.split(), "__init__.pyi", "plots/__init__.pyi"]} <= held
     here = {str(path.relative_to(ROOT)) for path in ROOT.glob("tnkit/**/*.py")}

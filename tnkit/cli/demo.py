@@ -22,6 +22,7 @@ _CENTROIDS = {"type1": "shared", "type2": "own"}
 _AT_MEAN = "the set at its mean"  # the one condition that is not set to zero
 _MATCHED = ("uniform", "same layers", "same layers and norms", "lowest scores")
 _FEW = 2  # draws of the random ones among the other selections
+_ELSEWHERE = 128  # pairs of each split of the second corpus
 _READ = 24  # sentences of each language whose perplexity is measured
 
 
@@ -65,6 +66,7 @@ def run(options: argparse.Namespace) -> None:
     ]
     written += _type1(model, corpus, detections, captured, options=options)
     written += _type2(model, corpus, detections, options=options)
+    _on_tatoeba(model, options)
     show("\n  ".join([f"\ndone in {time.perf_counter() - started:.0f} s; wrote", *map(str, written)]))
 
 
@@ -96,7 +98,7 @@ def _type1(model: Any, corpus: Any, detections: Any, captured: Any, *, options: 
 
     how: dict[str, Any] = {"name": "mean-centred retrieval@1", "model": model, **bar}
     effect = tn.compare(found, neurons, controls=first, seeds=options.seeds, **how)
-    show(_compared(effect, _name(language), layer))
+    show(_compared(effect, f"{_name(language)} test sentences of {corpus.name}", layer))
     show("  random direction: as many chosen in the same way, towards a target that knows nothing of languages\n"
          f"  {_AT_MEAN}: each neuron at its mean over {_name(language)} training sentences; where this is near\n"
          "  untouched, zeroing removes a constant; the values for each sentence are not needed")  # fmt: skip
@@ -148,6 +150,28 @@ def _type2(model: Any, corpus: Any, detections: Any, *, options: Any) -> Iterato
     yield _drawn(matrix.plot(), title, Path(options.out) / "perplexity.png")
 
 
+def _on_tatoeba(model: Any, options: Any) -> None:
+    """The first result again, detected and measured on sentences that people wrote."""
+    language, bar = options.language, _bar(options)
+    try:
+        corpus = tn.load_corpus("tatoeba", [_HUB, language])
+    except tn.TnkitError as error:
+        return show(f"\nOn a second corpus: {error}")
+    train, test = ({code: corpus[split][code][:_ELSEWHERE] for code in corpus.languages} for split in ("train", "test"))
+    captured = {code: tn.capture(model, train[code], **bar) for code in corpus.languages}
+    neurons = tn.detect(model, captured, language=language, hub=_HUB, top=options.top_n, **bar).neurons
+    layer, _ = tn.geometry.retrieval(captured[language], captured[_HUB]).best()
+    rivals = tn.controls(neurons, layers=model.early_layers, model=model, captured=captured)
+    first: dict[str, Any] = {"same layers and norms": rivals["same layers and norms"]}
+    first[_AT_MEAN] = tn.Intervention(neurons, value="mean", of=captured[language])
+    how: dict[str, Any] = {"layers": [layer], "chosen_layer": layer, "chosen_on": "training sentences", **bar}
+    effect = tn.ablate(
+        model, test, neurons, language=language, hub=_HUB, controls=first, seeds=min(options.seeds, _FEW), **how
+    )
+    show(f"\nAgain on sentences that people wrote, with Type-1 neurons from {len(train[_HUB])} pairs of {corpus.name}:")
+    show(_compared(effect, f"{_name(language)} test sentences of {corpus.name}", layer).removeprefix("\n"))
+
+
 def _drawn(axes: Any, title: str, path: Path) -> Path:
     axes.set_title(title, parse_math=False)
     return tn.plots.save_figure(axes.figure, path)
@@ -174,11 +198,11 @@ def _summary(detection: "tn.Detection") -> str:
     return "\n  ".join(lines)
 
 
-def _compared(effect: "tn.Comparison", name: str, layer: int) -> str:
+def _compared(effect: "tn.Comparison", sentences: str, layer: int) -> str:
     rows, interval = effect.at(layer), f"{'95 % interval':<14}"
     lines = [
-        f"\nTranslations found (mean-centred retrieval@1) of {effect.untouched.shape[1]} {name} test sentences, at "
-        f"layer {layer}, the best for training sentences in the untouched model:",
+        f"\nTranslations found (mean-centred retrieval@1) of {effect.untouched.shape[1]} {sentences}, "
+        f"at layer {layer}, the best for training sentences in the untouched model:",
         f"{'set to zero at the last token':<33}{'found':>6}  {interval}  {'set / this':>10}  {interval}  "
         "p sentences  p sets",
     ]

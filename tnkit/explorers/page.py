@@ -26,6 +26,7 @@ _MODULES = (
     "detection",
     "app",
 )  # in this order
+_NAMED = 10  # at most so many languages are named above the page
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 
@@ -83,7 +84,8 @@ def page_of(about: Mapping[str, Any], held: Mapping[str, Any], *, state: Mapping
         {"about": about, "chunks": held, "state": state or {}}, ensure_ascii=False, separators=(",", ":")
     )
     content = content.replace("<", "\\u003c")  # nothing in it ends the element or begins a comment
-    names = listed(language["name"] for language in about["languages"] if language["code"] != about["hub"])
+    others = [language["name"] for language in about["languages"] if language["code"] != about["hub"]]
+    names = listed(others) if len(others) <= _NAMED else f"{len(others)} languages"
     hub, model = html.escape(language_name(about["hub"])), html.escape(about["model"])
     return f"""<!doctype html>
 <html lang="en">

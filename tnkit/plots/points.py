@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from tnkit.plots.style import MARKERS, axes, language_colour, language_label, language_marker, literal, panels, style
+from tnkit.plots.style import MARKERS, axes, language_label, language_looks, literal, panels, style
 
 _STRATA = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
 
@@ -42,14 +42,15 @@ def space(
         if joined:
             lines = np.stack(list(points.values()), axis=1)
             ax.add_collection(LineCollection(list(lines), colors="#777777", linewidths=0.4, alpha=0.45, zorder=1))
+        looks = language_looks([*points])
         for language, xy in points.items():
-            look: dict[str, Any] = {"color": language_colour(language), "marker": language_marker(language)}
+            look: dict[str, Any] = dict(zip(("color", "marker"), looks[language], strict=True))
             ax.scatter(xy[:, 0], xy[:, 1], s=14, alpha=0.6, linewidths=0, label=language_label(language), **look)
         if centroids:
             means = np.stack([xy.mean(axis=0) for xy in points.values()])
             edge: dict[str, Any] = {"edgecolors": "black", "linewidths": 1, "zorder": 4}
             for language, (x, y) in zip(points, means, strict=True):
-                ax.scatter(x, y, s=90, color=language_colour(language), marker="D", **edge)
+                ax.scatter(x, y, s=90, color=looks[language][0], marker="D", **edge)
             x, y = means.mean(axis=0)
             ax.scatter(x, y, s=260, color="white", marker="*", **edge)
         x_label, y_label = (f"PC {number + 1} ({share:.0%}" for number, share in zip(pair, explained, strict=True))
@@ -73,10 +74,10 @@ def spaces(
         panel = {language: coordinates[number] for language, coordinates in points.items()}
         space(panel, explained=explained[number].tolist(), title=title, centroids=centroids, ax=ax)
     handles, labels = row[0].get_legend_handles_labels()
+    columns = len(labels) if len(labels) <= 3 * len(row) else 2 * len(row)
+    figure.set_figheight(figure.get_figheight() + 0.2 * max(0, len(labels) / columns - 2))
     with style():
-        legend = figure.legend(
-            handles, labels, loc="outside lower center", ncols=min(len(labels), 3 * len(row)), markerscale=2.5
-        )
+        legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, markerscale=2.5)
     for handle in filter(None, legend.legend_handles):
         handle.set_alpha(1)
     return figure

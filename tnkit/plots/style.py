@@ -2,10 +2,9 @@
 
 import json
 import logging
-import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,8 +43,13 @@ MARKERS = "osD^vPX*"
 _CJK_FONTS = (
     "Noto Sans CJK JP", "Hiragino Sans", "Yu Gothic", "Noto Sans CJK KR", "Apple SD Gothic Neo", "Malgun Gothic",
 )  # fmt: skip
+_SCRIPTS = (
+    "Arabic", "Hebrew", "Devanagari", "Bengali", "Gujarati", "Gurmukhi", "Kannada", "Malayalam", "Sinhala", "Tamil",
+    "Telugu", "Thai", "Lao", "Khmer", "Myanmar", "Ethiopic", "Georgian", "Armenian",
+)  # fmt: skip
+_SCRIPT_FONTS = (*(f"Noto Sans {script}" for script in _SCRIPTS), "Nirmala UI", "Leelawadee UI", "Ebrima", "Geeza Pro")
 _STYLE: "dict[RcKeyType, Any]" = {
-    "font.family": ["DejaVu Sans", *_CJK_FONTS, "Noto Sans"],
+    "font.family": ["DejaVu Sans", *_CJK_FONTS, "Noto Sans", *_SCRIPT_FONTS],
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
@@ -64,7 +68,7 @@ _STYLE: "dict[RcKeyType, Any]" = {
 }
 _UNDATED = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 _LONGEST = 80  # characters of a text in a figure
-_CJK = re.compile("[\u2e80-\u9fff\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef]")
+_CJK = {"Hani", "Hira", "Kana", "Hang", "Bopo"}
 _log = logging.getLogger("tnkit")
 
 
@@ -93,10 +97,21 @@ def use_style() -> None:
 
 
 def _fonts() -> list[str]:
+    return [name for name in _STYLE["font.family"] if name in _installed()]
+
+
+@cache
+def _installed() -> frozenset[str]:
+    """The names of all fonts; those that were installed after matplotlib made its list are added to the list."""
     from matplotlib import font_manager
 
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    return [name for name in _STYLE["font.family"] if name in installed]
+    listed, families = font_manager.fontManager, [name.replace(" ", "") for name in _STYLE["font.family"]]
+    for path in sorted({*font_manager.findSystemFonts()} - {font.fname for font in listed.ttflist}):
+        name = Path(path).stem.partition("-")[0]
+        if any(family.startswith(name) for family in families):
+            with suppress(OSError, RuntimeError):  # a damaged font
+                listed.addfont(path)
+    return frozenset(font.name for font in listed.ttflist)
 
 
 @contextmanager
@@ -121,12 +136,22 @@ def panels(count: int, *, width: float, height: float, title: str = "") -> tuple
 
 
 def language_name(code: str) -> str:
-    """A language's English name, or the code itself if tnkit knows no name.
+    """A language's English name, from CLDR; the name itself if it has neither two letters nor a script.
 
-    >>> language_name("ja"), language_name("tlh")
-    ('Japanese', 'tlh')
+    >>> [language_name(code) for code in ("ja", "sw", "hin_Deva", "all", "non-parallel")]
+    ['Japanese', 'Swahili', 'Hindi', 'all', 'non-parallel']
     """
-    return _NAMES.get(code, code)
+    return _NAMES.get(code) or _name_of(code)
+
+
+@cache
+def _name_of(code: str) -> str:
+    import langcodes
+
+    language, _, script = code.partition("_")
+    if not (len(code) == 2 or (len(language) == 3 and len(script) == 4)) or not langcodes.tag_is_valid(code):
+        return code
+    return langcodes.Language.get(language).display_name()
 
 
 def literal(text: object) -> str:
@@ -168,9 +193,10 @@ def language_marker(code: str) -> str:
 
 
 def language_looks(codes: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """A colour and a marker for each language of a study: up to 20 colours differ.
+    """A colour and a marker for each language of a study: up to 20 colours differ, and up to 160 pairs of both.
 
     A language keeps `language_colour` unless another of the study has it; then it takes the next colour that is left.
+    Where none is left, it keeps its colour, and takes the next marker that no other language has in this colour.
     Hiding a language of the study changes no other.
 
     >>> looks = language_looks(["en", "ja", "ar", "ru"])
@@ -184,7 +210,9 @@ def language_looks(codes: Sequence[str]) -> dict[str, tuple[str, str]]:
         colour = colour if colour in left or not left else left[0]
         if colour in left:
             left.remove(colour)
-        looks[code] = (colour, language_marker(code))
+        first = MARKERS.index(language_marker(code))
+        pairs = [(colour, marker) for marker in MARKERS[first:] + MARKERS[:first]]
+        looks[code] = next((pair for pair in pairs if pair not in looks.values()), pairs[0])
     return {code: looks[code] for code in codes}
 
 
@@ -266,17 +294,31 @@ def cjk_font() -> str | None:
 
 
 def warn_of_boxes(figure: Figure) -> None:
-    """Warn once, naming the font package to install, if a figure's text would be drawn as boxes."""
-    text = " ".join(element.get_text() for element in figure.findobj(Text))
-    if _CJK.search(text) and cjk_font() is None:
-        _warn_of_cjk()
+    """Warn once of each script that would be drawn as boxes in a figure, naming the font to install."""
+    letters = {letter for element in figure.findobj(Text) for letter in element.get_text() if letter > "\u024f"}
+    if not letters:
+        return
+    from fontTools import unicodedata as scripts
+
+    drawn = _drawn(tuple(_fonts()))
+    for script in sorted({scripts.script(letter) for letter in letters if ord(letter) not in drawn}):
+        if script not in ("Zyyy", "Zinh", "Zzzz"):  # common, inherited and unknown
+            _warn_of_script("Japanese, Chinese and Korean" if script in _CJK else scripts.script_name(script))
 
 
 @cache
-def _warn_of_cjk() -> None:
-    _log.warning(
-        "no font with Japanese, Chinese and Korean glyphs was found, so figures show boxes instead: %s", GET_CJK_FONT
-    )
+def _drawn(fonts: tuple[str, ...]) -> frozenset[int]:
+    """The characters that some of the fonts have."""
+    from matplotlib import font_manager
+
+    return frozenset().union(*(font_manager.get_font(font_manager.findfont(name)).get_charmap() for name in fonts))
+
+
+@cache
+def _warn_of_script(script: str) -> None:
+    one = f"install Noto Sans {script} (Debian, Ubuntu: fonts-noto-core; elsewhere fonts.google.com/noto)"
+    advice = GET_CJK_FONT if "Chinese" in script else one
+    _log.warning("no font with %s glyphs was found, so figures show boxes instead: %s", script, advice)
 
 
 GET_CJK_FONT = (

@@ -1,9 +1,10 @@
 """Sentences aligned across languages, in fixed splits: `Corpus`, and `load_corpus`, which reads every source.
 
-corpus = tn.load_corpus("everyday", ["en", "ja"])           # packaged, CC0
+corpus = tn.load_corpus("everyday", ["en", "ja"])           # packaged, CC0, written for this project
+corpus = tn.load_corpus("tatoeba", ["en", "ja"])            # packaged, CC BY 2.0 FR, written by people
 corpus = tn.load_corpus("pairs.tsv", ["en", "ja"])          # a file, folder or archive, in many layouts
 corpus = tn.load_corpus({"en": "x.en", "ja": "x.ja"})       # two files, or lists in memory
-corpus = tn.load_corpus("tatoeba", ["en", "ja"], limit=2000)  # from the Hugging Face Hub; see sources.RECIPES
+corpus = tn.load_corpus("tatoeba-hub", ["en", "ja"], limit=2000)  # from the Hugging Face Hub; see sources.RECIPES
 corpus["train"]["ja"]                                       # a sequence of str
 """
 
@@ -180,8 +181,9 @@ def load_corpus(
     Args:
         source: one of these.
 
-            - a name: "everyday" or "openings" (packaged: sentences, and prompts that leave the language of what follows
-              open), or "tatoeba", "mkqa", "flores+", "ntrex-128", "belebele" or "opus-100"
+            - a name: "everyday", "tatoeba" or "openings" (packaged: sentences in five languages, sentences that people
+              wrote in English with translations into Japanese or Italian, and prompts that leave the language of what
+              follows open), or "tatoeba-hub", "mkqa", "flores+", "ntrex-128", "belebele" or "opus-100"
               (from the Hugging Face Hub; `sources.RECIPES` has licences, sizes and citations), another data set on
               the Hub as "OWNER/NAME", or a file of one as "hf://datasets/OWNER/NAME/FILE".
             - a file with a column for each language, a column of translations by language, or a row for each sentence

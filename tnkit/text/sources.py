@@ -16,7 +16,7 @@ from tnkit.text.languages import code_of, matching
 
 _HUB = re.compile(r"hf://datasets/([^/]+/[^/@]+)(?:@(refs/[^/]+/[^/]+|[^/]+))?(?:/(.+))?")
 _OWNER_NAME = re.compile(r"[A-Za-z0-9][\w-]*/[\w.-]+")
-_PACKAGED = ("everyday", "openings")
+_PACKAGED = ("everyday", "openings", "tatoeba")
 _CONVERTED = "refs/convert/parquet"  # the Hub's own copies
 
 
@@ -51,7 +51,7 @@ def read(
 def _of_path(source: str | Path, languages: Sequence[str] | None, options: dict[str, Any]) -> pd.DataFrame:
     text, path = str(source), _expanded(source)
     if text in _PACKAGED:
-        return readers.read_table(Path(__file__).parent / "data" / f"{text}.tsv", languages)
+        return _packaged(text, languages)
     if text in RECIPES:
         return RECIPES[text].read(RECIPES[text].repository, languages)
     if text.startswith("hf://"):
@@ -68,6 +68,22 @@ def _of_path(source: str | Path, languages: Sequence[str] | None, options: dict[
             known = ", ".join([*_PACKAGED, *RECIPES])
             raise TnkitError(f"there is no file {path}; check its name and folder (data sets by name: {known})")
     return readers.read_table(path, languages, **options)
+
+
+def _packaged(name: str, languages: Sequence[str] | None) -> pd.DataFrame:
+    """A table of the package; in tatoeba, a sentence without a translation has an empty cell."""
+    frame = readers.read_table(Path(__file__).parent / "data" / f"{name}.tsv", languages)
+    if name != "tatoeba":
+        return frame
+    held = [column for column in frame.columns if column != "split"]
+    if absent := [language for language in languages or () if not matching(language, held)]:
+        raise TnkitError(
+            f"the packaged tatoeba has no sentences in {', '.join(absent)}; it has {', '.join(held)}: load other "
+            'languages from the Hugging Face Hub with load_corpus("tatoeba-hub", ["en", …])'
+        )
+    frame = frame.replace("", None)
+    frame.attrs["key"] = "English sentence"
+    return frame
 
 
 def _of_files(paths: Sequence[str | Path], languages: Sequence[str] | None, options: dict[str, Any]) -> pd.DataFrame:
@@ -237,7 +253,7 @@ def _tatoeba(repository: str, languages: Sequence[str] | None) -> pd.DataFrame:
     """English sentences and their first translation into each language."""
     wanted = [language for language in languages or () if not matching("en", [language])]
     if not wanted:
-        raise TnkitError('name the languages: load_corpus("tatoeba", ["en", "ja"])')
+        raise TnkitError('name the languages: load_corpus("tatoeba-hub", ["en", "ja"])')
     merged: pd.DataFrame | None = None
     for language in wanted:
         code = (code_of(language) or language).partition("-")[0]
@@ -250,8 +266,8 @@ def _tatoeba(repository: str, languages: Sequence[str] | None) -> pd.DataFrame:
 
 # fmt: off
 RECIPES: Mapping[str, Recipe] = {
-    "tatoeba": Recipe("sentence-transformers/parallel-sentences-tatoeba", _tatoeba, "CC BY 2.0 FR",
-                      "Tatoeba (tatoeba.org)", "up to 20 MB a language"),
+    "tatoeba-hub": Recipe("sentence-transformers/parallel-sentences-tatoeba", _tatoeba, "CC BY 2.0 FR",
+                          "Tatoeba (tatoeba.org)", "up to 20 MB a language"),
     "mkqa": Recipe("apple/mkqa", partial(_converted, "mkqa/train/0000.parquet"), "CC BY-SA 3.0",
                    "Longpre, Lu & Daiber (2021), MKQA", "15 MB"),
     "flores+": Recipe("openlanguagedata/flores_plus", _in_files, "CC BY-SA 4.0",

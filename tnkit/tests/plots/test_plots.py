@@ -109,12 +109,35 @@ def test_the_style_does_not_leak():
 
 def test_a_missing_font_is_named_once(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(style, "_fonts", lambda: ["DejaVu Sans"])
-    style._warn_of_cjk.cache_clear()
-    for title in ("English", "日本語", "한국어"):
+    style._warn_of_script.cache_clear()
+    for title in ("English", "Ελληνικά → “русский”", "日本語", "한국어", "हिन्दी", "हिन्दी, ไทย", "العربية"):
         ax = tn.NeuronSet(((0, 1),), (2, 4)).plot()
         ax.set_title(title)
-        plots.save_figure(ax.figure, tmp_path / "f.png")
-    assert caplog.text.count("fonts-noto-cjk") == 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # matplotlib's own, of each glyph
+            plots.save_figure(ax.figure, tmp_path / "f.png")
+    for font in ("fonts-noto-cjk", "Noto Sans Devanagari", "Noto Sans Thai"):
+        assert caplog.text.count(f"install {font}" if "Sans" in font else font) == 1
+    assert caplog.text.count("no font with") == 3  # DejaVu Sans draws Greek, Cyrillic and Arabic
+
+
+def test_a_font_that_was_installed_after_matplotlib_listed_fonts_is_used(monkeypatch):
+    from matplotlib import font_manager
+
+    names = {"NotoSansThai": "Noto Sans Thai", "NotoSansDevanagari": "Noto Sans Devanagari"}
+    stems = {Path(path).stem.partition("-")[0] for path in font_manager.findSystemFonts()}
+    expected = {name for stem, name in names.items() if stem in stems}
+    if not expected:
+        pytest.skip("none of these fonts is installed")
+    older = [font for font in font_manager.fontManager.ttflist if font.name.startswith("DejaVu")]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", older)
+    style._installed.cache_clear()
+    try:
+        assert expected <= {*style._fonts()}
+        letters = {"Noto Sans Thai": "ท", "Noto Sans Devanagari": "ह"}
+        assert {ord(letters[name]) for name in expected} <= style._drawn(tuple(style._fonts()))
+    finally:
+        style._installed.cache_clear()
 
 
 def test_a_figure_says_what_it_is_about(tmp_path):
@@ -308,6 +331,24 @@ def test_matrices_of_32_languages_can_be_read(name):
         boxes = [label.get_window_extent() for label in labels]
         spans = sorted((getattr(box, f"{side}0"), getattr(box, f"{side}1")) for box in boxes)
         assert all(before[1] <= after[0] + 1 for before, after in pairwise(spans))
+
+
+@pytest.mark.parametrize("panels", [1, 3])
+def test_a_plane_of_32_languages_has_a_look_for_each_and_a_legend_in_the_figure(panels):
+    codes = [*MANY[:-3], "sw", "mr", "am"]  # some that no colour is reserved for
+    assert len({*plots.style.language_looks(codes).values()}) == 32
+    generator = np.random.default_rng(0)
+    points = {code: generator.normal(size=(panels, 5, 2)) for code in codes}
+    figure = plots.spaces(points, explained=np.full((panels, 2), 0.3), titles=[f"layer {n}" for n in range(panels)])
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box, whole = legend.get_window_extent(), figure.bbox
+    assert whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0
+    assert figure.axes[0].get_window_extent().height > 0.35 * whole.height
+    drawn = [
+        (tuple(dots.get_facecolor()[0]), dots.get_paths()[0].vertices.tobytes()) for dots in figure.axes[0].collections
+    ]
+    assert len({*drawn}) == 32
 
 
 def test_clusters_put_languages_of_a_group_side_by_side():

@@ -83,20 +83,20 @@ def test_tatoeba_gives_what_every_language_has_with_its_first_translation(hub, m
     put, asked = hub
     put_tatoeba(put)
     expected = {("Hi.", "やあ。", "안녕."), ("No.", "いいえ。", "아니요.")}
-    corpus = tn.load_corpus("tatoeba", ["en", "ja", "ko"])
+    corpus = tn.load_corpus("tatoeba-hub", ["en", "ja", "ko"])
     assert set(rows_of(corpus)) == expected
-    assert (corpus.name, corpus.dropped) == ("tatoeba", {})
+    assert (corpus.name, corpus.dropped) == ("tatoeba-hub", {})
     place = "/datasets/sentence-transformers/parallel-sentences-tatoeba/resolve/refs%2Fconvert%2Fparquet"
     assert [path for command, path in asked if command == "GET"] == [
         f"{place}/en-{language}/train/0000.parquet" for language in ("ja", "ko")
     ]
-    assert set(rows_of(tn.load_corpus("tatoeba", ["ko", "ja"]))) == {(ko, ja) for _, ja, ko in expected}
+    assert set(rows_of(tn.load_corpus("tatoeba-hub", ["ko", "ja"]))) == {(ko, ja) for _, ja, ko in expected}
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert set(rows_of(tn.load_corpus("tatoeba", "ja"))) == {("やあ。",), ("はい。",), ("いいえ。",)}
+    assert set(rows_of(tn.load_corpus("tatoeba-hub", "ja"))) == {("やあ。",), ("はい。",), ("いいえ。",)}
     assert [command for command, _ in asked].count("GET") == 2
     for languages in None, ["en"]:
-        with pytest.raises(tn.TnkitError, match=r'name the languages: load_corpus\("tatoeba", \["en", "ja"\]\)'):
-            tn.load_corpus("tatoeba", languages)
+        with pytest.raises(tn.TnkitError, match=r'name the languages: load_corpus\("tatoeba-hub", \["en", "ja"\]\)'):
+            tn.load_corpus("tatoeba-hub", languages)
 
 
 def test_mkqa_gives_the_questions_that_every_language_has(hub):
@@ -137,7 +137,7 @@ def test_a_hub_without_the_file_or_without_connection(hub, monkeypatch, tmp_path
     tatoeba = "en-xx/train/0000.parquet", "sentence-transformers/parallel-sentences-tatoeba"
     mkqa = "mkqa/train/0000.parquet", "apple/mkqa"
     with pytest.raises(tn.TnkitError, match=without.format(*tatoeba)):
-        tn.load_corpus("tatoeba", ["en", "xx"])
+        tn.load_corpus("tatoeba-hub", ["en", "xx"])
     monkeypatch.setattr("time.sleep", lambda _: None)  # the client waits between its tries
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))  # taken, and nobody listens

@@ -24,7 +24,7 @@ from tnkit.text import sources
 def stand_ins():
     """The files of each recipe's repository."""
     return {
-        "tatoeba": {
+        "tatoeba-hub": {
             "en-ja/train/0000.parquet": in_bytes(pd.DataFrame({"english": EN, "non_english": JA}).to_parquet),
         },
         "mkqa": {
@@ -82,7 +82,7 @@ def test_a_recipe_gives_its_pairs_and_downloads_what_it_needs(stored, name):
     corpus = tn.load_corpus(name, LANGUAGES)
     assert rows_of(corpus) == sorted(PAIRS) and corpus.name == name
     assert not [file for file in asked if any(other in file for other in ("fra", "de-en", "README"))]
-    if name in ("tatoeba", "flores+", "belebele"):
+    if name in ("tatoeba-hub", "flores+", "belebele"):
         by_other_names = tn.load_corpus(name, ["eng_Latn", "jpn_Jpan"])
         assert {*by_other_names.frame["jpn_Jpan"]} == {*JA}
     if name == "opus-100":
@@ -100,7 +100,8 @@ def test_without_a_connection_or_a_name_it_says_so_in_a_sentence(monkeypatch, tm
             tn.load_corpus(source, LANGUAGES)
         assert "\n" not in str(caught.value)
     with pytest.raises(
-        tn.TnkitError, match=r"there is no file everydy; .* \(data sets by name: everyday, openings, tatoeba, mkqa"
+        tn.TnkitError,
+        match=r"there is no file everydy; .* \(data sets by name: everyday, openings, tatoeba, tatoeba-hub, mkqa",
     ):
         tn.load_corpus("everydy", LANGUAGES)
     with pytest.raises(tn.TnkitError, match="name the languages to read of facebook/belebele"):
