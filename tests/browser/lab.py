@@ -22,6 +22,7 @@ _FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 ).split()
+VIEWS = ("Map", "Neurons", "Evidence", "Detection")
 _PATIENCE = 90_000  # milliseconds; machines of continuous integration are slow
 _ERRORS = (
     "[data-mime-type='application/vnd.jupyter.error'], [data-mime-type='application/vnd.jupyter.stderr'], .tn-error"
@@ -68,11 +69,15 @@ class Lab:
     url: str
     token: str
 
-    def open(self, page: Page, name: str, cells: list[str]) -> Locator:
-        """Write a notebook, open it, run it, and return it once its cells are done."""
+    def write(self, name: str, cells: list[str]) -> None:
+        """Write a notebook."""
         book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
         book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
         nbformat.write(book, self.root / f"{name}.ipynb")
+
+    def open(self, page: Page, name: str, cells: list[str]) -> Locator:
+        """Write a notebook, open it in JupyterLab, run it, and return it once its cells are done."""
+        self.write(name, cells)
         return self.run(page, name)
 
     def run(self, page: Page, name: str) -> Locator:
@@ -84,6 +89,26 @@ class Lab:
         book = page.locator(".jp-Notebook")
         expect(book.get_by_text("[*]:")).to_have_count(0)
         return book
+
+    def notebook7(self, page: Page, name: str, cells: list[str]) -> Locator:
+        """The same in Notebook 7."""
+        self.write(name, cells)
+        page.goto(f"{self.url}/notebooks/{name}.ipynb?token={self.token}")
+        book = page.locator(".jp-Notebook")
+        page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']").wait_for()
+        for _ in range(20):  # nothing is run before the kernel is connected, which the page does not say
+            page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
+            page.wait_for_timeout(1500)
+            if book.get_by_text("[ ]:").count() < len(cells):
+                break
+        expect(book.get_by_text(f"[{len(cells)}]:")).to_have_count(1)
+        return book
+
+    def voila(self, page: Page, name: str, cells: list[str]) -> Locator:
+        """The same in Voila, which runs all cells before it shows the page."""
+        self.write(name, cells)
+        page.goto(f"{self.url}/voila/render/{name}.ipynb?token={self.token}")
+        return page.locator("body")
 
 
 @contextmanager
@@ -106,6 +131,7 @@ def lab(folder: Path) -> Iterator[Lab]:
     command = [
         *(sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root"),
         *("--ServerApp.port_retries=0", f"--ServerApp.root_dir={root}", "--expose-app-in-browser"),
+        "--JupyterNotebookApp.expose_app_in_browser=True",
         *("--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.news_url=None"),
     ]
     url = f"http://127.0.0.1:{port}"
@@ -129,6 +155,25 @@ def _wait(process: subprocess.Popen, url: str, log: Path) -> None:
                 break
             time.sleep(0.25)
     raise RuntimeError(f"JupyterLab did not come up:\n{log.read_text()[-3000:]}")
+
+
+# Elements of the explorer beyond its edge, or wider than what shows them; tables and charts scroll.
+_CUT = """root => [...root.querySelectorAll("*")].filter((node) => {
+  if (!node.getClientRects().length || node.closest(".tn-spoken, svg")) return false;
+  if (node.parentElement.closest(".tn-scroll, .tn-table")) return false;
+  const [box, app] = [node.getBoundingClientRect(), root.getBoundingClientRect()];
+  const clips = ["hidden", "clip"].includes(getComputedStyle(node).overflowX);
+  return (clips && node.scrollWidth > node.clientWidth + 1) || box.left < app.left || box.right > app.right;
+}).map((node) => `${node.tagName} ${node.className}: ${node.textContent.slice(0, 40)}`)"""
+
+
+def faults(page: Page, within: str | None = ".tn-app") -> list[str]:
+    """What axe-core finds wrong within an element (None: on the whole page), and what of the explorer is cut."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page, context=within).response["violations"]
+    said = [f"{one['id']}: {node['target']} {node['failureSummary']}" for one in found for node in one["nodes"]]
+    return said + [f"cut: {node}" for node in page.locator(".tn-app").evaluate(_CUT)]
 
 
 class Seen:

@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 from weakref import WeakSet
@@ -295,6 +296,11 @@ class Explorer(Still, anywidget.AnyWidget):  # type: ignore[misc]
                 bar.total, bar.n = total, done
                 bar.set_postfix_str(step)
         return write_page(self.chunks, path, state=self.state)
+
+    def _hasten(self) -> None:
+        """Send the planes of the layers while the cell still runs; where that fails, the browser asks and is told."""
+        with suppress(Exception):
+            self.send({"key": "plane", "chunk": self.chunks.now("plane")})
 
     def _picture(self) -> bytes:
         """The view, or the map while the view is not computed: a notebook does not wait for its picture."""

@@ -13,6 +13,8 @@ from tnkit import plots
 from tnkit.explorers.chunks import ROLES, Chunks
 from tnkit.plots.style import KIND_NAMES, language_name
 
+_MARGIN = 0.12  # inches between what is drawn and the edge
+
 
 def needed_by(state: Mapping[str, Any]) -> str:
     """The key of the chunk that a view's figure needs.
@@ -45,14 +47,18 @@ def figure_of(chunks: Chunks, state: Mapping[str, Any]) -> Figure:
     elif state["view"] == "evidence":
         measures = chunk["measures"]
         measure = measures.get(state.get("measure")) or next(iter(measures.values()))
-        title = f"{KIND_NAMES[state['kind']]} neurons of {language_name(state['language'])}"
-        figure = _whole(plots.conditions(_rows(measure), xlabel=measure["name"], title=title))
+        title = f"{chunk['size']} {KIND_NAMES[state['kind']]} neurons of {language_name(state['language'])}"
+        layer = "" if measure["chosen"] is None else f", layer {measure['chosen']}"
+        label = f"{measure['name']}{layer}, n = {measure['sentences']}"
+        figure = _whole(plots.conditions(_rows(measure), xlabel=label, title=title))
     else:
         sets = {name: study.neurons(name, state["kind"]) for name in study.others}
         title = f"{KIND_NAMES[state['kind']]} neurons by layer"
         axes = plots.neurons_by_layer(sets, n_layers=study.model.n_layers, title=title)
         axes.axvline(state["layer"], color="#555555", lw=1, ls="--")
         figure = _whole(axes)
+    if (layout := figure.get_layout_engine()) is not None:
+        layout.set(w_pad=_MARGIN, h_pad=_MARGIN)
     plt.close(figure)
     return figure
 

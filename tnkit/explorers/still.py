@@ -43,25 +43,31 @@ class Still:
         """The picture as PNG."""
         raise NotImplementedError
 
-    def _repr_mimebundle_(self, **how: Any) -> dict[str, Any] | tuple[Any, ...]:
+    def _hasten(self) -> None:
+        """Send the browser what it shows first, before the picture is drawn."""
+
+    def _repr_mimebundle_(self, **how: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The widget, and its picture for pages that cannot run widgets, such as GitHub."""
-        bundle: Any = super()._repr_mimebundle_(**how)  # type: ignore[misc]
-        data, *metadata = bundle if isinstance(bundle, tuple) else (bundle,)
-        data = {**data, "text/plain": repr(self)}
+        data, metadata = self._alive(**how)
         if picture := self._drawn():
             data["image/png"] = base64.b64encode(picture).decode()
-        return (data, *metadata) if isinstance(bundle, tuple) else data
+        return data, metadata
+
+    def _alive(self, **how: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The widget without its picture."""
+        bundle: Any = super()._repr_mimebundle_(**how)  # type: ignore[misc]
+        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
+        return {**data, "text/plain": repr(self)}, metadata
 
     def _ipython_display_(self) -> None:
         from IPython.display import HTML, Image, display
 
-        bundle = self._repr_mimebundle_()
-        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
-        picture = data.pop("image/png", None)
+        data, metadata = self._alive()
         display(data, metadata=metadata, raw=True)
         display(HTML(_STYLE))
-        if picture is not None:
-            handle = display(Image(base64.b64decode(picture)), display_id=True)
+        self._hasten()
+        if picture := self._drawn():
+            handle = display(Image(picture), display_id=True)
             self._replace = lambda png: None if handle is None else handle.update(Image(png))
 
     def _leave(self) -> None:

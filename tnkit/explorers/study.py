@@ -16,7 +16,7 @@ from tnkit.detection.detect import KINDS, detect_steps
 from tnkit.detection.detections import Detection
 from tnkit.detection.neurons import NeuronSet
 from tnkit.detection.scoring import contribution_norms
-from tnkit.errors import TnkitError, check_model
+from tnkit.errors import TnkitError, check_model, whole_number
 from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.controls import Control, controls
 from tnkit.interventions.intervention import Intervention
@@ -52,7 +52,7 @@ class Study:
         distance, score, top, layers: how neurons are found, as in `detect_steps` (default of top: `usual_top`).
 
     Raises:
-        TnkitError: for unknown languages, or if there is only the hub.
+        TnkitError: for unknown languages, if there is only the hub, or if `top` or `sentences` is not a number from 1.
     """
 
     def __init__(
@@ -72,8 +72,9 @@ class Study:
     ) -> None:
         self.model, self.hub, self.corpus = model, hub, corpus
         self.reading: dict[str, Any] = {"position": position, "suffix": suffix}
-        self.finding: dict[str, Any] = {"distance": distance, "score": score, "top": top, "layers": layers}
-        self.sentences = sentences
+        size = None if top is None else whole_number("top", top, at_least=1)
+        self.finding: dict[str, Any] = {"distance": distance, "score": score, "top": size, "layers": layers}
+        self.sentences = sentences = whole_number("sentences", sentences, at_least=1)
         named = tuple(corpus.languages if languages is None else languages)
         self.languages = (hub, *(name for name in named if name != hub))
         self.texts = {

@@ -118,7 +118,8 @@ def conditions(frame: pd.DataFrame, *, xlabel: str, title: str = "", ax: Axes | 
         seeds = zip(names, frame["seeds"], strict=True)
         labels = [literal(name) + (f" ({count:.0f} seeds)" if count > 1 else "") for name, count in seeds]
         ax.set_yticks(range(len(frame)), labels)
-        ax.set(xlabel=literal(xlabel), title=literal(title), ylim=(len(frame) - 0.5, -0.5))
+        ax.set(xlabel=literal(xlabel), ylim=(len(frame) - 0.5, -0.5))
+        ax.set_title(literal(title), wrap=True)
         ax.grid(axis="y", visible=False)
     return ax
 

@@ -18,7 +18,7 @@ const mount = (root, about, source, given) => {
   const ribbon = makeRibbon(store);
   const count = about.test[about.hub].length;
   const app = h("div", { class: "tn-app", lang: "en" },
-    h("header", { class: "tn-head" },
+    h("div", { class: "tn-head" },
       h("div", { class: "tn-brand" }, h("h2", {}, "Transfer neurons"), h("p", {}, [about.model, about.corpus, `${count} test sentences`, `${store.name(about.hub)} as hub`, about.form.positions[about.position] ?? about.position, `${about.form.score} ${about.form.distance} scores`].join("  ·  "))),
       h("div", { class: "tn-icons" }, undo, reset, copy, table, picture)),
     h("div", { class: "tn-bar" }, tabs, controls), ribbon.el, status, body);

@@ -2,16 +2,19 @@
 
 import asyncio
 import base64
+import io
 import json
 import re
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.linalg import orthogonal_procrustes
 from sklearn.decomposition import PCA
 
 import tnkit as tn
+from tnkit import plots
 from tnkit.explorers.chunks import Chunks, unpacked_points
 from tnkit.explorers.study import CONTROLS, Study
 from tnkit.measures.specificity.table import MEASUREMENTS
@@ -279,7 +282,7 @@ def test_a_detection_makes_a_study_that_all_views_show(explorer):
 
 def test_a_detection_that_fails_or_is_cancelled_keeps_the_old_one(explorer):
     explorer._hear(None, {"ask": "found", "options": {"top": 10**6}}, [])
-    assert "top" in explorer.errors[0] or "neurons" in explorer.errors[0]
+    assert "top 1000000 was asked for" in explorer.errors[0]
     study = explorer.study
 
     async def use():
@@ -291,6 +294,28 @@ def test_a_detection_that_fails_or_is_cancelled_keeps_the_old_one(explorer):
 
     asyncio.run(use())
     assert explorer.study is study and explorer.about["form"]["distance"] == "cosine"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"top": 0}, "top=0 must be at least 1"),
+        ({"top": 99999}, "top 99999 was asked for; 2 layers of 48 neurons hold 96 neurons"),
+        ({"sentences": 0}, "sentences=0 must be at least 1"),
+        ({"sentences": -3}, "sentences=-3 must be at least 1"),
+    ],
+)
+def test_a_number_in_the_form_is_used_as_it_is_or_refused(explorer, options, said):
+    study = explorer.study
+    explorer._hear(None, {"ask": "found", "options": options}, [])
+    assert said in explorer.errors[0] and "unexpected" not in explorer.errors[0]
+    assert explorer.study is study
+
+
+def test_a_size_is_used_as_it_is_or_refused(explorer):
+    explorer.state = {**explorer.state, "view": "evidence", "size": 99999}
+    with pytest.raises(tn.TnkitError, match="99999"):
+        explorer.figure()
 
 
 def test_views_are_looked_at_while_a_detection_runs(explorer):
@@ -394,6 +419,20 @@ def test_each_view_has_a_picture_that_is_saved(explorer, view):
     assert explorer.save().name == f"explore-{view}-layer-1-it-type1.png"
 
 
+@pytest.mark.parametrize("title", ["Type-1 neurons of Italian", "W" * 70, "Type-1 neurons of " + "a language " * 5])
+def test_nothing_in_a_picture_reaches_its_edge(explorer, monkeypatch, title):
+    """Seen in the pixels: a margin of six is empty on each side, and a long title has another line."""
+    drawn = plots.conditions
+    monkeypatch.setattr(plots, "conditions", lambda frame, **how: drawn(frame, **(how | {"title": title})))
+    explorer.state = {**explorer.state, "view": "evidence"}
+    with Image.open(io.BytesIO(explorer._picture())) as image:
+        ink = np.asarray(image.convert("L")) < 250
+    inner = ink[6:-6, 6:-6]
+    assert ink.sum() == inner.sum() > 0
+    rows = np.flatnonzero(inner.any(axis=1))
+    assert rows[0] < 20 and rows[-1] > len(inner) - 20  # and the picture is used up to that margin
+
+
 def test_the_map_shows_what_is_computed(explorer):
     explorer.state = {**explorer.state, "shown": ["untouched", "set"], "hidden": ["ja"]}
     assert len(explorer.figure().axes) == 1
@@ -424,4 +463,5 @@ def test_a_displayed_explorer_leaves_a_picture_beside(explorer, monkeypatch):
     monkeypatch.setattr("IPython.display.display", lambda *things, **_: shown.append(things[0]))
     explorer._ipython_display_()
     assert "application/vnd.jupyter.widget-view+json" in shown[0]
+    assert [message["key"] for message in explorer.sent] == ["plane"]  # sent before the picture is drawn
     assert shown[-1].data.startswith(b"\x89PNG")
