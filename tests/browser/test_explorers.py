@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import expect
 
 import tnkit as tn
-from tests.browser.lab import CHROMIUM, Seen
+from tests.browser.lab import CHROMIUM, VIEWS, Seen, faults
 from tnkit.explorers.chunks import unpacked_points
 from tnkit.testing import tiny_corpus, tiny_model
 
@@ -23,10 +23,11 @@ model, corpus = tiny_model(), tiny_corpus()
 """
 # Many sentences, so that a detection or a set takes seconds.
 LARGE = """
-import pandas
-rows = {"en": [f"I see {n} cats." for n in range(1500)], "it": [f"Vedo {n} gatti." for n in range(1500)]}
-corpus = tn.load_corpus(pandas.DataFrame({**rows, "split": ["train", "test"] * 750}))
-explorer = tn.explore_spaces(model, corpus, sentences=750)
+import os, pandas, tempfile
+os.environ["TNKIT_CACHE"] = tempfile.mkdtemp()  # nothing has been read before
+rows = {"en": [f"I see {n} cats." for n in range(8000)], "it": [f"Vedo {n} gatti." for n in range(8000)]}
+corpus = tn.load_corpus(pandas.DataFrame({**rows, "split": ["train", "test"] * 4000}))
+explorer = tn.explore_spaces(model, corpus, sentences=4000)
 explorer
 """
 
@@ -264,6 +265,11 @@ def test_detection(lab, page):
     expect(card).to_contain_text("raw, cosine distance")
     form.get_by_label("Score").select_option("centred")
     form.get_by_label("Hub").select_option("Italian")
+    for size, said in (("99999", "top 99999 was asked for"), ("", "top=0 must be at least 1")):
+        form.get_by_label("Top").fill(size)
+        seen.button("Run").click()
+        expect(seen.status().get_by_role("alert")).to_contain_text(said)
+        expect(form.get_by_label("Top")).to_have_value(size)
     form.get_by_label("Top").fill("12")
     form.get_by_label("Token").select_option("last word")
     form.get_by_label("Layers").select_option("from … to …")
@@ -303,7 +309,7 @@ def test_work_is_cancelled_and_begun_again(lab, page):
     seen.box("Distance").select_option("euclidean")
     seen.button("Run").click()
     expect(seen.root.get_by_role("progressbar")).to_be_visible()
-    expect(seen.status()).to_contain_text("of 1500 sentences")
+    expect(seen.status()).to_contain_text("of 8000 sentences")
     seen.button("Cancel").click()
     expect(seen.button("Run")).to_be_enabled()
     expect(seen.root.locator(".tn-brand")).to_contain_text("raw cosine scores")
@@ -372,11 +378,15 @@ def test_a_saved_notebook_shows_the_last_picture(lab, page):
     expect(page.get_by_text("Error displaying widget")).to_be_hidden()
 
 
-def test_it_follows_the_theme(lab, page):
-    seen = opened(lab, page, "spaces")
+def test_it_follows_the_theme_and_violates_no_accessibility(lab, page):
+    seen = opened(lab, page, "spaces", prompt="I see")
     for theme in ("Dark", "Light"):
         page.evaluate(f"window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})")
         expect(seen.root).to_have_attribute("data-theme", theme.lower())
+        for name in VIEWS:
+            seen.view(name)
+            seen.check()
+            assert faults(page) == [], f"{name}, {theme}"
 
 
 def test_a_request_to_another_host_is_caught(lab, browser):

@@ -143,10 +143,15 @@ const standalone = (chart, store) => {
 // In a notebook: chunks come from the kernel, the one that is looked at first.
 const render = ({ model, el }) => {
   let timer = null, patience = null, mounted = null;
-  const send = (message) => {
+  const send = (message) => { // again where nothing comes back, since the kernel does nothing twice
     model.send(message);
     clearTimeout(patience);
-    patience = setTimeout(() => { mounted.store.status.text = SILENT; mounted.drawStatus(); }, 10000);
+    patience = setTimeout(() => {
+      const { status } = mounted.store;
+      status.text = SILENT;
+      mounted.drawStatus();
+      if (!status.gone) send(message);
+    }, 10000);
   };
   const source = {
     offline: false, visible: false,

@@ -4,7 +4,7 @@ const makeDetection = (store) => {
   const { about } = store;
   const grid = h("div", { class: "tn-grid" });
   const form = makeForm(store);
-  const card = h("aside", { class: "tn-card", "aria-label": "Detection" });
+  const card = h("aside", { class: "tn-card", tabindex: 0, "aria-label": "Detection" });
   const el = h("div", { class: "tn-view tn-detection" }, h("div", { class: "tn-main" }, !store.source.offline && form.el, grid), h("div", { class: "tn-side" }, card));
   const others = about.languages.filter((one) => one.code !== about.hub);
   const dark = () => el.closest(".tn-app")?.dataset.theme === "dark";
