@@ -82,7 +82,7 @@ corpus
 # Other places that sentences can come from:
 #
 # ```python
-# corpus = tn.load_corpus("tatoeba", ["en", "nl"], limit=2000)  # from the Hugging Face Hub
+# corpus = tn.load_corpus("tatoeba-hub", ["en", "nl"], limit=2000)  # from the Hugging Face Hub
 # corpus = tn.load_corpus("hf://datasets/OWNER/NAME/FILE.parquet", ["en", "nl"])
 # corpus = tn.load_corpus(frame)  # a pandas frame
 # ```

@@ -1,4 +1,4 @@
-"""Pictures of the explorer in JupyterLab, as the README shows it, one of them moving: `make screenshots`."""
+"""The moving picture of the explorer in JupyterLab that the README shows: `make screenshots`."""
 
 import io
 import sys
@@ -26,7 +26,7 @@ WIDTH, FRAME = 1000, 450  # of the moving picture: pixels, and milliseconds of a
 
 
 def main() -> None:
-    """Open the explorer, wait until it shows everything, and take its picture."""
+    """Open the explorer, wait until it shows everything, and take its picture at every layer."""
     with tempfile.TemporaryDirectory() as folder, lab(Path(folder)) as running, browser(width=1700) as used:
         used.page.set_default_timeout(600_000)
         expect.set_options(timeout=600_000)
@@ -34,7 +34,6 @@ def main() -> None:
         expect(seen.canvas).to_have_attribute("data-drawn", "untouched set control")
         seen.check()
         used.page.wait_for_timeout(500)
-        seen.root.screenshot(path=FIGURES / "explore.png")
         moving(seen, FIGURES / "explore.gif")
 
 

@@ -162,7 +162,7 @@ def _on_tatoeba(model: Any, options: Any) -> None:
     neurons = tn.detect(model, captured, language=language, hub=_HUB, top=options.top_n, **bar).neurons
     layer, _ = tn.geometry.retrieval(captured[language], captured[_HUB]).best()
     rivals = tn.controls(neurons, layers=model.early_layers, model=model, captured=captured)
-    first: dict[str, Any] = {"same layers and norms": rivals["same layers and norms"]}
+    first: dict[str, Any] = {name: rivals[name] for name in ("same layers and norms", "random direction")}
     first[_AT_MEAN] = tn.Intervention(neurons, value="mean", of=captured[language])
     how: dict[str, Any] = {"layers": [layer], "chosen_layer": layer, "chosen_on": "training sentences", **bar}
     effect = tn.ablate(
