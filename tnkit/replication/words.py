@@ -99,7 +99,7 @@ def overall(what: str, tables: Mapping[str, pd.DataFrame], *, worse: int) -> str
     level = [name(language) for language, (controls, _) in moved.items() if controls]
     unclear = [name(language) for language, (controls, others) in moved.items() if others and not controls]
     told = [f"a control does as much in {listed(level)}"] if level else []
-    told += [f"a control is not told apart from it in {listed(unclear)}"] if unclear else []
+    told += [f"{'one' if told else 'a control'} is not told apart from it in {listed(unclear)}"] if unclear else []
     start += f" in {len(moved)} of {len(tables)} languages ({listed(map(name, moved))})"
     return f"{start}, and {' and '.join(told or ['no control does as much'])}."
 
