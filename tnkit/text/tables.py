@@ -202,7 +202,7 @@ def _detected(path: str, text: str, separator: str) -> Rows:
     ]
     if plain == quoted or any(raw == cell and '"' in cell for raw, cell in pairs):
         return plain  # csv and pandas quote every cell that holds a quote
-    inner = ['"' in cell for raw, cell in pairs if raw != cell]
+    inner = ['"' in cell or "\r" in cell for raw, cell in pairs if raw != cell]  # from 3.13 on, csv quotes returns
     if all(inner):
         return quoted
     columns = zip(*plain[1:], strict=True)

@@ -223,6 +223,11 @@ def test_a_parquet_file_that_unfolds_into_more_than_memory_is_refused(tmp_path, 
             readers.read_table(tmp_path / name)
 
 
+def test_a_return_that_csv_of_python_3_13_quotes_is_read(tmp_path):
+    (tmp_path / "x.tsv").write_bytes(b'en\tja\n\t\na\t"\r"\n')
+    assert readers.read_table(tmp_path / "x.tsv", ["en", "ja"])["ja"].tolist() == ["", "\r"]
+
+
 _TEXT = st.text(st.sampled_from('ab" \t\n\r日"'), max_size=8)
 _ROWS = st.lists(st.tuples(_TEXT, _TEXT), min_size=1, max_size=5)
 
