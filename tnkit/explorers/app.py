@@ -48,7 +48,7 @@ _FOUND = "found|"  # begins the key of a detection, before its options
 _log = logging.getLogger("tnkit")
 
 
-class Explorer(Still, anywidget.AnyWidget):  # type: ignore[misc]
+class Explorer(Still, anywidget.AnyWidget):
     """The explorer that `explore` opens: layers, map, neurons, evidence and detection, all showing one choice.
 
     Attributes:

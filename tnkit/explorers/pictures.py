@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from tnkit import plots
 from tnkit.explorers.chunks import ROLES, Chunks
@@ -57,7 +58,7 @@ def figure_of(chunks: Chunks, state: Mapping[str, Any]) -> Figure:
         axes = plots.neurons_by_layer(sets, n_layers=study.model.n_layers, title=title)
         axes.axvline(state["layer"], color="#555555", lw=1, ls="--")
         figure = _whole(axes)
-    if (layout := figure.get_layout_engine()) is not None:
+    if isinstance(layout := figure.get_layout_engine(), ConstrainedLayoutEngine):
         layout.set(w_pad=_MARGIN, h_pad=_MARGIN)
     plt.close(figure)
     return figure
