@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tnkit import plots, storage
-from tnkit.errors import TnkitError, whole_number, whole_numbers
+from tnkit.errors import TnkitError, check_model, whole_number, whole_numbers
 from tnkit.interventions.controls import Control, drawn
 from tnkit.interventions.together import Neurons, Several, as_one, nothing
 from tnkit.models.model import Model, hashed_at_ends
@@ -294,6 +294,8 @@ def each_condition(
     {'the set': [1], 'none': [0], 'a': [1]}
     """
     seeds = whole_number("seeds", seeds, at_least=1)
+    if model is not None:
+        check_model(model)
     if reserved := {SET, NONE} & set(controls):
         raise TnkitError(f"a control is named {reserved.pop()!r}, which is a condition of its own; rename it")
     asked: Neurons = as_one(neurons)
@@ -303,7 +305,7 @@ def each_condition(
         **{name: drawn(control, seeds) for name, control in controls.items()},
     }
     work: Iterator[T] = (run(off) for sets in conditions.values() for off in sets)
-    work, total = hashed_at_ends(model, work) if model else work, sum(map(len, conditions.values()))
+    work, total = work if model is None else hashed_at_ends(model, work), sum(map(len, conditions.values()))
     done = iter([*tqdm(work, total=total, desc=name, disable=not progress, leave=False)])
     results = {condition: [*islice(done, len(sets))] for condition, sets in conditions.items()}
     results[NONE] = results[NONE] or results[SET]

@@ -114,6 +114,7 @@ CALLS = {
     "export_ablated": lambda x: tn.export_ablated(x, neurons, "off"),
     "controls": lambda x: tn.controls(neurons, model=x, captured=held),
     "balance": lambda x: tn.balance(x, held, {"set": neurons} | same, language="ja"),
+    "compare": lambda x: tn.compare(lambda off: [1.0], neurons, controls=same, model=x, **quiet),
     "ablate": lambda x: tn.ablate(x, texts, neurons, language="ja", controls=same, **quiet),
     "retrieval_matrix": lambda x: tn.retrieval_matrix(x, texts, {"ja": neurons}, **quiet),
     "doses": lambda x: tn.doses(x, texts, neurons, language="ja", controls=same, sizes=[1], **quiet),
