@@ -198,9 +198,11 @@ def texts_of(
     **options: Any,
 ) -> dict[str, list["Texts"]]:
     """The continuations of prompts, greedy or sampled as the options say, in each condition (`each_condition`)."""
+    changed = neurons_of(model, neurons)
+    model.check_ready()  # before the weights are read
     run = partial(texts_with, model, prompts, tokens=tokens, progress=progress, **options)
     how: dict[str, Any] = {"controls": controls, "seeds": seeds, "name": "conditions", "model": model}
-    return each_condition(run, neurons_of(model, neurons), **how, progress=progress)
+    return each_condition(run, changed, **how, progress=progress)
 
 
 def texts_with(
