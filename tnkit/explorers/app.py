@@ -298,7 +298,7 @@ class Explorer(Still, anywidget.AnyWidget):
         return write_page(self.chunks, path, state=self.state)
 
     def _hasten(self) -> None:
-        """Send the planes of the layers while the cell still runs; where that fails, the browser asks and is told."""
+        """Send the planes of the layers while the cell runs. If that fails, the browser asks, and shows the error."""
         with suppress(Exception):
             self.send({"key": "plane", "chunk": self.chunks.now("plane")})
 

@@ -112,9 +112,9 @@ const mount = (root, about, source, given) => {
   query.addEventListener("change", update);
   watch.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light"] });
   app.addEventListener("keydown", (event) => {
-    const modified = event.ctrlKey || event.metaKey || event.altKey;
-    if (!modified && !(event.shiftKey && event.key === "Enter")) event.stopPropagation(); // or the notebook takes Enter, and B adds a cell
-    if (modified && event.key === "z" && !["INPUT", "TEXTAREA"].includes(event.target.tagName)) { event.preventDefault(); event.stopPropagation(); store.undo(); }
+    const undoes = event.ctrlKey || event.metaKey;
+    if (!undoes && !event.altKey && !(event.shiftKey && event.key === "Enter")) event.stopPropagation(); // or B adds a cell, and X cuts one
+    if (undoes && event.key === "z" && !["INPUT", "TEXTAREA"].includes(event.target.tagName)) { event.preventDefault(); event.stopPropagation(); store.undo(); }
   });
   store.listeners.add(update);
   update();
