@@ -1,5 +1,6 @@
 """JupyterLab on loopback with settings of its own, and a browser that refuses every request to anywhere else."""
 
+import json
 import os
 import secrets
 import shutil
@@ -103,6 +104,15 @@ class Lab:
                 break
         expect(book.get_by_text(f"[{len(cells)}]:")).to_have_count(1)
         return book
+
+    def stop_kernels(self) -> None:
+        """End every kernel, so that none of them computes beside the next."""
+        headers = {"Authorization": f"token {self.token}"}
+        with urllib.request.urlopen(urllib.request.Request(f"{self.url}/api/kernels", headers=headers)) as reply:
+            kernels = json.load(reply)
+        for kernel in kernels:
+            address = f"{self.url}/api/kernels/{kernel['id']}"
+            urllib.request.urlopen(urllib.request.Request(address, headers=headers, method="DELETE")).close()
 
     def voila(self, page: Page, name: str, cells: list[str]) -> Locator:
         """The same in Voila, which runs all cells before it shows the page."""

@@ -61,7 +61,7 @@ class Chunks:
         self._kept: dict[str, dict[str, Any]] = {}
         self._fitted: Planes | None = None
         self._attraction: tuple[tuple[str, str], Attraction] | None = None  # the last, as large as its layers
-        self._weights = study.weights(now=True)
+        self._weights = study.weights()
 
     def now(self, key: str) -> dict[str, Any]:
         """A chunk, computed at once."""

@@ -102,7 +102,8 @@ class Study:
         study = _STUDIES.get(key)
         if study is None:
             study = _STUDIES[key] = cls(model, corpus, languages=languages, **options)
-        study.weights(now=True)
+        else:
+            study.weights(now=True)
         study.found |= found or {}
         return study
 

@@ -178,7 +178,8 @@ def _probed(module: nn.Module, read: Iterable[nn.Module], ids: Tensor) -> str:
         handles = [child.register_forward_hook(note) for child in read]
         try:
             torch.set_num_threads(1)
-            module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+            decoder = getattr(module, "base_model", module)  # without the head, which costs as much and is not noted
+            decoder(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
         finally:
             torch.set_num_threads(threads)
             for handle in handles:

@@ -74,7 +74,6 @@ def aligned_planes(languages: Mapping[str, Activations]) -> Planes:
     ((4, 6, 2), True)
     """
     from scipy.linalg import orthogonal_procrustes
-    from sklearn.decomposition import PCA
 
     vectors = {name: states(captured, "post") for name, captured in languages.items()}
     if not vectors or sum(map(len, languages.values())) < 2:
@@ -86,9 +85,8 @@ def aligned_planes(languages: Mapping[str, Activations]) -> Planes:
     before = None
     for row, _ in enumerate(next(iter(languages.values())).layers):
         stacked = np.concatenate([rows[row].double().numpy() for rows in vectors.values()])
-        fit = PCA(2, svd_solver="full").fit(stacked) if np.ptp(stacked, axis=0).any() else None
-        plane = np.eye(stacked.shape[1], 2) if fit is None else fit.components_.T
         origin = stacked.mean(axis=0)
+        plane, share = _principal(stacked - origin)
         points = (stacked - origin) @ plane
         if before is None:
             plane = plane * np.where(points[:first].mean(axis=0) > 0, -1, 1)
@@ -97,7 +95,22 @@ def aligned_planes(languages: Mapping[str, Activations]) -> Planes:
         before = (stacked - origin) @ plane
         origins.append(origin)
         axes.append(plane)
-        explained.append(0.0 if fit is None else float(fit.explained_variance_ratio_.sum()))
+        explained.append(share)
         spread.append(float(np.sqrt((before**2).sum(axis=1).mean())))
     layers = next(iter(languages.values())).layers
     return Planes(np.stack(origins), np.stack(axes), np.array(explained), np.array(spread), layers)
+
+
+def _principal(centred: np.ndarray) -> tuple[np.ndarray, float]:
+    """The first two principal axes of centred rows, as orthonormal columns, and their share of the variance.
+
+    Of the products of rows and of columns, the smaller has the same largest eigenvalues, many times as fast as an SVD.
+    """
+    from scipy.linalg import eigh
+
+    wide = centred.shape[1] > len(centred)
+    product = centred @ centred.T if wide else centred.T @ centred
+    variances, vectors = eigh(product, subset_by_index=[len(product) - 2, len(product) - 1])
+    axes = np.linalg.qr(centred.T @ vectors[:, ::-1] if wide else vectors[:, ::-1])[0]
+    total = np.trace(product)
+    return axes, float(variances.sum() / total) if total > 0 else 0.0

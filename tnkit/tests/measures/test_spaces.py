@@ -33,6 +33,25 @@ def test_components_are_those_of_the_singular_value_decomposition(captured):
     assert np.allclose(found.explained[0], (sizes**2 / (sizes**2).sum())[:3], atol=1e-5)
 
 
+@pytest.mark.parametrize(("sentences", "width"), [(40, 7), (9, 60), (2, 5)])
+def test_planes_are_those_of_the_singular_value_decomposition(sentences, width):
+    states = torch.randn(3, sentences, width, generator=torch.Generator().manual_seed(0)) * torch.logspace(0, 3, width)
+    planes = geometry.aligned_planes({"en": held(post=states)})
+    for layer, rows in enumerate(states.double().numpy()):
+        _, sizes, axes = np.linalg.svd(rows - rows.mean(axis=0))
+        near = planes.axes[layer] @ planes.axes[layer].T  # the plane, whichever axes it is given by
+        count = min(2, sentences - 1)
+        assert np.allclose(near @ axes[:count].T, axes[:count].T, atol=1e-9)
+        assert np.allclose(planes.axes[layer].T @ planes.axes[layer], np.eye(2), atol=1e-12)
+        assert planes.explained[layer] == pytest.approx((sizes[:2] ** 2).sum() / (sizes**2).sum(), rel=1e-12)
+
+
+def test_states_that_are_all_equal_have_a_plane_that_explains_nothing():
+    planes = geometry.aligned_planes({"en": held(post=torch.ones(2, 4, 3))})
+    assert planes.explained.tolist() == [0, 0]
+    assert np.allclose(planes.axes.transpose(0, 2, 1) @ planes.axes, np.eye(2))
+
+
 def test_the_frame_names_layer_language_and_sentence(captured):
     found = geometry.pca(captured)
     frame = found.to_frame()
