@@ -64,7 +64,7 @@ def compact(page: str) -> str:
         picture = Image.open(io.BytesIO(base64.b64decode(match[1]))).convert("RGB")
         picture.thumbnail((WIDEST, WIDEST))
         buffer = io.BytesIO()
-        picture.quantize(64, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+        picture.quantize(256, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
         return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
     return re.sub(r"data:image/png;base64,([A-Za-z0-9+/=]+)", smaller, page)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import pandas as pd
 
 import tnkit as tn
@@ -17,7 +16,7 @@ from tnkit.errors import TnkitError
 from tnkit.replication.findings import Findings
 
 FORMAT = 1  # raise it where a section gives other tables from the same parameters
-_KIND, _DPI, _NO_KEY = "section of a study", 200, "not kept"
+_KIND, _NO_KEY = "section of a study", "not kept"
 # of floats; pandas 3 reads them exactly without being told
 _EXACT: dict[str, Any] = {"float_precision": "round_trip"} if pd.__version__ < "3" else {}
 _LOG = logging.getLogger("tnkit")
@@ -81,7 +80,7 @@ class Folder:
         figures = {name: f"figures/{_file(section, name)}" for name in found.figures}
         levels = {name: frame.index.nlevels for name, frame in found.tables.items()}
         kept = Kept(found.measured, found.said, found.published, seconds, tables, figures, levels, found.shown)
-        with storage.together() as waiting, matplotlib.rc_context({"savefig.dpi": _DPI}):
+        with storage.together() as waiting:
             for name, frame in found.tables.items():
                 storage.write_text(self.path / tables[name], frame.to_csv())
             for name, figure in found.figures.items():

@@ -21,7 +21,7 @@ from tnkit.replication.words import name as name_of
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _ROWS = 40  # of a table
-_WIDE = 2.6  # a figure that is so many times as wide as high takes the whole width
+_WIDE = 2000  # pixels: a wider figure takes the whole width, others share it
 
 
 @cache
@@ -144,7 +144,7 @@ def _section(section: Section, kept: Kept | None, folder: Folder, reason: str | 
 def _figure(folder: Folder, section: Section, name: str, path: str) -> str:
     data = (folder.path / f"{path}.png").read_bytes()
     width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
-    kind = "wide" if width > _WIDE * height else "one"
+    kind = "wide" if width > _WIDE else "one"
     source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
     caption = " ".join(language_name(word) for word in name.split(" "))
     return (

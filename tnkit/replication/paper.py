@@ -7,6 +7,7 @@ tn.paper(model, ["ja"], estimate=True).estimate                  # how long it t
 
 import hashlib
 import logging
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -143,9 +144,8 @@ def paper(
     if estimate:
         return Paper(path, guess)
     if progress:
-        tqdm.write(
-            f"about {guess[SECONDS]['all'] / 60:.0f} minutes for {len(run)} sections, without those that are kept"
-        )
+        minutes = f"about {guess[SECONDS]['all'] / 60:.0f} minutes for {len(run)} sections"
+        tqdm.write(f"{minutes}; those that {out} holds already take none", file=sys.stderr)
     done = Paper(path, guess)
     _run(study, run, done)
     return done
