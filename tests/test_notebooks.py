@@ -80,10 +80,10 @@ def pictures(notebook):
 
 
 def saved(notebook):
-    """The names of the files that the notebook's one saver writes its figures to."""
+    """The names, without endings, that the notebook's one saver writes its figures under."""
     code = "\n".join(cell.source for cell in code_cells(notebook))
     (prefix,) = PREFIX.findall(code)
-    return [f"{prefix}-{name}.png" for name in SAVED.findall(code)]
+    return [f"{prefix}-{name}" for name in SAVED.findall(code)]
 
 
 def parsed(notebook):
@@ -193,8 +193,8 @@ def test_its_figures_are_written_and_shown(source, pair):
     assert len(set(names)) == len(names) == len(pictures(built))
     for name in names:
         assert name.startswith(source.stem[:2])
-        assert (ROOT / "figures" / name).read_bytes().startswith(b"\x89PNG")
-    stray = {path.name for path in (ROOT / "figures").glob(f"{source.stem[:2]}-*")} - set(names)
+        assert (ROOT / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    stray = {path.stem for path in (ROOT / "figures").glob(f"{source.stem[:2]}-*")} - set(names)
     assert not stray
     for picture in pictures(built):
         assert Image.open(io.BytesIO(base64.b64decode(picture))).mode == "P"
@@ -206,7 +206,7 @@ def test_it_runs_with_other_parameters(source, tiny_folder, tmp_path, monkeypatc
     parameters = SMALL[source.stem] | {"model_id": str(tiny_folder), "figures": str(figures)}
     run = build.execute(build.read(source), tmp_path, parameters)
     names = saved(run)
-    assert sorted(path.name for path in figures.iterdir()) == sorted(names)
+    assert {path.name for path in figures.iterdir()} == {f"{name}.{end}" for name in names for end in ("png", "svg")}
     assert len(pictures(run)) == len(names)
 
 
