@@ -113,7 +113,9 @@ retrieval = tn.ablate(model, test, type1[language], language=language, hub=hub, 
 
 # %%
 axes = retrieval.plot()
-axes.set(title=f"{name}: {top} Type-1 neurons off at the last token", ylabel="translations found (retrieval@1)")
+axes.set(
+    title=f"{name}: {top} Type-1 neurons off at the last token", ylabel="translations found (mean-centred retrieval@1)"
+)
 save("retrieval", axes)
 
 # %% [markdown]

@@ -199,7 +199,7 @@ Markdown(
 controls = tn.controls(type1.neurons, layers=model.early_layers, scores=type1.scores)
 compared = tn.ablate(model, test, type1.neurons, language=language, hub=hub, controls=controls, seeds=seeds)
 axes = compared.plot()
-axes.set(title=f"{name}: Type-1 neurons off", ylabel="translations found (retrieval@1)")
+axes.set(title=f"{name}: Type-1 neurons off", ylabel="translations found (mean-centred retrieval@1)")
 save("ablation", axes)
 
 # %%

@@ -143,7 +143,7 @@ class RetrievalMatrix:
             self.to_frame(),
             xlabel="language that is read",
             ylabel="neurons that are off",
-            value=f"retrieval@1, layer {self.layer}",
+            value=f"mean-centred retrieval@1, layer {self.layer}",
             cluster=cluster,
             ax=ax,
         )

@@ -55,7 +55,7 @@ def spaces(study: Study) -> Findings:
         {
             "components": planes.plot(),
             _NEAR: _lines(by_layer, _NEAR, f"mutual {k}-NN with {name(hub)}"),
-            "retrieval": _lines(by_layer, "retrieval", "translations found (retrieval@1)"),
+            "retrieval": _lines(by_layer, "retrieval", "translations found (mean-centred retrieval@1)"),
             "dimension": tn.plots.lines_by_layer(components, ylabel="components for 95 % of variance").figure,
             "distances": distances.plot_all(),
         },

@@ -197,7 +197,8 @@ def retrieval(queries: Activations, targets: Activations, *, site: str = "post",
     """
     values = hits(queries, targets, site=site, centred=centred).mean(axis=1)
     provenance = joined([queries, targets], site=site, centred=centred)
-    return ByLayer("retrieval@1", {"retrieval@1": values}, queries.layers, provenance, 1 / len(queries))
+    name = f"{'mean-centred' if centred else 'raw'} retrieval@1"
+    return ByLayer(name, {"retrieval@1": values}, queries.layers, provenance, 1 / len(queries))
 
 
 def mexa(left: Activations, right: Activations, *, site: str = "post") -> ByLayer:
