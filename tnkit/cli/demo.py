@@ -72,6 +72,8 @@ def run(options: argparse.Namespace) -> None:
 
 def _type1(model: Any, corpus: Any, detections: Any, captured: Any, *, options: Any) -> Iterator[Path]:
     """How well translations are found, at the layer that is best for training sentences in the untouched model."""
+    from tnkit.measures.measurement import measurement
+
     language, out, bar = options.language, Path(options.out), _bar(options)
     test, shown = corpus["test"], (model.n_layers // 8, model.n_layers // 2, model.n_layers - 1)
     yield tn.plots.save_figure(tn.geometry.pca(captured, layers=shown).plot(), out / "spaces.png")
@@ -89,13 +91,8 @@ def _type1(model: Any, corpus: Any, detections: Any, captured: Any, *, options: 
     )
     first = {name: rivals[name] for name in (*_MATCHED, f"{_name(other)} Type-1", "random direction")}
     first[_AT_MEAN] = tn.Intervention(neurons, value="mean", of=captured[language])
-    # what `tn.ablate` does; both comparisons share the prefixes and the translations
-    off = tn.LastToken(model, test[language], keep=["post"], **bar)
-    hub = tn.capture(model, test[_HUB], keep=["post"], **bar)
-
-    def found(changed: Any) -> Any:
-        return tn.geometry.hits(off.capture(changed), hub)
-
+    # what `tn.ablate` runs; both comparisons share the prefixes and the translations
+    found: Any = measurement(model, test, language=language, hub=_HUB, **bar).run
     how: dict[str, Any] = {"name": "mean-centred retrieval@1", "model": model, **bar}
     effect = tn.compare(found, neurons, controls=first, seeds=options.seeds, **how)
     show(_compared(effect, f"{_name(language)} test sentences of {corpus.name}", layer))

@@ -113,7 +113,6 @@ def perplexity(
     >>> perplexity(tiny_model(), ["Hello", "Hi"], progress=False).tokens.tolist()
     [5, 2]
     """
-    _check_scope(tokens)
     losses = Losses(model, sentences, batch_tokens=batch_tokens, keep=False)
     return perplexity_of(losses, neurons=neurons, tokens=tokens, progress=progress)
 
@@ -133,7 +132,8 @@ def perplexity_of(losses: Losses, *, neurons: Given = (), tokens: str = "all", p
     >>> [perplexity_of(losses, neurons=off, progress=False).tokens.tolist() for off in ([], [(1, 7)])]
     [[5, 2], [5, 2]]
     """
-    _check_scope(tokens)
+    if tokens == "last":
+        raise TnkitError('tokens="last" changes no prediction: nothing follows the last token; use tokens="all"')
     model, sentences = losses.model, losses.sentences
     ablation = Ablation(model, neurons, tokens=tokens)
     with (
@@ -149,8 +149,3 @@ def perplexity_of(losses: Losses, *, neurons: Given = (), tokens: str = "all", p
             "load it in another dtype or switch off less"
         )
     return Perplexity(nll, losses.counted, ablation.count, origin)
-
-
-def _check_scope(tokens: str) -> None:
-    if tokens == "last":
-        raise TnkitError('tokens="last" changes no prediction: nothing follows the last token; use tokens="all"')
