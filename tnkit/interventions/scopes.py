@@ -151,7 +151,8 @@ def _pass_of(model: Model, decoder: nn.Module, inputs: tuple[tuple[Any, ...], di
     here = embedded[..., 0] if ids is None else ids
     mask = given.mask if given is not None else arguments.get("attention_mask")
     known = mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
-    cached = _cached(arguments.get("past_key_values"))
+    past: Any = arguments.get("past_key_values")
+    cached = int(past.get_seq_length()) if hasattr(past, "get_seq_length") else None  # tokens
     rows, width = here.shape
     texts = state.texts
     if texts is None and state.prompt is None and given is not None and given.positions is not None and model.packs:
@@ -230,11 +231,6 @@ def _checked(real: Tensor, rows: int, width: int) -> Bool[Tensor, "sentence toke
             "a mask of all tokens, cached ones included"
         )
     return real
-
-
-def _cached(past: Any) -> int | None:
-    """How many tokens a cache holds; None without a cache."""
-    return int(past.get_seq_length()) if hasattr(past, "get_seq_length") else None
 
 
 def _noting(state: State, root: nn.Module) -> Callable[..., None]:

@@ -7,6 +7,7 @@ tn.beside(exact, {"attribution": found}).correlation()                          
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, SupportsIndex
 
 import pandas as pd
@@ -39,10 +40,6 @@ from tnkit.text.rows import check_texts
 METHODS = ("gradient", "integrated")
 
 
-def _similarity(states: Tensor, targets: Tensor) -> Tensor:
-    return cosine_similarity(states, targets, dim=-1)
-
-
 def _centred_similarity(states: Tensor, targets: Tensor) -> Tensor:
     return (unit(centre(states)) * unit(centre(targets))).sum(dim=1)
 
@@ -54,7 +51,7 @@ def _margin(states: Tensor, targets: Tensor) -> Tensor:
 
 
 _OF_STATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "similarity": _similarity,
+    "similarity": partial(cosine_similarity, dim=-1),
     "centred_similarity": _centred_similarity,
     "margin": _margin,
 }
@@ -210,7 +207,7 @@ class _OfStates:
 
     def _batches(self, layers: Sequence[int], alpha: float) -> Iterator[tuple[list[int], Gates, Tensor]]:
         """The state of each sentence of a batch, with gates on the neurons."""
-        block = self.model.module.get_submodule(f"{self.model.blocks_path}.{self.layer}")
+        block = self.model.blocks[self.layer]
         for index, inputs, prompt, last in self.prefix.passes():
             gates, kept = Gates(self.model, layers, alpha, last, frozen=self.frozen), list[Tensor]()
             handle = block.register_forward_hook(lambda _, __, output, kept=kept: kept.append(first(output)))

@@ -22,7 +22,7 @@ def recorded(model: Model, layer: int, kept: list[Any]) -> Iterator[None]:
     ...     torch.equal(model.module(ids, use_cache=False).logits, whole)
     True
     """
-    (block,) = _blocks(model, [layer])
+    block = model.blocks[layer]
     forward = block.forward
 
     def record(*args: Any, **kwargs: Any) -> Any:
@@ -37,12 +37,8 @@ def recorded(model: Model, layer: int, kept: list[Any]) -> Iterator[None]:
 @contextmanager
 def skipped(model: Model, layers: Iterable[int], kept: Sequence[Any]) -> Iterator[None]:
     """A context in which some blocks do not run: each returns the last that was kept."""
-    with _running_instead(_blocks(model, layers), lambda *_, **__: _copied(kept[-1])):
+    with _running_instead([model.blocks[layer] for layer in layers], lambda *_, **__: _copied(kept[-1])):
         yield
-
-
-def _blocks(model: Model, layers: Iterable[int]) -> list[nn.Module]:
-    return [model.module.get_submodule(f"{model.blocks_path}.{layer}") for layer in layers]
 
 
 @contextmanager

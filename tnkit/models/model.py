@@ -155,7 +155,7 @@ class Model(Decoder, Origin):
     def _beside_weights(self) -> list[Any]:
         """What decides its numbers beside its weights."""
         norm = [self.module.get_submodule(self.final_norm_path)] if self.final_norm_path else []
-        read = [*self._blocks, *map(self._last_map, self.with_neurons(range(self.n_layers))), *norm]
+        read = [*self.blocks, *map(self._last_map, self.with_neurons(range(self.n_layers))), *norm]
         ids = self.tokenizer(PROBE, verbose=False)["input_ids"][:8]
         return fingerprints.live(self.module, read, torch.tensor([ids], device=self.device))
 

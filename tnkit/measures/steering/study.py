@@ -20,8 +20,8 @@ from tnkit.interventions.comparison import NONE, SET
 from tnkit.interventions.controls import Control, drawn
 from tnkit.interventions.direction import Direction
 from tnkit.interventions.displacement import displacement
-from tnkit.interventions.intervention import Intervention
-from tnkit.interventions.together import Neurons, Together, as_one, set_of
+from tnkit.interventions.intervention import Intervention, set_of
+from tnkit.interventions.together import Neurons, Together, as_one
 from tnkit.measures.behaviour.confusion import foreign_words, other_languages
 from tnkit.measures.behaviour.generation import texts_with
 from tnkit.measures.behaviour.languages import detector_of, languages_of
