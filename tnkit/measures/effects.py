@@ -20,6 +20,7 @@ from tnkit.detection.neurons import NeuronSet
 from tnkit.detection.ranking import chosen_layers
 from tnkit.detection.scores import NeuronScores
 from tnkit.errors import TnkitError, check_model, whole_number
+from tnkit.interventions.comparison import values_of
 from tnkit.interventions.intervention import Intervention
 from tnkit.measures.measurement import Texts, layer_named, measurement
 from tnkit.models.model import Model
@@ -159,8 +160,7 @@ def effects(
     measured = measurement(model, texts, language=language, progress=progress, **reading)
 
     def run(*pairs: tuple[int, int]) -> Float64[np.ndarray, "sentence"]:
-        values = measured.run(Intervention(pairs, value=value, of=of))
-        return np.atleast_2d(np.asarray(values, dtype=np.float64))[0]
+        return values_of(measured.run, Intervention(pairs, value=value, of=of), measured.name)[0]
 
     untouched, drops = run(), dict[tuple[str, int], np.ndarray]()
     places = [(name, place) for name, neurons in strata.items() for place in range(len(neurons))]

@@ -83,9 +83,8 @@ class Evidence:
         Raises:
             TnkitError: for what was not measured.
         """
-        read = self.language if read is None else read
-        one_of("read", read, tuple(dict.fromkeys(name for name, _ in self.comparisons)))
-        one_of("value", value, tuple(value for name, value in self.comparisons if name == read))
+        read, values = self._values(read)
+        one_of("value", value, values)
         return self.comparisons[read, value].at(self.layer)
 
     def table(self, read: str | None = None, column: str = "mean") -> pd.DataFrame:
@@ -98,10 +97,14 @@ class Evidence:
         Raises:
             TnkitError: for a language that was not read.
         """
+        read, values = self._values(read)
+        return self.to_frame()[column].loc[read].unstack("value", sort=False).reindex(columns=values)
+
+    def _values(self, read: str | None) -> tuple[str, tuple[str, ...]]:
+        """The language that is read (default: that of the set), and its values."""
         read = self.language if read is None else read
         one_of("read", read, tuple(dict.fromkeys(name for name, _ in self.comparisons)))
-        frame = self.to_frame()[column].loc[read].unstack("value", sort=False)
-        return frame.reindex(columns=[value for name, value in self.comparisons if name == read])
+        return read, tuple(value for name, value in self.comparisons if name == read)
 
     def plot(self, values: Sequence[str] | None = None, ax: "plots.Axes | None" = None) -> "plots.Axes":
         """Draw each selection's mean with its interval, at some values.
