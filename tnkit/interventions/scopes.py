@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from tnkit.errors import TnkitError
 from tnkit.interventions.prompts import in_rows, last_words, texts_in, texts_of
 from tnkit.models.model import Model
-from tnkit.models.sessions import Given, Prompt, State, running, state_of
+from tnkit.models.sessions import Given, Prompt, State, replaced, running, state_of
 from tnkit.models.trace import chosen_tokens
 
 TOKENS = ("last", "prompt", "all", "last_word")
@@ -272,7 +272,7 @@ def _check_thread(state: State) -> None:
 @contextmanager
 def _generate_noted(module: Any, state: State) -> Iterator[None]:
     """A context in which the module's `generate` notes where its prompts end, and compiles nothing."""
-    original, own = module.generate, vars(module).get("generate")
+    original = module.generate
 
     @functools.wraps(original)
     def generate(*args: Any, **kwargs: Any) -> Any:
@@ -297,13 +297,8 @@ def _generate_noted(module: Any, state: State) -> Iterator[None]:
         with running(module, prompt=replace(_prompt_of(arguments), own=state.own)):
             return original(**arguments)
 
-    module.generate = generate
-    try:
+    with replaced(module, "generate", generate):
         yield
-    finally:
-        del module.generate
-        if own is not None:
-            module.generate = own
 
 
 def _prompt_of(arguments: Mapping[str, Any]) -> Prompt:

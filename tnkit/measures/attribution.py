@@ -153,8 +153,6 @@ def attribution(
     one_of("measure", measure, ATTRIBUTED)
     one_of("method", method, METHODS)
     check_model(model)
-    if model.request_bytes is not None:
-        raise TnkitError(f"{model.name} runs elsewhere, where no gradients are taken; load it here")
     check_repeatable(model.module)
     steps = whole_number("steps", steps, at_least=1)
     of_states = measure in _OF_STATES
@@ -210,12 +208,9 @@ class _OfStates:
         block = self.model.blocks[self.layer]
         for index, inputs, prompt, last in self.prefix.passes():
             gates, kept = Gates(self.model, layers, alpha, last, frozen=self.frozen), list[Tensor]()
-            handle = block.register_forward_hook(lambda _, __, output, kept=kept: kept.append(first(output)))
-            try:
-                with TURN, running(self.model.module, prompt=prompt), gates:
-                    decoder_of(self.model)(**inputs)
-            finally:
-                handle.remove()
+            read = block.register_forward_hook(lambda _, __, output, kept=kept: kept.append(first(output)))
+            with read, TURN, running(self.model.module, prompt=prompt), gates:
+                decoder_of(self.model)(**inputs)
             yield index, gates, kept[0][torch.arange(len(index), device=last.device), last]
 
     def _states(self, layers: Sequence[int], alpha: float) -> Float64[Tensor, "sentence hidden"]:

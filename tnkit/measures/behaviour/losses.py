@@ -86,11 +86,8 @@ class Head:
     def _agrees(self) -> bool:
         """Whether logits of ours are the module's, up to rounding."""
         kept: list[Tensor] = []
-        handle = self.decoder.register_forward_hook(lambda _, __, output: kept.append(output[0]))
-        try:
+        with self.decoder.register_forward_hook(lambda _, __, output: kept.append(output[0])):
             expected = self.model.module(**self._probe).logits[0]
-        finally:
-            handle.remove()
         if self.head is None:
             return False
         states = kept[-1][0]

@@ -127,8 +127,6 @@ def jacobians(
     (torch.Size([4, 32, 32]), True)
     """
     check_model(model)
-    if model.request_bytes is not None:
-        raise TnkitError(f"{model.name} runs elsewhere, where no gradients are taken; load it here")
     check_repeatable(model.module)
     rows = whole_number("rows", rows, at_least=1)
     texts = packaged() if sentences is None else sentences
