@@ -72,6 +72,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _type1(model: Any, corpus: Any, detections: Any, captured: Any, *, options: Any) -> Iterator[Path]:
     """How well translations are found, at the layer that is best for training sentences in the untouched model."""
+    from tnkit.detection.algebra import by_membership
     from tnkit.measures.measurement import measurement
 
     language, out, bar = options.language, Path(options.out), _bar(options)
@@ -104,7 +105,7 @@ def _type1(model: Any, corpus: Any, detections: Any, captured: Any, *, options: 
     yield _drawn(axes, f"{_name(language)}: {title}", out / "ablation.png")
 
     others = {name: rivals[name] for name in rivals if name not in first}
-    others |= _by_membership(sets, language) | tn.specificity.rivals_found(
+    others |= by_membership(sets, language) | tn.specificity.rivals_found(
         captured, neurons, language=language, layers=model.early_layers
     )
     at_layer: dict[str, Any] = {"layers": [layer], "chosen_layer": layer, "chosen_on": "training sentences"}
@@ -119,12 +120,6 @@ def _type1(model: Any, corpus: Any, detections: Any, captured: Any, *, options: 
     show(_table(matrix.to_frame().round(3)))
     title = f"Type-1 neurons set to zero at the last token ({model.name})"
     yield _drawn(matrix.plot(), title, out / "specificity.png")
-
-
-def _by_membership(sets: Any, language: str) -> dict[str, Any]:
-    """The neurons of the set that no other language's set has, and those that all have; none where there are none."""
-    chosen = {"in no other set": tn.own(sets, language), "in all sets": tn.shared(sets)}
-    return {name: neurons for name, neurons in chosen.items() if len(neurons)}
 
 
 def _type2(model: Any, corpus: Any, detections: Any, *, options: Any) -> Iterator[Path]:

@@ -18,7 +18,7 @@ from tnkit import plots, storage
 from tnkit.captures.activations import Activations
 from tnkit.captures.batches import check_position
 from tnkit.captures.passes import capture
-from tnkit.detection.algebra import own, shared
+from tnkit.detection.algebra import by_membership
 from tnkit.detection.centroids import estimate_centroids
 from tnkit.detection.neurons import NeuronSet
 from tnkit.detection.scores import NeuronScores
@@ -249,8 +249,7 @@ def _selections(
     others: dict[str, Control] = {f"{name} set": others for name, others in found.items() if name != language}
     if centred is not None:
         others["centred score"] = centred.top(len(neurons))
-    algebra = {"in no other set": own(found, language), "in all sets": shared(found)} if len(found) > 1 else {}
-    others |= {name: neurons for name, neurons in algebra.items() if len(neurons)}
+    others |= by_membership(found, language)
     others |= rivals_found(captured, neurons, language=language, layers=layers)
     if endings is not None:
         others |= {name: endings(suffix) for name, suffix in ENDINGS.items() if names is None or name in names}

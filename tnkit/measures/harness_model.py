@@ -12,7 +12,11 @@ from tnkit.models.model import Model
 
 @cache
 def model_class() -> type:
-    """The harness's model class for tnkit, created on first use because it inherits from a class of the harness."""
+    """The harness's model class for tnkit, created on first use because it inherits from a class of the harness.
+
+    >>> model_class().__name__
+    'TnkitLM'
+    """
     optional("lm_eval", "the lm-evaluation-harness")
     from lm_eval.models.huggingface import HFLM
     from tqdm.auto import tqdm

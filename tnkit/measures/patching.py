@@ -236,13 +236,13 @@ def given(
     'mean-centred retrieval@1, it and en'
     """
     make = _contributions(model, texts, donor, language, mean=True, reading=reading, progress=progress)
-    run, name, at = measured, measure, (whole_number("layer", layer),)
-    if run is None:
-        taken = measurement(model, texts, language=language, measure=measure, layers=at, progress=progress, **reading)
-        run, name = taken.run, taken.name
-    measure_of = run
+    at = (whole_number("layer", layer),)
+    if measured is not None:
+        run = Measurement(measured, measure, at)
+    else:
+        run = measurement(model, texts, language=language, measure=measure, layers=at, progress=progress, **reading)
     how: dict[str, Any] = {"controls": controls, "seeds": seeds, "progress": progress, "layers": at}
-    return compare(lambda some: measure_of(make(some) if len(some) else some), neurons, name=name, **how)
+    return compare(lambda some: run.run(make(some) if len(some) else some), neurons, name=run.name, **how)
 
 
 def _contributions(

@@ -1,7 +1,7 @@
 """How well a model predicts text: perplexity, with neurons on and off."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, SupportsIndex
@@ -149,3 +149,8 @@ def perplexity_of(losses: Losses, *, neurons: Given = (), tokens: str = "all", p
             "load it in another dtype or switch off less"
         )
     return Perplexity(nll, losses.counted, ablation.count, origin)
+
+
+def nats_of(losses: Losses, tokens: str) -> Callable[[Given], Float[np.ndarray, "sentence"]]:
+    """A function of what is switched off: each sentence's nats, as `Perplexity.by_sentence`."""
+    return lambda off: perplexity_of(losses, neurons=off, tokens=tokens, progress=False).by_sentence
