@@ -4,9 +4,10 @@ Call `begin` before any heavy import. A signal then ends the process at once. No
 progress nor another library's `except` can swallow it or turn it into another error.
 """
 
+import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -40,6 +41,24 @@ def ignore() -> None:
     """From now on, ignore the signals: the work is done, and only the interpreter is shutting down."""
     for number in _CODES:
         signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def interruptible(told: Callable[[], str]) -> Iterator[None]:
+    """A context in which Ctrl-C ends a loop early, with a warning of how much of it was done.
+
+    Args:
+        told: what the warning says; "" where too little was done to be of use, and the interrupt goes on.
+
+    >>> with interruptible(lambda: "2 of 9 were drawn"):
+    ...     raise KeyboardInterrupt
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not (text := told()):
+            raise
+        logging.getLogger("tnkit").warning("interrupted: %s", text)
 
 
 @contextmanager

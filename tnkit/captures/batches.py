@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from tnkit import parallel
-from tnkit.captures.token_ids import Texts, check_known, given_ids
+from tnkit.captures.token_ids import Texts, given_ids
 from tnkit.errors import TnkitError, check_model, one_of
 from tnkit.models.model import Model
 from tnkit.models.tokens import Specials, ends, last_word, special_ids, special_tokens, tell, without_final_punctuation
@@ -54,8 +54,19 @@ class Tokens(Sequence[Numbers]):
         return self._ids[self._ends[place] : self._ends[place + 1]]
 
     def check_known(self, model: Model) -> None:
-        """Refuse tokens that a model has no embedding for."""
-        check_known(model, np.asarray(self._ids), self._ends[1:])
+        """Refuse tokens that a model has no embedding for.
+
+        Raises:
+            TnkitError: naming the first one and its text.
+        """
+        ids, known = np.asarray(self._ids), model.vocabulary
+        if len(ids) and int(ids.max()) >= known:
+            place = int(np.argmax(ids >= known))
+            raise TnkitError(
+                f"text {np.searchsorted(self._ends[1:], place, side='right')} (from 0) has the token {ids[place]}, and "
+                f"{model.name} has {known} token embeddings: the tokenizer is another model's or was extended; give "
+                "the one that the model was trained with, or call resize_token_embeddings on the module"
+            )
 
     def lengths(self) -> Numbers:
         """How many tokens each sentence has."""
@@ -175,36 +186,27 @@ def check_position(model: Model, position: str, choices: tuple[str, ...] = POSIT
         raise TnkitError("position='end' is the end of a template: load_model(..., chat=True); or read position='last'")
 
 
-def chosen_sites(keep: Iterable[str]) -> tuple[str, ...]:
-    """The sites to keep, sorted; "activations" brings "scale" with it.
+def sites_of(model: Model, keep: Iterable[str], position: str) -> tuple[str, ...]:
+    """The sites to keep of a model, sorted: with activations also their scale, and the experts that they are of.
 
     Raises:
-        TnkitError: for none, or an unknown one.
+        TnkitError: for no site or an unknown one, experts where there are none, or a mean over tokens, which are sent
+            to different ones.
     """
+    check_model(model)
     keep = {keep} if isinstance(keep, str) else set(keep)
     if not keep or not keep <= set(SITES):
         raise TnkitError(f"keep={sorted(keep)} must name some of {', '.join(SITES)}")
-    return tuple(sorted(keep | ({"scale"} if "activations" in keep else set())))
-
-
-def sites_of(model: Model, keep: Iterable[str], position: str) -> tuple[str, ...]:
-    """The sites to keep of a model: with activations also the experts that they are of.
-
-    Raises:
-        TnkitError: for experts where there are none, or a mean over tokens, which are sent to different ones.
-    """
-    check_model(model)
-    keep = chosen_sites(keep)
     if not model.slots and "experts" in keep:
         raise TnkitError(f"{model.name} has no experts; leave 'experts' out of keep")
-    if model.slots and "activations" in keep:
-        keep = tuple(sorted({*keep, "experts"}))
+    if "activations" in keep:
+        keep |= {"scale", "experts"} if model.slots else {"scale"}
     if "experts" in keep and position == "mean":
         raise TnkitError(
             f"the tokens of a sentence are sent to different experts of {model.name}, so activations have no mean over "
             "them; use another position, or keep mid and post alone"
         )
-    return keep
+    return tuple(sorted(keep))
 
 
 def _wrapped(

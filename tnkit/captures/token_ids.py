@@ -42,27 +42,6 @@ def given_ids(model: Model, texts: Any, suffix: str | None = None) -> list[list[
     return tokens
 
 
-def check_known(model: Model, tokens: np.ndarray, ends: Sequence[int]) -> None:
-    """Refuse token ids that the model has no embedding for.
-
-    Args:
-        model: from `load_model`.
-        tokens: of all texts, end to end.
-        ends: where each text ends in them.
-
-    Raises:
-        TnkitError: naming the first one and its text.
-    """
-    known = model.vocabulary
-    if len(tokens) and int(tokens.max()) >= known:
-        place = int(np.argmax(tokens >= known))
-        raise TnkitError(
-            f"text {int(np.searchsorted(ends, place, side='right'))} (from 0) has the token {tokens[place]}, and "
-            f"{model.name} has {known} token embeddings: the tokenizer is another model's or was extended; give the "
-            "one that the model was trained with, or call resize_token_embeddings on the module"
-        )
-
-
 def _is_ids(text: Any) -> bool:
     """Whether a text is a row of token ids."""
     if isinstance(text, Tensor | np.ndarray):

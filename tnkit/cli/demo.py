@@ -72,6 +72,9 @@ def run(options: argparse.Namespace) -> None:
 
 def _type1(model: Any, corpus: Any, detections: Any, captured: Any, *, options: Any) -> Iterator[Path]:
     """How well translations are found, at the layer that is best for training sentences in the untouched model."""
+    from tnkit.detection.algebra import by_membership
+    from tnkit.measures.measurement import measurement
+
     language, out, bar = options.language, Path(options.out), _bar(options)
     test, shown = corpus["test"], (model.n_layers // 8, model.n_layers // 2, model.n_layers - 1)
     yield tn.plots.save_figure(tn.geometry.pca(captured, layers=shown).plot(), out / "spaces.png")
@@ -89,13 +92,8 @@ def _type1(model: Any, corpus: Any, detections: Any, captured: Any, *, options: 
     )
     first = {name: rivals[name] for name in (*_MATCHED, f"{_name(other)} Type-1", "random direction")}
     first[_AT_MEAN] = tn.Intervention(neurons, value="mean", of=captured[language])
-    # what `tn.ablate` does; both comparisons share the prefixes and the translations
-    off = tn.LastToken(model, test[language], keep=["post"], **bar)
-    hub = tn.capture(model, test[_HUB], keep=["post"], **bar)
-
-    def found(changed: Any) -> Any:
-        return tn.geometry.hits(off.capture(changed), hub)
-
+    # what `tn.ablate` runs; both comparisons share the prefixes and the translations
+    found: Any = measurement(model, test, language=language, hub=_HUB, **bar).run
     how: dict[str, Any] = {"name": "mean-centred retrieval@1", "model": model, **bar}
     effect = tn.compare(found, neurons, controls=first, seeds=options.seeds, **how)
     show(_compared(effect, f"{_name(language)} test sentences of {corpus.name}", layer))
@@ -107,7 +105,7 @@ def _type1(model: Any, corpus: Any, detections: Any, captured: Any, *, options: 
     yield _drawn(axes, f"{_name(language)}: {title}", out / "ablation.png")
 
     others = {name: rivals[name] for name in rivals if name not in first}
-    others |= _by_membership(sets, language) | tn.specificity.rivals_found(
+    others |= by_membership(sets, language) | tn.specificity.rivals_found(
         captured, neurons, language=language, layers=model.early_layers
     )
     at_layer: dict[str, Any] = {"layers": [layer], "chosen_layer": layer, "chosen_on": "training sentences"}
@@ -122,12 +120,6 @@ def _type1(model: Any, corpus: Any, detections: Any, captured: Any, *, options: 
     show(_table(matrix.to_frame().round(3)))
     title = f"Type-1 neurons set to zero at the last token ({model.name})"
     yield _drawn(matrix.plot(), title, out / "specificity.png")
-
-
-def _by_membership(sets: Any, language: str) -> dict[str, Any]:
-    """The neurons of the set that no other language's set has, and those that all have; none where there are none."""
-    chosen = {"in no other set": tn.own(sets, language), "in all sets": tn.shared(sets)}
-    return {name: neurons for name, neurons in chosen.items() if len(neurons)}
 
 
 def _type2(model: Any, corpus: Any, detections: Any, *, options: Any) -> Iterator[Path]:

@@ -64,6 +64,12 @@ def own(sets: Mapping[str, NeuronSet], name: str) -> NeuronSet:
     return replace(kept, provenance={**kept.provenance, **_provenance(sets, {"own": name})})
 
 
+def by_membership(sets: Mapping[str, NeuronSet], name: str) -> dict[str, NeuronSet]:
+    """The neurons of one set that no other has, and those that all have, by name; none where there are none."""
+    chosen = {"in no other set": own(sets, name), "in all sets": shared(sets)} if len(sets) > 1 else {}
+    return {how: neurons for how, neurons in chosen.items() if len(neurons)}
+
+
 def _alike(sets: Mapping[str, NeuronSet]) -> NeuronSet:
     """The first set, once all are of models of one shape."""
     if not sets:

@@ -21,18 +21,17 @@ from tnkit import storage
 from tnkit.captures.activations import Activations
 from tnkit.detection.centroids import Centroids
 from tnkit.detection.closed_form import sizes_written
-from tnkit.detection.ranking import span
 from tnkit.detection.routed import expert_total
 from tnkit.detection.scores import DISTANCES, NeuronScores
-from tnkit.detection.sums import RunningSum
+from tnkit.detection.sums import NeuronSum
 from tnkit.errors import TnkitError, one_of
-from tnkit.models.model import Model, check_layers
-from tnkit.provenance import check_alike, check_fits, check_made_with
+from tnkit.models.model import Model
+from tnkit.provenance import check_alike, check_made_with
 
 FOLDS = 8  # of the sentences, for halves; every eighth sentence is in the same fold
 
 
-class ScoreAccumulator(RunningSum):
+class ScoreAccumulator(NeuronSum):
     """The running sum of scores against one centroid.
 
     Args:
@@ -66,17 +65,14 @@ class ScoreAccumulator(RunningSum):
         layers: Iterable[SupportsIndex] | None = None,
     ) -> None:
         one_of("distance", distance, DISTANCES)
-        self.model, self.centroids, self.distance = model, centroids.check(model), distance
+        self.centroids, self.origin, self.distance = centroids.check(model), origin, distance
         if origin is not None:
             check_origin(distance)
             check_alike([centroids.provenance, origin.check(model).provenance])
-        self.origin = origin
-        wanted = check_layers(model, centroids.layers if layers is None else layers)
-        if not model.with_neurons(wanted):
-            raise TnkitError(f"layers {span(wanted)} of {model.name} have no neurons to score; name others")
-        super().__init__(tuple(model.with_neurons(wanted)))
+        super().__init__(model, centroids.layers if layers is None else layers)
+        self.points = [centroids] if origin is None else [centroids, origin]
         self.folds = FOLDS if model.request_bytes is None else 0  # nine times as much would travel
-        self.slots, self.experts = model.slots, max((row[1] for row in model.layout if len(row) > 1), default=0)
+        self.slots = model.slots
         self._views = {layer: (centroids.at(layer), self._origin_at(layer)) for layer in self.layers}
 
     def _origin_at(self, layer: int) -> Float[Tensor, "hidden"]:
@@ -111,23 +107,12 @@ class ScoreAccumulator(RunningSum):
         targets, origins = ({layer: views[side].clone() for layer, views in self._views.items()} for side in (0, 1))
         return partial(_totals, targets, origins, self.distance)
 
-    def check(self, layers: tuple[int, ...], provenance: dict[str, Any]) -> None:
-        if provenance is not self.provenance:  # batches of one pass share theirs
-            check_made_with(self.model, provenance, "these captured states", states=True)
-            check_alike([self.provenance, provenance])
-            for centroids in (self.centroids, self.origin):
-                check_fits(provenance, centroids.provenance if centroids else {})
-        missing = [layer for layer in self.layers if layer not in layers]
-        if missing:
-            raise TnkitError(f"layers {missing} were not captured; capture them or score layers={layers}")
-
     def columns(self, model: Model) -> int:
         return (1 + self.folds) * model.n_neurons + self.experts
 
     @property
     def identity(self) -> list[Any]:
-        used = [self.centroids] if self.origin is None else [self.centroids, self.origin]
-        values = ((points.layers, storage.text_hash(map(str, points.values.tolist()))) for points in used)
+        values = ((point.layers, storage.text_hash(map(str, point.values.tolist()))) for point in self.points)
         return [self.distance, self.layers, self.folds, *chain.from_iterable(values)]
 
     def result(self) -> NeuronScores:
@@ -148,8 +133,8 @@ class ScoreAccumulator(RunningSum):
                 )
         values = torch.full((self.model.n_layers, self.model.n_neurons), torch.nan, dtype=torch.float64)
         values[list(self.layers)] = means
-        used = {"centroid": self.centroids} | ({} if self.origin is None else {"origin": self.origin})
-        points = {name: points.provenance.get("sentences", points.provenance) for name, points in used.items()}
+        used = zip(("centroid", "origin"), self.points, strict=False)
+        points = {name: point.provenance.get("sentences", point.provenance) for name, point in used}
         folds = sums[:, 1:].float().transpose(0, 1).contiguous() if self.folds else None
         routed = shares_sent(self.model, self.layers, self.total[:, self.total.shape[1] - self.experts :], self.count)
         return NeuronScores(values, self.distance, {**self.provenance, **points}, folds, routed)

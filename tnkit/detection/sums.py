@@ -8,9 +8,9 @@ running.result()
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Float64
@@ -20,8 +20,11 @@ from tqdm.auto import tqdm
 from tnkit import parallel
 from tnkit.captures.activations import Activations
 from tnkit.captures.passes import Pass
-from tnkit.models.model import Model
+from tnkit.detection.ranking import span
+from tnkit.errors import TnkitError
+from tnkit.models.model import Model, check_layers
 from tnkit.models.trace import jointly
+from tnkit.provenance import check_alike, check_fits, check_made_with
 
 _EVERY = 5.0  # seconds of work that a killed pass can lose, beside what waits to be added
 _RARELY = 20  # times as long as saving took, until large sums are saved again
@@ -101,6 +104,29 @@ class RunningSum(ABC):
     @abstractmethod
     def identity(self) -> Any:
         """What is summed, JSON-able: saved sums of anything else are not used."""
+
+
+class NeuronSum(RunningSum):
+    """A running sum of every neuron of some layers, of states that belong to `points`."""
+
+    points: Sequence[Any] = ()
+
+    def __init__(self, model: Model, layers: Iterable[SupportsIndex]) -> None:
+        wanted = check_layers(model, layers)
+        if not model.with_neurons(wanted):
+            raise TnkitError(f"layers {span(wanted)} of {model.name} have no neurons; name others")
+        super().__init__(tuple(model.with_neurons(wanted)))
+        self.model, self.experts = model, max((row[1] for row in model.layout if len(row) > 1), default=0)
+
+    def check(self, layers: tuple[int, ...], provenance: dict[str, Any]) -> None:
+        if provenance is not self.provenance:  # batches of one pass share theirs
+            check_made_with(self.model, provenance, "these captured states", states=True)
+            check_alike([self.provenance, provenance])
+            for centroids in self.points:
+                check_fits(provenance, centroids.provenance)
+        missing = [layer for layer in self.layers if layer not in layers]
+        if missing:
+            raise TnkitError(f"layers {missing} were not captured; capture them, or name layers={layers}")
 
 
 def add_up(planned: Pass, running: Mapping[str, RunningSum], *, fingerprint: str | None = None) -> Iterator[int]:

@@ -20,17 +20,15 @@ from tnkit.captures.token_ids import Texts
 from tnkit.detection.attraction import Attraction
 from tnkit.detection.centroids import Centroids
 from tnkit.detection.closed_form import add_turns
-from tnkit.detection.ranking import span
 from tnkit.detection.scoring import FOLDS, shares_sent
-from tnkit.detection.sums import RunningSum, add_up, drain
+from tnkit.detection.sums import NeuronSum, add_up, drain
 from tnkit.errors import TnkitError, check_model
-from tnkit.models.model import Model, check_layers
-from tnkit.provenance import check_alike, check_fits, check_made_with
+from tnkit.models.model import Model
 
 _WAITING = 64  # sentences of a fold that are added at once
 
 
-class TurnAccumulator(RunningSum):
+class TurnAccumulator(NeuronSum):
     """The running sum of turns, float32, on the device where activations stay.
 
     Args:
@@ -64,12 +62,9 @@ class TurnAccumulator(RunningSum):
                 f"the sums of {model.name} are as large as its down projections and would travel from {model.server} "
                 "with each batch; score towards one centroid after another, with tn.detect or tn.score_neurons"
             )
-        wanted = check_layers(model, range(model.n_layers) if layers is None else layers)
-        if not model.with_neurons(wanted):
-            raise TnkitError(f"layers {span(wanted)} of {model.name} have no neurons; name others")
-        super().__init__(tuple(model.with_neurons(wanted)))
-        self.model, self.origin, self.folds = model, None if origin is None else origin.check(model), folds
-        self.experts = max((row[1] for row in model.layout if len(row) > 1), default=0)
+        super().__init__(model, range(model.n_layers) if layers is None else layers)
+        self.origin, self.folds = origin, folds
+        self.points = [] if origin is None else [origin.check(model)]
         self.total = torch.zeros((), dtype=torch.float32)
         points = [torch.zeros(model.hidden_size) if origin is None else origin.at(layer) for layer in self.layers]
         self._origins, self._waiting = torch.stack(points), list[Activations]()
@@ -93,30 +88,18 @@ class TurnAccumulator(RunningSum):
         if not self.total.ndim:
             self.total = torch.zeros(len(self.layers), self.columns(self.model), device=self.model.home)
         folds = torch.cat([batch.index for batch in batches]) % self.folds
+        shape = self.folds, self.model.n_neurons, self.model.hidden_size
+        sums = self.total[:, : self.columns(self.model) - self.experts].unflatten(1, shape)
         for row, layer in enumerate(self.layers):
             place, sites = batches[0].layers.index(layer), [batch.tensors() for batch in batches]
             states = [torch.cat([site[name][place] for site in sites]) for name in ("mid", "activations", "scale")]
             experts = torch.cat([site["experts"][place] for site in sites]) if self.experts else None
             layout = (self.model.widths[layer], *self.model.experts_of(layer))
-            given = (*states, experts, self._origins[row], folds, self._sums(row)[:, : layout[0]], layout)
+            given = (*states, experts, self._origins[row], folds, sums[row, :, : layout[0]], layout)
             self.model.ask_weights(_add, {layer: given})
             if experts is not None and len(layout) > 1:
                 sent = experts[experts >= 0].long().bincount(minlength=self.experts)
                 self.total[row, -self.experts :] += sent.to(self.total.device)
-
-    def _sums(self, row: int) -> Float[Tensor, "fold neuron hidden"]:
-        shape = self.folds, self.model.n_neurons, self.model.hidden_size
-        return self.total[row, : self.columns(self.model) - self.experts].view(shape)
-
-    def check(self, layers: tuple[int, ...], provenance: dict[str, Any]) -> None:
-        if provenance is not self.provenance:  # batches of one pass share theirs
-            check_made_with(self.model, provenance, "these captured states", states=True)
-            check_alike([self.provenance, provenance])
-            if self.origin is not None:
-                check_fits(provenance, self.origin.provenance)
-        missing = [layer for layer in self.layers if layer not in layers]
-        if missing:
-            raise TnkitError(f"layers {missing} were not captured; capture them or sum up layers={layers}")
 
     def columns(self, model: Model) -> int:
         return self.folds * model.n_neurons * model.hidden_size + self.experts

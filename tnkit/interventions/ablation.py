@@ -27,13 +27,13 @@ from tnkit import parallel, storage
 from tnkit.captures.activations import Activations
 from tnkit.errors import TnkitError, one_of
 from tnkit.interventions.direction import Direction
-from tnkit.interventions.intervention import Intervention, sources
+from tnkit.interventions.intervention import Intervention, set_of, sources
 from tnkit.interventions.patch import Patch
 from tnkit.interventions.patching import Patcher
 from tnkit.interventions.prompts import last_words, texts_of
 from tnkit.interventions.routed import Routed
 from tnkit.interventions.scopes import TOKENS, chosen_now, decoder_of, texts_now, watched
-from tnkit.interventions.together import Given, Together, intervention_of, set_of
+from tnkit.interventions.together import Given, Together, intervention_of
 from tnkit.models.model import Change, Model, hashed_once
 from tnkit.models.sessions import INTERRUPTS, TURN, state_of
 from tnkit.models.trace import changed, chosen_tokens
@@ -216,7 +216,7 @@ class Ablation:
         stack.callback(decoder.register_forward_hook(self._forget, always_call=True).remove)
         for layer in self.values:
             if isinstance(self.intervention, Direction):
-                block = self.model.module.get_submodule(f"{self.model.blocks_path}.{layer}")
+                block = self.model.blocks[layer]
                 stack.callback(block.register_forward_pre_hook(self._mover(layer), with_kwargs=True).remove)
                 continue
             if isinstance(self.intervention, Patch) and self.intervention.site != "activations":

@@ -86,8 +86,8 @@ class Comparison:
         weights = resamples(sentences, random) / sentences
         signs = flips(sentences, random)
         base = weights @ self.ablated.T
-        frames = {}
-        for condition, values in self._conditions().items():
+        frames, conditions = {}, {NONE: self.untouched[None], SET: self.ablated[None], **self.controls}
+        for condition, values in conditions.items():
             resampled = self._resampled(values, weights, random)
             difference, draws = self.ablated - values.mean(axis=0), values.mean(axis=2)
             mean = values.mean(axis=(0, 2))
@@ -148,9 +148,6 @@ class Comparison:
         """The layer that `at` reports, and how it was chosen, for titles and tables."""
         layer, chosen = self._reported(layer)
         return f"layer {layer}" + (f", chosen on {chosen}" if chosen else "")
-
-    def _conditions(self) -> dict[str, Float[np.ndarray, "seed layer sentence"]]:
-        return {NONE: self.untouched[None], SET: self.ablated[None], **self.controls}
 
     def _resampled(
         self, values: np.ndarray, weights: np.ndarray, random: np.random.Generator

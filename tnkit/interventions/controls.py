@@ -139,7 +139,7 @@ def controls(
         makers["lowest scores"] = lambda: lowest
     if chosen is not None:
         makers |= _towards_others(chosen) | _elsewhere(neurons, chosen) | _by_size(neurons, chosen, sizes)
-    return Controls(makers | {name: partial(_itself, control) for name, control in (others or {}).items()})
+    return Controls(makers | {name: (lambda control=control: control) for name, control in (others or {}).items()})
 
 
 def drawn(control: Control, seeds: SupportsIndex) -> list[Neurons]:
@@ -150,10 +150,6 @@ def drawn(control: Control, seeds: SupportsIndex) -> list[Neurons]:
     """
     seeds = whole_number("seeds", seeds)
     return [as_one(control(seed)) for seed in range(seeds)] if callable(control) else [as_one(control)]
-
-
-def _itself(control: Control) -> Control:
-    return control
 
 
 def _towards(chosen: Selection, languages: Sequence[str]) -> Control:

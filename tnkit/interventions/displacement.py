@@ -16,6 +16,7 @@ from tnkit.errors import TnkitError, whole_number
 from tnkit.models.model import Model
 from tnkit.provenance import check_made_with
 
+_WITHIN = 0.05  # how near the length is to be, as a share of the set's
 _SWEEPS = 30  # over a layer's members; most layers need fewer than ten
 
 
@@ -49,20 +50,20 @@ def displacement(model: Model, captured: Activations, neurons: NeuronSet) -> Flo
 
 
 def equal_displacement(
-    model: Model, captured: Activations, neurons: NeuronSet, *, seed: int, within: float = 0.05, more: bool = False
+    model: Model, captured: Activations, neurons: NeuronSet, *, seed: int, more: bool = False
 ) -> NeuronSet:
     """A control: as many other neurons in each layer, drawn at random, that move the residual stream as far together.
 
     Neurons of one layer that are drawn at random rarely push the same way. So members are swapped, one after another,
     for random other neurons that bring the length of the layer's `displacement` nearer to the set's, until it is
-    reached or no swap helps. As many others may not reach it: where the set holds the neurons that push most, none do.
+    within 5 % or no swap helps. As many others may not reach it: where the set holds the neurons that push most, none
+    do.
 
     Args:
         model: the model that was captured.
         captured: from `capture`, with `activations`.
         neurons: the set.
         seed: of the draw.
-        within: stop where the length is this near, as a share of the set's.
         more: where no swap helps, add the neurons that help most until it is reached; the control is then larger.
 
     Returns:
@@ -81,7 +82,7 @@ def equal_displacement(
         others = model.widths[layer] - len(members)
         if others < len(members):
             raise TnkitError(f"layer {layer} has {others} other neurons, too few for a control of {len(members)}")
-        given[layer] = (members, amounts, seed * model.n_layers + layer, within, more)
+        given[layer] = (members, amounts, seed * model.n_layers + layer, more)
     answers = model.ask_weights(_equally_far, given)
     pairs = tuple((layer, neuron) for layer, (drawn, _) in answers.items() for neuron in drawn)
     reached = {str(layer): share for layer, (_, share) in answers.items()}
@@ -121,7 +122,6 @@ def _equally_far(
     members: list[int],
     amounts: Tensor,
     seed: int,
-    within: float,
     more: bool,
 ) -> tuple[list[int], float]:
     """Other neurons of a layer whose summed mean contributions are as long, and how long as a share of the members'."""
@@ -141,7 +141,7 @@ def _equally_far(
         for place in torch.randperm(len(drawn), generator=random).tolist():
             square = float(summed[drawn].sum().clamp_min(0))
             gap = abs(square**0.5 - wanted)
-            if gap <= within * wanted:
+            if gap <= _WITHIN * wanted:
                 break
             rest = summed - products[place]
             left = square - float(summed[drawn[place]] + rest[drawn[place]])
@@ -156,7 +156,7 @@ def _equally_far(
         square = float(summed[drawn].sum().clamp_min(0))
         gaps = ((square + 2 * summed + squares).clamp_min(0).sqrt() - wanted).abs().cpu()
         chosen, gap = int(torch.where(free, gaps, torch.inf).argmin()), abs(square**0.5 - wanted)
-        if gap <= within * wanted or gaps[chosen] >= gap:
+        if gap <= _WITHIN * wanted or gaps[chosen] >= gap:
             break
         free[chosen] = False
         drawn.append(chosen)

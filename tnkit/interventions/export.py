@@ -16,8 +16,8 @@ from torch import Tensor
 
 from tnkit import signals, storage
 from tnkit.errors import TnkitError, check_model, first_line
-from tnkit.interventions.intervention import Intervention
-from tnkit.interventions.together import Given, intervention_of, set_of
+from tnkit.interventions.intervention import Intervention, set_of
+from tnkit.interventions.together import Given, intervention_of
 from tnkit.models import maps
 from tnkit.models.experts import is_transposed
 from tnkit.models.model import Model

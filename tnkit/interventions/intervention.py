@@ -10,7 +10,7 @@ tn.Intervention(type1, add=1, of=en, minus=ja)               # moved by what Eng
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, SupportsIndex
 
 import torch
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from tnkit.captures.activations import Activations
 from tnkit.detection.neurons import NeuronSet, Pair, pairs_of
-from tnkit.errors import TnkitError, whole_number, whole_numbers
-from tnkit.provenance import sentences_of
+from tnkit.errors import TnkitError, check_model, whole_number, whole_numbers
+from tnkit.models.model import Model
+from tnkit.provenance import check_made_with, sentences_of
 
 Captures = Activations | Sequence[Activations] | Mapping[str, Activations]
 VALUES = ("mean", "resampled")  # of captures
@@ -237,3 +238,22 @@ def _mean(captures: Captures | None, layer: int, places: Sequence[int]) -> Tenso
 def _values(capture: Activations, layer: int, places: Sequence[int]) -> Tensor:
     """The activations of some neurons of a layer (sentence, neuron), float64."""
     return capture.of_neurons(layer, places).double()
+
+
+def set_of(model: Model, neurons: Iterable[tuple[int, int]]) -> NeuronSet:
+    """Neurons as a set of the model's.
+
+    Raises:
+        TnkitError: for a neuron that the model does not have, or a set that was made with another model.
+    """
+    check_model(model)
+    shape, layout = (model.n_layers, model.n_neurons), tuple(map(tuple, model.layout))
+    if not isinstance(neurons, NeuronSet):
+        return NeuronSet(pairs_of(neurons), shape, layout=layout)
+    if neurons.shape != shape:
+        raise TnkitError(
+            f"the neurons are of a model of {neurons.shape} (layers, neurons a layer), and {model.name} has {shape}; "
+            "select neurons of this model"
+        )
+    check_made_with(model, neurons.provenance, "these neurons")
+    return replace(neurons, layout=layout) if layout else neurons

@@ -121,7 +121,11 @@ class LastToken:
             about |= {"ablations": [*about.get("ablations", []), *ablation.abouts]}
             with ablation:
                 if self.cached:
-                    return gathered(self._run_last_tokens(about), len(self.sentences))
+                    batches = (
+                        batch_of(self._last_states(inputs, prompt, keep=self.keep), self.layers, index, about)
+                        for index, inputs, prompt in self._batches
+                    )
+                    return gathered(batches, len(self.sentences))
                 options: dict[str, Any] = {"keep": self.keep, "layers": self.layers, "batch_tokens": self.batch_tokens}
                 options |= {"position": self.position, "suffix": self.suffix, "last_layer": self.last_layer}
                 return capture(self.model, self.sentences, **options, progress=False)
@@ -173,10 +177,6 @@ class LastToken:
                 "it anew"
             )
         return self.about.copy()
-
-    def _run_last_tokens(self, about: dict[str, Any]) -> Iterator[Activations]:
-        for index, inputs, prompt in self._batches:
-            yield batch_of(self._last_states(inputs, prompt, keep=self.keep), self.layers, index, about)
 
     def _last_states(
         self, inputs: Mapping[str, Any], prompt: Prompt, *, keep: Iterable[str]

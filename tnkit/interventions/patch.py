@@ -25,6 +25,7 @@ from tnkit.captures.rows import Rows
 from tnkit.captures.token_ids import Texts
 from tnkit.detection.neurons import NeuronSet, Pair
 from tnkit.errors import TnkitError, check_model, one_of
+from tnkit.interventions.intervention import set_of
 from tnkit.models.model import Model, check_layers
 from tnkit.models.sessions import TURN, running
 from tnkit.models.trace import trace_blocks
@@ -231,17 +232,13 @@ def _neurons(
             raise TnkitError(f"neurons= is for activations and contributions, not for site={site!r}; leave it out")
         return None
     every = check_layers(model, layers or range(model.n_layers))
-    shape, layout = (model.n_layers, model.n_neurons), tuple(map(tuple, model.layout))
     if neurons is None:
         neurons = [(layer, neuron) for layer in every for neuron in range(model.widths[layer])]
-    given = neurons if isinstance(neurons, NeuronSet) else NeuronSet(tuple(neurons), shape, layout=layout)
-    if given.shape != shape:
-        raise TnkitError(f"the neurons are of a model of {given.shape} (layers, neurons), {model.name} has {shape}")
-    check_made_with(model, given.provenance, "these neurons")
+    given = set_of(model, neurons)
     kept = tuple(pair for pair in given if pair[0] in every)
     if not kept:
         raise TnkitError("there are no neurons to patch in these layers; give some, or other layers")
-    return NeuronSet(kept, shape, provenance=given.provenance, layout=layout)
+    return replace(given, pairs=kept, scores=())
 
 
 def _check_pairs(

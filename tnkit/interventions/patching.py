@@ -42,7 +42,7 @@ class Patcher:
 
     def __init__(self, ablation: Setter, patch: Patch, layer: int) -> None:
         self.ablation, self.patch, self.layer, self.model = ablation, patch, layer, ablation.model
-        self.block: nn.Module = self.model.module.get_submodule(f"{self.model.blocks_path}.{layer}")
+        self.block: nn.Module = self.model.blocks[layer]
         self.sites: Sites | None = self.model.sites[layer]
         self.shift: Tensor | None = None  # what is added to post, at the chosen tokens
         self.live: dict[str, Tensor] = {}  # the target run's own activations and scale there

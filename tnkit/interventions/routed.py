@@ -69,7 +69,7 @@ class Routed:
         self.only = set((self.places // self.width).tolist())
         sites = model.sites[layer]
         self.slots = sites.experts.slots if sites and sites.experts else 0
-        self.state, self.root = state_of(model.lm._module), model.module
+        self.state = state_of(model.lm._module)
 
     def hook(self, stack: ExitStack) -> None:
         """Register what sets them."""
@@ -125,7 +125,7 @@ class Routed:
         return output
 
     def _hook_shared(self, stack: ExitStack, sites: Experts) -> None:
-        block = self.root.get_submodule(f"{self.ablation.model.blocks_path}.{self.layer}")
+        block = self.ablation.model.blocks[self.layer]
         path = str(sites.shared)
         gate: Any = block.get_submodule(sites.gate) if sites.gate else None
         states: list[Tensor] = []

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from tnkit.errors import TnkitError
 from tnkit.interventions.prompts import in_rows, last_words, texts_in, texts_of
 from tnkit.models.model import Model
-from tnkit.models.sessions import Given, Prompt, State, running, state_of
+from tnkit.models.sessions import Given, Prompt, State, replaced, running, state_of
 from tnkit.models.trace import chosen_tokens
 
 TOKENS = ("last", "prompt", "all", "last_word")
@@ -151,7 +151,8 @@ def _pass_of(model: Model, decoder: nn.Module, inputs: tuple[tuple[Any, ...], di
     here = embedded[..., 0] if ids is None else ids
     mask = given.mask if given is not None else arguments.get("attention_mask")
     known = mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
-    cached = _cached(arguments.get("past_key_values"))
+    past: Any = arguments.get("past_key_values")
+    cached = int(past.get_seq_length()) if hasattr(past, "get_seq_length") else None  # tokens
     rows, width = here.shape
     texts = state.texts
     if texts is None and state.prompt is None and given is not None and given.positions is not None and model.packs:
@@ -232,11 +233,6 @@ def _checked(real: Tensor, rows: int, width: int) -> Bool[Tensor, "sentence toke
     return real
 
 
-def _cached(past: Any) -> int | None:
-    """How many tokens a cache holds; None without a cache."""
-    return int(past.get_seq_length()) if hasattr(past, "get_seq_length") else None
-
-
 def _noting(state: State, root: nn.Module) -> Callable[..., None]:
     """A hook that keeps what the outermost module is called with."""
 
@@ -276,7 +272,7 @@ def _check_thread(state: State) -> None:
 @contextmanager
 def _generate_noted(module: Any, state: State) -> Iterator[None]:
     """A context in which the module's `generate` notes where its prompts end, and compiles nothing."""
-    original, own = module.generate, vars(module).get("generate")
+    original = module.generate
 
     @functools.wraps(original)
     def generate(*args: Any, **kwargs: Any) -> Any:
@@ -301,13 +297,8 @@ def _generate_noted(module: Any, state: State) -> Iterator[None]:
         with running(module, prompt=replace(_prompt_of(arguments), own=state.own)):
             return original(**arguments)
 
-    module.generate = generate
-    try:
+    with replaced(module, "generate", generate):
         yield
-    finally:
-        del module.generate
-        if own is not None:
-            module.generate = own
 
 
 def _prompt_of(arguments: Mapping[str, Any]) -> Prompt:

@@ -8,7 +8,6 @@ tested.to_frame()                  # by layer: the set, the draws, p-values
 tested.plot(12)
 """
 
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, SupportsIndex
@@ -19,15 +18,13 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tnkit import plots, storage
+from tnkit import plots, signals, storage
 from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError, whole_number, whole_numbers
 from tnkit.interventions.comparison import values_of
 from tnkit.interventions.controls import Control
 from tnkit.interventions.together import as_one, nothing
 from tnkit.statistics import effect_interval, interval, largest_rank_test, rank_test, resamples
-
-_LOG = logging.getLogger("tnkit")
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,16 +158,12 @@ def set_test(
 
     ablated, untouched = (values_of(measure, off, name) for off in (neurons, nothing(neurons)))
     total, means = np.zeros_like(ablated), list[np.ndarray]()
-    try:
+    with signals.interruptible(lambda: f"{name} is of {len(means)} draws, not {count}" if len(means) > 1 else ""):
         for seed in tqdm(range(count), desc=name, unit=" sets", disable=not progress, leave=False):
             values = values_of(measure, as_one(control(seed)), name)
             if not values.shape == ablated.shape == untouched.shape:
                 raise TnkitError(f"{name} returned different numbers of layers or sentences for different neurons")
             total += values
             means.append(values.mean(axis=1))
-    except KeyboardInterrupt:
-        if len(means) < 2:
-            raise
-        _LOG.warning("interrupted: %s is of %d draws, not %d", name, len(means), count)
     layers = tuple(range(len(ablated))) if layers is None else layers
     return SetTest(name, layers, untouched, ablated, total / len(means), np.array(means))

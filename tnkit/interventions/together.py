@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tnkit.detection.neurons import NeuronSet, Pair, pairs_of
-from tnkit.errors import TnkitError, check_model
+from tnkit.detection.neurons import NeuronSet, Pair
+from tnkit.errors import TnkitError
 from tnkit.interventions.direction import Direction
 from tnkit.interventions.intervention import Intervention
+from tnkit.interventions.intervention import set_of as set_of
 from tnkit.interventions.patch import Patch
 from tnkit.models.model import Model
-from tnkit.provenance import check_made_with
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,18 +144,3 @@ def neurons_of(model: Model, neurons: Given) -> Neurons:
     if isinstance(asked, Intervention):
         return replace(asked, neurons=set_of(model, asked.neurons))
     return set_of(model, asked)
-
-
-def set_of(model: Model, neurons: Iterable[tuple[int, int]]) -> NeuronSet:
-    """`neurons_of` where no intervention is meant."""
-    check_model(model)
-    shape, layout = (model.n_layers, model.n_neurons), tuple(map(tuple, model.layout))
-    if not isinstance(neurons, NeuronSet):
-        return NeuronSet(pairs_of(neurons), shape, layout=layout)
-    if neurons.shape != shape:
-        raise TnkitError(
-            f"the neurons are of a model of {neurons.shape} (layers, neurons a layer), and {model.name} has {shape}; "
-            "select neurons of this model"
-        )
-    check_made_with(model, neurons.provenance, "these neurons")
-    return replace(neurons, layout=layout) if layout else neurons

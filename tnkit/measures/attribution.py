@@ -7,6 +7,7 @@ tn.beside(exact, {"attribution": found}).correlation()                          
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, SupportsIndex
 
 import pandas as pd
@@ -39,10 +40,6 @@ from tnkit.text.rows import check_texts
 METHODS = ("gradient", "integrated")
 
 
-def _similarity(states: Tensor, targets: Tensor) -> Tensor:
-    return cosine_similarity(states, targets, dim=-1)
-
-
 def _centred_similarity(states: Tensor, targets: Tensor) -> Tensor:
     return (unit(centre(states)) * unit(centre(targets))).sum(dim=1)
 
@@ -54,7 +51,7 @@ def _margin(states: Tensor, targets: Tensor) -> Tensor:
 
 
 _OF_STATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "similarity": _similarity,
+    "similarity": partial(cosine_similarity, dim=-1),
     "centred_similarity": _centred_similarity,
     "margin": _margin,
 }
@@ -156,8 +153,6 @@ def attribution(
     one_of("measure", measure, ATTRIBUTED)
     one_of("method", method, METHODS)
     check_model(model)
-    if model.request_bytes is not None:
-        raise TnkitError(f"{model.name} runs elsewhere, where no gradients are taken; load it here")
     check_repeatable(model.module)
     steps = whole_number("steps", steps, at_least=1)
     of_states = measure in _OF_STATES
@@ -210,15 +205,12 @@ class _OfStates:
 
     def _batches(self, layers: Sequence[int], alpha: float) -> Iterator[tuple[list[int], Gates, Tensor]]:
         """The state of each sentence of a batch, with gates on the neurons."""
-        block = self.model.module.get_submodule(f"{self.model.blocks_path}.{self.layer}")
+        block = self.model.blocks[self.layer]
         for index, inputs, prompt, last in self.prefix.passes():
             gates, kept = Gates(self.model, layers, alpha, last, frozen=self.frozen), list[Tensor]()
-            handle = block.register_forward_hook(lambda _, __, output, kept=kept: kept.append(first(output)))
-            try:
-                with TURN, running(self.model.module, prompt=prompt), gates:
-                    decoder_of(self.model)(**inputs)
-            finally:
-                handle.remove()
+            read = block.register_forward_hook(lambda _, __, output, kept=kept: kept.append(first(output)))
+            with read, TURN, running(self.model.module, prompt=prompt), gates:
+                decoder_of(self.model)(**inputs)
             yield index, gates, kept[0][torch.arange(len(index), device=last.device), last]
 
     def _states(self, layers: Sequence[int], alpha: float) -> Float64[Tensor, "sentence hidden"]:

@@ -6,7 +6,6 @@ curve = tn.doses(model, test, type1, language="ja", sizes=[300], scale=[1, 0.75,
 curve.at(15), curve.plot()
 """
 
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
@@ -15,7 +14,7 @@ from typing import Any, SupportsFloat, SupportsIndex
 import pandas as pd
 from tqdm.auto import tqdm
 
-from tnkit import plots, storage
+from tnkit import plots, signals, storage
 from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError, one_of, whole_number
 from tnkit.interventions.comparison import SET, Comparison, compare
@@ -25,7 +24,6 @@ from tnkit.interventions.together import Neurons
 from tnkit.measures.measurement import Texts, measurement
 from tnkit.models.model import Model
 
-_LOG = logging.getLogger("tnkit")
 _SIZES = (10, 30, 100, 300, 1000, 3000, 10_000)
 
 
@@ -172,7 +170,9 @@ def doses(
     asked = [*product(chosen, amounts)]
     rivals = {size: controls(neurons[:size]) for size in chosen}
     options: dict[str, Any] = {"name": measured.name, "layers": measured.layers, "chosen_layer": chosen_layer}
-    try:
+    with signals.interruptible(
+        lambda: f"{len(comparisons)} of {len(asked)} doses were measured" if comparisons else ""
+    ):
         for size, level in tqdm(asked, desc="doses", disable=not progress, leave=False):
             comparisons[size, level] = compare(
                 at(level),
@@ -184,10 +184,6 @@ def doses(
                 progress=False,
                 **options,
             )
-    except KeyboardInterrupt:
-        if not comparisons:
-            raise
-        _LOG.warning("interrupted: %d of %d doses were measured", len(comparisons), len(asked))
     return Doses(comparisons, amount)
 
 

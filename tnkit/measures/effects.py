@@ -5,7 +5,6 @@ found.correlation()                                                     # Spearm
 found.plot()
 """
 
-import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, SupportsIndex
@@ -15,17 +14,17 @@ import pandas as pd
 from jaxtyping import Float64
 from tqdm.auto import tqdm
 
-from tnkit import plots, storage
+from tnkit import plots, signals, storage
 from tnkit.detection.neurons import NeuronSet
 from tnkit.detection.ranking import chosen_layers
 from tnkit.detection.scores import NeuronScores
 from tnkit.errors import TnkitError, check_model, whole_number
+from tnkit.interventions.comparison import values_of
 from tnkit.interventions.intervention import Intervention
 from tnkit.measures.measurement import Texts, layer_named, measurement
 from tnkit.models.model import Model
 from tnkit.statistics import mean_interval, spearman
 
-_LOG = logging.getLogger("tnkit")
 ALL = "all"  # strata together
 
 
@@ -159,20 +158,15 @@ def effects(
     measured = measurement(model, texts, language=language, progress=progress, **reading)
 
     def run(*pairs: tuple[int, int]) -> Float64[np.ndarray, "sentence"]:
-        values = measured.run(Intervention(pairs, value=value, of=of))
-        return np.atleast_2d(np.asarray(values, dtype=np.float64))[0]
+        return values_of(measured.run, Intervention(pairs, value=value, of=of), measured.name)[0]
 
     untouched, drops = run(), dict[tuple[str, int], np.ndarray]()
     places = [(name, place) for name, neurons in strata.items() for place in range(len(neurons))]
     order = np.random.default_rng(whole_number("seed", seed)).permutation(len(places))
-    try:
+    with signals.interruptible(lambda: f"{len(drops)} of {len(places)} neurons were run" if len(drops) > 2 else ""):
         for number in tqdm(order, desc="effects", unit=" neurons", disable=not progress, leave=False):
             name, place = places[number]
             drops[name, place] = untouched - run(strata[name][place])
-    except KeyboardInterrupt:
-        if len(drops) < 3:
-            raise
-        _LOG.warning("interrupted: %d of %d neurons were run", len(drops), len(places))
     return _gathered(measured.name, measured.layers[0], strata, drops)
 
 

@@ -18,7 +18,7 @@ from tnkit import plots, storage
 from tnkit.captures.activations import Activations
 from tnkit.captures.batches import check_position
 from tnkit.captures.passes import capture
-from tnkit.detection.algebra import own, shared
+from tnkit.detection.algebra import by_membership
 from tnkit.detection.centroids import estimate_centroids
 from tnkit.detection.neurons import NeuronSet
 from tnkit.detection.scores import NeuronScores
@@ -83,9 +83,8 @@ class Evidence:
         Raises:
             TnkitError: for what was not measured.
         """
-        read = self.language if read is None else read
-        one_of("read", read, tuple(dict.fromkeys(name for name, _ in self.comparisons)))
-        one_of("value", value, tuple(value for name, value in self.comparisons if name == read))
+        read, values = self._values(read)
+        one_of("value", value, values)
         return self.comparisons[read, value].at(self.layer)
 
     def table(self, read: str | None = None, column: str = "mean") -> pd.DataFrame:
@@ -98,10 +97,14 @@ class Evidence:
         Raises:
             TnkitError: for a language that was not read.
         """
+        read, values = self._values(read)
+        return self.to_frame()[column].loc[read].unstack("value", sort=False).reindex(columns=values)
+
+    def _values(self, read: str | None) -> tuple[str, tuple[str, ...]]:
+        """The language that is read (default: that of the set), and its values."""
         read = self.language if read is None else read
         one_of("read", read, tuple(dict.fromkeys(name for name, _ in self.comparisons)))
-        frame = self.to_frame()[column].loc[read].unstack("value", sort=False)
-        return frame.reindex(columns=[value for name, value in self.comparisons if name == read])
+        return read, tuple(value for name, value in self.comparisons if name == read)
 
     def plot(self, values: Sequence[str] | None = None, ax: "plots.Axes | None" = None) -> "plots.Axes":
         """Draw each selection's mean with its interval, at some values.
@@ -246,8 +249,7 @@ def _selections(
     others: dict[str, Control] = {f"{name} set": others for name, others in found.items() if name != language}
     if centred is not None:
         others["centred score"] = centred.top(len(neurons))
-    algebra = {"in no other set": own(found, language), "in all sets": shared(found)} if len(found) > 1 else {}
-    others |= {name: neurons for name, neurons in algebra.items() if len(neurons)}
+    others |= by_membership(found, language)
     others |= rivals_found(captured, neurons, language=language, layers=layers)
     if endings is not None:
         others |= {name: endings(suffix) for name, suffix in ENDINGS.items() if names is None or name in names}

@@ -50,7 +50,7 @@ class Gates:
     def __enter__(self) -> Gates:
         with ExitStack() as stack:
             for layer in self.layers:
-                block = self.model.module.get_submodule(f"{self.model.blocks_path}.{layer}")
+                block = self.model.blocks[layer]
                 sites = self.model.sites[layer]
                 assert sites is not None
                 last_map: nn.Module | None = block.get_submodule(sites.last_map)

@@ -23,12 +23,12 @@ import numpy as np
 import pandas as pd
 
 from tnkit import plots, storage
-from tnkit.errors import TnkitError, first_line, whole_number
+from tnkit.errors import TnkitError, first_line, optional, whole_number
 from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.comparison import NONE, SET, Comparison, compared, each_condition, frame_of_conditions
 from tnkit.interventions.controls import Control
 from tnkit.interventions.together import Given, Neurons, neurons_of
-from tnkit.measures.harness_model import harness_of, model_class
+from tnkit.measures.harness_model import model_class
 from tnkit.measures.task_files import refuse_code, refuse_dataset_code, sandboxed_templates
 from tnkit.models.model import Model
 from tnkit.statistics import interval, resamples
@@ -173,7 +173,7 @@ def evaluate(
         limit = whole_number("limit", limit, at_least=1)
     if num_fewshot is not None:
         num_fewshot = whole_number("num_fewshot", num_fewshot)
-    lm_eval = harness_of()
+    lm_eval = optional("lm_eval", "the lm-evaluation-harness")
     Ablation(model, neurons, tokens=tokens)  # so that it refuses its arguments before data is read
     model.check_ready()
     options = {"tasks": tasks, "limit": limit, "num_fewshot": num_fewshot, "bootstrap_iters": 1000}

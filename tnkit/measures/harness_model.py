@@ -4,7 +4,6 @@ import logging
 import math
 from collections.abc import Sequence
 from functools import cache
-from types import ModuleType
 from typing import Any
 
 from tnkit.errors import TnkitError, optional
@@ -13,8 +12,12 @@ from tnkit.models.model import Model
 
 @cache
 def model_class() -> type:
-    """The harness's model class for tnkit, created on first use because it inherits from a class of the harness."""
-    harness_of()
+    """The harness's model class for tnkit, created on first use because it inherits from a class of the harness.
+
+    >>> model_class().__name__
+    'TnkitLM'
+    """
+    optional("lm_eval", "the lm-evaluation-harness")
     from lm_eval.models.huggingface import HFLM
     from tqdm.auto import tqdm
 
@@ -66,12 +69,3 @@ def model_class() -> type:
             return answers
 
     return TnkitLM
-
-
-def harness_of() -> ModuleType:
-    """The module lm_eval; a `TnkitError` if it is not installed.
-
-    >>> harness_of().__name__
-    'lm_eval'
-    """
-    return optional("lm_eval", "the lm-evaluation-harness")

@@ -18,7 +18,7 @@ from tnkit.errors import TnkitError, check_model, one_of, whole_number
 from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.last_token import LastToken
 from tnkit.interventions.together import Neurons
-from tnkit.measures.behaviour.likelihood import perplexity_of
+from tnkit.measures.behaviour.likelihood import nats_of
 from tnkit.measures.behaviour.losses import Losses
 from tnkit.measures.geometry.neighbours import shared_neighbours
 from tnkit.measures.geometry.translation import hits, margins
@@ -79,12 +79,7 @@ def measurement(
     check_texts(texts, (language,) if measure == "perplexity" else (language, hub))
     name = MEASURE_NAMES[measure]
     if measure == "perplexity":
-        losses = Losses(model, texts[language])
-
-        def nats(off: Neurons) -> np.ndarray:
-            return perplexity_of(losses, neurons=off, tokens=tokens, progress=False).by_sentence
-
-        return Measurement(nats, f"{name}, {language}", (0,))
+        return Measurement(nats_of(Losses(model, texts[language]), tokens), f"{name}, {language}", (0,))
     layers = check_layers(model, range(model.n_layers) if layers is None else layers)
     reading: dict[str, Any] = {"position": position, "suffix": suffix, "keep": ["post"], "layers": layers}
     reading["last_layer"] = last_layer

@@ -11,7 +11,6 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -19,11 +18,11 @@ from tnkit import plots, storage
 from tnkit.captures.passes import capture
 from tnkit.detection.neurons import NeuronSet, Pair
 from tnkit.errors import TnkitError, one_of, whole_number
-from tnkit.interventions.comparison import NONE, SET, Comparison, compare
+from tnkit.interventions.comparison import NONE, SET, Comparison, compare, values_of
 from tnkit.interventions.controls import Control
-from tnkit.interventions.intervention import Intervention
+from tnkit.interventions.intervention import Intervention, set_of
 from tnkit.interventions.patch import Patch, patch
-from tnkit.interventions.together import Neurons, Together, set_of
+from tnkit.interventions.together import Neurons, Together
 from tnkit.measures.measurement import MEASURES, Measurement, Texts, capturing, layer_named, measurement
 from tnkit.measures.vocabulary import Vocabulary
 from tnkit.models.model import Model, check_layers
@@ -131,11 +130,11 @@ def by_layer(
         raise TnkitError(f"a patch after layer {deepest} cannot change that layer; patch earlier layers")
     how: dict[str, Any] = {"site": site, "neurons": given, "tokens": tokens, "suffix": suffix, "progress": progress}
     whole = [patch(model, sentences, texts[into], layers=patched, **how) for sentences in (texts[source], shifted)]
-    untouched = _run(measured, Intervention(()))
+    untouched = values_of(measured.run, Intervention(()), measured.name)[0]
     values: list[list[np.ndarray]] = [[], []]
     for at in tqdm(patched, desc="patched layers", disable=not progress, leave=False):
         for runs, several in zip(values, whole, strict=True):
-            runs.append(_run(measured, _at(several, at)))
+            runs.append(values_of(measured.run, _at(several, at), measured.name)[0])
     name = measured.name if measure == "next_token" else f"{measured.name}, layer {deepest}"
     own, other = (np.stack(runs) for runs in values)
     both = np.broadcast_to(untouched, own.shape).copy()
@@ -237,13 +236,13 @@ def given(
     'mean-centred retrieval@1, it and en'
     """
     make = _contributions(model, texts, donor, language, mean=True, reading=reading, progress=progress)
-    run, name, at = measured, measure, (whole_number("layer", layer),)
-    if run is None:
-        taken = measurement(model, texts, language=language, measure=measure, layers=at, progress=progress, **reading)
-        run, name = taken.run, taken.name
-    measure_of = run
+    at = (whole_number("layer", layer),)
+    if measured is not None:
+        run = Measurement(measured, measure, at)
+    else:
+        run = measurement(model, texts, language=language, measure=measure, layers=at, progress=progress, **reading)
     how: dict[str, Any] = {"controls": controls, "seeds": seeds, "progress": progress, "layers": at}
-    return compare(lambda some: measure_of(make(some) if len(some) else some), neurons, name=name, **how)
+    return compare(lambda some: run.run(make(some) if len(some) else some), neurons, name=run.name, **how)
 
 
 def _contributions(
@@ -281,10 +280,6 @@ def _next_token(
 def _states(captured: Any) -> Tensor:
     post: Tensor = captured.require("post").tensors()["post"][0]
     return post
-
-
-def _run(measured: Measurement, asked: Neurons) -> np.ndarray:
-    return np.atleast_2d(np.asarray(torch.as_tensor(measured.run(asked)), dtype=np.float64))[0]
 
 
 def _at(several: Patch, layer: int) -> Patch:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tnkit.errors import TnkitError, first_line
+from tnkit.models.sessions import replaced
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -72,14 +73,13 @@ def sandboxed_templates() -> Iterator[None]:
 
     before = utils.env
     options = {"undefined": before.undefined, "keep_trailing_newline": before.keep_trailing_newline}
-    utils.env = ImmutableSandboxedEnvironment(loader=before.loader, **options)
-    utils.env.filters.update(before.filters)
+    sandbox = ImmutableSandboxedEnvironment(loader=before.loader, **options)
+    sandbox.filters.update(before.filters)
     try:
-        yield
+        with replaced(utils, "env", sandbox):
+            yield
     except SecurityError as error:
         raise _untrusted(f"a template accesses Python objects ({first_line(error)})") from error
-    finally:
-        utils.env = before
 
 
 def _check(file: Path, seen: set[Path]) -> None:

@@ -1,12 +1,13 @@
 """Blocks that run only once: `recorded` keeps what one returned, and `skipped` hands it on in place of others."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from tnkit.models.model import Model
+from tnkit.models.sessions import replaced
 
 
 @contextmanager
@@ -22,7 +23,7 @@ def recorded(model: Model, layer: int, kept: list[Any]) -> Iterator[None]:
     ...     torch.equal(model.module(ids, use_cache=False).logits, whole)
     True
     """
-    (block,) = _blocks(model, [layer])
+    block = model.blocks[layer]
     forward = block.forward
 
     def record(*args: Any, **kwargs: Any) -> Any:
@@ -30,29 +31,16 @@ def recorded(model: Model, layer: int, kept: list[Any]) -> Iterator[None]:
         kept.append(_copied(output))
         return output
 
-    with _running_instead([block], record):
+    with replaced(block, "forward", record):
         yield
 
 
 @contextmanager
 def skipped(model: Model, layers: Iterable[int], kept: Sequence[Any]) -> Iterator[None]:
     """A context in which some blocks do not run: each returns the last that was kept."""
-    with _running_instead(_blocks(model, layers), lambda *_, **__: _copied(kept[-1])):
-        yield
-
-
-def _blocks(model: Model, layers: Iterable[int]) -> list[nn.Module]:
-    return [model.module.get_submodule(f"{model.blocks_path}.{layer}") for layer in layers]
-
-
-@contextmanager
-def _running_instead(modules: Iterable[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
-    """A context in which modules run a function in place of their forward; their hooks run as ever."""
     with ExitStack() as stack:
-        for module in modules:
-            own = vars(module).get("forward")
-            stack.callback(vars(module).pop if own is None else vars(module).__setitem__, "forward", own)
-            module.forward = forward
+        for layer in layers:
+            stack.enter_context(replaced(model.blocks[layer], "forward", lambda *_, **__: _copied(kept[-1])))
         yield
 
 

@@ -142,7 +142,7 @@ class Decoder:
         """Where the neurons of a layer are computed."""
         if self.widths[layer]:
             return architecture.device_of(self._last_map(layer))
-        return next((weight.device for weight in self._blocks[layer].parameters()), self.device)
+        return next((weight.device for weight in self.blocks[layer].parameters()), self.device)
 
     @property
     def home(self) -> torch.device:
@@ -193,9 +193,9 @@ class Decoder:
         if layer is None:
             architecture.check_plain(self.lm._module)
         else:
-            architecture.check_plain(self._blocks[layer], f"{self.blocks_path}.{layer}")
+            architecture.check_plain(self.blocks[layer], f"{self.blocks_path}.{layer}")
         reload = f"was replaced after {self.name} was loaded; load the module again"
-        if len(self._blocks) != self.n_layers:
+        if len(self.blocks) != self.n_layers:
             raise TnkitError(f"{self.blocks_path}, a list of {self.n_layers} blocks, {reload}")
         for number in range(self.n_layers) if layer is None else [layer]:
             sites = self.sites[number]
@@ -231,7 +231,7 @@ class Decoder:
             vectors, shared = all_vectors(last_map), sites.experts.shared
         if not shared:
             return vectors
-        return torch.cat([vectors, self._vectors_of(attrgetter(shared)(self._blocks[layer]), vectors.dtype)])
+        return torch.cat([vectors, self._vectors_of(attrgetter(shared)(self.blocks[layer]), vectors.dtype)])
 
     def vectors_of(self, layer: int, neurons: Sequence[int]) -> Float[Tensor, "neuron hidden"]:
         """The value vectors of some neurons of a layer, in order; of experts, without a copy of the others.
@@ -258,7 +258,7 @@ class Decoder:
         like = torch.empty(self.hidden_size, dtype=dtype, device=self.layer_device(layer))
         if sites is None:
             return torch.ones_like(like).float()
-        norm = attrgetter(sites.norm)(self._blocks[layer]) if sites.norm else None
+        norm = attrgetter(sites.norm)(self.blocks[layer]) if sites.norm else None
         return architecture.output_gain(norm, sites.multiplier, like)
 
     def output_bias(self, layer: int) -> Float[Tensor, "hidden"]:
@@ -307,7 +307,8 @@ class Decoder:
         return self.lm._module.config.get_text_config(decoder=True)
 
     @property
-    def _blocks(self) -> nn.ModuleList:
+    def blocks(self) -> nn.ModuleList:
+        """The decoder blocks, in order."""
         return attrgetter(self.blocks_path)(self.lm._module)
 
     def map_path(self, layer: int) -> str:
@@ -324,7 +325,7 @@ class Decoder:
     def mlp_of(self, layer: int) -> nn.Module | None:
         """The module of a layer that holds its neurons and reads nothing but their input, where one is known to."""
         sites = self.sites[layer]
-        return None if sites is None else mlp_of(self._blocks[layer], sites)
+        return None if sites is None else mlp_of(self.blocks[layer], sites)
 
     def _vectors_of(self, last_map: Any, dtype: torch.dtype) -> Float[Tensor, "neuron hidden"]:
         """The value vectors of one linear map."""

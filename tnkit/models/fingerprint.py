@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -173,15 +174,11 @@ def _probed(module: nn.Module, read: Iterable[nn.Module], ids: Tensor) -> str:
         for value in (*args[:1], output[0] if isinstance(output, tuple) else output):
             states.update(storage.tensor_bytes(value) if isinstance(value, Tensor) else b"")
 
-    threads = torch.get_num_threads()
-    with TURN, without_ablations(module), torch.no_grad():
-        handles = [child.register_forward_hook(note) for child in read]
-        try:
-            torch.set_num_threads(1)
-            decoder = getattr(module, "base_model", module)  # without the head, which costs as much and is not noted
-            decoder(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-        finally:
-            torch.set_num_threads(threads)
-            for handle in handles:
-                handle.remove()
+    with TURN, without_ablations(module), torch.no_grad(), ExitStack() as stack:
+        for child in read:
+            stack.enter_context(child.register_forward_hook(note))
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(1)
+        decoder = getattr(module, "base_model", module)  # without the head, which costs as much and is not noted
+        decoder(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     return states.hexdigest()

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from tnkit.errors import optional
+from tnkit.models.sessions import replaced
 
 _ADDS_BOS = {"llama"}  # vocabularies that begin with BOS where the file does not say
 _MARKS = ("hf_quantizer", "is_quantized", "quantization_method")
@@ -87,12 +88,8 @@ def parsed_once() -> Iterator[None]:
     Parsing takes half of the minute that a conversion takes.
     """
     gguf = optional("gguf", "reading GGUF files", "pip install gguf")
-    reader = gguf.GGUFReader
-    setattr(gguf, "GGUFReader", cache(reader))  # noqa: B010 - a type checker refuses to assign to a class
-    try:
+    with replaced(gguf, "GGUFReader", cache(gguf.GGUFReader)):
         yield
-    finally:
-        setattr(gguf, "GGUFReader", reader)  # noqa: B010
 
 
 def _says(file: Path, *names: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from tnkit.models import fingerprint as fingerprints
 from tnkit.models.decoder import Decoder
 from tnkit.models.hooks import check_repeatable, hooks_checked
 from tnkit.models.layers import check_layers as check_layers
-from tnkit.models.sessions import TURN, state_of
+from tnkit.models.sessions import TURN, running, state_of
 from tnkit.models.weights import hash_now, hash_of, versions_of
 from tnkit.models.wrapper import traceable
 from tnkit.provenance import ModelOrigin, Origin
@@ -155,7 +155,7 @@ class Model(Decoder, Origin):
     def _beside_weights(self) -> list[Any]:
         """What decides its numbers beside its weights."""
         norm = [self.module.get_submodule(self.final_norm_path)] if self.final_norm_path else []
-        read = [*self._blocks, *map(self._last_map, self.with_neurons(range(self.n_layers))), *norm]
+        read = [*self.blocks, *map(self._last_map, self.with_neurons(range(self.n_layers))), *norm]
         ids = self.tokenizer(PROBE, verbose=False)["input_ids"][:8]
         return fingerprints.live(self.module, read, torch.tensor([ids], device=self.device))
 
@@ -240,7 +240,7 @@ def hashed_once(model: Model) -> Iterator[None]:
     """
     began, versions, weights = time.monotonic(), model.versions(), model.weights_hash
     ready = time.monotonic()
-    with _taken_as(model, weights):
+    with running(model.lm._module, weights=weights):
         yield
     long = time.monotonic() - ready > _RARELY * (ready - began)
     if model.versions() != versions or (long and model.weights_hash != weights):
@@ -263,7 +263,7 @@ def hashed_at_ends(
     weights = model.weights_hash
     while True:
         try:
-            with TURN, _taken_as(model, weights):
+            with TURN, running(model.lm._module, weights=weights):
                 result = next(work)
         except StopIteration:
             if due is None and model.weights_hash != weights:
@@ -272,14 +272,3 @@ def hashed_at_ends(
         if due is not None and due(result) and model.weights_hash != weights:
             raise model.edited_meanwhile()
         yield result
-
-
-@contextmanager
-def _taken_as(model: Model, weights: str) -> Iterator[None]:
-    """A context in which nobody reads the weights for their hash, which is known."""
-    state = state_of(model.lm._module)
-    outer, state.weights = state.weights, weights
-    try:
-        yield
-    finally:
-        state.weights = outer

@@ -59,9 +59,5 @@ def narrowed(mlp: nn.Module, read: Int[Tensor, "sentence"], shape: torch.Size) -
         whole = whole.unflatten(0, shape)
         return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
-    handles = mlp.register_forward_pre_hook(before, with_kwargs=True), mlp.register_forward_hook(after)
-    try:
+    with mlp.register_forward_pre_hook(before, with_kwargs=True), mlp.register_forward_hook(after):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

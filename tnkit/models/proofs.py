@@ -204,7 +204,7 @@ def _first_complete(model: Model, layers: Sequence[int], ways: Iterable[Sites]) 
     missed, row, best, reason = min(tried, key=lambda attempt: attempt[0])
     layer = layers[row]
     if not best.last_map:
-        raise unknown(model.lm._module.get_submodule(f"{model.blocks_path}.{layer}"), ATTENTIONS)
+        raise unknown(model.blocks[layer], ATTENTIONS)
     where = f"with {best} in {model.blocks_path}.{layer}"
     if model.server is None and (seen := _seen(model, layer)):
         raise TnkitError(
@@ -228,7 +228,7 @@ def _first_complete(model: Model, layers: Sequence[int], ways: Iterable[Sites]) 
 def _seen(model: Model, layer: int) -> str | None:
     """What is seen of a block that has no reading."""
     try:
-        return seen_reason(model.lm._module, model._blocks[layer], _probe_ids(model))
+        return seen_reason(model.lm._module, model.blocks[layer], _probe_ids(model))
     except Exception:
         return None
 

@@ -200,6 +200,25 @@ def state_of(module: nn.Module) -> State:
 
 
 @contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """A context in which an attribute of a module, of Python's or PyTorch's, is another one.
+
+    >>> layer = nn.Linear(1, 1)
+    >>> with replaced(layer, "forward", lambda states: 2 * states):
+    ...     layer(3)
+    6
+    >>> "forward" in vars(layer)
+    False
+    """
+    own = vars(owner).get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        vars(owner).pop(name) if own is None else vars(owner).update({name: own})
+
+
+@contextmanager
 def running(module: nn.Module, **known: Any) -> Iterator[None]:
     """A context in which something is known of the passes that run: `prompt`, `own` or `texts` of `State`.
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tnkit.models.reading import device_of
+from tnkit.models.sessions import replaced
 
 
 def traceable(
@@ -38,7 +39,10 @@ def traceable(
         wrap = _Offloaded if next(cast(nn.Module, source).parameters()).is_meta else _Local
     before = {name: getattr(tokenizer, name, None) for name in ("padding_side", "truncation_side", "pad_token")}
     generates = not isinstance(source, PreTrainedModel) or source.can_generate()
-    with quiet_loading(), _left_in_place(source):
+    # only dispatch_model notes a map; without one, a pipeline would move weights that accelerate.cpu_offload offloaded
+    unmapped = hasattr(source, "_hf_hook") and not hasattr(source, "hf_device_map")
+    in_place = replaced(source, "hf_device_map", {"": "cpu"}) if unmapped else nullcontext()
+    with quiet_loading(), in_place:
         lm = wrap(source, tokenizer=tokenizer, task="text-generation" if generates else "feature-extraction")
     for name, value in before.items():
         setattr(tokenizer, name, value)
@@ -53,19 +57,6 @@ def served(path: str) -> str:
     """
     parts = path.split(".")
     return ".".join(f"{Envoy.OVERLOAD_PREFIX}{part}" if part == "output" else part for part in parts)
-
-
-@contextmanager
-def _left_in_place(source: object) -> Iterator[None]:
-    """Keep a pipeline from moving weights that accelerate.cpu_offload offloaded: only dispatch_model notes a map."""
-    unmapped = hasattr(source, "_hf_hook") and not hasattr(source, "hf_device_map")
-    if unmapped:
-        source.hf_device_map = {"": "cpu"}  # type: ignore[attr-defined]  # a module takes any attribute
-    try:
-        yield
-    finally:
-        if unmapped:
-            del source.hf_device_map  # type: ignore[attr-defined]
 
 
 class _Local(TransformersModel):

@@ -8,13 +8,12 @@ import pandas as pd
 import tnkit as tn
 from tnkit.errors import listed
 from tnkit.replication.findings import Findings, Section
-from tnkit.replication.study import MATCHED, Study, Work
+from tnkit.replication.study import LAST, MATCHED, Study, Work
 from tnkit.replication.tasks import mkqa
 from tnkit.replication.words import name, number, overall, percent, verdict, within
 
 _SHOWN = ["mean", "low", "high", "effect", "effect low", "effect high", "p sentences", "p sets", "seeds"]
 _FEW, _DRAWS = ("same layers and norms", "random direction"), 2  # controls of what takes long, and their draws at most
-_LAST = 0.05  # of a pass through the model: one more neuron set at the last token
 
 
 def similarity(study: Study) -> Findings:
@@ -164,7 +163,7 @@ def _asked(study: Study, language: str) -> tuple[list[str], list[list[Any]], dic
 
 def _switching(study: Study) -> Work:
     sets = 2 + len(MATCHED) * study.sizes.draws
-    return Work(states=2 * len(study.languages) * study.sizes.sentences * (2 + sets * _LAST))
+    return Work(states=2 * len(study.languages) * study.sizes.sentences * (2 + sets * LAST))
 
 
 def _predicting(study: Study) -> Work:

@@ -7,7 +7,7 @@ import pandas as pd
 import tnkit as tn
 from tnkit.errors import listed
 from tnkit.replication.findings import Findings, Section
-from tnkit.replication.study import KINDS, Study, Work
+from tnkit.replication.study import KINDS, LAST, Study, Work
 from tnkit.replication.words import name, number, overall, percent, verdict, within
 
 _OWN = "This section is an addition to the paper, which has no values for it."
@@ -17,7 +17,6 @@ _SETS, _DRAWS = 10, 2  # sets that are tried, about, and draws of each random se
 _STRENGTHS = (1.0, 2.0)
 _RIVALS = ("same layers and norms", "DiffMean")
 _OTHERS = ("de", "fr", "es", "pt", "zh")  # languages that an output may be in beside those of the study
-_LAST = 0.05  # of a pass: one more selection at the last token
 
 
 def evidence(study: Study) -> Findings:
@@ -152,7 +151,7 @@ def _told_of_steering(steered: tn.Steering, language: str, effects: pd.DataFrame
 def _comparing(study: Study) -> Work:
     languages, sizes = len(study.languages) + 1, study.sizes
     runs = 2 + _SETS
-    type1 = sizes.sentences * (languages + 2 + 3 * runs * _LAST)
+    type1 = sizes.sentences * (languages + 2 + 3 * runs * LAST)
     return Work(states=sizes.studied * (type1 + 2 * languages * sizes.sentences),
                 predicted=sizes.studied * 2 * 3 * runs * sizes.read)  # fmt: skip
 

@@ -13,6 +13,7 @@ from tnkit.errors import TnkitError, whole_number
 KINDS = ("type1", "type2")
 SITES = ("mid", "post", "activations", "scale")
 MATCHED = ("uniform", "same layers", "same layers and norms", "random direction")
+LAST = 0.1  # of a pass through the model: one more neuron set at the last token
 _LARGE, _PUBLISHED_TOP, _TOP = 200_000, 1000, 300  # neurons of a model; how many a set has in it, and in a smaller one
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from tnkit.interventions.comparison import compare
 from tnkit.interventions.controls import Control
 from tnkit.interventions.together import Neurons, Several
-from tnkit.measures.behaviour.likelihood import perplexity_of
+from tnkit.measures.behaviour.likelihood import nats_of
 from tnkit.measures.behaviour.losses import Losses
 from tnkit.measures.behaviour.questions import answer_questions
 from tnkit.models.model import Model
@@ -75,11 +75,7 @@ def abilities(
     [('nats per token', 'none'), ('nats per token', 'the set'), ('answers, F1', 'none')]
     """
     beside: dict[str, Any] = {"controls": controls, "seeds": seeds, "progress": progress}
-    losses = Losses(model, sentences)
-
-    def nats(off: Neurons) -> Any:
-        return perplexity_of(losses, neurons=off, tokens=tokens, progress=False).by_sentence
-
+    nats = nats_of(Losses(model, sentences), tokens)
     read = compare(nats, neurons, name="nats per token", model=model, **beside)
     answers = [list(accepted) for accepted in questions.values()]
     how: dict[str, Any] = {"examples": examples, "tokens": tokens, "max_new_tokens": max_new_tokens}

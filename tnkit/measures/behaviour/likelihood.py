@@ -1,7 +1,7 @@
 """How well a model predicts text: perplexity, with neurons on and off."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, SupportsIndex
@@ -113,7 +113,6 @@ def perplexity(
     >>> perplexity(tiny_model(), ["Hello", "Hi"], progress=False).tokens.tolist()
     [5, 2]
     """
-    _check_scope(tokens)
     losses = Losses(model, sentences, batch_tokens=batch_tokens, keep=False)
     return perplexity_of(losses, neurons=neurons, tokens=tokens, progress=progress)
 
@@ -133,7 +132,8 @@ def perplexity_of(losses: Losses, *, neurons: Given = (), tokens: str = "all", p
     >>> [perplexity_of(losses, neurons=off, progress=False).tokens.tolist() for off in ([], [(1, 7)])]
     [[5, 2], [5, 2]]
     """
-    _check_scope(tokens)
+    if tokens == "last":
+        raise TnkitError('tokens="last" changes no prediction: nothing follows the last token; use tokens="all"')
     model, sentences = losses.model, losses.sentences
     ablation = Ablation(model, neurons, tokens=tokens)
     with (
@@ -151,6 +151,6 @@ def perplexity_of(losses: Losses, *, neurons: Given = (), tokens: str = "all", p
     return Perplexity(nll, losses.counted, ablation.count, origin)
 
 
-def _check_scope(tokens: str) -> None:
-    if tokens == "last":
-        raise TnkitError('tokens="last" changes no prediction: nothing follows the last token; use tokens="all"')
+def nats_of(losses: Losses, tokens: str) -> Callable[[Given], Float[np.ndarray, "sentence"]]:
+    """A function of what is switched off: each sentence's nats, as `Perplexity.by_sentence`."""
+    return lambda off: perplexity_of(losses, neurons=off, tokens=tokens, progress=False).by_sentence

@@ -44,6 +44,7 @@ class Head:
         model.check_ready()
         self.model, self.decoder = model, decoder_of(model)
         self.head = cast(nn.Module | None, model.module.get_output_embeddings())
+        self._logits = partial(logits_of, model, cast(nn.Module, self.head))
         self._shares: dict[int, bool] = {}
         self.plain = _is_plain(model, self.head)
         items = len(cast(nn.Embedding, model.module.get_input_embeddings()).weight)
@@ -85,11 +86,8 @@ class Head:
     def _agrees(self) -> bool:
         """Whether logits of ours are the module's, up to rounding."""
         kept: list[Tensor] = []
-        handle = self.decoder.register_forward_hook(lambda _, __, output: kept.append(output[0]))
-        try:
+        with self.decoder.register_forward_hook(lambda _, __, output: kept.append(output[0])):
             expected = self.model.module(**self._probe).logits[0]
-        finally:
-            handle.remove()
         if self.head is None:
             return False
         states = kept[-1][0]
@@ -104,11 +102,6 @@ class Head:
         expected = expected.float().to(ours.device)
         precision = 16 * torch.finfo(self.model.dtype).eps
         return bool((ours.float() - expected).abs().max() <= precision * expected.abs().max())
-
-    def _logits(self, states: Float[Tensor, "token hidden"]) -> Float[Tensor, "token item"]:
-        """The logits of final states, with the scale and the cap that configurations name."""
-        assert self.head is not None
-        return logits_of(self.model, self.head, states)
 
     def _slices(self, rows: int) -> Iterator[tuple[int, Callable[[Tensor], Tensor]]]:
         """Where each slice of a plain head's vocabulary begins, and that slice, for so many states."""

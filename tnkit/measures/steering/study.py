@@ -1,6 +1,5 @@
 """Steering a model towards languages with neuron sets and what they are compared with: `steer`."""
 
-import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from tnkit import signals
 from tnkit.captures.activations import Activations
 from tnkit.captures.passes import capture
 from tnkit.detection.neurons import NeuronSet
@@ -20,8 +20,8 @@ from tnkit.interventions.comparison import NONE, SET
 from tnkit.interventions.controls import Control, drawn
 from tnkit.interventions.direction import Direction
 from tnkit.interventions.displacement import displacement
-from tnkit.interventions.intervention import Intervention
-from tnkit.interventions.together import Neurons, Together, as_one, set_of
+from tnkit.interventions.intervention import Intervention, set_of
+from tnkit.interventions.together import Neurons, Together, as_one
 from tnkit.measures.behaviour.confusion import foreign_words, other_languages
 from tnkit.measures.behaviour.generation import texts_with
 from tnkit.measures.behaviour.languages import detector_of, languages_of
@@ -34,7 +34,6 @@ from tnkit.provenance import provenance_of, sentences_of
 from tnkit.text.languages import scripts_of
 from tnkit.text.rows import check_texts
 
-_LOG = logging.getLogger("tnkit")
 _SITES = ("mid", "post", "activations", "scale")
 _AMOUNTS = {"add": "strength, × (mean of the language − mean of {})", "mean": "set to the mean of the language"}
 
@@ -112,15 +111,11 @@ def steer(
     options: dict[str, Any] = {"temperature": None, "seed": 0, "batch_tokens": batch_tokens, "tokens": tokens}
     options["max_new_tokens"] = whole_number("max_new_tokens", max_new_tokens, at_least=1)
     said: dict[tuple[Any, ...], tuple[str, ...]] = {}
-    try:
+    with signals.interruptible(lambda: f"{len(said)} of {len(plan)} settings were tried" if said else ""):
         untouched = texts_with(model, prompts, (), progress=False, **options).texts
         for language, name, seed, amount, item in tqdm(plan, desc="steer", disable=not progress, leave=False):
             given = tried.given(language, item, amount)
             said[language, name, amount, seed] = texts_with(model, prompts, given, progress=False, **options).texts
-    except KeyboardInterrupt:
-        if not said:
-            raise
-        _LOG.warning("interrupted: %d of %d settings were tried", len(said), len(plan))
     said = {(language, NONE, 0.0, 0): untouched for language in dict.fromkeys(key[0] for key in said)} | said
     outputs = _scored(model, prompts, said, candidates, encode, progress)
     origin = provenance_of(model, prompts)

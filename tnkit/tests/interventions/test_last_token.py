@@ -77,7 +77,7 @@ def test_prefixes_run_no_further_than_the_last_layer_that_is_captured(name):
     layers = {"keep": ["post"], "layers": [0, 1], "progress": False}
     with tn.Ablation(model, NEURONS, tokens="last"):
         expected = tn.capture(model, SENTENCES, **layers).post
-    for block in model._blocks[2:]:
+    for block in model.blocks[2:]:
         for child in block.children():
             child.register_forward_hook(lambda *_: above.append(1))
     prefix = LastToken(model, SENTENCES, **layers)

@@ -55,7 +55,7 @@ def test_a_folder_is_loaded_as_the_class_that_was_saved(name, loaded):
     model = loaded(name)
     assert type(model.module) is type(tiny_module(name))
     assert model.weights_hash == tiny_model(name).weights_hash  # its vision weights too
-    assert all(layer is text for layer, text in zip(model._blocks, model.module.get_decoder().layers, strict=True))
+    assert all(layer is text for layer, text in zip(model.blocks, model.module.get_decoder().layers, strict=True))
 
 
 @every_wrapper
