@@ -336,9 +336,11 @@ def test_a_restarted_kernel_is_told(lab, page):
 
 
 def test_a_broken_explorer_is_caught(lab, page):
-    broken = "explorer = tn.explore(model, corpus)\nexplorer.chunks._plane = lambda: 1 / 0\nexplorer"
+    broken = "explorer = tn.explore(model, corpus)\nexplorer.chunks._ribbon = lambda: 1 / 0\nexplorer"
     seen = Seen(lab.open(page, "broken", [SETUP, broken]), page)
     expect(seen.status().get_by_role("alert")).to_contain_text("unexpected ZeroDivisionError")
+    expect(seen.canvas).to_have_attribute("data-drawn", "untouched")  # which does not wait for the ribbon
+    expect(seen.root.locator(".tn-ribbon-legend b").first).to_have_text("…")
     with pytest.raises(AssertionError):
         seen.check(patience=2000)
 

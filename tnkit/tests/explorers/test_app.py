@@ -96,15 +96,15 @@ def test_states_with_neurons_off_lie_in_the_same_plane(chunks):
 
 
 def test_retrieval_of_the_ribbon_and_the_sentences_is_that_of_geometry(chunks):
-    plane = chunks.now("plane")
+    row = chunks.now("ribbon")["ja"]
     ja, en = states("ja"), states("en")
     for name, centred in (("centred", True), ("raw", False)):
         expected = tn.geometry.retrieval(ja, en, centred=centred).columns
-        assert np.allclose(plane["ribbon"]["ja"][name], next(iter(expected.values())), atol=1e-4)
-    rows = np.unpackbits(np.frombuffer(base64.b64decode(plane["hits"]["ja"]), np.uint8).reshape(4, -1), axis=1)[:, :15]
+        assert np.allclose(row[name], next(iter(expected.values())), atol=1e-4)
+    rows = np.unpackbits(np.frombuffer(base64.b64decode(row["hits"]), np.uint8).reshape(4, -1), axis=1)[:, :15]
     assert np.array_equal(rows, np.asarray(tn.geometry.hits(ja, en)))
     distances = tn.geometry.centroid_distances({"en": en, "ja": ja}).values[:, 0, 1]
-    assert np.allclose(plane["ribbon"]["ja"]["distance"], distances, atol=1e-5)
+    assert np.allclose(row["distance"], distances, atol=1e-5)
 
 
 @pytest.mark.parametrize("value", ["zero", "mean of English"])
@@ -443,8 +443,8 @@ def test_the_map_shows_what_is_computed(explorer):
 def test_a_page_holds_every_chunk_and_asks_for_nothing(explorer, tmp_path):
     page = explorer.export(tmp_path / "page.html", progress=False).read_text()
     payload = json.loads(re.search(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.S)[1])
-    assert {key.split("|")[0] for key in payload["chunks"]} == {"plane", "sets", "off", "neurons", "evidence"}
-    assert len(payload["chunks"]) == 2 + 3 * 2 * 2
+    assert {key.split("|")[0] for key in payload["chunks"]} == {"plane", "ribbon", "sets", "off", "neurons", "evidence"}
+    assert len(payload["chunks"]) == 3 + 3 * 2 * 2
     assert "default-src 'none'" in page
     assert not re.search(r"(?:src|href)=[\"']?(?:https?:)?//", page)
     assert payload["about"]["test"]["ja"] == list(tiny_corpus()["test"]["ja"])
