@@ -17,6 +17,7 @@ import tnkit as tn
 from tnkit import plots
 from tnkit.explorers.chunks import Chunks, unpacked_points
 from tnkit.explorers.study import CONTROLS, Study
+from tnkit.measures.behaviour import losses
 from tnkit.measures.specificity.table import MEASUREMENTS
 from tnkit.testing import tiny_corpus, tiny_model
 
@@ -142,6 +143,19 @@ def test_type2_has_nats_of_the_language_and_of_the_hub(chunks):
         for name, off in (("none", ()), ("the set", neurons)):
             expected = tn.behaviour.perplexity(tiny_model(), texts, neurons=off, progress=False).nats
             assert rows[name] == pytest.approx(expected, abs=2e-4)
+
+
+def test_nats_under_every_set_share_blocks_and_are_those_of_each_alone(chunks, monkeypatch):
+    """By the way of one set at a time, which runs every block for each."""
+    key, shared, skipped = "evidence|it|type2|9|zero|last", [], losses.skipped
+    monkeypatch.setattr(losses, "skipped", lambda *given: shared.append(1) or skipped(*given))
+    found = Chunks(chunks.study, seeds=2).now(key)
+    assert len(shared) > 20  # of some 30 passes
+    shared.clear()
+    alone = "tnkit.explorers.evidence_rows.perplexity_of"
+    monkeypatch.setattr(alone, lambda own, **how: tn.behaviour.perplexity(own.model, own.sentences, **how))
+    assert Chunks(chunks.study, seeds=2).now(key) == found
+    assert not shared
 
 
 def test_neurons_have_their_values_at_every_token(chunks):
