@@ -47,7 +47,6 @@ const mount = (root, about, source, given) => {
       const names = Object.keys(VIEWS), by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
       if (!by) return;
       event.preventDefault();
-      event.stopPropagation();
       store.set({ view: names[(names.indexOf(name) + by + names.length) % names.length] });
       tabs.querySelector("[aria-selected=true]").focus();
     } }, VIEWS[name][0]);
@@ -112,9 +111,9 @@ const mount = (root, about, source, given) => {
   query.addEventListener("change", update);
   watch.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light"] });
   app.addEventListener("keydown", (event) => {
-    const undoes = event.ctrlKey || event.metaKey;
-    if (!undoes && !event.altKey && !(event.shiftKey && event.key === "Enter")) event.stopPropagation(); // or B adds a cell, and X cuts one
-    if (undoes && event.key === "z" && !["INPUT", "TEXTAREA"].includes(event.target.tagName)) { event.preventDefault(); event.stopPropagation(); store.undo(); }
+    const command = event.ctrlKey || event.metaKey, undoes = command && event.key === "z";
+    if (undoes || (!command && !event.altKey && !(event.shiftKey && event.key === "Enter"))) event.stopPropagation(); // or B adds a cell, and X cuts one
+    if (undoes && !["INPUT", "TEXTAREA"].includes(event.target.tagName)) { event.preventDefault(); store.undo(); }
   });
   store.listeners.add(update);
   update();
