@@ -30,6 +30,17 @@ corpus = tn.load_corpus(pandas.DataFrame({**rows, "split": ["train", "test"] * 4
 explorer = tn.explore_spaces(model, corpus, sentences=4000)
 explorer
 """
+# Evidence of all languages but Japanese.
+STALE = """
+explorer = tn.explore_ablation(model, corpus, seeds=2)
+evidence = explorer.chunks._evidence
+def broken(language, *words):
+    if language == "ja":
+        raise tn.TnkitError("it is broken")
+    return (yield from evidence(language, *words))
+explorer.chunks._evidence = broken
+explorer
+"""
 
 
 def opened(lab, page, name, *more, **state):
@@ -333,6 +344,16 @@ def test_a_restarted_kernel_is_told(lab, page):
     expect(seen.status()).to_contain_text("run this cell again", timeout=30_000)
     seen.slider("Layer").press("Home")
     expect(seen.canvas).to_have_attribute("data-layer", "0")  # what was computed can still be looked at
+
+
+def test_what_still_shows_the_previous_choice_says_so(lab, page):
+    seen = Seen(lab.open(page, "stale", [SETUP, STALE]), page)
+    seen.check()
+    seen.box("Language").select_option("ja")
+    expect(seen.status().get_by_role("alert")).to_have_text("it is broken. Still showing the previous choice.")
+    expect(seen.root.locator(".tn-stale .tn-headline")).to_contain_text("9 Type-1 neurons of Italian")
+    seen.box("Language").select_option("it")
+    seen.check()
 
 
 def test_a_broken_explorer_is_caught(lab, page):

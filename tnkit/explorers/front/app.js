@@ -1,7 +1,7 @@
 // The application: header, ribbon and one of four views, for a notebook's widget and for a page without a kernel.
 
-const CANCELLED = "Cancelled.";
-const SILENT = "waiting for the kernel, which is busy; if it has died or was restarted, run this cell again";
+const CANCELLED = "Cancelled.", STALE = "Still showing the previous choice.";
+const SILENT = "Waiting for the kernel, which is busy. If it has died or was restarted, run this cell again.";
 const VIEWS = { map: ["Map", makeMap], neurons: ["Neurons", makeNeurons], evidence: ["Evidence", makeEvidence], detection: ["Detection", makeDetection] };
 
 const mount = (root, about, source, given) => {
@@ -72,12 +72,12 @@ const mount = (root, about, source, given) => {
     const failed = store.status.failed || (pending ? "" : store.failing);
     const [, done, total] = text.match(/(\d+) of (\d+)/) ?? [];
     const bar = total && h("progress", { max: total, value: Math.min(done, total), "aria-label": "Progress" });
-    const stale = pending && body.querySelector(".tn-stale") ? " What is shown is of the choice before." : "";
+    const also = (words) => (body.querySelector(".tn-stale") ? `${words.replace(/([^.…])$/, "$1.")} ${STALE}` : words);
     app.dataset.state = gone ? "gone" : failed ? "error" : pending ? "computing" : store.waiting ? "waiting" : "idle";
     fill(status, ...(gone ? [h("span", { class: "tn-error" }, "The kernel that computed this is gone: run this cell again. What has been computed can still be looked at.")]
-      : failed ? [h("span", { class: failed === CANCELLED ? "" : "tn-error", role: "alert" }, `${failed}${body.querySelector(".tn-stale") ? " What is shown is of the choice before." : ""}`),
+      : failed ? [h("span", { class: failed === CANCELLED ? "" : "tn-error", role: "alert" }, also(failed)),
         h("button", { type: "button", onclick: () => store.retry() }, "Try again")]
-        : pending ? [h("i", { class: "tn-spinner", "aria-hidden": "true" }), bar, h("span", {}, `${text || "computing"} …${stale}`), h("button", { type: "button", onclick: () => source.cancel() }, "Cancel")]
+        : pending ? [h("i", { class: "tn-spinner", "aria-hidden": "true" }), bar, h("span", {}, also(text === SILENT ? text : `${text || "computing"} …`)), h("button", { type: "button", onclick: () => source.cancel() }, "Cancel")]
           : said ? [h("span", {}, said)] : []));
   };
   const update = () => {
