@@ -74,7 +74,7 @@ const mount = (root, about, source, given) => {
     const bar = total && h("progress", { max: total, value: Math.min(done, total), "aria-label": "Progress" });
     const also = (words) => (body.querySelector(".tn-stale") ? `${words.replace(/([^.…])$/, "$1.")} ${STALE}` : words);
     app.dataset.state = gone ? "gone" : failed ? "error" : pending ? "computing" : store.waiting ? "waiting" : "idle";
-    fill(status, ...(gone ? [h("span", { class: "tn-error" }, "The kernel that computed this is gone: run this cell again. What has been computed can still be looked at.")]
+    fill(status, ...(gone ? [h("span", { class: "tn-error" }, also("The kernel that computed this is gone: run this cell again. What has been computed can still be looked at."))]
       : failed ? [h("span", { class: failed === CANCELLED ? "" : "tn-error", role: "alert" }, also(failed)),
         h("button", { type: "button", onclick: () => store.retry() }, "Try again")]
         : pending ? [h("i", { class: "tn-spinner", "aria-hidden": "true" }), bar, h("span", {}, also(text === SILENT ? text : `${text || "computing"} …`)), h("button", { type: "button", onclick: () => source.cancel() }, "Cancel")]
