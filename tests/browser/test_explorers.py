@@ -30,6 +30,17 @@ corpus = tn.load_corpus(pandas.DataFrame({**rows, "split": ["train", "test"] * 4
 explorer = tn.explore_spaces(model, corpus, sentences=4000)
 explorer
 """
+# Evidence of all languages but Japanese.
+STALE = """
+explorer = tn.explore_ablation(model, corpus, seeds=2)
+evidence = explorer.chunks._evidence
+def broken(language, *words):
+    if language == "ja":
+        raise tn.TnkitError("it is broken")
+    return (yield from evidence(language, *words))
+explorer.chunks._evidence = broken
+explorer
+"""
 
 
 def opened(lab, page, name, *more, **state):
@@ -335,10 +346,22 @@ def test_a_restarted_kernel_is_told(lab, page):
     expect(seen.canvas).to_have_attribute("data-layer", "0")  # what was computed can still be looked at
 
 
+def test_what_still_shows_the_previous_choice_says_so(lab, page):
+    seen = Seen(lab.open(page, "stale", [SETUP, STALE]), page)
+    seen.check()
+    seen.box("Language").select_option("ja")
+    expect(seen.status().get_by_role("alert")).to_have_text("it is broken. Still showing the previous choice.")
+    expect(seen.root.locator(".tn-stale .tn-headline")).to_contain_text("9 Type-1 neurons of Italian")
+    seen.box("Language").select_option("it")
+    seen.check()
+
+
 def test_a_broken_explorer_is_caught(lab, page):
-    broken = "explorer = tn.explore(model, corpus)\nexplorer.chunks._plane = lambda: 1 / 0\nexplorer"
+    broken = "explorer = tn.explore(model, corpus)\nexplorer.chunks._ribbon = lambda: 1 / 0\nexplorer"
     seen = Seen(lab.open(page, "broken", [SETUP, broken]), page)
     expect(seen.status().get_by_role("alert")).to_contain_text("unexpected ZeroDivisionError")
+    expect(seen.canvas).to_have_attribute("data-drawn", "untouched")  # which does not wait for the ribbon
+    expect(seen.root.locator(".tn-ribbon-legend b").first).to_have_text("…")
     with pytest.raises(AssertionError):
         seen.check(patience=2000)
 

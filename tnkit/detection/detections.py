@@ -89,7 +89,7 @@ class Detection:
     @staticmethod
     def plot_all(detections: Iterable["Detection"], *, title: str = "") -> "plots.Figure":
         """Draw the score distributions of several detections side by side, in the colours of their kinds."""
-        from tnkit.plots.style import KIND_COLOURS, KIND_NAMES
+        from tnkit.plots.looks import KIND_COLOURS, KIND_NAMES
 
         shown = list(detections)
         figure, axes = plots.panels(len(shown), width=5.2, height=3.4, title=title)

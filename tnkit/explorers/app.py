@@ -12,20 +12,18 @@ from weakref import WeakSet
 
 import anywidget
 import traitlets
-from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from tnkit import storage
+from tnkit import plots, storage
 from tnkit.detection.detections import Detection
 from tnkit.errors import TnkitError
 from tnkit.explorers.chunks import Chunks
 from tnkit.explorers.page import computing_page, script, sheet, write_page
-from tnkit.explorers.pictures import figure_of, needed_by
 from tnkit.explorers.prompt_rows import SCOPES
 from tnkit.explorers.still import Still, png_of
 from tnkit.explorers.study import CONTROLS, Study
 from tnkit.models.load import load_model
-from tnkit.plots.style import KIND_NAMES, save_figure
+from tnkit.plots.looks import KIND_NAMES
 
 SEEDS = 3
 VIEWS = ("map", "neurons", "evidence", "detection")
@@ -241,8 +239,10 @@ class Explorer(Still, anywidget.AnyWidget):
 
     # What is shown, without a browser.
 
-    def figure(self) -> Figure:
+    def figure(self) -> "plots.Figure":
         """The view as a matplotlib figure."""
+        from tnkit.explorers.pictures import figure_of  # with matplotlib, for which the browser need not wait
+
         return figure_of(self.chunks, self.state)
 
     def save(self, path: str | Path | None = None) -> Path:
@@ -252,7 +252,7 @@ class Explorer(Still, anywidget.AnyWidget):
         target = self.folder / f"explore-{stem.replace(' ', '-')}.png" if path is None else Path(path)
         about = {"model": self.study.model.provenance, "corpus": self.study.corpus.name, **self.study.options()}
         metadata = storage.without_folders({"state": self.state, **about, "versions": storage.versions()})
-        return save_figure(self.figure(), target, about=str(metadata))
+        return plots.save_figure(self.figure(), target, about=str(metadata))
 
     def save_results(self, folder: str | Path | None = None) -> list[Path]:
         """Save every detection so far in a folder of its own, for `tn.Detection.load`.
@@ -304,6 +304,8 @@ class Explorer(Still, anywidget.AnyWidget):
 
     def _picture(self) -> bytes:
         """The view, or the map while the view is not computed: a notebook does not wait for its picture."""
+        from tnkit.explorers.pictures import figure_of, needed_by
+
         ready = self.chunks.kept(needed_by(self.state)) is not None
         return png_of(figure_of(self.chunks, self.state if ready else {**self.state, "view": "map"}))
 

@@ -1,7 +1,8 @@
 """What the explorer shows, as small JSON-able chunks that are computed when a view asks for them: `Chunks`.
 
-A chunk has a key of words: "plane", "sets", "off|ja|type1|300|zero|same layers" (states with neurons off),
-"neurons|ja|type1|300", "evidence|ja|type1|300|zero|last", "own|ja|type1|300|" and a text (activations at its tokens),
+A chunk has a key of words: "plane", "ribbon" (retrieval by layer), "sets", "neurons|ja|type1|300",
+"off|ja|type1|300|zero|same layers" (states with neurons off), "evidence|ja|type1|300|zero|last",
+"own|ja|type1|300|" and a text (activations at its tokens),
 "said|ja|type1|300|zero|last|same layers|" and a prompt, and "steered|en|ja|1.5|" and a prompt. In place of a size,
 neurons may be listed, "3:17,4:20", or be those towards test sentences, "300@ja.1.7;it.2". The widget and the page that
 needs no kernel are drawn from the same chunks.
@@ -32,12 +33,12 @@ from tnkit.interventions.together import set_of
 from tnkit.measures.geometry.planes import Planes, aligned_planes
 from tnkit.measures.geometry.translation import hits
 from tnkit.models.packaged import MODELS
-from tnkit.plots.style import KIND_NAMES, language_looks, language_name
+from tnkit.plots.looks import KIND_NAMES, language_looks, language_name
 
 POSITIONS = {"last": "last token", "last_word": "last word", "mean": "mean over tokens"}
 ROLES = {"untouched": "untouched", "set": "set off", "control": "control off"}
 _Chunk = Generator[str, None, dict[str, Any]]  # yields a description before each step, and returns the chunk
-VERSION = 2  # of the payload
+VERSION = 3  # of the payload
 _BINS = 48  # of the distribution of scores
 _COUNTS = (10, 20, 50, 100, 200, 300, 500, 1000, 2000, 3000, 5000, 10_000)
 
@@ -53,7 +54,7 @@ class Chunks:
     >>> from tnkit.testing import tiny_corpus, tiny_model
     >>> chunks = Chunks(Study(tiny_model(), tiny_corpus()))
     >>> sorted(chunks.now("plane"))
-    ['explained', 'hits', 'points', 'ribbon', 'spread']
+    ['explained', 'points', 'spread']
     """
 
     def __init__(self, study: Study, *, seeds: int = 3) -> None:
@@ -86,6 +87,7 @@ class Chunks:
             return
         steps: dict[str, tuple[Callable[..., _Chunk], int]] = {
             "plane": (self._plane, 0),
+            "ribbon": (self._ribbon, 0),
             "sets": (self._sets, 0),
             "off": (self._off, 5),
             "neurons": (self._neurons, 3),
@@ -183,28 +185,33 @@ class Chunks:
 
     def _plane(self) -> _Chunk:
         study = self.study
+        study.recall("test")
         for language in study.languages:
             yield f"reading the test sentences in {language_name(language)}"
             study.captured("test", language)
         yield "fitting a plane to each layer"
         states = study.all_captured("test", progress=False)
         self._fitted = planes = aligned_planes(states)
-        hub = states[study.hub]
-        found, ribbon = {}, {}
+        points = {language: packed_points(planes.project(captured)) for language, captured in states.items()}
+        return {"points": points, "explained": rounded(planes.explained), "spread": planes.spread.tolist()}
+
+    def _ribbon(self) -> _Chunk:
+        """Of every language, which test sentences find their translation in the hub, and how far its mean lies."""
+        study, rows = self.study, {}
+        hub = study.captured("test", study.hub)
         for language in study.others:
             yield f"looking for the translations of {language_name(language)}"
-            centred, raw = (hits(states[language], hub, centred=centred) for centred in (True, False))
-            found[language] = packed_bits(np.asarray(centred))
-            own, other = (capture.tensors()["post"].double().mean(dim=1) for capture in (states[language], hub))
+            states = study.captured("test", language)
+            centred, raw = (hits(states, hub, centred=centred) for centred in (True, False))
+            own, other = (captured.tensors()["post"].double().mean(dim=1) for captured in (states, hub))
             cosine = torch.nn.functional.cosine_similarity(own, other, dim=1)
-            ribbon[language] = {
+            rows[language] = {
+                "hits": packed_bits(np.asarray(centred)),
                 "centred": rounded(np.asarray(centred).mean(axis=1)),
                 "raw": rounded(np.asarray(raw).mean(axis=1)),
                 "distance": rounded(1 - cosine.numpy(), 6),
             }
-        points = {language: packed_points(planes.project(captured)) for language, captured in states.items()}
-        shares, spread = rounded(planes.explained), planes.spread.tolist()
-        return {"points": points, "explained": shares, "spread": spread, "hits": found, "ribbon": ribbon}
+        return rows
 
     def _sets(self) -> _Chunk:
         """The neurons of every language and type, by layer, with the scores they were chosen by."""

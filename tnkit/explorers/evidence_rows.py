@@ -12,9 +12,10 @@ from tnkit.interventions.comparison import SET, Comparison
 from tnkit.interventions.controls import controls, drawn
 from tnkit.interventions.intervention import Intervention
 from tnkit.interventions.together import Neurons
-from tnkit.measures.behaviour.likelihood import perplexity
+from tnkit.measures.behaviour.likelihood import perplexity_of
+from tnkit.measures.behaviour.losses import Losses
 from tnkit.measures.measurement import BY_STATES, MEASURE_NAMES
-from tnkit.plots.style import language_name
+from tnkit.plots.looks import language_name
 
 READ = 32  # sentences of each language whose nats a token are measured
 _AT_MEAN = "the set at its mean"
@@ -93,15 +94,15 @@ def _nats(
     study: Study, read: str, language: str, conditions: Mapping[str, list[Neurons]]
 ) -> Generator[str, None, dict[str, list[dict[str, np.ndarray]]]]:
     """Nats per token of a language's first test sentences, with each condition's neurons changed at every token."""
-    texts = study.texts["test"][read][:READ]
+    losses = Losses(study.model, study.texts["test"][read][:READ])
     values: dict[str, list[dict[str, np.ndarray]]] = {}
     for name, sets in conditions.items():
         values[name] = []
         for number, off in enumerate(sets, 1):
             yield f"predicting {language_name(read)}: {name}, {number} of {len(sets)}"
             off = _at_every_token(study, name, off, language)
-            nats = perplexity(study.model, texts, neurons=off, tokens="all", progress=False).by_sentence
-            values[name].append({"nats": nats[None]})
+            predicted = perplexity_of(losses, neurons=off, progress=False)
+            values[name].append({"nats": predicted.by_sentence[None]})
     return values
 
 

@@ -20,7 +20,7 @@ from tnkit.measures.lens import promoted
 from tnkit.measures.specificity.table import MEASUREMENTS
 from tnkit.models.model import Model
 from tnkit.models.sessions import TURN
-from tnkit.plots.style import language_name
+from tnkit.plots.looks import language_name
 
 _SENTENCES = 4  # for each neuron
 _WORDS = 7  # at each end of what a neuron writes

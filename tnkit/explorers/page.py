@@ -12,7 +12,7 @@ from tnkit.detection.detect import KINDS
 from tnkit.errors import listed
 from tnkit.explorers.chunks import Chunks
 from tnkit.explorers.study import CONTROLS, ZERO
-from tnkit.plots.style import language_name
+from tnkit.plots.looks import language_name
 
 _FRONT = Path(__file__).parent / "front"
 _MODULES = (
@@ -48,13 +48,14 @@ def keys_of(chunks: Chunks, kinds: tuple[str, ...] = KINDS) -> list[str]:
     >>> from tnkit.explorers.study import Study
     >>> from tnkit.testing import tiny_corpus, tiny_model
     >>> keys_of(Chunks(Study(tiny_model(), tiny_corpus())), ("type1",))[:3]
-    ['plane', 'sets', 'off|it|type1|9|zero|same layers and norms']
+    ['plane', 'ribbon', 'sets']
     """
     top, others = chunks.study.top, chunks.study.others
     pairs = [f"{language}|{kind}|{top}" for kind in kinds for language in others]
     off = [f"off|{pair}|{ZERO}|{CONTROLS[0]}" for pair in pairs]
     return [
         "plane",
+        "ribbon",
         "sets",
         *off,
         *(f"neurons|{pair}" for pair in pairs),

@@ -12,7 +12,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from tnkit import plots
 from tnkit.explorers.chunks import ROLES, Chunks
-from tnkit.plots.style import KIND_NAMES, language_name
+from tnkit.plots.looks import KIND_NAMES, language_name
 
 _MARGIN = 0.12  # inches between what is drawn and the edge
 

@@ -12,7 +12,7 @@ from tnkit.interventions.intervention import Intervention
 from tnkit.interventions.together import neurons_of
 from tnkit.measures.behaviour.generation import texts_with
 from tnkit.measures.behaviour.languages import detector_of, languages_of
-from tnkit.plots.style import KIND_NAMES, language_name
+from tnkit.plots.looks import KIND_NAMES, language_name
 
 NEW = 25  # tokens of a continuation
 SCOPES = ("last", "prompt", "all")  # where neurons are changed, as in `Ablation`

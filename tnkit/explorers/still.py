@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from matplotlib.figure import Figure
+from tnkit import plots
 
 _log = logging.getLogger("tnkit")
 
@@ -19,10 +19,10 @@ _STYLE = """<style>
 </style><span class="tn-still-mark"></span>"""
 
 
-def png_of(figure: Figure) -> bytes:
+def png_of(figure: "plots.Figure") -> bytes:
     """A figure as PNG.
 
-    >>> png_of(Figure(figsize=(1, 1)))[1:4]
+    >>> png_of(plots.Figure(figsize=(1, 1)))[1:4]
     b'PNG'
     """
     buffer = io.BytesIO()

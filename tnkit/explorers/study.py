@@ -10,8 +10,8 @@ from weakref import WeakValueDictionary
 import numpy as np
 from tqdm.auto import tqdm
 
-from tnkit.captures.activations import Activations
-from tnkit.captures.passes import capture
+from tnkit.captures.activations import Activations, gathered
+from tnkit.captures.passes import capture, plan
 from tnkit.detection.detect import KINDS, detect_steps
 from tnkit.detection.detections import Detection
 from tnkit.detection.neurons import NeuronSet
@@ -24,8 +24,9 @@ from tnkit.interventions.last_token import PLACES, LastToken
 from tnkit.interventions.together import Neurons
 from tnkit.measures.geometry.translation import hits
 from tnkit.measures.measurement import BY_STATES
-from tnkit.models.model import Model
-from tnkit.plots.style import KIND_NAMES, language_name
+from tnkit.models.model import Model, hashed_once
+from tnkit.models.sessions import TURN
+from tnkit.plots.looks import KIND_NAMES, language_name
 from tnkit.text.corpus import Corpus
 
 CONTROLS = ("same layers and norms", "same layers", "uniform", "lowest scores")
@@ -168,10 +169,24 @@ class Study:
 
     def captured(self, split: str, language: str, *, progress: bool = False) -> Activations:
         """An untouched capture of a language: everything for the training split, only `post` for the test split."""
-        options: dict[str, Any] = {"keep": ["post"]} if split == "test" else {}
-        texts = self.texts[split][language]
-        run = partial(capture, self.model, texts, cache=True, progress=progress, **options, **self.reading)
+        texts, reading = self.texts[split][language], self._reading_of(split)
+        run = partial(capture, self.model, texts, cache=True, progress=progress, **reading)
         return self.once(("captured", split, language), run)
+
+    def _reading_of(self, split: str) -> dict[str, Any]:
+        return ({"keep": ["post"]} if split == "test" else {}) | self.reading
+
+    def recall(self, split: str) -> None:
+        """Take what was captured of a split from the cache, for all languages at once: the weights are read once."""
+        missing = [name for name in self.languages if ("captured", split, name) not in self._kept]
+        if not missing:
+            return
+        with TURN, hashed_once(self.model):
+            passes = {name: plan(self.model, self.texts[split][name], **self._reading_of(split)) for name in missing}
+            key = self.model.fingerprint()
+        for name, run in passes.items():
+            if key and run.shards(key, what="capture").folder.exists():  # a shard that is missing there is made
+                self._kept["captured", split, name] = gathered(run.kept(key), len(run))
 
     def means(self, language: str) -> Activations:
         """An untouched capture of a language's training sentences, of the mean over their tokens."""

@@ -125,6 +125,6 @@ def row_sums(tensor: Tensor) -> list[int]:
     keys = (keys ^ keys >> 30) * -4658895280553007687
     keys = (keys ^ keys >> 27) | 1
     rest = torch.nn.functional.pad(data[end:], (0, size - len(data) + end))
-    step = 1 if data.device.type == "cpu" else 1024  # rows at a time: one stays in a processor's cache
+    step = 8 if data.device.type == "cpu" else 1024  # rows at a time: so many threads share, and a cache holds
     rows = [(part * keys).sum(dim=1) for part in data[:end].view(torch.int32).view(-1, _ROW).split(step)]
     return torch.cat([*rows, (rest.view(torch.int32) * keys).sum()[None]]).tolist()

@@ -15,6 +15,8 @@ from .layers import language_neurons as language_neurons
 from .layers import languages_by_layer as languages_by_layer
 from .layers import lines_by_layer as lines_by_layer
 from .layers import neurons_by_layer as neurons_by_layer
+from .looks import language_colour as language_colour
+from .looks import language_name as language_name
 from .maps import distance_map as distance_map
 from .maps import distance_maps as distance_maps
 from .maps import matrix as matrix
@@ -29,9 +31,7 @@ from .points import strata as strata
 from .style import Axes as Axes
 from .style import Figure as Figure
 from .style import figure_saver as figure_saver
-from .style import language_colour as language_colour
 from .style import language_label as language_label
-from .style import language_name as language_name
 from .style import literal as literal
 from .style import panels as panels
 from .style import save_figure as save_figure

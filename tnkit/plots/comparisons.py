@@ -8,7 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from tnkit.plots.style import axes, language_colour, language_label, literal
+from tnkit.plots.looks import language_colour
+from tnkit.plots.style import axes, language_label, literal
 
 _COLOURS = {"none": "#555555", "untouched": "#555555", "the set": "#D55E00", "patched": "#D55E00"}
 _CONTROL_COLOURS = ("#0072B2", "#009E73", "#56B4E9", "#CC79A7", "#E69F00", "#8C6D31", "#332288", "#117733")

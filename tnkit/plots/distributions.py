@@ -6,7 +6,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Num
 from matplotlib.axes import Axes
 
-from tnkit.plots.style import KIND_COLOURS, PALETTE, axes, language_colour, language_label, literal
+from tnkit.plots.looks import KIND_COLOURS, PALETTE, language_colour
+from tnkit.plots.style import axes, language_label, literal
 
 _GREY = "#b8b8b8"
 

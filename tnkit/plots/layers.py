@@ -9,17 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from tnkit.errors import TnkitError
-from tnkit.plots.style import (
-    KIND_COLOURS,
-    KIND_NAMES,
-    MARKERS,
-    PALETTE,
-    axes,
-    is_language,
-    language_colour,
-    language_label,
-    literal,
-)
+from tnkit.plots.looks import KIND_COLOURS, KIND_NAMES, MARKERS, PALETTE, is_language, language_colour
+from tnkit.plots.style import axes, language_label, literal
 
 Neurons = Iterable[tuple[int, int]]  # (layer, neuron) pairs, such as a `tn.NeuronSet`
 

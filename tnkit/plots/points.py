@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from tnkit.plots.style import MARKERS, axes, language_label, language_looks, literal, panels, style
+from tnkit.plots.looks import MARKERS, language_looks
+from tnkit.plots.style import axes, language_label, literal, panels, style
 
 _STRATA = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
 

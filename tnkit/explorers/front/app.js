@@ -1,7 +1,7 @@
 // The application: header, ribbon and one of four views, for a notebook's widget and for a page without a kernel.
 
-const CANCELLED = "Cancelled.";
-const SILENT = "waiting for the kernel, which is busy; if it has died or was restarted, run this cell again";
+const CANCELLED = "Cancelled.", STALE = "Still showing the previous choice.";
+const SILENT = "Waiting for the kernel, which is busy. If it has died or was restarted, run this cell again.";
 const VIEWS = { map: ["Map", makeMap], neurons: ["Neurons", makeNeurons], evidence: ["Evidence", makeEvidence], detection: ["Detection", makeDetection] };
 
 const mount = (root, about, source, given) => {
@@ -47,7 +47,6 @@ const mount = (root, about, source, given) => {
       const names = Object.keys(VIEWS), by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
       if (!by) return;
       event.preventDefault();
-      event.stopPropagation();
       store.set({ view: names[(names.indexOf(name) + by + names.length) % names.length] });
       tabs.querySelector("[aria-selected=true]").focus();
     } }, VIEWS[name][0]);
@@ -73,12 +72,12 @@ const mount = (root, about, source, given) => {
     const failed = store.status.failed || (pending ? "" : store.failing);
     const [, done, total] = text.match(/(\d+) of (\d+)/) ?? [];
     const bar = total && h("progress", { max: total, value: Math.min(done, total), "aria-label": "Progress" });
-    const stale = pending && body.querySelector(".tn-stale") ? " What is shown is of the choice before." : "";
+    const also = (words) => (body.querySelector(".tn-stale") ? `${words.replace(/([^.…])$/, "$1.")} ${STALE}` : words);
     app.dataset.state = gone ? "gone" : failed ? "error" : pending ? "computing" : store.waiting ? "waiting" : "idle";
-    fill(status, ...(gone ? [h("span", { class: "tn-error" }, "The kernel that computed this is gone: run this cell again. What has been computed can still be looked at.")]
-      : failed ? [h("span", { class: failed === CANCELLED ? "" : "tn-error", role: "alert" }, `${failed}${body.querySelector(".tn-stale") ? " What is shown is of the choice before." : ""}`),
+    fill(status, ...(gone ? [h("span", { class: "tn-error" }, also("The kernel that computed this is gone: run this cell again. What has been computed can still be looked at."))]
+      : failed ? [h("span", { class: failed === CANCELLED ? "" : "tn-error", role: "alert" }, also(failed)),
         h("button", { type: "button", onclick: () => store.retry() }, "Try again")]
-        : pending ? [h("i", { class: "tn-spinner", "aria-hidden": "true" }), bar, h("span", {}, `${text || "computing"} …${stale}`), h("button", { type: "button", onclick: () => source.cancel() }, "Cancel")]
+        : pending ? [h("i", { class: "tn-spinner", "aria-hidden": "true" }), bar, h("span", {}, also(text === SILENT ? text : `${text || "computing"} …`)), h("button", { type: "button", onclick: () => source.cancel() }, "Cancel")]
           : said ? [h("span", {}, said)] : []));
   };
   const update = () => {
@@ -112,9 +111,9 @@ const mount = (root, about, source, given) => {
   query.addEventListener("change", update);
   watch.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light"] });
   app.addEventListener("keydown", (event) => {
-    const undoes = event.ctrlKey || event.metaKey;
-    if (!undoes && !event.altKey && !(event.shiftKey && event.key === "Enter")) event.stopPropagation(); // or B adds a cell, and X cuts one
-    if (undoes && event.key === "z" && !["INPUT", "TEXTAREA"].includes(event.target.tagName)) { event.preventDefault(); event.stopPropagation(); store.undo(); }
+    const command = event.ctrlKey || event.metaKey, undoes = command && event.key === "z";
+    if (undoes || (!command && !event.altKey && !(event.shiftKey && event.key === "Enter"))) event.stopPropagation(); // or B adds a cell, and X cuts one
+    if (undoes && !["INPUT", "TEXTAREA"].includes(event.target.tagName)) { event.preventDefault(); store.undo(); }
   });
   store.listeners.add(update);
   update();

@@ -184,7 +184,8 @@ class Store {
   decoded(key, chunk, spread) {
     const each = (packed, unpack) => Object.fromEntries(Object.entries(packed).map(([name, value]) => [name, unpack(value)]));
     const points = (packed) => decodePoints(packed, spread), bits = (packed) => decodeHits(packed, this.about.layers);
-    if (key === "plane") return { ...chunk, points: each(chunk.points, points), hits: each(chunk.hits, bits) };
+    if (key === "plane") return { ...chunk, points: each(chunk.points, points) };
+    if (key === "ribbon") return each(chunk, (row) => ({ ...row, hits: bits(row.hits) }));
     if (!key.startsWith("off|")) return chunk;
     const role = (own) => ({ ...own, points: points(own.points), hits: bits(own.hits) });
     return { ...chunk, set: role(chunk.set), control: role(chunk.control) };

@@ -8,7 +8,7 @@ const makeForm = (store) => {
     layers: form.layers, // null: each type's own
   };
   const number_ = (name, label, most) => h("label", { class: "tn-field" }, h("span", {}, label),
-    h("input", { type: "number", min: 1, max: most, value: chosen[name], "data-name": name, onkeydown: (event) => event.stopPropagation(),
+    h("input", { type: "number", min: 1, max: most, value: chosen[name], "data-name": name,
       oninput: (event) => { chosen[name] = Number(event.target.value); } }));
   const pick = (name, label, options) => chooser(label, options, chosen[name], (value) => { chosen[name] = value; update(); }, { "data-name": `form ${name}` });
   const listed = [...Array(about.layers).keys()].map((layer) => [layer, String(layer)]);
@@ -20,7 +20,7 @@ const makeForm = (store) => {
     store.tell();
   } }, "Run");
   const save = h("button", { type: "button", "data-name": "save", title: "every detection, for tn.Detection.load", onclick: () => store.source.save() }, "Save results");
-  const model = h("input", { type: "text", value: chosen.model, list: "tn-models", "data-name": "form model", onkeydown: (event) => event.stopPropagation(),
+  const model = h("input", { type: "text", value: chosen.model, list: "tn-models", "data-name": "form model",
     oninput: (event) => { chosen.model = event.target.value.trim() || about.model; update(); } });
   const el = h("section", { class: "tn-panel", "aria-label": "Find neurons" }, h("h3", {}, "Find neurons"), fields,
     h("div", { class: "tn-tools-row" }, run, save, h("span", { class: "tn-soft" }, "Both types are found in one pass. All views then show the new neurons; cancelling keeps the old ones.")));

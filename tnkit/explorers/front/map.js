@@ -333,7 +333,6 @@ const makeMap = (store) => {
     };
     if (!acts[event.key]) return;
     event.preventDefault();
-    event.stopPropagation();
     acts[event.key]();
     hovered = null;
     spoken.textContent = pinned ? `${store.name(pinned.code)}: ${about.test[pinned.code][pinned.sentence]}` : "";
@@ -355,7 +354,6 @@ const makeMap = (store) => {
   };
   search.addEventListener("input", runSearch);
   search.addEventListener("keydown", (event) => {
-    event.stopPropagation();
     if (event.key === "Enter" && found?.size) {
       const listed = [...found], next = listed[(listed.indexOf(pinned?.sentence) + 1) % listed.length];
       pinned = { code: visible()[0], sentence: next };
@@ -386,9 +384,8 @@ const makeMap = (store) => {
     h("div", {}, h("span", { class: "tn-of" }, store.name(code)), h("p", { lang: code, dir: "auto" }, about.test[code][n])));
   const sentenceCard = ({ code, sentence }, dark) => {
     const others = codes.filter((one) => one !== code);
-    const plane = store.data.get("plane");
     const language = code === about.hub ? store.state.language : code;
-    const rows = [["untouched", plane?.hits[language]], ["set off", off(language)?.set.hits], ["control off", off(language)?.control.hits]].filter(([, hit]) => hit);
+    const rows = [["untouched", store.data.get("ribbon")?.[language].hits], ["set off", off(language)?.set.hits], ["control off", off(language)?.control.hits]].filter(([, hit]) => hit);
     return [
       h("h3", {}, `Sentence ${about.ids[sentence]}`, pinned?.sentence === sentence && pinned.code === code && h("span", { class: "tn-pin" }, "kept")),
       text(code, sentence, dark), h("hr", {}), ...others.map((one) => text(one, sentence, dark)),

@@ -105,7 +105,6 @@ const makeNeurons = (store) => {
     const next = { ArrowDown: row.nextElementSibling, ArrowUp: row.previousElementSibling, Home: row.parentNode.firstElementChild, End: row.parentNode.lastElementChild }[event.key];
     if (event.key === "ArrowDown" || event.key === "ArrowUp" || next) {
       event.preventDefault();
-      event.stopPropagation();
       if (next) choose(next.dataset.name, true);
     } else if (event.key === " " && event.target === row) {
       event.preventDefault();
@@ -113,7 +112,6 @@ const makeNeurons = (store) => {
     }
   });
   filter.addEventListener("input", () => update(true));
-  filter.addEventListener("keydown", (event) => event.stopPropagation());
 
   // Each token on a ground as strong as the neuron's activation there.
   const strength = (row, values) => Math.max(...row.top.map((one) => Math.abs(one[2])), ...(values ?? []).slice(1).map(Math.abs), 1e-9);

@@ -34,7 +34,6 @@ const makeRibbon = (store) => {
     const steps = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1, PageUp: 4, PageDown: -4, Home: -999, End: 999 };
     if (!(event.key in steps)) return;
     event.preventDefault();
-    event.stopPropagation();
     move(store.state.layer + steps[event.key]);
   });
   const stop = () => { clearInterval(timer); timer = null; play.textContent = "▶"; play.setAttribute("aria-label", "Play through the layers"); };
@@ -53,10 +52,9 @@ const makeRibbon = (store) => {
 
   const draw = () => {
     const { about, state } = store;
-    const plane = store.data.get("plane");
     const sets = store.data.get("sets")?.[`${state.language}|${state.kind}`];
     const off = store.data.get(keyOf.off(state, state.language));
-    const values = plane?.ribbon[state.language];
+    const values = store.data.get("ribbon")?.[state.language];
     const parts = [...band(about.early, "early", "tn-early"), ...band(about.late, "late", "tn-late")];
     if (sets) {
       const most = Math.max(...sets.layers, 1);
@@ -82,18 +80,19 @@ const makeRibbon = (store) => {
     }
     parts.splice(4, 0, s("rect", { class: "tn-cursor", x: x(state.layer - 0.5), width: x(0.5) - x(-0.5), y: RIBBON.top - 14, height: RIBBON.height - RIBBON.top + 12, rx: 4 }));
     fill(svg, ...parts);
+    const share = (shares) => (shares ? percent(shares[state.layer]) : "…"); // which are on their way
     const said = values ? `layer ${state.layer}: ${percent(values.centred[state.layer])} of ${store.language.name} translations found, mean-centred; ${percent(values.raw[state.layer])} raw` : `layer ${state.layer}`;
     svg.setAttribute("aria-valuenow", state.layer);
     svg.setAttribute("aria-valuetext", said);
     fill(readout, h("b", {}, `Layer ${state.layer}`), h("span", {}, ` of ${about.layers - 1}`));
-    const item = (name, text, value) => h("span", { class: "tn-key" }, h("i", { class: name }), text, value !== undefined && h("b", {}, value));
-    fill(legend, ...(values ? [
-      item("tn-centred", "translations found, mean-centred", percent(values.centred[state.layer])),
-      off && item("tn-set", `with ${store.about.kinds[state.kind]} off`, percent(off.set.centred[state.layer])),
-      item("tn-raw", "raw", percent(values.raw[state.layer])),
-      item("tn-distance", "distance of centroids", number(values.distance[state.layer], values.distance[state.layer] < 0.01 ? 4 : 3)),
-      sets && item("tn-bars", `${store.about.kinds[state.kind]} neurons`, String(sets.layers[state.layer])),
-    ].filter(Boolean) : [h("span", { class: "tn-key" }, "reading the sentences …")]));
+    const item = (name, text, value) => h("span", { class: "tn-key" }, h("i", { class: name }), text, h("b", {}, value));
+    const far = values?.distance[state.layer];
+    fill(legend,
+      item("tn-centred", "translations found, mean-centred", share(values?.centred)),
+      off && item("tn-set", `with ${about.kinds[state.kind]} off`, share(off.set.centred)),
+      item("tn-raw", "raw", share(values?.raw)),
+      item("tn-distance", "distance of centroids", far === undefined ? "…" : number(far, far < 0.01 ? 4 : 3)),
+      item("tn-bars", `${about.kinds[state.kind]} neurons`, sets ? String(sets.layers[state.layer]) : "…"));
   };
   const watch = new ResizeObserver(() => {
     width = svg.clientWidth;
@@ -102,7 +101,7 @@ const makeRibbon = (store) => {
   });
   watch.observe(svg);
   return {
-    el, update() { store.chunk("plane"); store.chunk("sets"); if (width) draw(); },
+    el, update() { store.chunk("ribbon"); store.chunk("sets"); if (width) draw(); },
     close() { watch.disconnect(); stop(); },
   };
 };

@@ -4,16 +4,19 @@ planes = tn.geometry.aligned_planes({"en": en, "ja": ja})
 planes.project(ja), planes.project(ja_with_neurons_off)      # (layer, sentence, 2), in the same planes
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
 from tnkit import storage
 from tnkit.captures.activations import Activations
 from tnkit.errors import TnkitError
 from tnkit.measures.geometry.vectors import check_together, common_width, states
+
+_AT_ONCE = 8  # layers: NumPy and SciPy have threads of their own, which slow each other down where they take turns
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +49,8 @@ class Planes:
         vectors = states(captured, "post").double().numpy()
         if captured.layers != self.layers or vectors.shape[2] != self.origins.shape[1]:
             raise TnkitError("these states have other layers or another width than the planes; capture them alike")
-        centred: Float[np.ndarray, "layer sentence 2"] = (vectors - self.origins[:, None]) @ self.axes
-        return centred
+        layers = zip(vectors, self.origins, self.axes, strict=True)
+        return np.stack([(rows - origin) @ plane for rows, origin, plane in layers])
 
     def _repr_html_(self) -> str:
         rows = {"layers": self.layers, "variance in the plane": [round(float(share), 2) for share in self.explained]}
@@ -83,34 +86,40 @@ def aligned_planes(languages: Mapping[str, Activations]) -> Planes:
     first = len(next(iter(languages.values())))
     origins, axes, explained, spread = [], [], [], []
     before = None
-    for row, _ in enumerate(next(iter(languages.values())).layers):
-        stacked = np.concatenate([rows[row].double().numpy() for rows in vectors.values()])
-        origin = stacked.mean(axis=0)
-        plane, share = _principal(stacked - origin)
-        points = (stacked - origin) @ plane
-        if before is None:
-            plane = plane * np.where(points[:first].mean(axis=0) > 0, -1, 1)
-        else:
-            plane = plane @ orthogonal_procrustes(points, before)[0]
-        before = (stacked - origin) @ plane
-        origins.append(origin)
-        axes.append(plane)
-        explained.append(share)
-        spread.append(float(np.sqrt((before**2).sum(axis=1).mean())))
     layers = next(iter(languages.values())).layers
+    for start in range(0, len(layers), _AT_ONCE):
+        group = zip(*(rows[start : start + _AT_ONCE] for rows in vectors.values()), strict=True)
+        stacked = [torch.cat(rows).double().numpy() for rows in group]
+        means = [rows.mean(axis=0) for rows in stacked]
+        centred = [rows - mean for rows, mean in zip(stacked, means, strict=True)]
+        for rows, (plane, share) in zip(centred, _principal(centred), strict=True):
+            points = rows @ plane
+            if before is None:
+                plane = plane * np.where(points[:first].mean(axis=0) > 0, -1, 1)
+            else:
+                plane = plane @ orthogonal_procrustes(points, before)[0]
+            before = rows @ plane
+            axes.append(plane)
+            explained.append(share)
+            spread.append(float(np.sqrt((before**2).sum(axis=1).mean())))
+        origins += means
     return Planes(np.stack(origins), np.stack(axes), np.array(explained), np.array(spread), layers)
 
 
-def _principal(centred: np.ndarray) -> tuple[np.ndarray, float]:
-    """The first two principal axes of centred rows, as orthonormal columns, and their share of the variance.
+def _principal(layers: Sequence[np.ndarray]) -> list[tuple[np.ndarray, float]]:
+    """The first two principal axes of each layer's centred rows, and their share of the variance.
 
-    Of the products of rows and of columns, the smaller has the same largest eigenvalues, many times as fast as an SVD.
+    The axes are orthonormal columns. Of the products of rows and of columns, the smaller has the same largest
+    eigenvalues, many times as fast as an SVD.
     """
     from scipy.linalg import eigh
 
-    wide = centred.shape[1] > len(centred)
-    product = centred @ centred.T if wide else centred.T @ centred
-    variances, vectors = eigh(product, subset_by_index=[len(product) - 2, len(product) - 1])
-    axes = np.linalg.qr(centred.T @ vectors[:, ::-1] if wide else vectors[:, ::-1])[0]
-    total = np.trace(product)
-    return axes, float(variances.sum() / total) if total > 0 else 0.0
+    wide = [rows.shape[1] > len(rows) for rows in layers]
+    products = [rows @ rows.T if is_wide else rows.T @ rows for rows, is_wide in zip(layers, wide, strict=True)]
+    largest = [eigh(product, subset_by_index=[len(product) - 2, len(product) - 1]) for product in products]
+    principal = []
+    for rows, is_wide, product, (variances, vectors) in zip(layers, wide, products, largest, strict=True):
+        axes = np.linalg.qr(rows.T @ vectors[:, ::-1] if is_wide else vectors[:, ::-1])[0]
+        total = np.trace(product)
+        principal.append((axes, float(variances.sum() / total) if total > 0 else 0.0))
+    return principal

@@ -17,6 +17,7 @@ import tnkit as tn
 from tnkit import plots
 from tnkit.explorers.chunks import Chunks, unpacked_points
 from tnkit.explorers.study import CONTROLS, Study
+from tnkit.measures.behaviour import losses
 from tnkit.measures.specificity.table import MEASUREMENTS
 from tnkit.testing import tiny_corpus, tiny_model
 
@@ -96,15 +97,15 @@ def test_states_with_neurons_off_lie_in_the_same_plane(chunks):
 
 
 def test_retrieval_of_the_ribbon_and_the_sentences_is_that_of_geometry(chunks):
-    plane = chunks.now("plane")
+    row = chunks.now("ribbon")["ja"]
     ja, en = states("ja"), states("en")
     for name, centred in (("centred", True), ("raw", False)):
         expected = tn.geometry.retrieval(ja, en, centred=centred).columns
-        assert np.allclose(plane["ribbon"]["ja"][name], next(iter(expected.values())), atol=1e-4)
-    rows = np.unpackbits(np.frombuffer(base64.b64decode(plane["hits"]["ja"]), np.uint8).reshape(4, -1), axis=1)[:, :15]
+        assert np.allclose(row[name], next(iter(expected.values())), atol=1e-4)
+    rows = np.unpackbits(np.frombuffer(base64.b64decode(row["hits"]), np.uint8).reshape(4, -1), axis=1)[:, :15]
     assert np.array_equal(rows, np.asarray(tn.geometry.hits(ja, en)))
     distances = tn.geometry.centroid_distances({"en": en, "ja": ja}).values[:, 0, 1]
-    assert np.allclose(plane["ribbon"]["ja"]["distance"], distances, atol=1e-5)
+    assert np.allclose(row["distance"], distances, atol=1e-5)
 
 
 @pytest.mark.parametrize("value", ["zero", "mean of English"])
@@ -142,6 +143,19 @@ def test_type2_has_nats_of_the_language_and_of_the_hub(chunks):
         for name, off in (("none", ()), ("the set", neurons)):
             expected = tn.behaviour.perplexity(tiny_model(), texts, neurons=off, progress=False).nats
             assert rows[name] == pytest.approx(expected, abs=2e-4)
+
+
+def test_nats_under_every_set_share_blocks_and_are_those_of_each_alone(chunks, monkeypatch):
+    """By the way of one set at a time, which runs every block for each."""
+    key, shared, skipped = "evidence|it|type2|9|zero|last", [], losses.skipped
+    monkeypatch.setattr(losses, "skipped", lambda *given: shared.append(1) or skipped(*given))
+    found = Chunks(chunks.study, seeds=2).now(key)
+    assert len(shared) > 20  # of some 30 passes
+    shared.clear()
+    alone = "tnkit.explorers.evidence_rows.perplexity_of"
+    monkeypatch.setattr(alone, lambda own, **how: tn.behaviour.perplexity(own.model, own.sentences, **how))
+    assert Chunks(chunks.study, seeds=2).now(key) == found
+    assert not shared
 
 
 def test_neurons_have_their_values_at_every_token(chunks):
@@ -443,8 +457,8 @@ def test_the_map_shows_what_is_computed(explorer):
 def test_a_page_holds_every_chunk_and_asks_for_nothing(explorer, tmp_path):
     page = explorer.export(tmp_path / "page.html", progress=False).read_text()
     payload = json.loads(re.search(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.S)[1])
-    assert {key.split("|")[0] for key in payload["chunks"]} == {"plane", "sets", "off", "neurons", "evidence"}
-    assert len(payload["chunks"]) == 2 + 3 * 2 * 2
+    assert {key.split("|")[0] for key in payload["chunks"]} == {"plane", "ribbon", "sets", "off", "neurons", "evidence"}
+    assert len(payload["chunks"]) == 3 + 3 * 2 * 2
     assert "default-src 'none'" in page
     assert not re.search(r"(?:src|href)=[\"']?(?:https?:)?//", page)
     assert payload["about"]["test"]["ja"] == list(tiny_corpus()["test"]["ja"])

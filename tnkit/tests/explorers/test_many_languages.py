@@ -24,8 +24,8 @@ def chunks(tmp_path_factory, request):
 
 
 def test_the_map_the_layers_and_the_sets_have_every_language(chunks):
-    plane, sets = chunks.now("plane"), chunks.now("sets")
-    assert list(plane["points"]) == CODES and set(plane["ribbon"]) == set(CODES[1:])
+    plane, ribbon, sets = map(chunks.now, ("plane", "ribbon", "sets"))
+    assert list(plane["points"]) == CODES and set(ribbon) == set(CODES[1:])
     assert set(sets) == {f"{code}|{kind}" for code in CODES[1:] for kind in ("type1", "type2")}
 
 

@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 
 import tnkit as tn
+from tnkit.captures import passes, shards
 from tnkit.explorers.study import Study
+from tnkit.models import model as identity
 from tnkit.testing import byte_tokenizer, tiny_corpus, tiny_model, tiny_module
 
 VIEWS = {"spaces": "map", "neurons": "neurons", "ablation": "evidence", "detection": "detection"}
@@ -171,6 +173,50 @@ def test_edited_weights_are_noticed_when_something_is_asked_for(monkeypatch):
     assert {"forget": True} in sent
     fresh = tn.load_model(copy.deepcopy(module), tokenizer=byte_tokenizer())
     assert sent[-2]["chunk"] == tn.explore(fresh, tiny_corpus()).chunks.now("plane") != before
+
+
+def test_captures_on_disk_are_recalled_together_and_the_weights_are_read_once(monkeypatch):
+    module = copy.deepcopy(tiny_module("llama"))
+    model, read, hash_now = tn.load_model(module, tokenizer=byte_tokenizer()), [], identity.hash_now
+    first = Study(model, tiny_corpus())
+    captured = {language: first.captured("test", language) for language in ("en", "ja")}
+    again = Study(model, tiny_corpus())
+    with monkeypatch.context() as patch:
+        patch.setattr(identity, "hash_now", lambda module: read.append(1) or hash_now(module))
+        patch.setattr("tnkit.captures.passes.trace_blocks", None)  # nothing is run
+        again.recall("test")
+        recalled = {language: again.captured("test", language) for language in captured}
+    assert len(read) == 1
+    for language, states in captured.items():
+        assert torch.equal(recalled[language].post, states.post)
+        assert recalled[language].provenance == states.provenance
+    with torch.no_grad():
+        module.model.layers[1].mlp.down_proj.weight.data.mul_(-3)
+    edited = Study(model, tiny_corpus())
+    edited.recall("test")
+    assert not torch.equal(edited.captured("test", "ja").post, captured["ja"].post)
+
+
+def test_weights_that_are_edited_while_captures_are_recalled_never_reach_the_cache(monkeypatch):
+    """A shard is missing, so that its sentences are run again: the weights are read before it is written."""
+    module = copy.deepcopy(tiny_module("llama"))
+    model, trace = tn.load_model(module, tokenizer=byte_tokenizer()), passes.trace_blocks
+    fresh = Study(model, tiny_corpus()).captured("test", "ja").post
+    (shard,) = (path for path in shards.folder().rglob("*.safetensors"))
+    shard.unlink()
+    weight = module.model.layers[1].mlp.down_proj.weight
+    kept = weight.detach().clone()
+
+    def edited(*arguments, **options):
+        weight.data.zero_()
+        return trace(*arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(tn.TnkitError, match="changed during this pass"):
+        patch.setattr(passes, "trace_blocks", edited)
+        Study(model, tiny_corpus()).recall("test")
+    assert not shard.exists()
+    weight.data.copy_(kept)
+    assert torch.equal(Study(model, tiny_corpus()).captured("test", "ja").post, fresh)
 
 
 def test_a_study_says_what_it_was_made_with():

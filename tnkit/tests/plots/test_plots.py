@@ -336,7 +336,7 @@ def test_matrices_of_32_languages_can_be_read(name):
 @pytest.mark.parametrize("panels", [1, 3])
 def test_a_plane_of_32_languages_has_a_look_for_each_and_a_legend_in_the_figure(panels):
     codes = [*MANY[:-3], "sw", "mr", "am"]  # some that no colour is reserved for
-    assert len({*plots.style.language_looks(codes).values()}) == 32
+    assert len({*plots.looks.language_looks(codes).values()}) == 32
     generator = np.random.default_rng(0)
     points = {code: generator.normal(size=(panels, 5, 2)) for code in codes}
     figure = plots.spaces(points, explained=np.full((panels, 2), 0.3), titles=[f"layer {n}" for n in range(panels)])
