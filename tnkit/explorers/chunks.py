@@ -28,8 +28,8 @@ from tnkit.explorers.neuron_rows import neuron_rows, own_rows
 from tnkit.explorers.prompt_rows import MOST, continued_rows, steered_rows
 from tnkit.explorers.study import CONTROLS, Study
 from tnkit.interventions.controls import drawn
+from tnkit.interventions.intervention import set_of
 from tnkit.interventions.last_token import PLACES
-from tnkit.interventions.together import set_of
 from tnkit.measures.geometry.planes import Planes, aligned_planes
 from tnkit.measures.geometry.translation import hits
 from tnkit.models.packaged import MODELS

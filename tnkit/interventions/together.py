@@ -12,8 +12,7 @@ from typing import Any
 from tnkit.detection.neurons import NeuronSet, Pair
 from tnkit.errors import TnkitError
 from tnkit.interventions.direction import Direction
-from tnkit.interventions.intervention import Intervention
-from tnkit.interventions.intervention import set_of as set_of
+from tnkit.interventions.intervention import Intervention, set_of
 from tnkit.interventions.patch import Patch
 from tnkit.models.model import Model
 
