@@ -67,18 +67,24 @@ const mount = (root, about, source, given) => {
       field("control", "Control", about.controls.map((value) => [value, value]), state.control, pick("control")));
     if (focused) controls.querySelector(`[data-name="${focused}"]`)?.focus();
   };
+  // Made once: a button that is replaced at every message cannot be pressed.
+  const spinner = h("i", { class: "tn-spinner", "aria-hidden": "true" }), bar = h("progress", { "aria-label": "Progress" }), words = h("span", {});
+  const stop = h("button", { type: "button", onclick: () => source.cancel() }, "Cancel"), again = h("button", { type: "button", onclick: () => store.retry() }, "Try again");
   const drawStatus = () => {
     const { text, said, gone, job } = store.status, pending = !source.offline && (store.asked !== "" || job);
     const failed = store.status.failed || (pending ? "" : store.failing);
     const [, done, total] = text.match(/(\d+) of (\d+)/) ?? [];
-    const bar = total && h("progress", { max: total, value: Math.min(done, total), "aria-label": "Progress" });
+    bar.hidden = !total;
+    if (total) { bar.max = total; bar.value = Math.min(done, total); }
     const also = (words) => (body.querySelector(".tn-stale") ? `${words.replace(/([^.…])$/, "$1.")} ${STALE}` : words);
     app.dataset.state = gone ? "gone" : failed ? "error" : pending ? "computing" : store.waiting ? "waiting" : "idle";
-    fill(status, ...(gone ? [h("span", { class: "tn-error" }, also("The kernel that computed this is gone: run this cell again. What has been computed can still be looked at."))]
-      : failed ? [h("span", { class: failed === CANCELLED ? "" : "tn-error", role: "alert" }, also(failed)),
-        h("button", { type: "button", onclick: () => store.retry() }, "Try again")]
-        : pending ? [h("i", { class: "tn-spinner", "aria-hidden": "true" }), bar, h("span", {}, also(text === SILENT ? text : `${text || "computing"} …`)), h("button", { type: "button", onclick: () => source.cancel() }, "Cancel")]
-          : said ? [h("span", {}, said)] : []));
+    const told = gone ? also("The kernel that computed this is gone: run this cell again. What has been computed can still be looked at.")
+      : failed ? also(failed) : pending ? also(text === SILENT ? text : `${text || "computing"} …`) : said;
+    words.className = gone || (failed && failed !== CANCELLED) ? "tn-error" : "";
+    if (failed && !gone) words.setAttribute("role", "alert"); else words.removeAttribute("role");
+    if (words.textContent !== (told || "")) words.textContent = told || "";
+    const shows = gone ? [words] : failed ? [words, again] : pending ? [spinner, bar, words, stop] : told ? [words] : [];
+    if (shows.length !== status.childNodes.length || shows.some((node, at) => node !== status.childNodes[at])) fill(status, shows);
   };
   const update = () => {
     const { state } = store;
