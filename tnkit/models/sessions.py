@@ -210,12 +210,13 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     >>> "forward" in vars(layer)
     False
     """
-    own = vars(owner).get(name)
+    own = {name: vars(owner)[name]} if name in vars(owner) else {}  # also one that is None
     setattr(owner, name, value)
     try:
         yield
     finally:
-        vars(owner).pop(name) if own is None else vars(owner).update({name: own})
+        vars(owner).pop(name)
+        vars(owner).update(own)
 
 
 @contextmanager

@@ -76,7 +76,7 @@ const mount = (root, about, source, given) => {
     const [, done, total] = text.match(/(\d+) of (\d+)/) ?? [];
     bar.hidden = !total;
     if (total) { bar.max = total; bar.value = Math.min(done, total); }
-    const also = (words) => (body.querySelector(".tn-stale") ? `${words.replace(/([^.…])$/, "$1.")} ${STALE}` : words);
+    const also = (sentence) => (body.querySelector(".tn-stale") ? `${sentence.replace(/([^.…])$/, "$1.")} ${STALE}` : sentence);
     app.dataset.state = gone ? "gone" : failed ? "error" : pending ? "computing" : store.waiting ? "waiting" : "idle";
     const told = gone ? also("The kernel that computed this is gone: run this cell again. What has been computed can still be looked at.")
       : failed ? also(failed) : pending ? also(text === SILENT ? text : `${text || "computing"} …`) : said;
