@@ -24,6 +24,11 @@ _FLAGS = (
     "--disable-component-update --disable-sync"
 ).split()
 VIEWS = ("Map", "Neurons", "Evidence", "Detection")
+SETUP = """
+import tnkit as tn
+from tnkit.testing import tiny_corpus, tiny_model
+model, corpus = tiny_model(), tiny_corpus()
+"""
 _PATIENCE = 90_000  # milliseconds; machines of continuous integration are slow
 _ERRORS = (
     "[data-mime-type='application/vnd.jupyter.error'], [data-mime-type='application/vnd.jupyter.stderr'], .tn-error"
@@ -96,12 +101,15 @@ class Lab:
         self.write(name, cells)
         page.goto(f"{self.url}/notebooks/{name}.ipynb?token={self.token}")
         book = page.locator(".jp-Notebook")
-        page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']").wait_for()
-        for _ in range(20):  # nothing is run before the kernel is connected, which the page does not say
-            page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
-            page.wait_for_timeout(1500)
-            if book.get_by_text("[ ]:").count() < len(cells):
-                break
+        book.wait_for()
+        page.evaluate(
+            """async () => {
+                const { content, sessionContext } = window.jupyterapp.shell.currentWidget;
+                await sessionContext.ready; // before, cells are kept back, and run twice where they are asked for twice
+                await sessionContext.session.kernel.info;
+                await window.jupyterapp.commands.execute('notebook:run-all-cells');
+            }"""
+        )
         expect(book.get_by_text(f"[{len(cells)}]:")).to_have_count(1)
         return book
 
@@ -222,3 +230,12 @@ class Seen:
         with self.page.expect_download() as download:
             self.button(label).click()
         return download.value.path().read_bytes()
+
+
+def opened(lab: Lab, page: Page, name: str, *more: str, **state: object) -> Seen:
+    """An explorer of the tiny model in JupyterLab, just opened, with more cells below."""
+    options = ", ".join(["model", "corpus", "seeds=2", *(f"{key}={value!r}" for key, value in state.items())])
+    call = f"explorer = tn.explore_{name}({options})\nexplorer"
+    seen = Seen(lab.open(page, f"{name}-{len(list(lab.root.glob('*.ipynb')))}", [SETUP, call, *more]), page)
+    seen.check()
+    return seen

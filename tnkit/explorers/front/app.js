@@ -147,7 +147,7 @@ const standalone = (chart, store) => {
 
 // In a notebook: chunks come from the kernel, the one that is looked at first.
 const render = ({ model, el }) => {
-  let timer = null, patience = null, mounted = null;
+  let timer = null, unsaved = null, patience = null, mounted = null;
   const send = (message) => { // again where nothing comes back, since the kernel does nothing twice
     model.send(message);
     clearTimeout(patience);
@@ -166,12 +166,16 @@ const render = ({ model, el }) => {
     save() { send({ ask: "save" }); },
     show(state) {
       clearTimeout(timer);
-      timer = setTimeout(() => {
-        if (JSON.stringify(model.get("state")) === JSON.stringify(state)) return;
-        model.set("state", state);
-        model.save_changes();
-      }, 300);
+      unsaved = state;
+      timer = setTimeout(save, 300);
     },
+  };
+  const save = () => {
+    clearTimeout(timer);
+    if (unsaved === null || JSON.stringify(model.get("state")) === JSON.stringify(unsaved)) return;
+    model.set("state", unsaved);
+    unsaved = null;
+    model.save_changes();
   };
   const start = () => { // also when a detection has made another study
     const focused = el.contains(document.activeElement) ? document.activeElement.dataset.name : null;
@@ -213,7 +217,7 @@ const render = ({ model, el }) => {
   model.on("change:state", follow);
   model.on("change:about", start);
   model.on("comm_live_update", lost); // the kernel was restarted
-  return () => { model.off("msg:custom", hear); model.off("change:state", follow); model.off("change:about", start); model.off("comm_live_update", lost); seen.disconnect(); clearTimeout(timer); clearTimeout(patience); mounted.close(); };
+  return () => { model.off("msg:custom", hear); model.off("change:state", follow); model.off("change:about", start); model.off("comm_live_update", lost); seen.disconnect(); clearTimeout(patience); if (!mounted.store.status.gone) save(); mounted.close(); };
 };
 
 // On a page of its own: all chunks are there.
