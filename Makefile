@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/tnkit demo
 
-# The explorer of the packaged model as one HTML file, build/page/index.html; a quarter of an hour. ARGS="--seeds 3"
+# The explorer of the packaged model as one HTML file, build/page/index.html; half an hour, less with ARGS="--seeds 3".
 page: install
 	@mkdir -p build/page
 	$(BIN)/tnkit page --model_id gemma-3-270m --out build/page/index.html $(ARGS)

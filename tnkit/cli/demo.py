@@ -165,8 +165,7 @@ def _on_tatoeba(model: Any, options: Any) -> None:
 
 
 def _drawn(axes: Any, title: str, path: Path) -> Path:
-    axes.set_title(title, parse_math=False)
-    return tn.plots.save_figure(axes.figure, path)
+    return tn.plots.save_figure(tn.plots.titled(axes, title).figure, path)
 
 
 def _bar(options: argparse.Namespace) -> dict[str, Any]:

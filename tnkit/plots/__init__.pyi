@@ -35,4 +35,5 @@ from .style import language_label as language_label
 from .style import literal as literal
 from .style import panels as panels
 from .style import save_figure as save_figure
+from .style import titled as titled
 from .style import use_style as use_style

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from tnkit.plots.looks import language_colour
-from tnkit.plots.style import axes, language_label, literal
+from tnkit.plots.style import axes, language_label, literal, titled
 
 _COLOURS = {"none": "#555555", "untouched": "#555555", "the set": "#D55E00", "patched": "#D55E00"}
 _CONTROL_COLOURS = ("#0072B2", "#009E73", "#56B4E9", "#CC79A7", "#E69F00", "#8C6D31", "#332288", "#117733")
@@ -120,7 +120,7 @@ def conditions(frame: pd.DataFrame, *, xlabel: str, title: str = "", ax: Axes | 
         labels = [literal(name) + (f" ({count:.0f} seeds)" if count > 1 else "") for name, count in seeds]
         ax.set_yticks(range(len(frame)), labels)
         ax.set(xlabel=literal(xlabel), ylim=(len(frame) - 0.5, -0.5))
-        ax.set_title(literal(title), wrap=True)
+        titled(ax, title)
         ax.grid(axis="y", visible=False)
     return ax
 

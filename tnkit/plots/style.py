@@ -118,6 +118,19 @@ def panels(count: int, *, width: float, height: float, title: str = "") -> tuple
     return figure, list(grid[0])
 
 
+def titled(ax: Axes, title: str) -> Axes:
+    """Give axes a title in the project's style, in as many lines as it needs.
+
+    >>> with style():
+    ...     ax = plt.subplots()[1]
+    >>> titled(ax, "before and after").get_title("left")
+    'before and after'
+    """
+    with style():
+        ax.set_title(literal(title), wrap=True)
+    return ax
+
+
 def literal(text: object) -> str:
     """Text from elsewhere, escaped so that a figure shows it literally, in at most 80 characters.
 

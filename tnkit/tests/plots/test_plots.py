@@ -172,7 +172,16 @@ HOSTILE = [
 ]  # fmt: skip
 FIGURES = ("panels", "spaces", "distance_maps", "distance_maps, apart", "signed_maps")  # the others draw on axes
 NAMELESS = ("losses", "question_scores")  # no name is drawn
-STYLE = {"figure_saver", "language_colour", "language_label", "language_name", "literal", "save_figure", "use_style"}
+STYLE = {
+    "figure_saver",
+    "language_colour",
+    "language_label",
+    "language_name",
+    "literal",
+    "save_figure",
+    "titled",
+    "use_style",
+}
 
 
 def figures(name):
