@@ -104,7 +104,7 @@ class Lab:
         book.wait_for()
         page.evaluate(
             """async () => {
-                const { content, sessionContext } = window.jupyterapp.shell.currentWidget;
+                const { sessionContext } = window.jupyterapp.shell.currentWidget;
                 await sessionContext.ready; // before, cells are kept back, and run twice where they are asked for twice
                 await sessionContext.session.kernel.info;
                 await window.jupyterapp.commands.execute('notebook:run-all-cells');

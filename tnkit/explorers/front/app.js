@@ -106,7 +106,7 @@ const mount = (root, about, source, given) => {
     ribbon.update();
     store.ask();
     drawStatus();
-    source.show?.(state);
+    source.show?.();
   };
   const theme = () => {
     const light = document.body.dataset.jpThemeLight ?? document.documentElement.dataset.jpThemeLight;
@@ -147,7 +147,7 @@ const standalone = (chart, store) => {
 
 // In a notebook: chunks come from the kernel, the one that is looked at first.
 const render = ({ model, el }) => {
-  let timer = null, unsaved = null, patience = null, mounted = null;
+  let timer = null, patience = null, mounted = null;
   const send = (message) => { // again where nothing comes back, since the kernel does nothing twice
     model.send(message);
     clearTimeout(patience);
@@ -164,17 +164,15 @@ const render = ({ model, el }) => {
     cancel() { send({ ask: "cancel" }); },
     find(options) { send({ ask: "found", options }); },
     save() { send({ ask: "save" }); },
-    show(state) {
+    show() {
       clearTimeout(timer);
-      unsaved = state;
-      timer = setTimeout(save, 300);
+      timer = setTimeout(push, 300);
     },
   };
-  const save = () => {
-    clearTimeout(timer);
-    if (unsaved === null || JSON.stringify(model.get("state")) === JSON.stringify(unsaved)) return;
-    model.set("state", unsaved);
-    unsaved = null;
+  const push = () => { // what is shown, to the kernel and the other displays
+    const { state } = mounted.store;
+    if (JSON.stringify(model.get("state")) === JSON.stringify(state)) return;
+    model.set("state", state);
     model.save_changes();
   };
   const start = () => { // also when a detection has made another study
@@ -217,7 +215,7 @@ const render = ({ model, el }) => {
   model.on("change:state", follow);
   model.on("change:about", start);
   model.on("comm_live_update", lost); // the kernel was restarted
-  return () => { model.off("msg:custom", hear); model.off("change:state", follow); model.off("change:about", start); model.off("comm_live_update", lost); seen.disconnect(); clearTimeout(patience); if (!mounted.store.status.gone) save(); mounted.close(); };
+  return () => { model.off("msg:custom", hear); model.off("change:state", follow); model.off("change:about", start); model.off("comm_live_update", lost); seen.disconnect(); clearTimeout(patience); clearTimeout(timer); if (!mounted.store.status.gone) push(); mounted.close(); };
 };
 
 // On a page of its own: all chunks are there.
