@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
@@ -189,7 +190,8 @@ def signed_maps(frames: Mapping[str, pd.DataFrame], *, xlabel: str, ylabel: str,
         else:
             ax.set_yticklabels([])
     with style():
-        figure.colorbar(row[-1].collections[0], ax=row, label=literal(value), shrink=0.8)
+        bar = figure.colorbar(row[-1].collections[0], ax=row, label=literal(value), shrink=0.8)
+    _cut(bar, np.stack([frame.to_numpy(float) for frame in frames.values()]))
     return figure
 
 
@@ -214,7 +216,9 @@ def perplexities(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     look = {"cmap": "RdBu_r", "vmin": -top, "vmax": top}
     label = "relative change of nats per token"
     with axes(ax, *_frame_size(len(languages), len(sets), 3.2, 0.7)) as ax:
-        _heatmap(ax, np.nan_to_num(changes, posinf=top), [numbers[0].tolist(), *ablated], names, label, **look)
+        shown = np.nan_to_num(changes, posinf=top)
+        _heatmap(ax, shown, [numbers[0].tolist(), *ablated], names, label, **look)
+        _cut(ax.collections[0].colorbar, shown)
         for row, column in zip(*own.astype(bool).nonzero(), strict=True):
             ax.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="black", lw=2, clip_on=False))
         ax.set(xlabel="language read", ylabel="neurons switched off")
@@ -248,6 +252,13 @@ def _heatmap(
     if many:
         ax.tick_params(axis="x", rotation=90)
         ax.tick_params(labelsize=8)
+
+
+def _cut(bar: Colorbar | None, values: np.ndarray) -> None:
+    """End the colour bar of a scale around 0 at the lowest and highest value, or at 0 where all are on one side."""
+    low, high = min(0.0, float(np.nanmin(values))), max(0.0, float(np.nanmax(values)))
+    if bar is not None and low < high:
+        bar.ax.set_ylim(low, high)
 
 
 def _image(

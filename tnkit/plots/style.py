@@ -205,7 +205,7 @@ def figure_saver(prefix: str | Path, **parameters: object) -> Callable[..., None
     def save(name: str, drawn: Axes | Figure, title: str = "") -> None:
         if title:
             with style():
-                drawn.set_title(literal(title)) if isinstance(drawn, Axes) else drawn.suptitle(literal(title))
+                titled(drawn, title) if isinstance(drawn, Axes) else drawn.suptitle(literal(title))
         figure = drawn.figure if isinstance(drawn, Axes) else drawn
         for ending in ("png", "svg"):
             save_figure(figure, f"{prefix}-{name}.{ending}", close=False, about=json.dumps(about, ensure_ascii=False))

@@ -37,7 +37,7 @@ def similarity(study: Study) -> Findings:
             rows[language] = effect.at()[_SHOWN].assign(layer=how["chosen_layer"])
             by_layer[measure][language] = effect.to_frame()
             axes = effect.plot()
-            axes.set(title=name(language), ylabel=effect.measure.partition(",")[0])
+            tn.plots.titled(axes, name(language)).set_ylabel(effect.measure.partition(",")[0])
             figures[f"{language} {measure}"] = axes.figure
         said.append(_told_of_translations(language, at_layer["retrieval"][language], percent, "retrieval"))
         said.append(_told_of_translations(language, at_layer["similarity"][language], number, "cosine"))
@@ -81,7 +81,7 @@ def perplexity(study: Study) -> Findings:
         effect = tn.ablate(study.model, texts, neurons, **how)
         rows[language] = effect.at()[_SHOWN]
         axes = effect.plot_at()
-        axes.set(title=name(language), xlabel="nats per token")
+        tn.plots.titled(axes, name(language)).set_xlabel("nats per token")
         figures[f"{language} controls"] = axes.figure
     table = matrix.to_frame()
     return Findings(
@@ -131,7 +131,7 @@ def questions(study: Study) -> Findings:
             answered.by_condition().rename_axis(["off", "seed", "number"]),
         )
         axes = effect.plot_at()
-        axes.set(title=name(language), xlabel="F1, mean over questions")
+        tn.plots.titled(axes, name(language)).set_xlabel("F1, mean over questions")
         figures[f"{language} F1"] = axes.figure
         none, type2, type1 = (within(rows[language].loc[key]) for key in ("none", "the set", "Type-1"))
         told = f"{name(language)}: F1 is {none} untouched, {type2} with Type-2 off and {type1} with Type-1 off."

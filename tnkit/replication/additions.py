@@ -37,7 +37,7 @@ def evidence(study: Study) -> Findings:
             frames[language, kind] = shown.to_frame()
             shared[language, kind] = _table(shown)
             axes = shown.plot()
-            axes.set_title(f"{name(language)} {name(kind)}")
+            tn.plots.titled(axes, f"{name(language)} {name(kind)}")
             figures[f"{language} {kind}"] = axes.figure
             said += _told_of_evidence(shown, study.hub)
     effects = pd.concat(frames, names=["language", "type"])
@@ -115,7 +115,7 @@ def steering(study: Study) -> Findings:
     effects = {language: steered.compared(language, _STRENGTHS[0]).at() for language in study.languages}
     for language in study.languages:
         axes = steered.plot(language)
-        axes.set_title(name(language))
+        tn.plots.titled(axes, name(language))
         figures[f"{language} share"] = axes.figure
     columns = ["share", "share low", "share high", "relevance", "distinct", "perplexity", "score"]
     return Findings(

@@ -81,7 +81,7 @@ def specificity(study: Study) -> Findings:
         figure, grid = tn.plots.panels(len(KINDS), width=5.2, height=3.4, title=name(language))
         for kind, axes in zip(KINDS, grid, strict=True):
             neurons = study.found[language, kind].neurons
-            ratio.plot(axes, neurons).set_title(name(kind))
+            tn.plots.titled(ratio.plot(axes, neurons), name(kind))
             at = tuple(np.array(neurons.pairs).T)
             shares: Any = ratio.shares(neurons, _ABOVE, alpha=_P)
             for above in _ABOVE:

@@ -332,11 +332,16 @@ def test_a_size_is_used_as_it_is_or_refused(explorer):
         explorer.figure()
 
 
+async def begun(sent):
+    """Wait for the first step of what was asked for."""
+    while not any("status" in message for message in sent):
+        await asyncio.sleep(0.001)
+
+
 def test_views_are_looked_at_while_a_detection_runs(explorer):
     async def use():
         explorer._hear(None, {"ask": "found", "options": {"distance": "euclidean"}}, [])
-        while not any("status" in message for message in explorer.sent):
-            await asyncio.sleep(0.001)
+        await begun(explorer.sent)
         explorer._hear(None, {"ask": "chunks", "keys": ["plane"]}, [])
         await asyncio.wait_for(explorer._task, 60)
 
@@ -348,7 +353,7 @@ def test_views_are_looked_at_while_a_detection_runs(explorer):
 def test_what_is_asked_for_last_is_computed_and_the_rest_is_dropped(explorer):
     async def use():
         explorer._hear(None, {"ask": "chunks", "keys": ["plane", "evidence|ja|type1|9|zero|last"]}, [])
-        await asyncio.sleep(0.01)
+        await begun(explorer.sent)
         explorer._hear(None, {"ask": "chunks", "keys": ["plane", "sets"]}, [])
         await asyncio.wait_for(explorer._task, 60)
 
@@ -360,20 +365,19 @@ def test_what_is_asked_for_last_is_computed_and_the_rest_is_dropped(explorer):
 
 def test_what_is_looked_at_goes_before_what_was_begun_and_this_goes_on(explorer):
     """A begun chunk waits while another is computed, and is not begun again."""
-    begun = []
+    computed = []
     computing = explorer._computing
-    explorer._computing = lambda key: begun.append(key) or computing(key)
+    explorer._computing = lambda key: computed.append(key) or computing(key)
 
     async def use():
         explorer._hear(None, {"ask": "chunks", "keys": ["neurons|ja|type1|9"]}, [])
-        while not any("status" in message for message in explorer.sent):
-            await asyncio.sleep(0.001)
+        await begun(explorer.sent)
         explorer._hear(None, {"ask": "chunks", "keys": ["plane", "neurons|ja|type1|9"]}, [])
         await asyncio.wait_for(explorer._task, 60)
 
     asyncio.run(use())
     assert [message["key"] for message in explorer.sent if "chunk" in message] == ["plane", "neurons|ja|type1|9"]
-    assert begun == ["neurons|ja|type1|9", "plane"]
+    assert computed == ["neurons|ja|type1|9", "plane"]
 
 
 def test_the_explorer_that_was_used_last_goes_first(explorer, monkeypatch):
@@ -384,7 +388,7 @@ def test_the_explorer_that_was_used_last_goes_first(explorer, monkeypatch):
 
     async def use():
         explorer._hear(None, {"ask": "chunks", "keys": ["evidence|ja|type1|9|zero|last"]}, [])
-        await asyncio.sleep(0.005)
+        await begun(sent)
         other._hear(None, {"ask": "chunks", "keys": ["evidence|it|type1|9|zero|last"]}, [])
         await asyncio.wait_for(asyncio.gather(explorer._task, other._task), 60)
 

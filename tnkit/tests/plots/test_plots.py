@@ -327,6 +327,19 @@ def many_maps():
     }
 
 
+def test_the_colour_bar_of_a_signed_map_ends_with_its_values():
+    """On a scale around 0, but no half of the bar is without a cell."""
+    cells = pd.DataFrame([[0.5, -0.1], [0.0, 0.25]], list("ab"), list("cd"))
+    labels = {"xlabel": "", "ylabel": "", "value": ""}
+    for shown, ends in ((cells, (-0.1, 0.5)), (cells.clip(0), (0.0, 0.5)), (-cells.clip(0), (-0.5, 0.0))):
+        figure = plots.signed_maps({"one": shown}, **labels)
+        assert figure.axes[-1].get_ylim() == ends and figure.axes[0].collections[0].get_clim() == (-0.5, 0.5)
+    index = pd.MultiIndex.from_product([["none", "ja"], ["en", "ja"]], names=["off", "read"])
+    rows = pd.DataFrame({"perplexity": 9.0, "change": [0.0, 0.0, -0.25, 0.5], "own": False}, index)
+    ax = plots.perplexities(rows)
+    assert ax.collections[0].colorbar.ax.get_ylim() == (-0.25, 0.5) and ax.collections[0].get_clim() == (-0.5, 0.5)
+
+
 @pytest.mark.parametrize("name", many_maps())
 def test_matrices_of_32_languages_can_be_read(name):
     """No name touches the next, no cell holds a number, and the figure still fits a page."""
