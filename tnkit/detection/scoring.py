@@ -25,7 +25,8 @@ from tnkit.detection.routed import expert_total
 from tnkit.detection.scores import DISTANCES, NeuronScores
 from tnkit.detection.sums import NeuronSum
 from tnkit.errors import TnkitError, one_of
-from tnkit.models.model import Model
+from tnkit.models.model import Model, hashed_once
+from tnkit.models.sessions import TURN
 from tnkit.provenance import check_alike, check_made_with
 
 FOLDS = 8  # of the sentences, for halves; every eighth sentence is in the same fold
@@ -247,9 +248,10 @@ def score_neurons(
     """
     shared = [layer for layer in centroids.layers if layer in activations.layers]
     layers = shared if layers is None else layers
-    running = ScoreAccumulator(model, centroids, origin=origin, distance=distance, layers=layers)
-    running.add(activations)
-    return running.result()
+    with TURN, hashed_once(model):
+        running = ScoreAccumulator(model, centroids, origin=origin, distance=distance, layers=layers)
+        running.add(activations)
+        return running.result()
 
 
 def routed_shares(model: Model, activations: Activations) -> Float[Tensor, "layer neuron"] | None:

@@ -296,13 +296,16 @@ def each_condition(
     if reserved := {SET, NONE} & set(controls):
         raise TnkitError(f"a control is named {reserved.pop()!r}, which is a condition of its own; rename it")
     asked: Neurons = as_one(neurons)
-    conditions: dict[str, list[Neurons]] = {
-        SET: [asked],
-        NONE: [nothing(asked)] if len(asked) else [],
-        **{name: drawn(control, seeds) for name, control in controls.items()},
-    }
-    work: Iterator[T] = (run(off) for sets in conditions.values() for off in sets)
-    work, total = work if model is None else hashed_at_ends(model, work), sum(map(len, conditions.values()))
+
+    def steps() -> Iterator[Any]:
+        """The conditions first, since drawing them reads weights too, then what each run returns."""
+        drawn_sets = {name: drawn(control, seeds) for name, control in controls.items()}
+        yield {SET: [asked], NONE: [nothing(asked)] if len(asked) else [], **drawn_sets}
+        yield from (run(off) for sets in conditions.values() for off in sets)
+
+    work = steps() if model is None else hashed_at_ends(model, steps())
+    conditions: dict[str, list[Neurons]] = next(work)
+    total = sum(map(len, conditions.values()))
     done = iter([*tqdm(work, total=total, desc=name, disable=not progress, leave=False)])
     results = {condition: [*islice(done, len(sets))] for condition, sets in conditions.items()}
     results[NONE] = results[NONE] or results[SET]

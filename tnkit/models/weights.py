@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from tnkit.models.reading import real, whole
 from tnkit.storage import tensor_bytes
 
 _ROW = 1 << 14  # words of a weight that are hashed together
+_PIECE = 1 << 24  # bytes that a thread hashes at a time
 _KNOWN: dict[bytes, str] = {}  # hashes, by the XXH3 of the same weights
 
 
@@ -48,16 +50,27 @@ def hash_now(module: nn.Module) -> str:
     state = dict(entries(module))
     if any(tensor.device.type != "cpu" for tensor in state.values() if _is(tensor)):
         return hash_of(module)
-    seen, digest = set(), xxhash.xxh3_128()
+    once = {id(tensor): tensor for tensor in state.values()}  # tied weights are read once
+    pieces = [(key, piece) for key, tensor in once.items() for piece in _pieces(tensor)]
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        hashes = threads.map(lambda piece: xxhash.xxh3_128(piece[1]).digest(), pieces)
+    read = dict.fromkeys(once, b"")
+    for (key, _), hashed in zip(pieces, hashes, strict=True):
+        read[key] += hashed
+    digest = xxhash.xxh3_128()
     for name, tensor in state.items():
-        digest.update(f"{_said(name, tensor)} {id(tensor) in seen}\n".encode())
-        for leaf in () if id(tensor) in seen else leaves(tensor):
-            digest.update(tensor_bytes(leaf) if _is(leaf) else repr(leaf).encode())
-        seen.add(id(tensor))
+        digest.update(f"{_said(name, tensor)}\n".encode() + read[id(tensor)])
     digest.update("".join(map(repr, adapters_of(module))).encode())
     if (current := digest.digest()) not in _KNOWN:
         _KNOWN[current] = hash_of(module)
     return _KNOWN[current]
+
+
+def _pieces(entry: Any) -> Iterator[memoryview | bytes]:
+    """The bytes of an entry, in pieces that several threads can read at a time."""
+    for leaf in leaves(entry):
+        content = tensor_bytes(leaf) if _is(leaf) else repr(leaf).encode()
+        yield from (content[start : start + _PIECE] for start in range(0, max(1, len(content)), _PIECE))
 
 
 def versions_of(module: nn.Module) -> list[Any]:
