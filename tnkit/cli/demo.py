@@ -92,7 +92,8 @@ def _type1(model: Any, corpus: Any, detections: Any, captured: Any, *, options: 
     )
     first = {name: rivals[name] for name in (*_MATCHED, f"{_name(other)} Type-1", "random direction")}
     first[_AT_MEAN] = tn.Intervention(neurons, value="mean", of=captured[language])
-    # what `tn.ablate` runs; both comparisons share the prefixes and the translations
+    # what `tn.ablate` runs; all comparisons share what comes before the last token, and the translations
+    test = {**test} | {code: tn.LastToken(model, test[code], keep=["post"], **bar) for code in (_HUB, language)}
     found: Any = measurement(model, test, language=language, hub=_HUB, **bar).run
     how: dict[str, Any] = {"name": "mean-centred retrieval@1", "model": model, **bar}
     effect = tn.compare(found, neurons, controls=first, seeds=options.seeds, **how)
@@ -131,7 +132,8 @@ def _type2(model: Any, corpus: Any, detections: Any, *, options: Any) -> Iterato
     head = f"Perplexity of {_READ} test sentences, Type-2 neurons of one language at zero (rows)"
     show(f"\n{head}, another read (columns):")
     show(_table(matrix.to_frame()["perplexity"].unstack(sort=False).round(0).astype(int)))
-    averaged = tn.capture(model, corpus["train"][language], keep=["activations"], position="mean", **bar)
+    averaged = tn.capture(model, corpus["train"][language], keep=["activations"], position="mean",
+                          layers=model.late_layers, **bar)  # fmt: skip
     at_mean = tn.Intervention(sets[language], value="mean", of=averaged)  # of all tokens, as all are set
     before = {language: matrix.values["none", language], _HUB: tn.behaviour.perplexity(model, texts[_HUB], **bar)}
     after = {code: tn.behaviour.perplexity(model, texts[code], neurons=at_mean, **bar) for code in before}

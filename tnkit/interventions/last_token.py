@@ -104,6 +104,30 @@ class LastToken:
                 self._batches.append(batch)
                 bar.update(len(batch[0]))
 
+    def like(
+        self, model: Model, *, layers: Iterable[SupportsIndex] = (), keep: Iterable[str] = (), **reading: Any
+    ) -> "LastToken":
+        """Itself, if it was made with this model and these options, and reads at least these layers and sites.
+
+        Raises:
+            TnkitError: naming what differs.
+
+        >>> from tnkit.testing import tiny_model
+        >>> LastToken(tiny_model(), ["Hi!"], progress=False).like(tiny_model(), position="end")
+        Traceback (most recent call last):
+        ...
+        tnkit.errors.TnkitError: this LastToken has position='last', and 'end' is asked for; make it anew with that
+        """
+        if model is not self.model:
+            raise TnkitError(f"this LastToken was made with another model than this {model.name}; make it anew with it")
+        more = {"layers": tuple(layers), "keep": tuple(keep)}
+        reading |= {name: wanted for name, wanted in more.items() if not {*wanted} <= {*getattr(self, name)}}
+        for name, wanted in reading.items():
+            if (own := getattr(self, name)) != wanted:
+                difference = f"has {name}={own!r}, and {wanted!r} is asked for"
+                raise TnkitError(f"this LastToken {difference}; make it anew with that")
+        return self
+
     def capture(self, neurons: Given, **how: Any) -> Activations:
         """`capture` of the sentences with neurons ablated at the token that is read.
 

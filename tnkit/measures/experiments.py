@@ -14,16 +14,15 @@ from jaxtyping import Float
 
 from tnkit import plots, storage
 from tnkit.captures.batches import check_position
-from tnkit.captures.passes import capture
 from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError, check_model
 from tnkit.interventions.comparison import Comparison, compare
 from tnkit.interventions.controls import Control
 from tnkit.interventions.intervention import Intervention
-from tnkit.interventions.last_token import PLACES, LastToken
+from tnkit.interventions.last_token import PLACES
 from tnkit.interventions.together import Neurons, Several, as_one
 from tnkit.measures.geometry.translation import hits
-from tnkit.measures.measurement import Texts, measurement
+from tnkit.measures.measurement import Given, capturing, measurement, plain, untouched
 from tnkit.models.model import Model, check_layers, hashed_at_ends
 from tnkit.statistics import mean_interval
 from tnkit.text.rows import check_texts
@@ -31,7 +30,7 @@ from tnkit.text.rows import check_texts
 
 def ablate(
     model: Model,
-    texts: Texts,
+    texts: Given,
     neurons: Neurons | Several,
     *,
     language: str,
@@ -55,7 +54,8 @@ def ablate(
 
     Args:
         model: from `load_model`.
-        texts: language → aligned sentences, which were not used to find the neurons.
+        texts: language → aligned sentences, which were not used to find the neurons, or a `LastToken` of them, of
+            which what comes before the token is not run again.
         neurons: the set, or an `Intervention`, a `Direction`, or a list of them.
         language: the language to ablate.
         controls: from `tnkit.controls`; an `Intervention` among them is done as it says.
@@ -159,7 +159,7 @@ class RetrievalMatrix:
 
 def retrieval_matrix(
     model: Model,
-    texts: Texts,
+    texts: Given,
     sets: Mapping[str, NeuronSet],
     *,
     hub: str = "en",
@@ -172,7 +172,7 @@ def retrieval_matrix(
 
     Args:
         model: from `load_model`.
-        texts: language → aligned sentences, which were not used to find the neurons.
+        texts: as in `ablate`.
         sets: language → its neurons.
         hub: the language of the translations.
         position: "last", "last_word" or "end", as in `LastToken`.
@@ -197,15 +197,16 @@ def retrieval_matrix(
         )
     check_position(model, position, PLACES)
     for name in sets:
-        check_texts(texts, (hub, name))
+        check_texts(plain(texts), (hub, name))
     layers = check_layers(model, range(model.n_layers) if layer is None else (layer,))
     nothing = NeuronSet((), (model.n_layers, model.n_neurons))
     reading: dict[str, Any] = {"position": position, "suffix": suffix, "keep": ["post"], "layers": layers}
-    targets = capture(model, texts[hub], **reading, progress=progress)
+    targets = untouched(model, texts[hub], reading, progress=progress)
+    tokens = "last_word" if position == "last_word" else "last"
 
     def column(name: str) -> np.ndarray:
-        prefix = LastToken(model, texts[name], **reading, progress=progress)
-        return np.stack([hits(prefix.capture(off), targets) for off in (nothing, *sets.values())])
+        captured = capturing(model, texts[name], tokens, reading, progress=progress)
+        return np.stack([hits(captured(off), targets) for off in (nothing, *sets.values())])
 
     columns = [*hashed_at_ends(model, map(column, sets))]
     values = np.stack([column.mean(axis=2) for column in columns], axis=2)  # (off, layer, read)

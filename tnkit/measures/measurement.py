@@ -5,6 +5,7 @@ measured.run(tn.Intervention(type1, scale=0.5))                    # (layer, sen
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, SupportsIndex
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from tnkit.captures.activations import Activations
 from tnkit.captures.passes import capture
+from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError, check_model, one_of, whole_number
 from tnkit.interventions.ablation import Ablation
 from tnkit.interventions.last_token import LastToken
@@ -27,6 +29,7 @@ from tnkit.models.model import Model, check_layers
 from tnkit.text.rows import check_texts
 
 Texts = Mapping[str, Sequence[str]]
+Given = Mapping[str, Sequence[str] | LastToken]  # some of whose prefixes have run
 
 
 class Measurement(NamedTuple):
@@ -45,7 +48,7 @@ class Measurement(NamedTuple):
 
 def measurement(
     model: Model,
-    texts: Texts,
+    texts: Given,
     *,
     language: str,
     measure: str = "retrieval",
@@ -60,6 +63,8 @@ def measurement(
     progress: bool = True,
 ) -> Measurement:
     """What `ablate` runs under each intervention; the hub's sentences, and what comes before the token, run once.
+
+    What comes before the token need not run again for a language that is given as a `LastToken`.
 
     Args:
         model, texts, language, measure, hub, tokens: as in `ablate`.
@@ -76,10 +81,11 @@ def measurement(
     """
     check_model(model)
     one_of("measure", measure, MEASURES)
-    check_texts(texts, (language,) if measure == "perplexity" else (language, hub))
+    sentences = plain(texts)
+    check_texts(sentences, (language,) if measure == "perplexity" else (language, hub))
     name = MEASURE_NAMES[measure]
     if measure == "perplexity":
-        return Measurement(nats_of(Losses(model, texts[language]), tokens), f"{name}, {language}", (0,))
+        return Measurement(nats_of(Losses(model, sentences[language]), tokens), f"{name}, {language}", (0,))
     layers = check_layers(model, range(model.n_layers) if layers is None else layers)
     reading: dict[str, Any] = {"position": position, "suffix": suffix, "keep": ["post"], "layers": layers}
     reading["last_layer"] = last_layer
@@ -89,7 +95,7 @@ def measurement(
     if measure == "mutual_knn":
         k = whole_number("k", k, at_least=1)
         measured, name = partial(shared_neighbours, k=k), f"mutual {k}-NN"
-    targets = capture(model, texts[hub], **reading, progress=progress)
+    targets = untouched(model, texts[hub], reading, progress=progress)
     captured = capturing(model, texts[language], tokens, reading, progress=progress)
     return Measurement(lambda off: measured(captured(off), targets), f"{name}, {language} and {hub}", layers)
 
@@ -131,14 +137,43 @@ MEASURE_NAMES = {
 }
 
 
+def plain(texts: Given) -> dict[str, Any]:
+    """The sentences of each language, also where it is given as a `LastToken`.
+
+    >>> plain({"it": ["Ciao!"]})
+    {'it': ['Ciao!']}
+    """
+    return {name: given.sentences if isinstance(given, LastToken) else given for name, given in texts.items()}
+
+
+def untouched(
+    model: Model, sentences: Sequence[str] | LastToken, reading: Mapping[str, Any], *, progress: bool = True
+) -> Activations:
+    """`capture` of sentences, of which only the token that is read runs where they are given as a `LastToken`.
+
+    >>> from tnkit.testing import tiny_model
+    >>> untouched(tiny_model(), ["Hi"], {"position": "last", "keep": ["post"], "layers": [2]}, progress=False)
+    Activations(1 sentences, 1 layers: post)
+    """
+    if isinstance(sentences, LastToken):
+        scope = "last_word" if sentences.position == "last_word" else "last"
+        return capturing(model, sentences, scope, reading)(NeuronSet((), (model.n_layers, model.n_neurons)))
+    return capture(model, sentences, **reading, progress=progress)
+
+
 def capturing(
-    model: Model, sentences: Sequence[str], tokens: str, reading: Mapping[str, Any], *, progress: bool = True
+    model: Model,
+    sentences: Sequence[str] | LastToken,
+    tokens: str,
+    reading: Mapping[str, Any],
+    *,
+    progress: bool = True,
 ) -> Callable[[Neurons], Activations]:
     """A function that captures sentences under an intervention, from a cached prefix where that is the same.
 
     Args:
         model: from `load_model`.
-        sentences: any sequence of str.
+        sentences: any sequence of str, or a `LastToken` of them.
         tokens: where the intervention acts, as in `Ablation`.
         reading: how they are captured, as in `capture`; with a position.
         progress: show a bar while prefixes run.
@@ -156,11 +191,22 @@ def capturing(
             "nothing; give tokens='last_word'"
         )
     if (tokens, position) in (("last", "last"), ("last", "end"), ("last_word", "last_word")):
-        prefix = LastToken(model, sentences, **reading, progress=progress)
-        return prefix.capture
+        if not isinstance(sentences, LastToken):
+            return LastToken(model, sentences, **reading, progress=progress).capture
+        prefix = sentences.like(model, **reading)
+        layers = tuple(reading.get("layers", prefix.layers))
+        return lambda neurons: _of_layers(prefix.capture(neurons), layers)
+    texts = sentences.sentences if isinstance(sentences, LastToken) else sentences
 
     def off(neurons: Neurons) -> Activations:
         with Ablation(model, neurons, tokens=tokens):
-            return capture(model, sentences, **reading, progress=False)
+            return capture(model, texts, **reading, progress=False)
 
     return off
+
+
+def _of_layers(captured: Activations, layers: tuple[int, ...]) -> Activations:
+    """Some layers of a capture."""
+    rows = [captured.layers.index(layer) for layer in layers]
+    kept: dict[str, Any] = {name: tensor[rows] for name, tensor in captured.tensors().items()}
+    return replace(captured, layers=layers, **kept)

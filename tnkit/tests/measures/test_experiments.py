@@ -83,6 +83,50 @@ def test_the_matrix_holds_each_set_off_in_each_language():
     assert labels == ["none", "Italian", "Japanese"]
 
 
+@pytest.mark.parametrize("position", ["last", "last_word"])
+def test_sentences_whose_prefix_was_run_before_give_the_same(position):
+    model, how = tiny_model("gemma3"), {"language": "it", "controls": {"other": OTHER}, "position": position, **QUIET}
+    how["tokens"] = position
+    reading = {"keep": ["post"], "position": position, **QUIET}
+    ready = TEXTS | {name: tn.LastToken(model, TEXTS[name], **reading) for name in ("en", "it")}
+    for measure in ("similarity", "margin"):
+        again, anew = (tn.ablate(model, texts, SOME, measure=measure, **how) for texts in (ready, TEXTS))
+        assert np.allclose(again.ablated, anew.ablated, atol=1e-5) and again.layers == anew.layers
+        assert not np.allclose(again.ablated, again.untouched, atol=1e-3)
+    again, anew = (tn.ablate(model, texts, SOME, measure="margin", layers=[1, 3], **how) for texts in (ready, TEXTS))
+    assert np.allclose(again.ablated, anew.ablated, atol=1e-5) and again.ablated.shape == (2, 3)
+    everywhere = how | {"tokens": "all", "measure": "perplexity"}
+    again, anew = (tn.ablate(model, texts, SOME, **everywhere) for texts in (ready, TEXTS))
+    assert np.array_equal(again.ablated, anew.ablated)
+    asked = {"layer": 2, "position": position, **QUIET}
+    matrices = [tn.retrieval_matrix(model, texts, {"it": SOME, "ja": OTHER}, **asked) for texts in (ready, TEXTS)]
+    assert np.array_equal(matrices[0].values, matrices[1].values)
+
+
+def test_a_prefix_is_run_once_for_all_that_is_asked_of_it(monkeypatch):
+    model = tiny_model("llama")
+    ready = TEXTS | {name: tn.LastToken(model, TEXTS[name], keep=["post"], **QUIET) for name in ("en", "it")}
+    run = []
+    monkeypatch.setattr(tn.LastToken, "_cache", lambda *_: run.append(1))
+    tn.retrieval_matrix(model, {"en": ready["en"], "it": ready["it"]}, {"it": SOME}, layer=2, **QUIET)
+    tn.ablate(model, ready, SOME, language="it", controls={"other": OTHER}, **QUIET)
+    assert not run
+
+
+def test_a_prefix_of_something_else_is_refused():
+    model, how = tiny_model("llama"), {"language": "it", "controls": {"other": OTHER}, **QUIET}
+    short = {**TEXTS, "it": tn.LastToken(model, TEXTS["it"], keep=["post"], layers=[0, 1], **QUIET)}
+    with pytest.raises(tn.TnkitError, match=r"this LastToken has layers=\(0, 1\), and \(0, 1, 2, 3\) is asked for"):
+        tn.ablate(model, short, SOME, **how)
+    with pytest.raises(tn.TnkitError, match="has position='last', and 'last_word' is asked for"):
+        tn.ablate(model, short, SOME, position="last_word", tokens="last_word", **how)
+    with pytest.raises(tn.TnkitError, match="was made with another model than this"):
+        tn.ablate(tiny_model("qwen3"), short, SOME, **how)
+    states = {**TEXTS, "it": tn.LastToken(model, TEXTS["it"], keep=["mid"], **QUIET)}
+    with pytest.raises(tn.TnkitError, match=r"has keep=\('mid',\), and \('post',\) is asked for"):
+        tn.ablate(model, states, SOME, **how)
+
+
 def test_the_layer_that_was_chosen_elsewhere_is_reported():
     options = {"language": "it", "controls": {"other": OTHER}, "chosen_layer": 1, "chosen_on": "training sentences"}
     found = tn.ablate(tiny_model("llama"), TEXTS, SOME, **options, **QUIET)
