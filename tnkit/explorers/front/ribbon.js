@@ -70,7 +70,7 @@ const makeRibbon = (store) => {
       if (off) parts.push(s("path", { class: "tn-line tn-set", d: line(off.set.centred, (value) => value, off.first) }));
       parts.push(...[["tn-raw", values.raw], ["tn-centred", values.centred]].map(([name, shares]) =>
         s("circle", { class: `tn-dot ${name}`, cx: x(state.layer), cy: y(shares[state.layer]), r: 3.4 })));
-      if (off) parts.push(s("circle", { class: "tn-dot tn-set", cx: x(state.layer), cy: y(off.set.centred[state.layer]), r: 3.4 }));
+      if (off && state.layer >= off.first) parts.push(s("circle", { class: "tn-dot tn-set", cx: x(state.layer), cy: y(off.set.centred[state.layer]), r: 3.4 }));
     }
     const every = about.layers > 40 ? 4 : width < 560 && about.layers > 20 ? 2 : 1;
     parts.push(s("line", { class: "tn-axis", x1: RIBBON.left, x2: width - RIBBON.right, y1: y(0), y2: y(0) }));
@@ -89,7 +89,7 @@ const makeRibbon = (store) => {
     const far = values?.distance[state.layer];
     fill(legend,
       item("tn-centred", "translations found, mean-centred", share(values?.centred)),
-      off && item("tn-set", `with ${about.kinds[state.kind]} off`, share(off.set.centred)),
+      off && item("tn-set", `with ${about.kinds[state.kind]} off`, state.layer < off.first ? `from layer ${off.first}` : share(off.set.centred)),
       item("tn-raw", "raw", share(values?.raw)),
       item("tn-distance", "distance of centroids", far === undefined ? "…" : number(far, far < 0.01 ? 4 : 3)),
       item("tn-bars", `${about.kinds[state.kind]} neurons`, sets ? String(sets.layers[state.layer]) : "…"));
