@@ -37,8 +37,8 @@ class Texts(collections.abc.Sequence):  # read when asked for, so that what is m
             return [self[one] for one in self.places[place]]
         return f"{self.name} {self.places[place]:06d}"
 
-texts = {name: Texts(name) for name in ("en", "ja")}
-tn.detect_all(model, texts, ["ja"], top=100, streaming=True, batch_tokens=4096, progress=False)
+texts = {name: Texts(name) for name in ("en", *(f"x{number}" for number in range(1, int(sys.argv[4]))))}
+tn.detect_all(model, texts, top=100, streaming=True, batch_tokens=4096, progress=False)
 print(next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024)
 """
 )
@@ -84,16 +84,32 @@ if parallel.rank() == 0:
 
 def rows(model: str) -> list[tuple[str, str, str]]:
     """What was measured, and the bound, one row each."""
-    return [memory(), *resumed(model), shared()]
+    return [*memory(), *resumed(model), shared()]
 
 
-def memory() -> tuple[str, str, str]:
-    """Peak resident memory of streaming detection at two corpus sizes."""
+def memory() -> list[tuple[str, str, str]]:
+    """Peak resident memory of streaming detection, with more sentences and with more languages."""
     names = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")  # what is freed goes back: no allocator's noise
     given_back = {"MALLOC_ARENA_MAX": "1", **dict.fromkeys(names, "131072")}
-    small, large = (float(_output(_MEMORY, "2", "64", count, **given_back)) for count in ("1000", "100000"))
-    what = "peak memory, 1,000 → 100,000 sentences a language, streaming (2-layer random model)"
-    return what, f"{small:.0f} → {large:.0f} MB ({large / small - 1:+.1%})", "< +5 %"
+    cases = {
+        "1,000 → 100,000 sentences a language, streaming (2-layer random model)": (
+            "2",
+            "64",
+            ("1000", "2"),
+            ("100000", "2"),
+        ),
+        "2 → 32 languages of 400 sentences, both types, streaming (4-layer random model)": (
+            "4",
+            "256",
+            ("400", "2"),
+            ("400", "32"),
+        ),
+    }
+    found = []
+    for what, (layers, width, *sizes) in cases.items():
+        small, large = (float(_output(_MEMORY, layers, width, *size, **given_back)) for size in sizes)
+        found.append((f"peak memory, {what}", f"{small:.0f} → {large:.0f} MB ({large / small - 1:+.1%})", "< +5 %"))
+    return found
 
 
 def resumed(model: str) -> list[tuple[str, str, str]]:
