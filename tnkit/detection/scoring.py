@@ -24,7 +24,7 @@ from tnkit.detection.closed_form import sizes_written
 from tnkit.detection.routed import expert_total
 from tnkit.detection.scores import DISTANCES, NeuronScores
 from tnkit.detection.sums import NeuronSum
-from tnkit.errors import TnkitError, one_of
+from tnkit.errors import TnkitError, check_model, one_of
 from tnkit.models.model import Model, hashed_once
 from tnkit.models.sessions import TURN
 from tnkit.provenance import check_alike, check_made_with
@@ -246,6 +246,7 @@ def score_neurons(
     >>> score_neurons(tiny_model(), captured(), tn.estimate_centroids([captured()])).values.shape
     torch.Size([4, 48])
     """
+    check_model(model)
     shared = [layer for layer in centroids.layers if layer in activations.layers]
     layers = shared if layers is None else layers
     with TURN, hashed_once(model):
