@@ -22,7 +22,7 @@ from tnkit.interventions.intervention import Intervention
 from tnkit.interventions.last_token import PLACES
 from tnkit.interventions.together import Neurons, Several, as_one
 from tnkit.measures.geometry.translation import hits
-from tnkit.measures.measurement import Given, capturing, measurement, plain, untouched
+from tnkit.measures.measurement import Prepared, capturing, measurement, plain, untouched
 from tnkit.models.model import Model, check_layers, hashed_at_ends
 from tnkit.statistics import mean_interval
 from tnkit.text.rows import check_texts
@@ -30,7 +30,7 @@ from tnkit.text.rows import check_texts
 
 def ablate(
     model: Model,
-    texts: Given,
+    texts: Prepared,
     neurons: Neurons | Several,
     *,
     language: str,
@@ -159,7 +159,7 @@ class RetrievalMatrix:
 
 def retrieval_matrix(
     model: Model,
-    texts: Given,
+    texts: Prepared,
     sets: Mapping[str, NeuronSet],
     *,
     hub: str = "en",

@@ -29,7 +29,7 @@ from tnkit.models.model import Model, check_layers
 from tnkit.text.rows import check_texts
 
 Texts = Mapping[str, Sequence[str]]
-Given = Mapping[str, Sequence[str] | LastToken]  # some of whose prefixes have run
+Prepared = Mapping[str, Sequence[str] | LastToken]  # some of whose prefixes have run
 
 
 class Measurement(NamedTuple):
@@ -48,7 +48,7 @@ class Measurement(NamedTuple):
 
 def measurement(
     model: Model,
-    texts: Given,
+    texts: Prepared,
     *,
     language: str,
     measure: str = "retrieval",
@@ -137,7 +137,7 @@ MEASURE_NAMES = {
 }
 
 
-def plain(texts: Given) -> dict[str, Any]:
+def plain(texts: Prepared) -> dict[str, Any]:
     """The sentences of each language, also where it is given as a `LastToken`.
 
     >>> plain({"it": ["Ciao!"]})

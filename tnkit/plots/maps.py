@@ -256,9 +256,9 @@ def _heatmap(
 
 def _cut(bar: Colorbar | None, values: np.ndarray) -> None:
     """End the colour bar of a scale around 0 at the lowest and highest value, or at 0 where all are on one side."""
-    low, high = min(0.0, float(np.nanmin(values))), max(0.0, float(np.nanmax(values)))
-    if bar is not None and low < high:
-        bar.ax.set_ylim(low, high)
+    finite = [0.0, *values[np.isfinite(values)].tolist()]
+    if bar is not None and min(finite) < max(finite):
+        bar.ax.set_ylim(min(finite), max(finite))
 
 
 def _image(

@@ -334,6 +334,8 @@ def test_the_colour_bar_of_a_signed_map_ends_with_its_values():
     for shown, ends in ((cells, (-0.1, 0.5)), (cells.clip(0), (0.0, 0.5)), (-cells.clip(0), (-0.5, 0.0))):
         figure = plots.signed_maps({"one": shown}, **labels)
         assert figure.axes[-1].get_ylim() == ends and figure.axes[0].collections[0].get_clim() == (-0.5, 0.5)
+    unbounded = plots.signed_maps({"one": cells.replace(0.5, np.inf)}, **labels)
+    assert unbounded.axes[-1].get_ylim() == (-0.1, 0.25)
     index = pd.MultiIndex.from_product([["none", "ja"], ["en", "ja"]], names=["off", "read"])
     rows = pd.DataFrame({"perplexity": 9.0, "change": [0.0, 0.0, -0.25, 0.5], "own": False}, index)
     ax = plots.perplexities(rows)
