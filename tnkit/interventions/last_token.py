@@ -30,7 +30,7 @@ from tnkit.models.sessions import TURN, Prompt, running
 from tnkit.models.trace import trace_blocks
 from tnkit.provenance import provenance_of
 
-PLACES = ("last", "last_word", "end")  # positions that are one token
+PLACES = {"last": "last", "last_word": "last_word", "end": "last"}  # positions that are one token, and its scope
 _TOGETHER = 16  # times as many tokens' last ones run together: a product with few rows costs up to three times as much
 _TOLERANCE = 1e-3  # of the largest value of a state in float32: rounding is a hundredth of it, a lost token far more
 _HALF_TOLERANCE = 0.1  # in formats of 16 bits
@@ -84,7 +84,7 @@ class LastToken:
         self.position, self.suffix, self.last_layer = position, suffix, last_layer
         self.batch_tokens = None if batch_tokens is None else whole_number("batch_tokens", batch_tokens, at_least=1)
         asked: dict[str, Any] = {"keep": keep, "layers": layers, "last_layer": last_layer, "batch_tokens": batch_tokens}
-        check_position(model, position, PLACES)
+        check_position(model, position, tuple(PLACES))
         with TURN:
             self._settings = model.settings()
             planned = plan(model, sentences, position=position, suffix=suffix, **asked)
@@ -138,9 +138,8 @@ class LastToken:
         Raises:
             TnkitError: under other ablations or with other weights than when this was made.
         """
-        scope = "last_word" if self.position == "last_word" else "last"
         with TURN, hashed_once(self.model):
-            ablation = Ablation(self.model, neurons, tokens=scope, **how)
+            ablation = Ablation(self.model, neurons, tokens=PLACES[self.position], **how)
             about = self._check_state()
             about |= {"ablations": [*about.get("ablations", []), *ablation.abouts]}
             with ablation:

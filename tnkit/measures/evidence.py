@@ -180,7 +180,7 @@ def evidence(
     check_model(model)
     one_of("kind", kind, ("type1", "type2"))
     if kind == "type1":
-        check_position(model, position, PLACES)
+        check_position(model, position, tuple(PLACES))
     train, test = corpus["train"], corpus["test"]
     if language == hub or not {language, hub} <= set(train):
         raise TnkitError(f"language={language!r} and hub={hub!r} must be two languages of {', '.join(train)}")
@@ -197,7 +197,7 @@ def evidence(
     texts = {name: test[name][:read] for name in (language, hub)}
     if kind == "type1":
         layer, _ = retrieval(captured[language], captured[hub]).best()
-        how = {"tokens": "last_word" if position == "last_word" else "last", "layers": [layer], **reading}
+        how = {"tokens": PLACES[position], "layers": [layer], **reading}
         measures = {language: measurement(model, texts, language=language, hub=hub, progress=False, **how)}
         states, chosen_on = captured, "training sentences"
     else:

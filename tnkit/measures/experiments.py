@@ -195,17 +195,17 @@ def retrieval_matrix(
         raise TnkitError(
             f"there are no sentences in {', '.join(missing) or 'any language'}; there are {', '.join(texts)}"
         )
-    check_position(model, position, PLACES)
+    check_position(model, position, tuple(PLACES))
+    sentences = plain(texts)
     for name in sets:
-        check_texts(plain(texts), (hub, name))
+        check_texts(sentences, (hub, name))
     layers = check_layers(model, range(model.n_layers) if layer is None else (layer,))
     nothing = NeuronSet((), (model.n_layers, model.n_neurons))
     reading: dict[str, Any] = {"position": position, "suffix": suffix, "keep": ["post"], "layers": layers}
     targets = untouched(model, texts[hub], reading, progress=progress)
-    tokens = "last_word" if position == "last_word" else "last"
 
     def column(name: str) -> np.ndarray:
-        captured = capturing(model, texts[name], tokens, reading, progress=progress)
+        captured = capturing(model, texts[name], PLACES[position], reading, progress=progress)
         return np.stack([hits(captured(off), targets) for off in (nothing, *sets.values())])
 
     columns = [*hashed_at_ends(model, map(column, sets))]

@@ -18,7 +18,7 @@ from tnkit.captures.passes import capture
 from tnkit.detection.neurons import NeuronSet
 from tnkit.errors import TnkitError, check_model, one_of, whole_number
 from tnkit.interventions.ablation import Ablation
-from tnkit.interventions.last_token import LastToken
+from tnkit.interventions.last_token import PLACES, LastToken
 from tnkit.interventions.together import Neurons
 from tnkit.measures.behaviour.likelihood import nats_of
 from tnkit.measures.behaviour.losses import Losses
@@ -143,7 +143,11 @@ def plain(texts: Prepared) -> dict[str, Any]:
     >>> plain({"it": ["Ciao!"]})
     {'it': ['Ciao!']}
     """
-    return {name: given.sentences if isinstance(given, LastToken) else given for name, given in texts.items()}
+    return {name: _sentences(given) for name, given in texts.items()}
+
+
+def _sentences(given: Sequence[str] | LastToken) -> Any:
+    return given.sentences if isinstance(given, LastToken) else given
 
 
 def untouched(
@@ -155,10 +159,10 @@ def untouched(
     >>> untouched(tiny_model(), ["Hi"], {"position": "last", "keep": ["post"], "layers": [2]}, progress=False)
     Activations(1 sentences, 1 layers: post)
     """
-    if isinstance(sentences, LastToken):
-        scope = "last_word" if sentences.position == "last_word" else "last"
+    scope = PLACES.get(reading["position"])
+    if scope and isinstance(sentences, LastToken):
         return capturing(model, sentences, scope, reading)(NeuronSet((), (model.n_layers, model.n_neurons)))
-    return capture(model, sentences, **reading, progress=progress)
+    return capture(model, _sentences(sentences), **reading, progress=progress)
 
 
 def capturing(
@@ -190,13 +194,13 @@ def capturing(
             "tokens='last' ablates the punctuation after the word that position='last_word' reads, which changes "
             "nothing; give tokens='last_word'"
         )
-    if (tokens, position) in (("last", "last"), ("last", "end"), ("last_word", "last_word")):
+    if PLACES.get(position) == tokens:
         if not isinstance(sentences, LastToken):
             return LastToken(model, sentences, **reading, progress=progress).capture
         prefix = sentences.like(model, **reading)
         layers = tuple(reading.get("layers", prefix.layers))
         return lambda neurons: _of_layers(prefix.capture(neurons), layers)
-    texts = sentences.sentences if isinstance(sentences, LastToken) else sentences
+    texts = _sentences(sentences)
 
     def off(neurons: Neurons) -> Activations:
         with Ablation(model, neurons, tokens=tokens):
