@@ -66,6 +66,17 @@ class Centroids:
             )
         return self.values[self.layers.index(layer)]
 
+    def of_layers(self, layers: Sequence[int]) -> "Centroids":
+        """These centroids in some of their layers.
+
+        Raises:
+            TnkitError: where one was not estimated.
+
+        >>> Centroids(torch.tensor([[1.0], [2.0]]), (3, 4)).of_layers([4])
+        Centroids(unnamed, 1 layers)
+        """
+        return Centroids(torch.stack([self.at(layer) for layer in layers]), tuple(layers), self.provenance)
+
     @property
     def largest_share(self) -> Float[Tensor, "layer"]:
         """The share of |C|² that the largest coordinate holds, by layer, float32.

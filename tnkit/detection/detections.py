@@ -56,8 +56,9 @@ class Detection:
         Returns:
             A frame indexed by layer: `largest share` of the squared length in one coordinate, and the target's `cosine
             with the rival`: of Type-1 the language's own centroid, of Type-2 the shared one (of centred scores, the
-            hub's). NaN where a rival was not captured, or an older tnkit wrote the file. Where either is near 1, scores
-            hardly tell the target from others.
+            hub's). Where either is near 1, scores hardly tell the target from others. NaN where the rival is not
+            known: raw scores of sentences need the hub's in the layers of Type-1 alone, and it runs no further, so give
+            captures to know the rival of Type-2.
         """
         known, layers = self.scores.provenance.get("target", {}), self.scores.layers
         columns = {"largest share": "largest_share", "cosine with the rival": "cosines"}

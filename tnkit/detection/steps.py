@@ -131,8 +131,10 @@ class Job:
                 yield Step(done, total, name, detections)
 
     def _source(self, name: str) -> _Source:
-        texts = self.texts[name]
-        return texts if isinstance(texts, Activations) else plan(self.model, texts, **self.options)
+        texts, options = self.texts[name], self.options
+        if name not in self.languages and self.score == "raw":  # of the hub, which only Type-1 is scored towards
+            options = {**options, "layers": self.layers["type1"]}
+        return texts if isinstance(texts, Activations) else plan(self.model, texts, **options)
 
     def _passes(self) -> Iterator[tuple[str, _Run]]:
         """The centroids that other languages need first, then each language: whose sentences run, and what for."""
@@ -238,12 +240,17 @@ class Job:
         }
 
     def _target(self, kind: str, name: str) -> Centroids:
-        return estimate_centroids([self.centroids[language] for language in self._towards(kind, name)])
+        return self._mean(self._towards(kind, name))
 
     def _origin(self) -> Centroids | None:
         """The mean over all languages, for centred scores."""
-        everywhere = self.texts if self.score == "centred" else ()
-        return estimate_centroids([self.centroids[language] for language in everywhere]) if everywhere else None
+        return self._mean(tuple(self.texts)) if self.score == "centred" else None
+
+    def _mean(self, languages: tuple[str, ...]) -> Centroids:
+        """The mean of languages' centroids, in the layers that all of them have."""
+        centroids = [self.centroids[name] for name in languages]
+        shared = tuple(sorted(set.intersection(*(set(centroid.layers) for centroid in centroids))))
+        return estimate_centroids([centroid.of_layers(shared) for centroid in centroids])
 
     def _detections(self, name: str, scores: dict[str, NeuronScores]) -> tuple[Detection, ...]:
         origin, detections = self._origin(), []
@@ -253,10 +260,12 @@ class Job:
         return tuple(detections)
 
     def _rival(self, kind: str, name: str) -> Centroids | None:
-        """The target of the other kind, where its languages have run and are others."""
+        """The target of the other kind, where its languages are others and have run up to the layers of this one."""
         languages = self._towards("type2" if kind == "type1" else "type1", name)
-        known = set(languages) <= set(self.centroids) and set(languages) != set(self._towards(kind, name))
-        return estimate_centroids([self.centroids[language] for language in languages]) if known else None
+        if not set(languages) <= set(self.centroids) or set(languages) == set(self._towards(kind, name)):
+            return None
+        rival = self._mean(languages)
+        return rival if set(self.layers[kind]) <= set(rival.layers) else None
 
 
 def _added(source: _Source, keep: tuple[str, ...], running: Mapping[str, RunningSum], key: str | None) -> Iterator[int]:
