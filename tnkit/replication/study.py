@@ -126,8 +126,7 @@ class Study:
     @cached_property
     def found(self) -> dict[tuple[str, str], tn.Detection]:
         """(language, type) → its detection."""
-        how: dict[str, Any] = {"hub": self.hub, "top": self.top, "cache": self.cache, **self.bar}
-        return tn.detect_all(self.model, self.corpus, list(self.languages), **how)
+        return tn.detect_all(self.model, self.train, list(self.languages), hub=self.hub, top=self.top, **self.bar)
 
     def sets(self, kind: str) -> dict[str, tn.NeuronSet]:
         """Language → its neurons of a type."""
