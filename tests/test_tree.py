@@ -1,6 +1,7 @@
-"""The library stays small: no long file and no long function."""
+"""The library stays easy to see through: no long file or function, and a short path from sentences to neurons."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,10 @@ def functions(path):
 def test_files_and_functions_are_short(path):
     assert len(path.read_text().splitlines()) <= 350
     assert [(name, lines) for name, lines in functions(path) if lines > 60] == []
+
+
+def test_the_path_from_sentences_to_neurons_is_an_hours_reading():
+    text = (FOLDER.parent / "CONTRIBUTING.md").read_text()
+    path = re.findall(r"\(tnkit/(\S+\.py)\)", text.split("## The path from sentences to neurons")[1].split("\n## ")[0])
+    assert len(path) > 10 and {"text/corpus.py", "models/trace.py", "detection/closed_form.py"} <= {*path}
+    assert sum(len((FOLDER / name).read_text().splitlines()) for name in path) < 3500

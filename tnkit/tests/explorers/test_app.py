@@ -181,6 +181,7 @@ def test_neurons_have_their_values_at_every_token(chunks):
 
 @pytest.mark.parametrize(("value", "scope"), [("zero", "all"), ("mean of English", "all"), ("0.5 × itself", "last")])
 def test_evidence_at_every_token_is_what_ablate_measures(chunks, value, scope):
+    chunks.study.detect(["ja"])
     neurons = chunks.study.neurons("ja", "type1")
     english = tn.capture(tiny_model(), tiny_corpus()["train"]["en"], progress=False)
     how = {"zero": {}, "mean of English": {"value": "mean", "of": {"en": english}}}.get(value, {"scale": 0.5})
