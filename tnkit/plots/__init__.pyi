@@ -10,7 +10,6 @@ from .distributions import losses as losses
 from .distributions import question_scores as question_scores
 from .distributions import random_sets as random_sets
 from .distributions import score_distribution as score_distribution
-from .distributions import score_distributions as score_distributions
 from .layers import language_neurons as language_neurons
 from .layers import languages_by_layer as languages_by_layer
 from .layers import lines_by_layer as lines_by_layer
@@ -23,7 +22,6 @@ from .maps import matrix as matrix
 from .maps import overlap_matrix as overlap_matrix
 from .maps import perplexities as perplexities
 from .maps import signed_maps as signed_maps
-from .maps import similarity_map as similarity_map
 from .points import paired as paired
 from .points import space as space
 from .points import spaces as spaces

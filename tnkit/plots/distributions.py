@@ -37,44 +37,23 @@ def score_distribution(
     """
     values = scores[~np.isnan(scores)]
     bins = _bins(values, 80)
+    change = "cosine" if distance == "cosine" else "distance"
     with axes(ax, 6.0, 3.4) as ax:
         ax.hist(values, bins=bins, color=_GREY, label=f"all {len(values):,} neurons")
         if len(chosen):
             lowest = min(chosen)
             ax.hist(chosen, bins=bins, color=colour, label=f"chosen {len(chosen):,}, score ≥ {lowest:z.2g}")
             ax.axvline(lowest, color=colour, lw=1, ls="--")
-        _label_scores(ax, f"score (mean change of {_unit(distance)}; positive is nearer)", title)
-    return ax
-
-
-def score_distributions(
-    scores: Mapping[str, Float[np.ndarray, "*any"]], *, distance: str, title: str = "", ax: Axes | None = None
-) -> Axes:
-    """Draw the score distributions of several languages as outlines; counts are on a log axis."""
-    values_by_language = {language: values[~np.isnan(values)] for language, values in scores.items()}
-    bins = _bins(np.concatenate(list(values_by_language.values())), 60)
-    with axes(ax, 6.0, 3.4) as ax:
-        for language, values in values_by_language.items():
-            colour = language_colour(language)
-            ax.hist(values, bins=bins, histtype="stepfilled", color=colour, alpha=0.15)
-            ax.hist(values, bins=bins, histtype="step", color=colour, lw=1.4, label=language_label(language))
-        _label_scores(ax, f"score (mean change of {_unit(distance)})", title)
+        ax.axvline(0, color="#555555", lw=0.8)
+        xlabel = f"score (mean change of {change}; positive is nearer)"
+        ax.set(xlabel=xlabel, ylabel="neurons", yscale="log", ylim=(0.7, None), title=literal(title))
+        ax.legend()
     return ax
 
 
 def _bins(values: np.ndarray, count: int) -> list[float]:
     low, high = values.min(), values.max()
     return np.linspace(low, high if high > low else low + 1, count + 1).tolist()
-
-
-def _unit(distance: str) -> str:
-    return "cosine" if distance == "cosine" else "distance"
-
-
-def _label_scores(ax: Axes, xlabel: str, title: str) -> None:
-    ax.axvline(0, color="#555555", lw=0.8)
-    ax.set(xlabel=xlabel, ylabel="neurons", yscale="log", ylim=(0.7, None), title=literal(title))
-    ax.legend()
 
 
 def random_sets(

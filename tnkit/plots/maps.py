@@ -85,27 +85,6 @@ def distance_maps(
     return figure
 
 
-def similarity_map(
-    values: Float[np.ndarray, "language language"],
-    languages: Sequence[str],
-    *,
-    lowest: float,
-    title: str = "",
-    ax: Axes | None = None,
-) -> Axes:
-    """Draw cosines between languages as an annotated heat map on a scale from `lowest` to 1."""
-    names = [language_label(language) for language in languages]
-    with axes(ax, *_size(len(names))) as ax:
-        _image(ax, values, np.vectorize("{:z.3f}".format)(values), scale=(lowest, 1.0), fontsize=8.5, aspect="auto")
-        ax.set_xticks(range(len(names)), names)
-        ax.set_yticks(range(len(names)), names)
-        ax.set_title(literal(title))
-        ax.tick_params(length=0)
-        if len(names) > _MANY:
-            ax.tick_params(axis="x", rotation=90)
-    return ax
-
-
 def overlap_matrix(
     jaccard: Float[np.ndarray, "set set"],
     shared: Int[np.ndarray, "set set"],

@@ -215,9 +215,6 @@ def figures(name):
         "score_distribution": lambda ax: plots.score_distribution(
             scored, distance="cosine", chosen=chosen, title=name, ax=ax
         ),
-        "score_distributions": lambda ax: plots.score_distributions(
-            {name: scored}, distance="cosine", title=name, ax=ax
-        ),
         "question_scores": lambda ax: plots.question_scores(values, values > 0.3, language=name, ax=ax),
         "panels": lambda _: plots.panels(2, width=4.0, height=3.0, title=name)[0],
         "space": lambda ax: plots.space(plane, explained=(0.5, 0.5), title=name, ax=ax),
@@ -235,7 +232,6 @@ def figures(name):
         "language_shares": lambda ax: plots.language_shares(shares, ax=ax),
         "before_and_after": lambda ax: plots.before_and_after({name: (0.1, 0.2)}, ylabel=name, ax=ax),
         "distance_map": lambda ax: plots.distance_map(square, pair, label=name, title=name, ax=ax),
-        "similarity_map": lambda ax: plots.similarity_map(square, pair, lowest=0.0, title=name, ax=ax),
         "distance_maps": lambda _: plots.distance_maps({name: square}, pair, label=name, shared=True),
         "distance_maps, apart": lambda _: plots.distance_maps({name: square}, pair, label=name, shared=False),
         "overlap_matrix": lambda ax: plots.overlap_matrix(jaccard, shared, pair, ax=ax),
@@ -320,7 +316,6 @@ def many_maps():
     jaccard = np.where(np.eye(len(MANY)), np.nan, 1 - distances)
     return {
         "distance_map": lambda: plots.distance_map(distances, MANY, label="distance", cluster=True),
-        "similarity_map": lambda: plots.similarity_map(1 - distances, MANY, lowest=0.0),
         "overlap_matrix": lambda: plots.overlap_matrix(jaccard, np.ones((32, 32), int), MANY, cluster=True),
         "matrix": lambda: plots.matrix(untouched, xlabel="read", ylabel="off", value="share", cluster=True),
         "perplexities": lambda: plots.perplexities(rows),
