@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
     train[language]  # refuses an unknown language before the model is loaded
     if language == _HUB:
         raise tn.TnkitError("English is the demo's hub; choose --language " + ", ".join(corpus.languages[1:]))
-    show(f"loading {options.model_id} (a packaged model is converted the first time, about a minute)")
+    show(f"loading {options.model_id} (a packaged model is converted the first time, in about half a minute)")
     model = tn.load_model(options.model_id)
     show(f"{model.name}: {model.n_layers} layers of {model.n_neurons:,} neurons, {model.reading}")
     names = ", ".join(map(_name, corpus.languages))

@@ -169,7 +169,7 @@ def _demo_model() -> Iterator[Finding]:
         elif packaged.is_converted(name):
             yield Finding(name, "installed and unpacked")
         else:
-            yield Finding(name, "installed; unpacked on first use (about a minute)")
+            yield Finding(name, "installed; unpacked on first use (about half a minute)")
 
 
 def _tokenizer(model: str) -> Iterator[Finding]:

@@ -101,7 +101,8 @@ def load_model(
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     how: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "tp_plan": tp_plan}
     try:
-        lm, tokenizer = _loaded(source, tokenizer, how, options, remote=bool(there))
+        with gguf_files.parsed_once(source):
+            lm, tokenizer = _loaded(source, tokenizer, how, options, remote=bool(there))
         template = template_of(tokenizer, chat, template)
     except TnkitError:
         raise

@@ -53,7 +53,7 @@ MODELS = {
 
 
 def converted_folder(name: str) -> Path:
-    """The transformers folder of a packaged model, made on first use (about a minute) in the user's cache.
+    """The transformers folder of a packaged model, made on first use (about half a minute) in the user's cache.
 
     Raises:
         TnkitError: where the package is not installed, its bytes are not the recorded ones, or the cache is full,
@@ -179,7 +179,7 @@ def _convert(joined: Path, target: Path) -> None:
 
     logging.disable_progress_bar()
     load: Any = AutoModelForCausalLM.from_pretrained  # a pair, with loading info
-    with gguf_files.parsed_once():
+    with gguf_files.parsed_once(joined):
         tokenizer = gguf_files.tokenizer_of(joined)
         how: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, **gguf_files.dequantised(joined)}
         module, info = load(joined.parent, **how)

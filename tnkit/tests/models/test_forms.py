@@ -3,13 +3,14 @@
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from transformers import pipeline
 
 import tnkit as tn
-from tnkit.models import maps
+from tnkit.models import gguf_files, maps
 from tnkit.models.proofs import completeness_error, proved
 from tnkit.testing import SENTENCES, byte_tokenizer, tiny_model, tiny_module
 from tnkit.tests import oracle
@@ -291,3 +292,28 @@ def test_a_file_that_is_no_model_is_named(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGUF?")
     with pytest.raises(tn.TnkitError, match=r"model\.gguf could not be loaded"):
         tn.load_model(tmp_path / "model.gguf")
+
+
+def test_a_gguf_file_is_parsed_once_and_into_what_its_reader_finds(tmp_path):
+    gguf, file = pytest.importorskip("gguf"), tmp_path / "model.gguf"
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_token_list(["<s>", "für", "日本"])
+    writer.add_token_scores([0.5, -1.0, 2.0])
+    writer.add_tensor("weight", np.arange(6, dtype=np.float32).reshape(2, 3))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    reader = gguf.GGUFReader
+    plain = reader(file)
+    with gguf_files.parsed_once(file):
+        found = gguf.GGUFReader(str(file))
+        assert gguf.GGUFReader(str(file)) is found
+    assert gguf.GGUFReader is reader
+    assert {*found.fields} == {*plain.fields} > {"tokenizer.ggml.tokens"}
+    for name, field in plain.fields.items():
+        ours = found.fields[name]
+        assert (ours.types, ours.data) == (field.types, field.data)
+        assert [part.tobytes() for part in ours.parts] == [part.tobytes() for part in field.parts]
+    (tensor,) = found.tensors
+    assert tensor.name == "weight" and tensor.data.tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
