@@ -26,6 +26,11 @@ def test_files_and_functions_are_short(path):
     assert [(name, lines) for name, lines in functions(path) if lines > 60] == []
 
 
+def test_pytest_takes_no_library_file_for_a_test():
+    """As `pytest --pyargs tnkit` would, by its default names; it then imports too early what tests prepare."""
+    assert [path.name for path in FILES if path.match("test_*.py") or path.match("*_test.py")] == []
+
+
 def test_the_path_from_sentences_to_neurons_is_an_hours_reading():
     text = (FOLDER.parent / "CONTRIBUTING.md").read_text()
     path = re.findall(r"\(tnkit/(\S+\.py)\)", text.split("## The path from sentences to neurons")[1].split("\n## ")[0])

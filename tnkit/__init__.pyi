@@ -38,8 +38,8 @@ from .interventions.intervention import Intervention as Intervention
 from .interventions.last_token import LastToken as LastToken
 from .interventions.patch import Patch as Patch
 from .interventions.patch import patch as patch
-from .interventions.set_test import SetTest as SetTest
-from .interventions.set_test import set_test as set_test
+from .interventions.set_tests import SetTest as SetTest
+from .interventions.set_tests import set_test as set_test
 from .measures import behaviour as behaviour
 from .measures import geometry as geometry
 from .measures import harness as harness

@@ -11,7 +11,7 @@ compared = tn.compare(
 compared.at(12)     # one layer, chosen beforehand: means, intervals, effects, p-values
 compared.plot()
 
-`docs/statistics.md` says what each p-value tests. `tnkit.interventions.set_test` draws a control a thousand times.
+`docs/statistics.md` says what each p-value tests. `tnkit.interventions.set_tests` draws a control a thousand times.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
