@@ -151,7 +151,7 @@ def joined(
     return frame
 
 
-def _by_key(name: str, language: str, rows: pd.DataFrame, keys: list[str]) -> "pd.Series[Any]":
+def _by_key(name: str, language: str, rows: pd.DataFrame, keys: list[str]) -> pd.Series:
     """The sentences of a language by key; a missing sentence is "", a missing key is NaN in the joined table."""
     rows = rows.drop_duplicates([*keys, "text"])
     if rows.duplicated(keys).any():
