@@ -24,6 +24,7 @@ from tnkit.tests.text.test_layouts import EN, FOLDERS, JA, LANGUAGES, PAIRS, TAB
 from tnkit.text import sources
 
 _LINKED = ("Tatoeba",)  # a changed byte in their links makes other pairs, which no reader can tell
+_SECOND = (0, 11)  # which they also name: a second translation, read where the first is gone
 _NUMBER = {text: number for texts in (EN, JA) for number, text in enumerate(texts)}
 
 
@@ -59,7 +60,7 @@ def _outcome(path: Path, kind: str, name: str) -> str:
         return f"wrong: {name}: {type(error).__name__} {error!s:.60}"
     pairs = list(corpus.frame[LANGUAGES].itertuples(index=False, name=None))
     numbers = [(_NUMBER[en], _NUMBER[ja]) for en, ja in pairs if en in _NUMBER and ja in _NUMBER]
-    crossed = [pair for pair in numbers if pair[0] != pair[1]]
+    crossed = [pair for pair in numbers if pair[0] != pair[1] and not (name.startswith(_LINKED) and pair == _SECOND)]
     if crossed:
         linked = kind == "changed bytes" and name.startswith(_LINKED)
         return "changed links" if linked else f"wrong: {name} {crossed[:2]}"

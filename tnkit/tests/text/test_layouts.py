@@ -655,3 +655,16 @@ def test_the_split_of_a_row_does_not_depend_on_the_languages_asked_for(tmp_path,
                     assert ids.setdefault(row["en"], number) == number
     assert {of_text[text] for text in EN} == {"train", "test"}
     assert len({of_text[text] for text in EN[:6]}) == 1  # which French joins, also where it is not asked for
+
+
+@pytest.mark.parametrize("without", [{"lang": None}, {}], ids=["null", "absent"])
+def test_a_row_without_a_language_is_left_out_and_never_shifts_others(tmp_path, without):
+    rows = [dict(row) for row in LONG]
+    gone = rows.pop(3)
+    rows.insert(3, {key: value for key, value in gone.items() if key != "lang"} | without)
+    corpus = tn.load_corpus(put_at(tmp_path / "long.jsonl", json_lines(rows).encode()), LANGUAGES)
+    pairs = set(corpus.frame[LANGUAGES].itertuples(index=False, name=None))
+    assert pairs < {*PAIRS} and len(pairs) == len(PAIRS) - 1
+    in_order = [{key: value for key, value in row.items() if key in ("lang", "text")} for row in rows]
+    with pytest.raises(tn.TnkitError, match=r"1 rows without a language \(lang\), and only the order of rows"):
+        tn.load_corpus(put_at(tmp_path / "order.jsonl", json_lines(in_order).encode()), LANGUAGES)
