@@ -289,6 +289,7 @@ def test_a_tokenizer_may_be_the_path_of_one(tmp_path):
 
 
 def test_a_file_that_is_no_model_is_named(tmp_path):
+    pytest.importorskip("gguf")
     (tmp_path / "model.gguf").write_bytes(b"GGUF?")
     with pytest.raises(tn.TnkitError, match=r"model\.gguf could not be loaded"):
         tn.load_model(tmp_path / "model.gguf")
