@@ -60,10 +60,10 @@ def _outcome(path: Path, kind: str, name: str) -> str:
         return f"wrong: {name}: {type(error).__name__} {error!s:.60}"
     pairs = list(corpus.frame[LANGUAGES].itertuples(index=False, name=None))
     numbers = [(_NUMBER[en], _NUMBER[ja]) for en, ja in pairs if en in _NUMBER and ja in _NUMBER]
-    crossed = [pair for pair in numbers if pair[0] != pair[1] and not (name.startswith(_LINKED) and pair == _SECOND)]
+    linked = name.startswith(_LINKED)
+    crossed = [pair for pair in numbers if pair[0] != pair[1] and not (linked and pair == _SECOND)]
     if crossed:
-        linked = kind == "changed bytes" and name.startswith(_LINKED)
-        return "changed links" if linked else f"wrong: {name} {crossed[:2]}"
+        return "changed links" if linked and kind == "changed bytes" else f"wrong: {name} {crossed[:2]}"
     if kind == "bombs":
         return f"wrong: {name} was read"
     if {*pairs} == {*PAIRS}:

@@ -100,7 +100,7 @@ class Centroids:
         >>> en.cosines(ja)
         tensor([0.8000])
         """
-        others = torch.stack([other.at(layer) for layer in self.layers])
+        others = other.of_layers(self.layers).values
         return torch.nn.functional.cosine_similarity(self.values.double(), others.double(), dim=1).float()
 
     def seen_from(self, origin: "Centroids") -> "Centroids":
@@ -113,8 +113,7 @@ class Centroids:
         >>> en.seen_from(ja).values
         tensor([[ 2., -1.]])
         """
-        values = self.values - torch.stack([origin.at(layer) for layer in self.layers])
-        return Centroids(values, self.layers, self.provenance)
+        return Centroids(self.values - origin.of_layers(self.layers).values, self.layers, self.provenance)
 
     def check(self, model: Model) -> "Centroids":
         """These centroids, if they were made with this model.

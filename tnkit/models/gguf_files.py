@@ -30,7 +30,6 @@ def local(source: str | Path, revision: str | None = None) -> Path | None:
     """
     if not is_named(source):
         return None
-    optional("gguf", "reading GGUF files", "pip install gguf")
     path = Path(source).expanduser()
     if path.is_file():
         return path

@@ -109,7 +109,7 @@ def overlap_matrix(
     labels, side = list(map(literal, names)), 0.4 + _size(len(names))[1]
     top = _largest(jaccard)
     with axes(ax, side + 1.2, side) as ax:
-        image = _image(ax, jaccard, np.vectorize("{:,}".format)(shared), scale=(0.0, top), fontsize=8.0)
+        image = _image(ax, jaccard, np.vectorize("{:,}".format)(shared), top)
         turned: dict[str, Any] = {"rotation": 90} if len(names) > _MANY else {"rotation": 45, "ha": "right"}
         ax.set_xticks(range(len(names)), labels, **turned)
         ax.set_yticks(range(len(names)), labels)
@@ -240,19 +240,16 @@ def _cut(bar: Colorbar | None, values: np.ndarray) -> None:
         bar.ax.set_ylim(min(finite), max(finite))
 
 
-def _image(
-    ax: Axes, values: np.ndarray, written: np.ndarray, *, scale: tuple[float, float], fontsize: float, **options: Any
-) -> AxesImage:
-    """Draw annotated cells in shades of blue, NaN without colour."""
-    low, high = scale
-    image = ax.imshow(np.ma.masked_invalid(values), cmap="Blues", vmin=low, vmax=high, **options)
+def _image(ax: Axes, values: np.ndarray, written: np.ndarray, top: float) -> AxesImage:
+    """Draw annotated cells in shades of blue from 0 to the top, NaN without colour."""
+    image = ax.imshow(np.ma.masked_invalid(values), cmap="Blues", vmin=0.0, vmax=top)
     many = max(written.shape) > _MANY
     if many:
         ax.tick_params(labelsize=8)
     for (row, column), text in () if many else np.ndenumerate(written):
-        dark = values[row, column] > low + 0.6 * (high - low)  # never for NaN
+        dark = values[row, column] > 0.6 * top  # never for NaN
         shade = "white" if dark else "black"
-        ax.text(column, row, text, ha="center", va="center", color=shade, fontsize=fontsize)
+        ax.text(column, row, text, ha="center", va="center", color=shade, fontsize=8.0)
     ax.grid(visible=False)
     return image
 

@@ -83,17 +83,17 @@ def wide(name: str, source: Any, languages: Sequence[str] | None = None) -> pd.D
 
 
 def _from_long(name: str, frame: pd.DataFrame, layout: Long, languages: Sequence[str] | None) -> pd.DataFrame:
-    named = frame[[*layout.language]].notna().all(axis=1)
-    unnamed, frame = int((~named).sum()), frame[named]
-    language = frame[[*layout.language]].astype(str)
+    language = frame[[*layout.language]]
+    named = language.notna().all(axis=1)
+    frame, language = frame[named], language[named].astype(str)
     tags = language.iloc[:, 0].str.cat(language.iloc[:, 1:], sep="_")
     columns = columns_of(name, list(dict.fromkeys(tags)), languages)
     keys = [key for key in layout.keys if key in frame.columns]
     keys = [key for key in keys if frame[key].duplicated().any()] or keys  # the others number the rows of the table
-    if unnamed and not keys:
+    if not keys and not named.all():
         raise TnkitError(
-            f"{name} has {unnamed} rows without a language ({', '.join(layout.language)}), and only the order of rows "
-            "says which are translations; name their languages, or add a column id that translations share"
+            f"{name} has {(~named).sum()} rows without a language ({', '.join(layout.language)}), and only the order "
+            "of rows says which are translations; name their languages, or add a column id that translations share"
         )
     split = next((column for column in _SPLITS if column in frame.columns), None)
     names = {layout.text: "text", **({split: "split"} if split else {})}
